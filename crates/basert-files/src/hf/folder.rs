@@ -1,0 +1,118 @@
+//! The files of a folder, and what they say of each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Component, Path};
+
+use indexmap::IndexMap;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+
+use super::parse_safetensors;
+use crate::{FileError, Mapping, Problem, TensorInfo};
+
+const CONFIG: &str = "config.json";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Keys of a configuration under which quantisers say what they did to the weights.
+const QUANTISERS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
+
+/// A safetensors file and the tensors in it.
+pub(crate) type Shard = (Mapping, IndexMap<String, TensorInfo>);
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Reads the configuration of the folder and maps its safetensors files.
+///
+/// The configuration is that of `config.json`, with the contents of `generation_config.json`, where there is one,
+/// under the key `generation_config`.
+pub(crate) fn open(folder: &Path) -> Result<(Json, Vec<Shard>), FileError> {
+    let path = folder.join(CONFIG);
+    let mut config: Json = read_json(&path)?;
+    refuse_quantised(&config).map_err(|problem| problem.of(&path))?;
+    let Json::Object(fields) = &mut config else {
+        return Err(Problem::invalid("the configuration", "no object", "a JSON object").of(&path));
+    };
+    let generation = folder.join("generation_config.json");
+    if generation.exists() {
+        fields.insert("generation_config".into(), read_json(&generation)?);
+    }
+    Ok((config, open_shards(folder)?))
+}
+
+/// Parses the JSON file at `path`.
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let text = fs::read(path).map_err(|e| Problem::from(e).of(path))?;
+    serde_json::from_slice(&text).map_err(|e| Problem::json("the text", &e).of(path))
+}
+
+fn refuse_quantised(config: &Json) -> Result<(), Problem> {
+    for part in [Some(config), config.get("text_config")].into_iter().flatten() {
+        for key in QUANTISERS {
+            let Some(found) = part.get(key).filter(|found| !found.is_null()) else { continue };
+            let bits = found.get("bits").map_or(String::new(), |bits| format!(", {bits} bits"));
+            let method = match (found.get("quant_method").and_then(Json::as_str), key) {
+                (Some(method), _) => method,
+                (None, "quantization") => "MLX",
+                _ => "of an unnamed method",
+            };
+            return Err(Problem::unsupported(
+                format!("a folder of quantised weights ({key}: {method}{bits})"),
+                "use a GGUF file, or the original folder with F32, F16 or BF16 weights",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn open_shards(folder: &Path) -> Result<Vec<Shard>, FileError> {
+    let index_path = folder.join(INDEX);
+    if !index_path.exists() {
+        return single_or_all(folder)?.into_iter().map(|name| open_shard(&folder.join(name))).collect();
+    }
+    let index: Index = read_json(&index_path)?;
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let mut shards = BTreeMap::new();
+    for name in names {
+        let mut components = Path::new(name).components();
+        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
+            let problem =
+                Problem::invalid("a file in 'weight_map'", format!("'{name}'"), "the name of a file in the folder");
+            return Err(problem.of(&index_path));
+        }
+        let path = folder.join(name);
+        if !path.exists() {
+            return Err(Problem::missing(format!("the file '{name}'"), "'weight_map' names it").of(&index_path));
+        }
+        shards.insert(name, open_shard(&path)?);
+    }
+    for (tensor, name) in &index.weight_map {
+        if !shards.get(name).is_some_and(|shard| shard.1.contains_key(tensor)) {
+            let hint = format!("'weight_map' says that it is in {name}");
+            return Err(Problem::missing(format!("tensor '{tensor}'"), hint).of(&index_path));
+        }
+    }
+    Ok(shards.into_values().collect())
+}
+
+fn open_shard(path: &Path) -> Result<Shard, FileError> {
+    let map = Mapping::open(path)?;
+    let tensors = parse_safetensors(&map).map_err(|problem| problem.of(path))?;
+    Ok((map, tensors))
+}
+
+/// The safetensors files of a folder without an index: `model.safetensors`, or else all there are.
+fn single_or_all(folder: &Path) -> Result<Vec<String>, FileError> {
+    if folder.join("model.safetensors").exists() {
+        return Ok(vec!["model.safetensors".into()]);
+    }
+    let names = crate::model::files_with_extension(folder, "safetensors")?;
+    if names.is_empty() {
+        return Err(Problem::missing("*.safetensors", "the folder holds a config.json, but no weights").of(folder));
+    }
+    Ok(names)
+}

@@ -1,0 +1,89 @@
+//! A file mapped into memory.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::{FileError, Problem};
+
+/// A whole file, mapped read-only. Dereferences to its bytes.
+#[derive(Debug)]
+pub struct Mapping {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl Mapping {
+    /// Maps the file at `path`.
+    ///
+    /// The file must stay as it is while the mapping lives. If another process shortens it, reading the lost part
+    /// ends this process with a signal, as for every program that maps files; replacing it by rename is harmless.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or is not a regular file.
+    pub fn open(path: &Path) -> Result<Mapping, FileError> {
+        let map = || -> Result<Mmap, Problem> {
+            let file = File::open(path)?;
+            if !file.metadata()?.is_file() {
+                return Err(Problem::invalid("the path", "no regular file", "a file"));
+            }
+            // SAFETY: the mapping is private and read-only, so nothing in this process can write through it. That
+            // no other process changes the file meanwhile is the caller's part of the contract, stated above; the
+            // bytes are parsed without trust, and only a *shortened* file can do harm (SIGBUS, not corruption).
+            Ok(unsafe { Mmap::map(&file)? })
+        };
+        let map = map().map_err(|problem| problem.of(path))?;
+        Ok(Mapping { path: path.to_owned(), map })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Tells the operating system that `bytes`, a part of this mapping, will be read soon. Only advice: a failure
+    /// changes nothing. Returns whether `bytes` lies in this mapping.
+    pub fn prefetch(&self, bytes: &[u8]) -> bool {
+        self.advise(bytes, |_map, _offset, _len| {
+            #[cfg(unix)]
+            return _map.advise_range(memmap2::Advice::WillNeed, _offset, _len);
+            #[cfg(not(unix))]
+            Ok(())
+        })
+    }
+
+    /// Tells the operating system that `bytes`, a part of this mapping, is not needed any more: its pages leave this
+    /// process's resident memory. Reading them again is allowed, and fetches them from the file.
+    /// Returns whether `bytes` lies in this mapping.
+    pub fn release(&self, bytes: &[u8]) -> bool {
+        self.advise(bytes, |_map, _offset, _len| {
+            // SAFETY: the mapping is read-only and backed by a file, so a dropped page has no contents of its own:
+            // the next access maps the file's page again, and every reader sees the same bytes as before.
+            #[cfg(unix)]
+            return unsafe { _map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, _offset, _len) };
+            #[cfg(not(unix))]
+            Ok(())
+        })
+    }
+
+    fn advise(&self, bytes: &[u8], advice: impl FnOnce(&Mmap, usize, usize) -> io::Result<()>) -> bool {
+        let Some(offset) = (bytes.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else { return false };
+        let inside = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len());
+        if inside && !bytes.is_empty() {
+            // The advice is about speed and memory, never about what is read: its failure is not an error.
+            let _ = advice(&self.map, offset, bytes.len());
+        }
+        inside
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}
