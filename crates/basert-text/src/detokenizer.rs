@@ -1,0 +1,74 @@
+//! From ids to text, one token at a time.
+
+use std::ops::Deref;
+
+use crate::Tokenizer;
+
+/// Turns a stream of ids into text without ever handing out part of a character.
+///
+/// A token may end in the middle of a character, or of several; the bytes are kept back until the character is
+/// complete, or can no longer become one: then U+FFFD stands for them. What all calls append together is what
+/// [`Tokenizer::decode`] yields for all ids.
+///
+/// The tokenizer is held by whatever points to one: `Detokenizer<&Tokenizer>`, `Detokenizer<Arc<Tokenizer>>`.
+#[derive(Clone, Debug)]
+pub struct Detokenizer<T> {
+    tokenizer: T,
+    skip_special: bool,
+    /// The next byte is the text's first, and a space in its place is the one that encoding puts there.
+    drop_space: bool,
+    /// The beginning of a character.
+    pending: Vec<u8>,
+}
+
+impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
+    /// A detokenizer at the beginning of a text.
+    pub fn new(tokenizer: T, skip_special: bool) -> Self {
+        let drop_space = tokenizer.adds_space_prefix();
+        Self { tokenizer, skip_special, drop_space, pending: Vec::new() }
+    }
+
+    /// A detokenizer for ids that go on after others, such as an answer after its prompt: a space at the beginning is
+    /// part of the text.
+    pub fn continuing(tokenizer: T, skip_special: bool) -> Self {
+        Self { drop_space: false, ..Self::new(tokenizer, skip_special) }
+    }
+
+    /// Appends to `text` what is complete with this id.
+    pub fn push(&mut self, id: u32, text: &mut String) {
+        if self.skip_special && self.tokenizer.is_special(id) {
+            return;
+        }
+        let mut bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
+        if self.drop_space && !bytes.is_empty() {
+            self.drop_space = false;
+            bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+        }
+        self.pending.extend_from_slice(bytes);
+        let mut done = 0;
+        for chunk in self.pending.utf8_chunks() {
+            text.push_str(chunk.valid());
+            done += chunk.valid().len();
+            let invalid = chunk.invalid();
+            let at_end = done + invalid.len() == self.pending.len();
+            if invalid.is_empty() || (at_end && may_become_valid(invalid)) {
+                break;
+            }
+            text.push(char::REPLACEMENT_CHARACTER);
+            done += invalid.len();
+        }
+        self.pending.drain(..done);
+    }
+
+    /// Ends the text: what is kept back will not become a character any more.
+    pub fn finish(mut self, text: &mut String) {
+        if !std::mem::take(&mut self.pending).is_empty() {
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+}
+
+/// Whether bytes that are not UTF-8 are the beginning of a character.
+fn may_become_valid(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}

@@ -1,0 +1,130 @@
+//! Chat templates: how a conversation is written as one text, in the way its model was trained on.
+//!
+//! A template is a Jinja program that comes with the model. It is rendered as `transformers.apply_chat_template`
+//! renders it, byte for byte. Since it comes from a file that nobody vouches for, its work, its output and its depth
+//! are limited.
+
+mod environment;
+mod python;
+
+use std::io;
+
+use minijinja::{Environment, Value as Jinja, value::Serde};
+use serde_json::{Map, Value, json};
+
+use crate::TemplateError;
+
+/// The name of the one template in its environment.
+const NAME: &str = "chat_template";
+
+/// The most text that a template may produce, in bytes.
+const MOST_OUTPUT: usize = 64 << 20;
+
+/// A parsed chat template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    variables: Map<String, Value>,
+}
+
+/// What is to be written: a conversation and how to go on from it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChatRequest<'a> {
+    /// Messages as JSON objects: `role`, `content` (a string or a list of parts), `tool_calls` and whatever else the
+    /// template knows.
+    pub messages: &'a [Value],
+    /// Tools as JSON schemas, `{"type": "function", "function": {…}}`.
+    pub tools: Option<&'a [Value]>,
+    /// Documents to answer from, as objects with `title` and `text`.
+    pub documents: Option<&'a [Value]>,
+    /// End with the beginning of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// Further variables, such as `enable_thinking`; they take precedence over those of the model.
+    pub variables: Option<&'a Map<String, Value>>,
+}
+
+impl ChatTemplate {
+    /// Parses a template.
+    pub fn new(source: &str) -> Result<Self, TemplateError> {
+        let mut environment = environment::new();
+        environment
+            .add_template_owned(NAME, environment::without_generation_tags(source))
+            .map_err(|error| TemplateError::Parse { line: error.line().unwrap_or(1), reason: reason(&error) })?;
+        Ok(Self { environment, variables: Map::new() })
+    }
+
+    /// With the variables that the tokenizer defines: `bos_token`, `eos_token` and so on; see
+    /// [`Tokenizer::template_variables`](crate::Tokenizer::template_variables).
+    pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
+        self.variables = variables;
+        self
+    }
+
+    /// Writes a conversation. Fails with the line of the template if it raises an exception, uses something that does
+    /// not exist, or exceeds its limits.
+    pub fn render(&self, request: &ChatRequest<'_>) -> Result<String, TemplateError> {
+        let messages = request.messages.iter().enumerate().map(normalized).collect::<Result<Vec<_>, _>>()?;
+        let mut context = self.variables.clone();
+        context.extend(request.variables.into_iter().flatten().map(|(name, value)| (name.clone(), value.clone())));
+        context.insert("messages".into(), messages.into());
+        context.insert("tools".into(), json!(request.tools));
+        context.insert("documents".into(), json!(request.documents));
+        context.insert("add_generation_prompt".into(), request.add_generation_prompt.into());
+
+        let failed =
+            |error: minijinja::Error| TemplateError::Render { line: error.line().unwrap_or(1), reason: reason(&error) };
+        let template = self.environment.get_template(NAME).map_err(failed)?;
+        let mut output = Limited(Vec::new());
+        template.render_captured_to(Jinja::from(Serde(context)), &mut output).map_err(failed)?;
+        String::from_utf8(output.0).map_err(|error| TemplateError::Render { line: 1, reason: error.to_string() })
+    }
+}
+
+/// A message as `transformers` hands it to a template: without keys that are null, and with a model's reasoning under
+/// each of its names.
+fn normalized((index, message): (usize, &Value)) -> Result<Value, TemplateError> {
+    let Value::Object(message) = message else {
+        return Err(TemplateError::Request {
+            field: format!("messages[{index}]"),
+            found: message.to_string(),
+            expected: "an object with a role and a content".into(),
+        });
+    };
+    let mut message = message.clone();
+    message.retain(|_, value| !value.is_null());
+    let reasoning = ["reasoning_content", "thinking", "reasoning"].iter().find_map(|name| message.get(*name)).cloned();
+    if let Some(reasoning) = reasoning {
+        if !message.contains_key("thinking") {
+            message.shift_insert(0, "thinking".into(), reasoning.clone());
+        }
+        message.insert("reasoning_content".into(), reasoning);
+    }
+    Ok(message.into())
+}
+
+/// What went wrong, from the inside out.
+fn reason(error: &minijinja::Error) -> String {
+    let mut reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_string);
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        reason = format!("{error}: {reason}");
+        cause = error.source();
+    }
+    reason
+}
+
+/// Output up to [`MOST_OUTPUT`].
+struct Limited(Vec<u8>);
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_OUTPUT {
+            return Err(io::Error::other(format!("more than {MOST_OUTPUT} bytes of output")));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

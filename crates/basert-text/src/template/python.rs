@@ -1,0 +1,165 @@
+//! What templates expect of Python's standard library: `json.dumps` and `datetime.now().strftime`.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use jiff::Zoned;
+use minijinja::Value;
+use minijinja::value::ValueKind;
+
+use super::MOST_OUTPUT;
+
+/// The deepest nesting that is written.
+const DEEPEST: usize = 200;
+
+/// The arguments of `json.dumps`.
+pub(super) struct JsonStyle {
+    pub ensure_ascii: bool,
+    pub sort_keys: bool,
+    /// What one level is indented by; everything on one line without.
+    pub indent: Option<Cow<'static, str>>,
+    /// Between items, and between key and value.
+    pub separators: Option<(String, String)>,
+}
+
+impl JsonStyle {
+    /// The value as JSON, exactly as Python writes it.
+    pub fn write(&self, value: &Value) -> Result<String, String> {
+        let mut out = String::new();
+        self.value(value, 0, &mut out)?;
+        Ok(out)
+    }
+
+    fn value(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), String> {
+        if depth > DEEPEST {
+            return Err(format!("tojson: nested deeper than {DEEPEST}"));
+        }
+        if out.len() > MOST_OUTPUT {
+            return Err(format!("tojson: more than {MOST_OUTPUT} bytes"));
+        }
+        match value.kind() {
+            ValueKind::None => out.push_str("null"),
+            ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Number => out.push_str(&number(value)),
+            ValueKind::String => self.string(value.as_str().unwrap_or_default(), out),
+            ValueKind::Seq | ValueKind::Iterable => {
+                let items = value.try_iter().map_err(|error| error.to_string())?;
+                self.list(['[', ']'], items, depth, out, |item, out| self.value(&item, depth + 1, out))?;
+            }
+            ValueKind::Map => {
+                let keys = value.try_iter().map_err(|error| error.to_string())?;
+                let mut entries = keys
+                    .map(|key| Ok((key_text(&key)?, value.get_item(&key).map_err(|error| error.to_string())?)))
+                    .collect::<Result<Vec<_>, String>>()?;
+                if self.sort_keys {
+                    entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+                }
+                let separator = self.separators.as_ref().map_or(": ", |(_, key)| key.as_str());
+                self.list(['{', '}'], entries.into_iter(), depth, out, |(key, item), out| {
+                    self.string(&key, out);
+                    out.push_str(separator);
+                    self.value(&item, depth + 1, out)
+                })?;
+            }
+            kind => return Err(format!("tojson: a value of type {kind} is not JSON serializable")),
+        }
+        Ok(())
+    }
+
+    fn list<T>(
+        &self,
+        brackets: [char; 2],
+        items: impl Iterator<Item = T>,
+        depth: usize,
+        out: &mut String,
+        mut write: impl FnMut(T, &mut String) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let default = if self.indent.is_some() { "," } else { ", " };
+        let separator = self.separators.as_ref().map_or(default, |(item, _)| item.as_str());
+        let new_line = |depth: usize, out: &mut String| {
+            if let Some(indent) = &self.indent {
+                out.push('\n');
+                (0..depth).for_each(|_| out.push_str(indent));
+            }
+        };
+        out.push(brackets[0]);
+        let mut is_empty = true;
+        for item in items {
+            if !is_empty {
+                out.push_str(separator);
+            }
+            new_line(depth + 1, out);
+            write(item, out)?;
+            is_empty = false;
+        }
+        if !is_empty {
+            new_line(depth, out);
+        }
+        out.push(brackets[1]);
+        Ok(())
+    }
+
+    fn string(&self, text: &str, out: &mut String) {
+        out.push('"');
+        for character in text.chars() {
+            match character {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                '\n' => out.push_str("\\n"),
+                '\r' => out.push_str("\\r"),
+                '\t' => out.push_str("\\t"),
+                '\u{8}' => out.push_str("\\b"),
+                '\u{c}' => out.push_str("\\f"),
+                '\0'..='\u{1f}' => escape(u16::from(character as u8), out),
+                '\u{7f}'.. if self.ensure_ascii && character != '\u{7f}' => {
+                    character.encode_utf16(&mut [0; 2]).iter().for_each(|&unit| escape(unit, out));
+                }
+                _ => out.push(character),
+            }
+        }
+        out.push('"');
+    }
+}
+
+fn escape(unit: u16, out: &mut String) {
+    // Writing to a String does not fail.
+    let _ = write!(out, "\\u{unit:04x}");
+}
+
+/// A key of an object, which Python writes as text whatever it is.
+fn key_text(key: &Value) -> Result<String, String> {
+    match key.kind() {
+        ValueKind::String => Ok(key.to_string()),
+        ValueKind::Number => Ok(number(key)),
+        ValueKind::Bool => Ok(if key.is_true() { "true" } else { "false" }.into()),
+        ValueKind::None => Ok("null".into()),
+        kind => Err(format!("tojson: keys must be strings, not {kind}")),
+    }
+}
+
+/// A number as Python writes it: the shortest digits that read back as the same number, with an exponent below 1e-4 and
+/// from 1e16.
+fn number(value: &Value) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
+    let Ok(number) = f64::try_from(value.clone()) else { return value.to_string() };
+    if number.is_nan() {
+        return "NaN".into();
+    }
+    if number.is_infinite() {
+        return if number > 0.0 { "Infinity".into() } else { "-Infinity".into() };
+    }
+    let scientific = format!("{number:e}");
+    let (digits, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    match exponent.parse::<i32>().unwrap_or(0) {
+        exponent @ (-4..16) if exponent >= 0 && number == number.trunc() => format!("{number:.1}"),
+        -4..16 => number.to_string(),
+        exponent => format!("{digits}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs()),
+    }
+}
+
+/// The local time, written as `format` says.
+pub(super) fn now(format: &str) -> Result<String, String> {
+    jiff::fmt::strtime::format(format, &Zoned::now()).map_err(|error| format!("strftime_now: {error}"))
+}

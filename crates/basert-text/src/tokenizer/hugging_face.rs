@@ -1,0 +1,289 @@
+//! A tokenizer from the files of a Hugging Face folder.
+//!
+//! Encoding is done by the `tokenizers` library, which defines what such a file means. Decoding is ours, from the bytes
+//! of each token, so that it can be done one token at a time and is the same as for a GGUF file.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::special::SpecialTokens;
+use super::vocabulary::{Kind, Vocabulary};
+use super::{EncodeOptions, Model, Tokenizer, byte_pair, end_of_generation, gguf};
+use crate::TokenizerError;
+
+/// The contents of the files that describe a tokenizer.
+#[derive(Clone, Copy, Default)]
+pub struct HuggingFaceFiles<'a> {
+    /// `tokenizer.json`.
+    pub tokenizer: &'a [u8],
+    /// `tokenizer_config.json`: the names of the special tokens.
+    pub config: Option<&'a [u8]>,
+    /// `generation_config.json`: the tokens that end an answer.
+    pub generation_config: Option<&'a [u8]>,
+}
+
+impl Tokenizer {
+    /// Builds a tokenizer from the `tokenizer.json` of a folder, with `tokenizer_config.json` and
+    /// `generation_config.json` where they exist.
+    pub fn from_hf_dir(folder: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let read = |name: &str| {
+            let path = folder.as_ref().join(name);
+            std::fs::read(&path).map_err(|source| TokenizerError::Read { path, source })
+        };
+        let read_if_exists = |name: &str| match read(name) {
+            Err(TokenizerError::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            result => result.map(Some),
+        };
+        let tokenizer = read("tokenizer.json")?;
+        let config = read_if_exists("tokenizer_config.json")?;
+        let generation_config = read_if_exists("generation_config.json")?;
+        Self::from_hf_files(HuggingFaceFiles {
+            tokenizer: &tokenizer,
+            config: config.as_deref(),
+            generation_config: generation_config.as_deref(),
+        })
+    }
+
+    /// Builds a tokenizer from a `tokenizer.json` alone.
+    pub fn from_json(tokenizer: &[u8]) -> Result<Self, TokenizerError> {
+        Self::from_hf_files(HuggingFaceFiles { tokenizer, ..Default::default() })
+    }
+
+    /// Builds a tokenizer from the contents of a folder's files. Fails, naming file and field, if one is wrong.
+    pub fn from_hf_files(files: HuggingFaceFiles<'_>) -> Result<Self, TokenizerError> {
+        let mut library = guarded(|| tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| e.to_string()))
+            .map_err(|found| wrong("tokenizer.json", found, "a tokenizer as the tokenizers library writes it"))?;
+        library.with_padding(None);
+        library.with_truncation(None).map_err(|error| wrong("truncation", error.to_string(), "null"))?;
+        let (vocabulary, add_space_prefix) = read_vocabulary(&library)?;
+        let config: Config = read_json(files.config, "tokenizer_config.json")?;
+        let generation: GenerationConfig = read_json(files.generation_config, "generation_config.json")?;
+
+        let id_of = |name: &str| config.token(name).and_then(|token| library.token_to_id(token));
+        let (bos, eos) = (id_of("bos_token"), id_of("eos_token"));
+        let (unknown, padding) = (id_of("unk_token"), id_of("pad_token"));
+        let ends = eos.into_iter().chain(generation.ends());
+        let end_of_generation = end_of_generation(&vocabulary, ends.filter(|&id| (id as usize) < vocabulary.len()));
+        let special_tokens = SpecialTokens::new(&vocabulary, "tokenizer.json: added_tokens")?;
+        let template_variables = Some(config.template_variables());
+
+        let model = HuggingFace(RwLock::new(library));
+        // The tokens that tokenizer_config.json asks for, unless tokenizer.json adds them by itself.
+        let mut ends_of_nothing = Vec::new();
+        model.encode("", EncodeOptions { add_special: true, parse_special: true }, &mut ends_of_nothing)?;
+        let add_bos = config.add_bos_token == Some(true) && bos.is_some() && ends_of_nothing.first().copied() != bos;
+        let add_eos = config.add_eos_token == Some(true) && eos.is_some() && ends_of_nothing.last().copied() != eos;
+        Ok(Self {
+            vocabulary,
+            model: Model::HuggingFace(Box::new(model)),
+            special_tokens,
+            bos,
+            eos,
+            unknown,
+            padding,
+            add_bos,
+            add_eos,
+            add_space_prefix,
+            end_of_generation,
+            template_variables,
+        })
+    }
+}
+
+/// The library's tokenizer. Whether special tokens are recognised is a setting of it and not of a call; it is off only
+/// while the lock is held for writing.
+pub(crate) struct HuggingFace(RwLock<tokenizers::Tokenizer>);
+
+impl HuggingFace {
+    pub fn encode(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let encode = |library: &tokenizers::Tokenizer| {
+            guarded(|| library.encode_fast(text, options.add_special).map_err(|error| error.to_string()))
+        };
+        let encoding = if options.parse_special {
+            encode(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        } else {
+            let mut library = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            library.set_encode_special_tokens(true);
+            let encoding = encode(&library);
+            library.set_encode_special_tokens(false);
+            encoding
+        };
+        ids.extend_from_slice(encoding.map_err(TokenizerError::Encode)?.get_ids());
+        Ok(())
+    }
+}
+
+/// Runs code of the library, which panics on some malformed files, and makes a panic an error.
+fn guarded<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
+}
+
+fn wrong(field: &str, found: impl Into<String>, expected: &str) -> TokenizerError {
+    TokenizerError::field(field, found, expected)
+}
+
+/// How the decoder of a `tokenizer.json` reads one token.
+#[derive(Default)]
+struct Decoding {
+    /// One printable character for each byte, as in GPT-2.
+    byte_characters: bool,
+    /// `<0x0A>` is a byte.
+    byte_tokens: bool,
+    /// What stands for a space.
+    space_mark: Option<String>,
+    /// A token without this in front begins a word.
+    continuation: Option<String>,
+    /// A space at the beginning of the text is taken away.
+    drops_first_space: bool,
+}
+
+impl Decoding {
+    /// Reads a decoder and, of a sequence, all its parts. What WordPiece's `cleanup` does to punctuation is not done.
+    fn add(&mut self, decoder: &Value) -> Result<(), TokenizerError> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+        match decoder["type"].as_str() {
+            Some("Sequence") => {
+                return decoder["decoders"].as_array().into_iter().flatten().try_for_each(|part| self.add(part));
+            }
+            Some("ByteLevel") => self.byte_characters = true,
+            Some("ByteFallback") => self.byte_tokens = true,
+            Some("Fuse") => {}
+            Some("Replace") if decoder["content"] == " " && decoder["pattern"]["String"].is_string() => {
+                self.space_mark = Some(text(&decoder["pattern"]["String"]));
+            }
+            Some("Strip") if decoder["content"] == " " && decoder["start"] == 1 && decoder["stop"] == 0 => {
+                self.drops_first_space = true;
+            }
+            Some("Metaspace") => {
+                self.space_mark = Some(text(&decoder["replacement"]));
+                self.drops_first_space = decoder["prepend_scheme"] != "never";
+            }
+            Some("WordPiece") => {
+                self.continuation = Some(text(&decoder["prefix"]));
+                self.drops_first_space = true;
+            }
+            _ => {
+                let expected = "ByteLevel, Metaspace, WordPiece or a Sequence of Replace (by a space), ByteFallback, Fuse and Strip (of one space)";
+                return Err(wrong("tokenizer.json: decoder", decoder.to_string(), expected));
+            }
+        }
+        Ok(())
+    }
+
+    fn append_bytes_of(&self, token: &str, bytes: &mut Vec<u8>) {
+        match (&self.space_mark, &self.continuation) {
+            _ if self.byte_characters => byte_pair::append_bytes_of(token, bytes),
+            (Some(mark), _) => bytes.extend_from_slice(token.replace(mark.as_str(), " ").as_bytes()),
+            (_, Some(prefix)) => match token.strip_prefix(prefix.as_str()) {
+                Some(rest) => bytes.extend_from_slice(rest.as_bytes()),
+                None => bytes.extend([b" ", token.as_bytes()].concat()),
+            },
+            _ => bytes.extend_from_slice(token.as_bytes()),
+        }
+    }
+}
+
+/// The bytes and kinds of all tokens, and whether a space at the beginning of a text is taken away.
+fn read_vocabulary(library: &tokenizers::Tokenizer) -> Result<(Vocabulary, bool), TokenizerError> {
+    let mut decoding = Decoding::default();
+    decoding.add(&serde_json::to_value(library.get_decoder()).unwrap_or_default())?;
+
+    let mut tokens: Vec<(u32, String)> = library.get_vocab(true).into_iter().map(|(token, id)| (id, token)).collect();
+    tokens.sort_unstable();
+    let Some(&(last, _)) = tokens.last() else {
+        return Err(wrong("tokenizer.json: model.vocab", "no tokens", "the vocabulary of the model"));
+    };
+    if last as usize > 2 * tokens.len() + 1024 {
+        let found = format!("an id of {last} among {} tokens", tokens.len());
+        return Err(wrong("tokenizer.json: model.vocab", found, "ids that are hardly more than the tokens"));
+    }
+    let added = library.get_added_tokens_decoder();
+    let mut vocabulary = Vocabulary::default();
+    let mut bytes = Vec::new();
+    for (id, token) in tokens {
+        while vocabulary.len() < id as usize {
+            vocabulary.push(&[], Kind::Unused)?;
+        }
+        if vocabulary.len() > id as usize {
+            continue; // a second name for the same id
+        }
+        bytes.clear();
+        let kind = match (added.get(&id), gguf::byte_of(&token)) {
+            (Some(added), _) if added.special => Kind::Control,
+            (Some(_), _) => Kind::UserDefined,
+            (None, Some(byte)) if decoding.byte_tokens => {
+                bytes.push(byte);
+                Kind::Byte
+            }
+            _ => Kind::Normal,
+        };
+        if kind != Kind::Byte {
+            decoding.append_bytes_of(&token, &mut bytes);
+        }
+        vocabulary.push(&bytes, kind)?;
+    }
+    Ok((vocabulary, decoding.drops_first_space))
+}
+
+fn read_json<T: for<'de> Deserialize<'de> + Default>(bytes: Option<&[u8]>, file: &str) -> Result<T, TokenizerError> {
+    let Some(bytes) = bytes else { return Ok(T::default()) };
+    serde_json::from_slice(bytes)
+        .map_err(|error| wrong(file, error.to_string(), "a JSON object as transformers writes it"))
+}
+
+/// `tokenizer_config.json`.
+#[derive(Default, Deserialize)]
+struct Config {
+    add_bos_token: Option<bool>,
+    add_eos_token: Option<bool>,
+    extra_special_tokens: Option<Value>,
+    #[serde(flatten)]
+    other: Map<String, Value>,
+}
+
+impl Config {
+    /// A special token, which is written as a string or as an object with its `content`.
+    fn token(&self, name: &str) -> Option<&str> {
+        token_text(self.other.get(name)?)
+    }
+
+    /// The special tokens by name, as `transformers` hands them to a template.
+    fn template_variables(&self) -> Map<String, Value> {
+        let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        let named = names.into_iter().filter_map(|name| Some((name.to_string(), self.token(name)?.into())));
+        let extra = self.extra_special_tokens.iter().filter_map(Value::as_object).flatten();
+        named.chain(extra.filter_map(|(name, token)| Some((name.clone(), token_text(token)?.into())))).collect()
+    }
+}
+
+fn token_text(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str())
+}
+
+/// `generation_config.json`.
+#[derive(Default, Deserialize)]
+struct GenerationConfig {
+    eos_token_id: Option<OneOrMore>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(u32),
+    More(Vec<u32>),
+}
+
+impl GenerationConfig {
+    fn ends(&self) -> impl Iterator<Item = u32> {
+        let ids = match &self.eos_token_id {
+            None => &[][..],
+            Some(OneOrMore::One(id)) => std::slice::from_ref(id),
+            Some(OneOrMore::More(ids)) => ids,
+        };
+        ids.iter().copied()
+    }
+}
