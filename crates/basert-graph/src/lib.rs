@@ -1,1 +1,52 @@
-//! basert-graph
+//! What a model computes.
+//!
+//! A family of models is one architecture file (`arch/*.toml`): where its hyperparameters are kept, how its tensors
+//! are called, and which ops of the catalogue it is made of. [`Graph::open`] finds the family of a model file and
+//! evaluates its architecture for that file. The result is a list of [`Op`]s, concrete in everything but the number
+//! of tokens in a step. How the ops are carried out is the business of `basert-plan` and of the devices.
+
+mod arch;
+mod build;
+pub mod expr;
+mod graph;
+mod parameters;
+mod rope;
+
+pub use arch::{Architecture, Expression, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
+pub use graph::{
+    Activation, Cache, CacheId, Graph, Node, Norm, Op, Pairs, Rope, RopeId, Rows, Value, ValueId, Weight, WeightId,
+};
+
+/// Why no graph could be made of a model file.
+#[derive(Debug, thiserror::Error)]
+pub enum GraphError {
+    /// The architecture file itself is wrong.
+    #[error("architecture file {file}: {what}")]
+    Architecture {
+        /// The file.
+        file: String,
+        /// What is wrong and where.
+        what: String,
+    },
+    /// No architecture file is for this model.
+    #[error(
+        "{file}: the architecture '{found}' is not known; known are {known}. \
+         A file that describes it can be given with --arch-file"
+    )]
+    UnknownArchitecture {
+        /// The model file.
+        file: String,
+        /// What it calls its architecture.
+        found: String,
+        /// Those there are, joined.
+        known: String,
+    },
+    /// The model file does not say what its architecture is.
+    #[error("{file}: {what}")]
+    Model {
+        /// The model file.
+        file: String,
+        /// Which field or tensor, what was expected and what was found.
+        what: String,
+    },
+}

@@ -1,1 +1,20 @@
-//! basert-plan
+//! How a model is computed.
+//!
+//! [`Plan::build`] takes a graph, applies the fusion table ([`FUSIONS`]), packs weights that are multiplied by the
+//! same input, gives every intermediate value a place in one arena, and says between which ops a barrier is needed.
+//! A plan is plain data: it can be printed, compared and costed on a machine that could never run it. A [`Device`]
+//! binds it to memory and threads.
+
+mod arena;
+mod chips;
+mod cost;
+mod device;
+mod display;
+mod fuse;
+mod plan;
+
+pub use chips::{Chip, chip, chips};
+pub use cost::{Cost, StepShape};
+pub use device::{Baked, Device, DeviceError, Facts, LoadOptions, SequenceRows, StepState};
+pub use fuse::{FUSIONS, Fusion};
+pub use plan::{Epilogue, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};

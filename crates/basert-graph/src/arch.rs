@@ -1,0 +1,256 @@
+//! Architecture files: a model family as data.
+//!
+//! An [`Architecture`] is one TOML file. It says where hyperparameters are kept and how tensors are called in each
+//! kind of source, and lists the ops of a model in terms of both. [`crate::Graph::build`] evaluates it for one model
+//! file. `docs/adding-a-model.md` explains the format; `arch/` holds the families that are built in.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::GraphError;
+
+/// A parsed architecture file, with the files it uses merged in.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// The family's name, for people.
+    #[serde(default)]
+    pub name: String,
+    /// Values of `general.architecture` in GGUF files that mean this family.
+    #[serde(default)]
+    pub gguf: Vec<String>,
+    /// Values of `model_type` in Hugging Face configurations that mean this family.
+    #[serde(default)]
+    pub hf: Vec<String>,
+    #[serde(default, rename = "use")]
+    uses: Vec<String>,
+    /// Tensors that a file may hold and the model does not need; `*` stands for any text.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// Cases of the family that these ops do not compute.
+    #[serde(default)]
+    pub refuse: Vec<Refusal>,
+    /// Hyperparameters by name.
+    #[serde(default)]
+    pub parameters: BTreeMap<String, Parameter>,
+    /// Values that differ from layer to layer, with `layer` counting from 0.
+    #[serde(default)]
+    pub layer: BTreeMap<String, Expression>,
+    /// Tensors by name.
+    #[serde(default)]
+    pub tensors: BTreeMap<String, TensorName>,
+    /// Rotary embeddings by name.
+    #[serde(default)]
+    pub rope: BTreeMap<String, BTreeMap<String, Expression>>,
+    /// The ops.
+    #[serde(default)]
+    pub graph: Ops,
+}
+
+/// A case that an architecture file refuses.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refusal {
+    /// Condition over the parameters.
+    pub when: Expression,
+    /// The reason, for the error message.
+    pub because: String,
+}
+
+/// A value written in an architecture file: a number, a truth value, or the text of an expression.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Expression {
+    /// `true` or `false`.
+    Bool(bool),
+    /// A number.
+    Number(f64),
+    /// See [`crate::expr`].
+    Text(String),
+}
+
+/// Where a hyperparameter comes from.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Parameter {
+    /// It follows from others.
+    Derived(Expression),
+    /// It is kept in the model file.
+    Stored(StoredParameter),
+}
+
+/// A hyperparameter of the model file: the first of the keys that is there, or else the default.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredParameter {
+    /// Metadata keys in GGUF files; `{arch}` stands for `general.architecture`.
+    #[serde(default)]
+    pub gguf: Keys,
+    /// Dotted paths in `config.json`.
+    #[serde(default)]
+    pub hf: Keys,
+    /// Its value where no key is there; without one the model is refused.
+    pub default: Option<Expression>,
+}
+
+/// One key or several.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Keys {
+    /// Just one.
+    One(String),
+    /// The first that is there.
+    FirstOf(Vec<String>),
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Keys::FirstOf(Vec::new())
+    }
+}
+
+impl Keys {
+    /// The keys in the order in which they are tried.
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            Keys::One(key) => std::slice::from_ref(key),
+            Keys::FirstOf(keys) => keys,
+        }
+    }
+}
+
+/// How a tensor is called in each kind of source; `{layer}` stands for the number of the layer.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorName {
+    /// Its name in GGUF files.
+    pub gguf: Option<String>,
+    /// Its name in Hugging Face files.
+    pub hf: Option<String>,
+    /// Whether the model goes without it where it is missing.
+    #[serde(default)]
+    pub optional: bool,
+    /// The tensor that takes its place where it is missing.
+    pub otherwise: Option<String>,
+}
+
+/// The ops of a model: once at the start, once for every layer, once at the end.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ops {
+    /// Before the first layer.
+    #[serde(default)]
+    pub start: Vec<toml::Table>,
+    /// Each layer.
+    #[serde(default)]
+    pub block: Vec<toml::Table>,
+    /// After the last layer.
+    #[serde(default)]
+    pub finish: Vec<toml::Table>,
+}
+
+/// The files of `arch/`, by name.
+static BUILT_IN: [(&str, &str); 5] = [
+    ("common", include_str!("../arch/common.toml")),
+    ("gemma3", include_str!("../arch/gemma3.toml")),
+    ("llama", include_str!("../arch/llama.toml")),
+    ("qwen2", include_str!("../arch/qwen2.toml")),
+    ("qwen3", include_str!("../arch/qwen3.toml")),
+];
+
+impl Architecture {
+    /// The families that are built in.
+    ///
+    /// # Errors
+    /// None in a build whose tests pass.
+    pub fn built_in() -> Result<Vec<Architecture>, GraphError> {
+        let families = BUILT_IN.iter().filter(|(name, _)| *name != "common");
+        families.map(|(name, text)| Architecture::parse(text, &format!("built-in {name}"))).collect()
+    }
+
+    /// Reads an architecture file from disk.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not TOML, or has a field that the format does not know.
+    pub fn open(path: &Path) -> Result<Architecture, GraphError> {
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| GraphError::Architecture { file: name.clone(), what: error.to_string() })?;
+        Architecture::parse(&text, &name)
+    }
+
+    /// Parses the text of the architecture file called `file`.
+    ///
+    /// # Errors
+    /// As for [`Architecture::open`].
+    pub fn parse(text: &str, file: &str) -> Result<Architecture, GraphError> {
+        let fail = |what: String| GraphError::Architecture { file: file.to_owned(), what };
+        let own: Architecture = toml::from_str(text).map_err(|error| fail(error.to_string()))?;
+        if own.name.is_empty() {
+            return Err(fail("it has no `name`".to_owned()));
+        }
+        let mut merged = own.clone();
+        for used in own.uses.iter().rev() {
+            let text = BUILT_IN.iter().find(|(name, _)| name == used).map(|(_, text)| *text);
+            let text = text.ok_or_else(|| {
+                let known: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).collect();
+                fail(format!("it uses '{used}', and there are only {}", known.join(", ")))
+            })?;
+            let base: Architecture = toml::from_str(text).map_err(|error| fail(error.to_string()))?;
+            merged.fill_from(base);
+        }
+        Ok(merged)
+    }
+
+    /// Takes from `base` whatever is not said here.
+    fn fill_from(&mut self, base: Architecture) {
+        fn fill<T>(own: &mut BTreeMap<String, T>, base: BTreeMap<String, T>) {
+            for (name, value) in base {
+                own.entry(name).or_insert(value);
+            }
+        }
+        self.ignore.extend(base.ignore);
+        self.refuse.extend(base.refuse);
+        fill(&mut self.parameters, base.parameters);
+        fill(&mut self.layer, base.layer);
+        fill(&mut self.tensors, base.tensors);
+        fill(&mut self.rope, base.rope);
+        for (own, base) in [
+            (&mut self.graph.start, base.graph.start),
+            (&mut self.graph.block, base.graph.block),
+            (&mut self.graph.finish, base.graph.finish),
+        ] {
+            if own.is_empty() {
+                *own = base;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_family_parses() {
+        for family in Architecture::built_in().unwrap() {
+            assert!(!family.gguf.is_empty() && !family.hf.is_empty(), "{}", family.name);
+            assert!(!family.graph.block.is_empty(), "{}", family.name);
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            ("name = 'x'\nparamters = {}", "paramters"),
+            ("gguf = ['x']", "no `name`"),
+            ("name = 'x'\nuse = ['comon']", "only common, gemma3, llama"),
+            ("name = 'x'\n[tensors]\nq = { gguf = 'a', hff = 'b' }", "hff"),
+        ] {
+            let error = Architecture::parse(text, "my.toml").unwrap_err().to_string();
+            assert!(error.contains("my.toml") && error.contains(part), "{error}");
+        }
+    }
+}

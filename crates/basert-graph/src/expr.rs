@@ -1,0 +1,281 @@
+//! The arithmetic of architecture files: numbers, strings, lists, names, `+ - * / %`, comparisons,
+//! `&& || !`, `a ? b : c`, `list[i]`, and the functions `sqrt`, `min`, `max`. No loops, no definitions.
+
+use std::fmt;
+
+/// What an expression can be.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    /// A number. Whole numbers below 2^53 are exact.
+    Number(f64),
+    /// A truth value.
+    Bool(bool),
+    /// A piece of text.
+    Text(String),
+    /// Several values, such as one a layer.
+    List(Vec<Value>),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Number(x) => write!(f, "{x}"),
+            Value::Bool(x) => write!(f, "{x}"),
+            Value::Text(x) => write!(f, "'{x}'"),
+            Value::List(items) => write!(f, "a list of {}", items.len()),
+        }
+    }
+}
+
+/// Why an expression has no value.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("in '{expression}': {what}")]
+pub struct ExprError {
+    expression: String,
+    what: String,
+}
+
+/// The value of `expression`, with names looked up by `lookup`.
+///
+/// # Errors
+/// When it does not parse, names something unknown, or applies an operation to a value it is not for.
+pub fn evaluate(expression: &str, lookup: &dyn Fn(&str) -> Option<Value>) -> Result<Value, ExprError> {
+    let mut parser = Parser { rest: expression, lookup, depth: 0 };
+    let value = parser.choice().and_then(|value| match parser.peek() {
+        None => Ok(value),
+        Some(c) => Err(format!("did not expect '{c}' here")),
+    });
+    value.map_err(|what| ExprError { expression: expression.to_owned(), what })
+}
+
+struct Parser<'t, 'a> {
+    rest: &'t str,
+    lookup: &'a dyn Fn(&str) -> Option<Value>,
+    depth: usize,
+}
+
+/// Deeper nesting than any sensible expression has, and shallow enough for any stack.
+const MAX_DEPTH: usize = 32;
+
+/// Binary operators, loosest first.
+const LEVELS: [&[&str]; 5] = [&["||"], &["&&"], &["==", "!=", "<=", ">=", "<", ">"], &["+", "-"], &["*", "/", "%"]];
+
+impl<'t> Parser<'t, '_> {
+    fn peek(&mut self) -> Option<char> {
+        self.rest = self.rest.trim_start();
+        self.rest.chars().next()
+    }
+
+    fn accept(&mut self, token: &str) -> bool {
+        self.peek();
+        match self.rest.strip_prefix(token) {
+            Some(rest) => {
+                self.rest = rest;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn expect(&mut self, token: &str) -> Result<(), String> {
+        if self.accept(token) { Ok(()) } else { Err(format!("expected '{token}' before '{}'", self.rest)) }
+    }
+
+    fn choice(&mut self) -> Result<Value, String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err("nested too deeply".to_owned());
+        }
+        let condition = self.binary(0)?;
+        let value = if self.accept("?") {
+            let yes = self.choice()?;
+            self.expect(":")?;
+            let no = self.choice()?;
+            if truth(&condition)? { yes } else { no }
+        } else {
+            condition
+        };
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn binary(&mut self, level: usize) -> Result<Value, String> {
+        let Some(operators) = LEVELS.get(level) else { return self.unary() };
+        let mut left = self.binary(level + 1)?;
+        while let Some(operator) = operators.iter().find(|operator| self.accept(operator)) {
+            let right = self.binary(level + 1)?;
+            left = apply(operator, &left, &right)?;
+        }
+        Ok(left)
+    }
+
+    fn unary(&mut self) -> Result<Value, String> {
+        self.depth += 1;
+        if self.depth > MAX_DEPTH {
+            return Err("nested too deeply".to_owned());
+        }
+        let value = if self.accept("!") {
+            Value::Bool(!truth(&self.unary()?)?)
+        } else if self.accept("-") {
+            Value::Number(-number(&self.unary()?)?)
+        } else {
+            self.operand()?
+        };
+        self.depth -= 1;
+        Ok(value)
+    }
+
+    fn operand(&mut self) -> Result<Value, String> {
+        let mut value = match self.peek() {
+            None => return Err("it ends too early".to_owned()),
+            Some('(') => {
+                self.expect("(")?;
+                let value = self.choice()?;
+                self.expect(")")?;
+                value
+            }
+            Some(quote @ ('\'' | '"')) => {
+                let (text, rest) = self.rest[1..].split_once(quote).ok_or("a string is not closed")?;
+                self.rest = rest;
+                Value::Text(text.to_owned())
+            }
+            Some(c) if c.is_ascii_digit() || c == '.' => {
+                let word = self.word(|c| c.is_ascii_alphanumeric() || c == '.');
+                Value::Number(word.parse().map_err(|_| format!("'{word}' is not a number"))?)
+            }
+            Some(c) if c.is_ascii_alphabetic() || c == '_' => {
+                let name = self.word(|c| c.is_ascii_alphanumeric() || c == '_');
+                if self.accept("(") {
+                    self.call(name)?
+                } else {
+                    match name {
+                        "true" => Value::Bool(true),
+                        "false" => Value::Bool(false),
+                        _ => (self.lookup)(name).ok_or_else(|| format!("'{name}' is not known"))?,
+                    }
+                }
+            }
+            Some(c) => return Err(format!("did not expect '{c}' here")),
+        };
+        while self.accept("[") {
+            let index = number(&self.choice()?)?;
+            self.expect("]")?;
+            let Value::List(items) = &value else { return Err(format!("{value} is not a list")) };
+            value = items.get(index as usize).cloned().ok_or(format!("{value} has no item {index}"))?;
+        }
+        Ok(value)
+    }
+
+    fn call(&mut self, name: &str) -> Result<Value, String> {
+        let mut arguments = vec![number(&self.choice()?)?];
+        while self.accept(",") {
+            arguments.push(number(&self.choice()?)?);
+        }
+        self.expect(")")?;
+        match (name, &arguments[..]) {
+            ("sqrt", [x]) => Ok(Value::Number(x.sqrt())),
+            ("min", [a, b]) => Ok(Value::Number(a.min(*b))),
+            ("max", [a, b]) => Ok(Value::Number(a.max(*b))),
+            _ => Err(format!("there is no function '{name}' of {} arguments", arguments.len())),
+        }
+    }
+
+    fn word(&mut self, belongs: impl Fn(char) -> bool) -> &'t str {
+        let end = self.rest.find(|c| !belongs(c)).unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        word
+    }
+}
+
+fn number(value: &Value) -> Result<f64, String> {
+    match value {
+        Value::Number(x) => Ok(*x),
+        _ => Err(format!("{value} is not a number")),
+    }
+}
+
+fn truth(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Bool(x) => Ok(*x),
+        _ => Err(format!("{value} is neither true nor false")),
+    }
+}
+
+fn apply(operator: &str, left: &Value, right: &Value) -> Result<Value, String> {
+    Ok(match operator {
+        "==" => Value::Bool(left == right),
+        "!=" => Value::Bool(left != right),
+        "&&" => Value::Bool(truth(left)? && truth(right)?),
+        "||" => Value::Bool(truth(left)? || truth(right)?),
+        _ => {
+            let (a, b) = (number(left)?, number(right)?);
+            match operator {
+                "<" => Value::Bool(a < b),
+                ">" => Value::Bool(a > b),
+                "<=" => Value::Bool(a <= b),
+                ">=" => Value::Bool(a >= b),
+                "+" => Value::Number(a + b),
+                "-" => Value::Number(a - b),
+                "*" => Value::Number(a * b),
+                "/" => Value::Number(a / b),
+                _ => Value::Number(a % b),
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eval(expression: &str) -> Result<Value, ExprError> {
+        evaluate(expression, &|name| match name {
+            "hidden" => Some(Value::Number(576.0)),
+            "heads" => Some(Value::Number(9.0)),
+            "source" => Some(Value::Text("hf".into())),
+            "kinds" => Some(Value::List(vec![Value::Text("a".into()), Value::Text("b".into())])),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn arithmetic_binds_as_usual() {
+        for (expression, value) in [
+            ("hidden / heads", 64.0),
+            ("1 + 2 * 3 - -4", 11.0),
+            ("(1 + 2) * 3 % 5", 4.0),
+            ("1 / sqrt(hidden / heads)", 0.125),
+            ("source == 'hf' ? 1 : 0", 1.0),
+            ("2 > 1 && !(3 <= 2) ? max(1, 2) : 1e3", 2.0),
+            ("kinds[1] == \"b\" ? 1.5 : 2", 1.5),
+        ] {
+            assert_eq!(eval(expression), Ok(Value::Number(value)), "{expression}");
+        }
+    }
+
+    #[test]
+    fn errors_say_where() {
+        for (expression, part) in [
+            ("hiden / 2", "'hiden' is not known"),
+            ("1 +", "ends too early"),
+            ("source * 2", "'hf' is not a number"),
+            ("1 2", "did not expect '2'"),
+            ("kinds[7]", "has no item 7"),
+            ("'open", "not closed"),
+        ] {
+            let error = eval(expression).unwrap_err().to_string();
+            assert!(error.contains(part) && error.contains(expression), "{error}");
+        }
+        let deep = "(".repeat(10_000) + "1";
+        assert!(eval(&deep).unwrap_err().to_string().contains("nested too deeply"));
+        assert!(eval(&"-".repeat(10_000)).unwrap_err().to_string().contains("nested too deeply"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(text in "[ -~]{0,40}") {
+            let _ = eval(&text);
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Where intermediate values lie, and where barriers are needed.
+
+use std::ops::Range;
+
+use basert_graph::ValueId;
+
+use crate::plan::{Place, Plan, PlanOp};
+
+/// Every value begins on a cache line (and a SIMD vector).
+const ALIGNMENT: usize = 64;
+
+/// Lets the output of an op lie where its input does, where nothing reads the input afterwards.
+pub(crate) fn share(plan: &mut Plan) {
+    for i in 0..plan.ops.len() {
+        let (x, out) = match plan.ops[i].op {
+            PlanOp::RopeCache { q, out, .. } => (q, out),
+            PlanOp::Gate { gate, out, .. } => (gate, out),
+            PlanOp::Add { a, out, .. } => (a, out),
+            PlanOp::SoftCap { x, out, .. } => (x, out),
+            _ => continue,
+        };
+        if plan.values[out.0].within.is_none() && plan.dead_after(x, i) {
+            plan.values[out.0].within = Some((x, 0));
+        }
+    }
+}
+
+/// Gives every value a place. Values that are alive at the same time do not overlap; the largest are placed first,
+/// each at the lowest offset that is free for as long as it lives.
+pub(crate) fn place(plan: &mut Plan) {
+    let lives = lifetimes(plan);
+    let mut order: Vec<usize> = (0..plan.values.len()).filter(|&v| lives[v].is_some()).collect();
+    order.sort_by_key(|&v| (std::cmp::Reverse(bytes(plan, v)), v));
+    let mut placed: Vec<(Range<usize>, Range<usize>)> = Vec::new();
+    plan.places = vec![Place::default(); plan.values.len()];
+    for v in order {
+        let Some(life) = lives[v].clone() else { continue };
+        let size = bytes(plan, v);
+        let mut offset = 0;
+        let mut taken: Vec<_> =
+            placed.iter().filter(|(other, _)| overlap(other, &life)).map(|(_, range)| range.clone()).collect();
+        taken.sort_by_key(|range| range.start);
+        for range in taken {
+            if range.start >= offset + size {
+                break;
+            }
+            offset = offset.max(range.end);
+        }
+        placed.push((life, offset..offset + size));
+        plan.arena_bytes = plan.arena_bytes.max(offset + size);
+        plan.places[v].offset = offset;
+    }
+    for v in 0..plan.values.len() {
+        let (root, column) = plan.root(ValueId(v));
+        let (offset, stride) = (plan.places[root.0].offset, plan.values[root.0].width);
+        plan.places[v] = Place { offset, stride, column, width: plan.values[v].width };
+    }
+}
+
+/// Positions of the ops from the first that writes a value with a place of its own to the last that uses it,
+/// whatever name it goes by.
+fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
+    let mut lives: Vec<Option<Range<usize>>> = vec![None; plan.values.len()];
+    let mut touch = |value, i: usize| {
+        let life = lives[plan.root(value).0.0].get_or_insert(i..i + 1);
+        life.end = life.end.max(i + 1);
+    };
+    for (i, op) in plan.ops.iter().enumerate() {
+        op.op.reads().into_iter().chain([op.op.out()]).for_each(|value| touch(value, i));
+    }
+    touch(plan.logits, plan.ops.len());
+    lives
+}
+
+fn bytes(plan: &Plan, value: usize) -> usize {
+    let value = &plan.values[value];
+    (plan.limits.rows(value.rows) * value.width * size_of::<f32>()).next_multiple_of(ALIGNMENT)
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+/// Puts a barrier before every op that uses memory which an op since the last barrier wrote, or writes memory which
+/// one of them used. Memory is that of the arena, whatever value lies in it, and the caches.
+pub(crate) fn set_barriers(plan: &mut Plan) {
+    let mut since: Vec<Access> = Vec::new();
+    for i in 0..plan.ops.len() {
+        let accesses = accesses(plan, &plan.ops[i].op);
+        let conflict = accesses.iter().any(|a| since.iter().any(|b| a.conflicts(b)));
+        plan.ops[i].barrier = conflict;
+        if conflict {
+            since.clear();
+        }
+        since.extend(accesses);
+    }
+}
+
+struct Access {
+    memory: Memory,
+    write: bool,
+}
+
+enum Memory {
+    Arena(Range<usize>),
+    Cache(usize),
+}
+
+impl Access {
+    fn conflicts(&self, other: &Access) -> bool {
+        let same = match (&self.memory, &other.memory) {
+            (Memory::Arena(a), Memory::Arena(b)) => overlap(a, b),
+            (Memory::Cache(a), Memory::Cache(b)) => a == b,
+            _ => false,
+        };
+        same && (self.write || other.write)
+    }
+}
+
+fn accesses(plan: &Plan, op: &PlanOp) -> Vec<Access> {
+    let range = |value: ValueId| {
+        let root = plan.root(value).0.0;
+        let start = plan.places[root].offset;
+        Memory::Arena(start..start + bytes(plan, root))
+    };
+    let mut accesses: Vec<_> =
+        op.reads().into_iter().map(|value| Access { memory: range(value), write: false }).collect();
+    accesses.push(Access { memory: range(op.out()), write: true });
+    let (written, read) = op.caches();
+    accesses.extend(written.map(|cache| Access { memory: Memory::Cache(cache.0), write: true }));
+    accesses.extend(read.map(|cache| Access { memory: Memory::Cache(cache.0), write: false }));
+    accesses
+}

@@ -1,0 +1,117 @@
+//! What a step costs: bytes moved and operations done, op by op.
+
+use std::ops::AddAssign;
+
+use basert_graph::Rows;
+
+use crate::plan::{Plan, PlanOp};
+
+/// A step, as far as its cost is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepShape {
+    /// Tokens.
+    pub tokens: usize,
+    /// Tokens whose logits are wanted.
+    pub wanted: usize,
+    /// Tokens that come before them in the sequence.
+    pub context: usize,
+    /// Bytes of one cached key or value.
+    pub kv_value_bytes: usize,
+}
+
+/// The least that an op has to move and do.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Cost {
+    /// Bytes of weights read.
+    pub weights: f64,
+    /// Bytes of cached keys and values read and written.
+    pub cache: f64,
+    /// Bytes of intermediate values read and written.
+    pub values: f64,
+    /// Floating-point operations; a multiplication and an addition are two.
+    pub flops: f64,
+}
+
+impl Cost {
+    /// Bytes that have to come from memory: intermediate values stay in caches.
+    pub fn memory_bytes(&self) -> f64 {
+        self.weights + self.cache
+    }
+
+    /// Seconds that it takes at least, with `bandwidth` in bytes a second and `rate` in operations a second.
+    pub fn seconds(&self, bandwidth: f64, rate: f64) -> f64 {
+        (self.memory_bytes() / bandwidth).max(self.flops / rate)
+    }
+}
+
+impl AddAssign for Cost {
+    fn add_assign(&mut self, other: Cost) {
+        self.weights += other.weights;
+        self.cache += other.cache;
+        self.values += other.values;
+        self.flops += other.flops;
+    }
+}
+
+impl Plan {
+    /// The cost of one of the plan's ops in a step of this shape.
+    pub fn cost(&self, op: &PlanOp, step: StepShape) -> Cost {
+        let rows = |rows: Rows| match rows {
+            Rows::Tokens => step.tokens as f64,
+            Rows::Wanted => step.wanted as f64,
+        };
+        let out = &self.values[op.out().0];
+        let m = rows(out.rows);
+        let elements = |value: basert_graph::ValueId| {
+            let value = &self.values[value.0];
+            rows(value.rows) * value.width as f64
+        };
+        let moved = op.reads().into_iter().chain([op.out()]).map(elements).sum::<f64>() * 4.0;
+        let mut cost = Cost { values: moved, ..Cost::default() };
+        match *op {
+            PlanOp::Embed { weight, .. } => {
+                let weight = &self.graph.weights[weight.0];
+                cost.weights = m * weight.bytes() as f64 / weight.rows as f64;
+                cost.flops = m * out.width as f64;
+            }
+            PlanOp::Linear { ref matrices, .. } if m > 0.0 => {
+                for id in matrices {
+                    let matrix = &self.matrices[id.0];
+                    cost.weights += matrix.format.row_bytes(matrix.columns).unwrap_or(0) as f64 * matrix.rows as f64;
+                    cost.flops += 2.0 * m * matrix.rows as f64 * matrix.columns as f64;
+                }
+            }
+            PlanOp::RopeCache { cache, .. } => {
+                let cache = self.graph.caches[cache.0];
+                cost.cache = m * (2 * cache.kv_heads * cache.head_dim * step.kv_value_bytes) as f64;
+                cost.flops = 3.0 * moved / 4.0;
+            }
+            PlanOp::Attention { cache, window, .. } => {
+                let cache = self.graph.caches[cache.0];
+                let window = window.unwrap_or(usize::MAX);
+                let seen = |i: usize| (step.context + i + 1).min(window) as f64;
+                let scores: f64 = (0..step.tokens).map(seen).sum();
+                let read = (step.context + step.tokens).min(window.saturating_add(step.tokens)) as f64;
+                cost.cache = read * (2 * cache.kv_heads * cache.head_dim * step.kv_value_bytes) as f64;
+                cost.flops = 4.0 * scores * out.width as f64;
+            }
+            PlanOp::Norm { .. } => cost.flops = 4.0 * m * out.width as f64,
+            PlanOp::Gate { .. } | PlanOp::SoftCap { .. } => cost.flops = 8.0 * m * out.width as f64,
+            PlanOp::Add { .. } => cost.flops = m * out.width as f64,
+            PlanOp::Linear { .. } | PlanOp::Select { .. } => {}
+        }
+        cost
+    }
+
+    /// The cost of a whole step, and the seconds it takes at least (see [`Cost::seconds`]).
+    pub fn step_cost(&self, step: StepShape, bandwidth: f64, rate: f64) -> (Cost, f64) {
+        let mut total = Cost::default();
+        let mut seconds = 0.0;
+        for op in &self.ops {
+            let cost = self.cost(&op.op, step);
+            seconds += cost.seconds(bandwidth, rate);
+            total += cost;
+        }
+        (total, seconds)
+    }
+}

@@ -1,0 +1,146 @@
+//! What the engine sees of a device.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use basert_files::ModelFile;
+
+use crate::Plan;
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Facts {
+    /// The name it is chosen by, such as `cpu`.
+    pub name: String,
+    /// What it is made of, for people.
+    pub description: String,
+    /// Tokens whose keys and values lie in one page of the cache.
+    pub page_tokens: usize,
+    /// Bytes of one cached key or value.
+    pub kv_value_bytes: usize,
+}
+
+/// How a plan is to be loaded.
+pub struct LoadOptions<'a> {
+    /// Pages of the KV cache.
+    pub pages: usize,
+    /// Called with bytes of weights made ready, and how many there are in all.
+    pub progress: &'a mut dyn FnMut(usize, usize),
+}
+
+/// A machine that plans run on.
+pub trait Device: Send {
+    /// What it is.
+    fn facts(&self) -> &Facts;
+
+    /// Binds a plan to the device: makes its weights ready, and takes all memory that steps will need.
+    ///
+    /// # Errors
+    /// When the device cannot carry out an op of the plan, lacks the memory, or the weights are damaged.
+    fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError>;
+}
+
+/// A plan bound to a device. Nothing is allocated, compiled or refused any more, but for what the device itself does.
+pub trait Baked: Send {
+    /// Begins a step. The one before has to be waited for.
+    ///
+    /// # Errors
+    /// When the step exceeds the plan's limits, names tokens or pages that do not exist, or the device fails.
+    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError>;
+
+    /// Waits for the step, after which its logits can be read.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn wait(&mut self) -> Result<(), DeviceError>;
+
+    /// Logits of the `i`-th wanted token of the last step, one for each token of the vocabulary.
+    fn logits(&self, i: usize) -> &[f32];
+
+    /// Copies the keys and values of one page to another, in all layers.
+    fn copy_page(&mut self, from: u32, to: u32);
+}
+
+/// Everything that varies from step to step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StepState {
+    /// The tokens of all sequences, one after the other.
+    pub tokens: Vec<u32>,
+    /// The position of each in its sequence.
+    pub positions: Vec<u32>,
+    /// Which rows belong to which sequence.
+    pub sequences: Vec<SequenceRows>,
+    /// The pages of all sequences, one after the other.
+    pub page_table: Vec<u32>,
+    /// Rows whose logits are wanted, ascending.
+    pub wanted: Vec<u32>,
+}
+
+/// The part of a step that belongs to one sequence: its next tokens, at consecutive positions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SequenceRows {
+    /// Its rows in [`StepState::tokens`].
+    pub rows: Range<usize>,
+    /// Its pages in [`StepState::page_table`]; the one at index i holds positions from i · page_tokens on.
+    pub pages: Range<usize>,
+}
+
+impl StepState {
+    /// Empties it for the next step.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.sequences.clear();
+        self.page_table.clear();
+        self.wanted.clear();
+    }
+
+    /// Adds a sequence's next tokens, the first of them at `position`, with its pages. The logits of the last
+    /// `wanted` of them are wanted.
+    pub fn push(&mut self, tokens: &[u32], position: usize, pages: &[u32], wanted: usize) {
+        let rows = self.tokens.len()..self.tokens.len() + tokens.len();
+        self.tokens.extend_from_slice(tokens);
+        self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
+        self.wanted.extend(rows.clone().skip(tokens.len().saturating_sub(wanted)).map(|row| row as u32));
+        let first = self.page_table.len();
+        self.page_table.extend_from_slice(pages);
+        self.sequences.push(SequenceRows { rows, pages: first..self.page_table.len() });
+    }
+}
+
+/// Why a device could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum DeviceError {
+    /// It has no way to carry out an op.
+    #[error("the {device} device cannot run this model: {what}")]
+    Unsupported {
+        /// The device.
+        device: String,
+        /// Which op, and what it would have to be like.
+        what: String,
+    },
+    /// A weight is not what its format promises.
+    #[error("tensor '{tensor}': {what}")]
+    Weight {
+        /// Its name in the file.
+        tensor: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Not enough memory.
+    #[error("the {device} device cannot get {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// The device.
+        device: String,
+        /// How much was asked for.
+        bytes: usize,
+        /// What for.
+        what: String,
+    },
+    /// The step itself is wrong.
+    #[error("step refused: {0}")]
+    Step(String),
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Failed(String),
+}
