@@ -34,11 +34,13 @@ pub enum Value<'a> {
 
 impl<'a> Value<'a> {
     /// The truth value, if it is one.
+    #[inline]
     pub fn as_bool(self) -> Option<bool> {
         if let Value::Bool(x) = self { Some(x) } else { None }
     }
 
     /// The integer, if it is one that is not negative.
+    #[inline]
     pub fn as_u64(self) -> Option<u64> {
         match self {
             Value::Uint(x) => Some(x),
@@ -48,6 +50,7 @@ impl<'a> Value<'a> {
     }
 
     /// The integer, if it is one that fits.
+    #[inline]
     pub fn as_i64(self) -> Option<i64> {
         match self {
             Value::Int(x) => Some(x),
@@ -57,6 +60,7 @@ impl<'a> Value<'a> {
     }
 
     /// The number, if it is one.
+    #[inline]
     pub fn as_f64(self) -> Option<f64> {
         match self {
             Value::Float(x) => Some(x),
@@ -67,11 +71,13 @@ impl<'a> Value<'a> {
     }
 
     /// The text, if it is one.
+    #[inline]
     pub fn as_str(self) -> Option<&'a str> {
         if let Value::Str(text) = self { Some(text) } else { None }
     }
 
     /// The bytes of the text, UTF-8 or not.
+    #[inline]
     pub fn as_bytes(self) -> Option<&'a [u8]> {
         match self {
             Value::Str(text) => Some(text.as_bytes()),
@@ -100,6 +106,7 @@ impl<'a> Value<'a> {
         }
     }
 
+    #[inline]
     pub(crate) fn of_text(bytes: &'a [u8]) -> Value<'a> {
         std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str)
     }
@@ -164,6 +171,19 @@ impl<'a> Array<'a> {
         ArrayIter(self.0)
     }
 
+    /// The bytes of the elements, if they are strings.
+    ///
+    /// Unlike [`Value::as_str`] this does not check for UTF-8, which takes longer than all else for a large vocabulary.
+    pub fn byte_strings(self) -> Option<impl Iterator<Item = &'a [u8]> + Clone + use<'a>> {
+        let strings = match self.0 {
+            Elements::Gguf { ty, .. } => ty == Type::String,
+            Elements::Json(elements) => elements.iter().all(Json::is_string),
+        };
+        let mut rest = self.0;
+        let text = |json: &'a Json| json.as_str().map(str::as_bytes);
+        strings.then(|| std::iter::from_fn(move || rest.step(|cursor, _| cursor.string().ok(), text)))
+    }
+
     /// The elements as `read` reads them, if it reads them all: `array.all(Value::as_str)`.
     /// Goes over the array once to know; nothing is stored.
     pub fn all<T>(self, read: fn(Value<'a>) -> Option<T>) -> Option<impl Iterator<Item = T> + Clone + use<'a, T>> {
@@ -197,6 +217,31 @@ impl fmt::Debug for Array<'_> {
     }
 }
 
+impl<'a> Elements<'a> {
+    /// Takes the first element away, as the reader of its kind reads it.
+    #[inline]
+    fn step<T>(
+        &mut self,
+        gguf: impl FnOnce(&mut Cursor<'a>, Type) -> Option<T>,
+        json: impl FnOnce(&'a Json) -> Option<T>,
+    ) -> Option<T> {
+        match self {
+            Elements::Gguf { ty, len, bytes } => {
+                *len = len.checked_sub(1)?;
+                let mut cursor = Cursor::new(bytes);
+                let value = gguf(&mut cursor, *ty)?;
+                *bytes = cursor.rest();
+                Some(value)
+            }
+            Elements::Json(elements) => {
+                let (first, rest) = elements.split_first()?;
+                *elements = rest;
+                json(first)
+            }
+        }
+    }
+}
+
 /// The elements of an [`Array`].
 #[derive(Debug, Clone)]
 pub struct ArrayIter<'a>(Elements<'a>);
@@ -210,21 +255,9 @@ impl fmt::Debug for Elements<'_> {
 impl<'a> Iterator for ArrayIter<'a> {
     type Item = Value<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<Value<'a>> {
-        match &mut self.0 {
-            Elements::Gguf { ty, len, bytes } => {
-                *len = len.checked_sub(1)?;
-                let mut cursor = Cursor::new(bytes);
-                let value = cursor.value(*ty).ok()?;
-                *bytes = cursor.rest();
-                Some(value)
-            }
-            Elements::Json(elements) => {
-                let (first, rest) = elements.split_first()?;
-                *elements = rest;
-                Some(Value::of_json(first))
-            }
-        }
+        self.0.step(|cursor, ty| cursor.value(ty).ok(), |json| Some(Value::of_json(json)))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -105,31 +105,33 @@ impl<'a> Cursor<'a> {
         &self.bytes[self.at..]
     }
 
+    #[inline]
     pub(crate) fn take(&mut self, len: u64) -> Result<&'a [u8], Fault> {
         let rest = self.rest();
-        match usize::try_from(len).ok().and_then(|len| rest.get(..len)) {
-            Some(taken) => {
-                self.at += taken.len();
-                Ok(taken)
-            }
-            None => Err(Fault::Short { offset: self.at, needed: len, available: rest.len() }),
-        }
+        let taken = usize::try_from(len).ok().and_then(|len| rest.get(..len));
+        let taken = taken.ok_or(Fault::Short { offset: self.at, needed: len, available: rest.len() })?;
+        self.at += taken.len();
+        Ok(taken)
     }
 
+    #[inline]
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Fault> {
         let mut array = [0; N];
         array.copy_from_slice(self.take(N as u64)?);
         Ok(array)
     }
 
+    #[inline]
     pub(crate) fn u32(&mut self) -> Result<u32, Fault> {
         self.array().map(u32::from_le_bytes)
     }
 
+    #[inline]
     pub(crate) fn u64(&mut self) -> Result<u64, Fault> {
         self.array().map(u64::from_le_bytes)
     }
 
+    #[inline]
     pub(crate) fn string(&mut self) -> Result<&'a [u8], Fault> {
         let len = self.u64()?;
         self.take(len)
@@ -143,6 +145,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A value of type `ty`; its elements, when it is an array, have not been looked at.
+    #[inline]
     pub(crate) fn value(&mut self, ty: Type) -> Result<Value<'a>, Fault> {
         Ok(match ty {
             Type::U8 => Value::Uint(self.array::<1>()?[0].into()),
@@ -154,18 +157,20 @@ impl<'a> Cursor<'a> {
             Type::F32 => Value::Float(f32::from_le_bytes(self.array()?).into()),
             Type::Bool => Value::Bool(self.array::<1>()?[0] != 0),
             Type::String => Value::of_text(self.string()?),
-            Type::Array => {
-                let (ty, len) = (self.ty()?, self.u64()?);
-                let start = self.at;
-                self.skip_elements(ty, len, MAX_DEPTH)?;
-                let bytes = &self.bytes[start..self.at];
-                // Every element takes a byte at least, so a count of elements that are there fits.
-                Value::Array(Array(Elements::Gguf { ty, len: len as usize, bytes }))
-            }
+            Type::Array => self.nested()?,
             Type::U64 => Value::Uint(self.u64()?),
             Type::I64 => Value::Int(i64::from_le_bytes(self.array()?)),
             Type::F64 => Value::Float(f64::from_le_bytes(self.array()?)),
         })
+    }
+
+    fn nested(&mut self) -> Result<Value<'a>, Fault> {
+        let (ty, len) = (self.ty()?, self.u64()?);
+        let start = self.at;
+        self.skip_elements(ty, len, MAX_DEPTH)?;
+        let bytes = &self.bytes[start..self.at];
+        // Every element takes a byte at least, so a count of elements that are there fits.
+        Ok(Value::Array(Array(Elements::Gguf { ty, len: len as usize, bytes })))
     }
 
     /// Goes over `len` elements of an array, checking that they are there and well-formed.
