@@ -1,1 +1,26 @@
-//! basert-cpu
+//! The CPU device.
+//!
+//! Its kernels compute a token's result by one sequence of operations, whatever else is in the step, however many
+//! threads there are, and whichever instructions the machine has: weights are repacked so that a lane of a vector is an
+//! output ([`PackedMatrix`]), all vectors have 16 lanes ([`simd`]), and no sum is ever split differently.
+//!
+//! They run inside [`Pool::run`], on views of shared memory ([`Rows`], [`QuantisedRows`]), between barriers.
+
+mod dot;
+mod isa;
+mod linear;
+mod math;
+mod memory;
+mod panel;
+mod pool;
+mod quantised;
+mod rows;
+pub mod simd;
+
+pub use isa::Isa;
+pub use linear::{Activation, Epilogue, Input, linear};
+pub use memory::{AllocError, Buffer};
+pub use panel::{Order, PackError, PackedMatrix, Source};
+pub use pool::{Counter, Pool, Worker, WorkerPanicked};
+pub use quantised::QuantisedRows;
+pub use rows::Rows;

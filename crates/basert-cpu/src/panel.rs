@@ -1,0 +1,447 @@
+//! Weights as the kernels want them.
+//!
+//! A matrix of N rows is repacked at load into *panels* of 16 rows, in which lane = row: a vector holds the same piece of
+//! 16 rows, so that a dot product never sums across lanes. The codes of a block keep the arrangement that they have in the
+//! file: what the file has as bytes 4w … 4w+3 of a block's codes is, in the panel, lane r of vector w. So repacking is a
+//! transposition of 32-bit words, the same for every format, and a panel is no larger than the file but for K-quants'
+//! packed scales, which become a byte each.
+//!
+//! ```text
+//! panel = [ block 0: word 0 of rows 0…15 | word 1 of rows 0…15 | … ][ block 1 ] …   codes
+//!         [ block 0: base ×16 | min ×16 | group scales ×16 … ][ block 1 ] …         scales
+//! ```
+//!
+//! Matrices of floats are panels of `[k][16]` values.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use basert_core::{Base, BlockFormat, Codes, FORMATS, Format, GroupScales, Plane, Value};
+use half::f16;
+
+use crate::memory::{AllocError, Buffer};
+use crate::pool::{Counter, Pool, WorkerPanicked};
+use crate::simd::LANES;
+
+/// A format's blocks as they lie in a panel. Offsets and sizes are those of 16 rows together.
+#[derive(Clone, Copy)]
+pub(crate) struct PanelFormat {
+    pub elements: usize,
+    pub group: usize,
+    /// Bytes of a block's codes, and of its scales.
+    pub code_bytes: usize,
+    pub scale_bytes: usize,
+    /// Where the bits of a code lie among a row's code bytes; the second may be missing.
+    pub planes: [Option<Plane>; 2],
+    pub base: Base,
+    /// Offset of the mins and their sign.
+    pub min: Option<(usize, f32)>,
+    pub scales: GroupScales,
+    /// Offset of the group scales.
+    pub groups_at: usize,
+    pub value: Value,
+}
+
+impl PanelFormat {
+    /// The layout of a quantised format of the table.
+    pub const fn of(format: &BlockFormat) -> PanelFormat {
+        let Codes::Quantised { base, min, group, scales, planes, value } = format.codes else {
+            panic!("floats have no blocks")
+        };
+        let mut packed = [None, None];
+        let mut bytes = 0;
+        let mut p = 0;
+        while p < planes.len() {
+            let (mut span, mut run) = (planes[p].span, planes[p].run);
+            let size = format.elements / span * run;
+            if run < 4 {
+                // Four neighbouring elements shall have neighbouring bytes: see `spread`.
+                (span, run) = (32, 4);
+            }
+            packed[p] = Some(Plane { offset: bytes, width: planes[p].width, span, run });
+            bytes += size;
+            p += 1;
+        }
+        let base_bytes = match base {
+            Base::F16(_) => 2 * LANES,
+            Base::E8M0(_) => LANES,
+        };
+        let (min, groups_at) = match min {
+            Some((_, sign)) => (Some((base_bytes, sign)), base_bytes + 2 * LANES),
+            None => (None, base_bytes),
+        };
+        let group_bytes = match scales {
+            GroupScales::None => 0,
+            GroupScales::Nibbles(_) => LANES,
+            _ if min.is_some() => 2 * LANES,
+            _ => LANES,
+        };
+        PanelFormat {
+            elements: format.elements,
+            group,
+            code_bytes: bytes * LANES,
+            scale_bytes: groups_at + format.elements / group * group_bytes,
+            planes: packed,
+            base,
+            min,
+            scales,
+            groups_at,
+            value,
+        }
+    }
+
+    /// Bytes of the codes of a panel of `blocks` blocks.
+    pub const fn codes_len(&self, blocks: usize) -> usize {
+        blocks * self.code_bytes
+    }
+
+    /// Bytes of a panel of `blocks` blocks.
+    fn panel_len(&self, blocks: usize) -> usize {
+        self.codes_len(blocks) + (blocks * self.scale_bytes).next_multiple_of(64)
+    }
+}
+
+/// Rows of one tensor.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Its bytes, in the format of the matrix.
+    pub bytes: &'a [u8],
+    /// Its rows.
+    pub rows: usize,
+}
+
+/// How several tensors become one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Rows of the first, then of the second, …
+    Stacked,
+    /// Two of equal size, a panel of the first beside the same panel of the second: the two results that a gated
+    /// activation combines are computed by one worker, one after the other.
+    Paired,
+}
+
+/// Why a matrix cannot be packed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PackError {
+    /// The bytes of a source are not as many as its shape says.
+    #[error("{rows} rows of {k} values of {format} take {expected} bytes, not {found}")]
+    WrongBytes {
+        /// The format.
+        format: Format,
+        /// Rows of the source.
+        rows: usize,
+        /// Values in a row.
+        k: usize,
+        /// Bytes that they take.
+        expected: usize,
+        /// Bytes that there are.
+        found: usize,
+    },
+    /// Rows are not whole blocks of the format, or of the quantised activations.
+    #[error("rows of {k} values of {format} are not whole blocks of {block}")]
+    BadWidth {
+        /// The format.
+        format: Format,
+        /// Values in a row.
+        k: usize,
+        /// What it should be a multiple of.
+        block: usize,
+    },
+    /// A weight or its scale is NaN or infinite.
+    #[error("row {row} of source {tensor} has a weight or scale that is not finite")]
+    NotFinite {
+        /// Which source.
+        tensor: usize,
+        /// Which of its rows.
+        row: usize,
+    },
+    /// `Order::Paired` was asked for something else than two sources of equal rows.
+    #[error("a paired matrix takes two sources of equal size")]
+    Unpaired,
+    /// There is not enough memory.
+    #[error(transparent)]
+    Alloc(#[from] AllocError),
+    /// A worker panicked.
+    #[error(transparent)]
+    Panicked(#[from] WorkerPanicked),
+}
+
+/// A matrix of weights, repacked.
+pub struct PackedMatrix {
+    format: Format,
+    k: usize,
+    rows: usize,
+    order: Order,
+    panel_len: usize,
+    panels: usize,
+    data: Buffer,
+}
+
+impl PackedMatrix {
+    /// Repacks the rows of `sources`, each of `k` values in `format`.
+    ///
+    /// # Errors
+    /// See [`PackError`].
+    pub fn pack(
+        pool: &Pool,
+        format: Format,
+        k: usize,
+        sources: &[Source<'_>],
+        order: Order,
+    ) -> Result<PackedMatrix, PackError> {
+        let block = if format.is_float() { 1 } else { format.block().elements };
+        let row_len = format.row_bytes(k).ok().filter(|_| k > 0).ok_or(PackError::BadWidth { format, k, block })?;
+        for &Source { bytes, rows } in sources {
+            let expected = rows.checked_mul(row_len).unwrap_or(usize::MAX);
+            if bytes.len() != expected {
+                return Err(PackError::WrongBytes { format, rows, k, expected, found: bytes.len() });
+            }
+        }
+        let total = sources.iter().map(|source| source.rows).sum::<usize>();
+        let (rows, panels) = match (order, sources) {
+            (Order::Stacked, _) => (total, total.div_ceil(LANES)),
+            (Order::Paired, [a, b]) if a.rows == b.rows => (a.rows, 2 * a.rows.div_ceil(LANES)),
+            (Order::Paired, _) => return Err(PackError::Unpaired),
+        };
+        let panel_len = match format.block().codes {
+            Codes::Float => (k * LANES * format.block().bytes).next_multiple_of(64),
+            Codes::Quantised { .. } => PanelFormat::of(format.block()).panel_len(k / block),
+        };
+        let len = panels.checked_mul(panel_len).ok_or(AllocError { bytes: usize::MAX })?;
+        let mut data = Buffer::zeroed(len)?;
+
+        let out = SendPtr(data.as_mut_ptr());
+        let bad = AtomicUsize::new(usize::MAX);
+        let counter = Counter::new();
+        pool.run(|worker| {
+            for panel in worker.chunks(&counter, panels, 16).flatten() {
+                let rows: [usize; LANES] = std::array::from_fn(|lane| panel_row(order, rows, panel, lane));
+                let bytes = rows.map(|row| row_bytes(sources, row_len, row));
+                // SAFETY: panels do not overlap, and each is claimed by one worker.
+                let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(panel * panel_len), panel_len) };
+                if let Some(lane) = pack_panel(format, &bytes, k, out) {
+                    bad.fetch_min(rows[lane], Ordering::Relaxed);
+                }
+            }
+        })?;
+        match bad.into_inner() {
+            usize::MAX => Ok(PackedMatrix { format, k, rows, order, panel_len, panels, data }),
+            row => {
+                let (tensor, row) = locate(sources, row);
+                Err(PackError::NotFinite { tensor, row })
+            }
+        }
+    }
+
+    /// Format of the weights.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Values in a row: the width of the input.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns of the output: all rows, or those of one source where they are paired.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// How sources were combined.
+    pub fn order(&self) -> Order {
+        self.order
+    }
+
+    /// Pieces of work: panels, or pairs of panels; 16 columns of output each.
+    pub fn units(&self) -> usize {
+        self.rows.div_ceil(LANES)
+    }
+
+    /// Bytes that it takes, which are those that a product with it reads.
+    pub fn bytes(&self) -> usize {
+        self.panels * self.panel_len
+    }
+
+    /// Whether it multiplies quantised activations, not floats.
+    pub fn wants_quantised(&self) -> bool {
+        !self.format.is_float()
+    }
+
+    /// Where panel `i` begins: aligned to 64 bytes.
+    pub(crate) fn panel(&self, i: usize) -> *const u8 {
+        assert!(i < self.panels);
+        // SAFETY: inside the buffer.
+        unsafe { self.data.as_ptr().add(i * self.panel_len) }
+    }
+}
+
+/// A pointer that workers share.
+struct SendPtr(*mut u8);
+
+// SAFETY: who uses it keeps writers apart.
+unsafe impl Sync for SendPtr {}
+
+impl SendPtr {
+    fn get(&self) -> *mut u8 {
+        self.0
+    }
+}
+
+/// Which row of the stacked sources is in a lane of a panel. Lanes beyond the last row repeat it: their results are never
+/// read.
+fn panel_row(order: Order, rows: usize, panel: usize, lane: usize) -> usize {
+    match order {
+        Order::Stacked => (panel * LANES + lane).min(rows - 1),
+        Order::Paired => panel % 2 * rows + (panel / 2 * LANES + lane).min(rows - 1),
+    }
+}
+
+/// Source and row in it of a row of the stacked sources.
+fn locate(sources: &[Source<'_>], mut row: usize) -> (usize, usize) {
+    let mut tensor = 0;
+    while row >= sources[tensor].rows {
+        row -= sources[tensor].rows;
+        tensor += 1;
+    }
+    (tensor, row)
+}
+
+fn row_bytes<'a>(sources: &[Source<'a>], len: usize, row: usize) -> &'a [u8] {
+    let (tensor, row) = locate(sources, row);
+    &sources[tensor].bytes[row * len..][..len]
+}
+
+/// Calls a function that is generic over a quantised format, given as its index in the table.
+macro_rules! with_format {
+    ($format:expr, $function:ident $(::<$($more:tt),+>)? ($($arg:expr),* $(,)?), else $float:expr) => {
+        with_format!(@ [Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4]
+            $format, $function, [$($($more),+)?], ($($arg),*), $float)
+    };
+    (@ [$($name:ident)+] $format:expr, $function:ident, $more:tt, $args:tt, $float:expr) => {
+        match $format {
+            $(Format::$name => with_format!(@call $name $function $more $args),)+
+            Format::F32 | Format::F16 | Format::BF16 => $float,
+        }
+    };
+    (@call $name:ident $function:ident [$($more:tt),*] ($($arg:expr),*)) => {
+        $function::<{ Format::$name as usize } $(, $more)*>($($arg),*)
+    };
+}
+pub(crate) use with_format;
+
+/// Transposes the blocks of 16 rows into a panel. Returns a lane with a value that is not finite, if there is one.
+fn pack_panel(format: Format, rows: &[&[u8]; LANES], k: usize, out: &mut [u8]) -> Option<usize> {
+    with_format!(format, pack_quantised(rows, out), else match format {
+        Format::F32 => pack_floats(rows, k, out, f32::from_le_bytes, |x| x.is_finite()),
+        Format::F16 => pack_floats(rows, k, out, u16::from_le_bytes, |x| x & 0x7c00 != 0x7c00),
+        _ => pack_floats(rows, k, out, u16::from_le_bytes, |x| x & 0x7f80 != 0x7f80),
+    })
+}
+
+fn pack_floats<T: Copy, const N: usize>(
+    rows: &[&[u8]; LANES],
+    k: usize,
+    out: &mut [u8],
+    read: impl Fn([u8; N]) -> T,
+    is_finite: impl Fn(T) -> bool,
+) -> Option<usize> {
+    let mut bad = None;
+    for (lane, row) in rows.iter().enumerate() {
+        let (row, _) = row.as_chunks::<N>();
+        let (out, _) = out.as_chunks_mut::<N>();
+        let mut finite = true;
+        for (i, &value) in row[..k].iter().enumerate() {
+            finite &= is_finite(read(value));
+            out[i * LANES + lane] = value;
+        }
+        bad = bad.or((!finite).then_some(lane));
+    }
+    bad
+}
+
+fn pack_quantised<const F: usize>(rows: &[&[u8]; LANES], out: &mut [u8]) -> Option<usize> {
+    let source = const { &FORMATS[F] };
+    let packed = const { PanelFormat::of(&FORMATS[F]) };
+    let Codes::Quantised { base, min, planes, scales, .. } = source.codes else { return None };
+    let blocks = rows[0].len() / source.bytes;
+    let (codes_out, scales_out) = out.split_at_mut(packed.codes_len(blocks));
+    let mut bad = None;
+    let blocks = codes_out.chunks_exact_mut(packed.code_bytes).zip(scales_out.chunks_exact_mut(packed.scale_bytes));
+    for (b, (codes_out, scales_out)) in blocks.enumerate() {
+        let blocks: [&[u8]; LANES] = rows.map(|row| &row[b * source.bytes..][..source.bytes]);
+
+        let mut words_out = codes_out.as_chunks_mut::<4>().0.as_chunks_mut::<LANES>().0.iter_mut();
+        for plane in planes {
+            let words = source.elements / plane.span * plane.run / 4;
+            for (w, out) in words_out.by_ref().take(words).enumerate() {
+                let at = plane.offset + 4 * w;
+                for (out, block) in out.iter_mut().zip(&blocks) {
+                    let word = [block[at], block[at + 1], block[at + 2], block[at + 3]];
+                    *out = if plane.run < 4 { spread(word) } else { word };
+                }
+            }
+        }
+
+        for (lane, block) in blocks.iter().enumerate() {
+            let finite = match base {
+                Base::F16(at) => {
+                    scales_out[2 * lane..][..2].copy_from_slice(&block[at..at + 2]);
+                    f16::from_le_bytes([block[at], block[at + 1]]).is_finite()
+                }
+                Base::E8M0(at) => {
+                    scales_out[lane] = block[at];
+                    // The one value that is NaN.
+                    block[at] != 255
+                }
+            };
+            let min_finite = match (min, packed.min) {
+                (Some((from, _)), Some((to, _))) => {
+                    scales_out[to + 2 * lane..][..2].copy_from_slice(&block[from..from + 2]);
+                    f16::from_le_bytes([block[from], block[from + 1]]).is_finite()
+                }
+                _ => true,
+            };
+            bad = bad.or((!finite || !min_finite).then_some(lane));
+            let groups = source.elements / packed.group;
+            match scales {
+                GroupScales::None => {}
+                GroupScales::Nibbles(at) => {
+                    for g in 0..groups {
+                        scales_out[packed.groups_at + g * LANES + lane] = block[at + g];
+                    }
+                }
+                _ => {
+                    let step = if min.is_some() { 2 * LANES } else { LANES };
+                    for g in 0..groups {
+                        let (scale, min) = scales.read(block, g);
+                        let out = &mut scales_out[packed.groups_at + g * step..][..step];
+                        out[lane] = scale as u8;
+                        if let Some(out) = out.get_mut(LANES + lane) {
+                            *out = min as u8;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    bad
+}
+
+/// Rearranges the bits of 32 elements, element i at bit i, so that element i is bit i / 4 of byte i mod 4.
+fn spread(word: [u8; 4]) -> [u8; 4] {
+    const TABLE: [u32; 256] = {
+        let mut table = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            let mut i = 0;
+            while i < 8 {
+                table[byte] |= ((byte >> i & 1) as u32) << (i % 4 * 8 + i / 4);
+                i += 1;
+            }
+            byte += 1;
+        }
+        table
+    };
+    let part = |i: usize| TABLE[usize::from(word[i])] << (2 * i);
+    (part(0) | part(1) | part(2) | part(3)).to_le_bytes()
+}

@@ -1,0 +1,394 @@
+//! Persistent threads that run one function together.
+//!
+//! [`Pool::run`] has every worker, the caller included, execute the same closure (SPMD). Inside it, workers divide
+//! work by [`Worker::chunks`] and wait for each other at [`Worker::barrier`]. A step of a model is one run: dozens of
+//! phases with a barrier after each, without a system call between them. Whoever waits spins for a bounded time and then
+//! sleeps, so that a neighbour that takes a core away costs time but not a core's worth of spinning.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::io;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+/// How often a waiting thread looks before it sleeps: with `pause` taking 15 to 50 ns, some 100 µs.
+const SPINS: u32 = 3000;
+
+/// A worker panicked; the others were released from their barriers and the run was abandoned.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("worker {worker} of the thread pool panicked: {message}")]
+pub struct WorkerPanicked {
+    /// Its index.
+    pub worker: usize,
+    /// What it said.
+    pub message: String,
+}
+
+/// A number that threads can wait on to change.
+struct Event {
+    value: AtomicU32,
+    sleepers: AtomicU32,
+    lock: Mutex<()>,
+    changed: Condvar,
+}
+
+impl Event {
+    fn new() -> Event {
+        Event { value: AtomicU32::new(0), sleepers: AtomicU32::new(0), lock: Mutex::new(()), changed: Condvar::new() }
+    }
+
+    fn value(&self) -> u32 {
+        self.value.load(Ordering::Acquire)
+    }
+
+    /// Changes the value and wakes who waits for that.
+    fn advance(&self) {
+        // SeqCst, like the sleeper's pair: either it sees the new value, or this sees the sleeper.
+        self.value.fetch_add(1, Ordering::SeqCst);
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(lock(&self.lock));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Returns when the value is not `old`.
+    fn wait(&self, old: u32) {
+        for _ in 0..SPINS {
+            if self.value() != old {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut guard = lock(&self.lock);
+        self.sleepers.fetch_add(1, Ordering::SeqCst);
+        while self.value.load(Ordering::SeqCst) == old {
+            guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        }
+        self.sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// No lock here guards data that a panic could leave half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A meeting point of a fixed number of threads.
+struct Barrier {
+    arrived: AtomicUsize,
+    generation: Event,
+}
+
+impl Barrier {
+    fn new() -> Barrier {
+        Barrier { arrived: AtomicUsize::new(0), generation: Event::new() }
+    }
+
+    /// Returns when `count` threads have called it, or when someone set `cancelled` and advanced the generation.
+    fn wait(&self, count: usize, cancelled: &AtomicBool) {
+        let generation = self.generation.value();
+        if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
+            self.arrived.store(0, Ordering::Relaxed);
+            self.generation.advance();
+        } else if !cancelled.load(Ordering::SeqCst) {
+            self.generation.wait(generation);
+        }
+    }
+}
+
+type Job = *const (dyn Fn(&Worker) + Sync);
+
+struct Shared {
+    count: usize,
+    /// Advanced when there is a job, or when the threads shall end.
+    start: Event,
+    job: UnsafeCell<Option<Job>>,
+    /// The barrier of the job, and the one at its end, which panics do not reach.
+    phase: Barrier,
+    finish: Barrier,
+    panicked: AtomicBool,
+    panic: Mutex<Option<WorkerPanicked>>,
+}
+
+// SAFETY: `job` is written only by the thread inside `Pool::run`, while all others wait for `start`, and read after it.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; the pointer's closure is `Sync` and outlives the run.
+unsafe impl Send for Shared {}
+
+/// What a worker that waits for one that panicked is unwound with.
+struct Abandoned;
+
+impl Shared {
+    /// Runs the job as worker `index` and meets the others at its end.
+    fn work(&self, index: usize, job: &(dyn Fn(&Worker) + Sync)) {
+        let worker = Worker { shared: self, index };
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(&worker))) {
+            if !payload.is::<Abandoned>() {
+                let message = message(payload.as_ref());
+                lock(&self.panic).get_or_insert(WorkerPanicked { worker: index, message });
+            }
+            self.panicked.store(true, Ordering::SeqCst);
+            self.phase.generation.advance();
+        }
+        self.finish.wait(self.count, &AtomicBool::new(false));
+    }
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}
+
+/// Threads that stay.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    running: Mutex<()>,
+}
+
+impl Pool {
+    /// A pool of `threads` workers, of which the caller of [`run`](Pool::run) is one; by default as many as there are
+    /// physical cores that this process may use.
+    ///
+    /// # Errors
+    /// When the system does not give the threads.
+    pub fn new(threads: Option<usize>) -> io::Result<Pool> {
+        let count = threads.unwrap_or_else(physical_cores).max(1);
+        let shared = Arc::new(Shared {
+            count,
+            start: Event::new(),
+            job: UnsafeCell::new(None),
+            phase: Barrier::new(),
+            finish: Barrier::new(),
+            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
+        });
+        let mut pool = Pool { shared, threads: Vec::new(), running: Mutex::new(()) };
+        for index in 1..count {
+            let shared = Arc::clone(&pool.shared);
+            pool.threads.push(thread::Builder::new().name(format!("basert-{index}")).spawn(move || {
+                let mut seen = 0;
+                loop {
+                    shared.start.wait(seen);
+                    seen = shared.start.value();
+                    // SAFETY: written before `start` advanced, and not again before this worker reaches `finish`.
+                    let Some(job) = (unsafe { *shared.job.get() }) else { return };
+                    // SAFETY: `run` keeps the closure alive until all workers have passed `finish`.
+                    shared.work(index, unsafe { &*job });
+                }
+            })?);
+        }
+        Ok(pool)
+    }
+
+    /// How many workers there are.
+    pub fn threads(&self) -> usize {
+        self.shared.count
+    }
+
+    /// Has every worker execute `job` and returns when all have. Must not be called from inside a job of this pool.
+    ///
+    /// # Errors
+    /// When a worker panicked. The pool can be used again.
+    pub fn run<F: Fn(&Worker) + Sync>(&self, job: F) -> Result<(), WorkerPanicked> {
+        let _running = lock(&self.running);
+        let shared = &*self.shared;
+        let job: &(dyn Fn(&Worker) + Sync) = &job;
+        // SAFETY: only the lifetime changes; all workers are done with it at `finish`, before this function returns.
+        let erased =
+            unsafe { std::mem::transmute::<&(dyn Fn(&Worker) + Sync), &'static (dyn Fn(&Worker) + Sync)>(job) };
+        // SAFETY: all other workers wait for `start`.
+        unsafe { *shared.job.get() = Some(erased as Job) };
+        shared.start.advance();
+        shared.work(0, job);
+        if shared.panicked.swap(false, Ordering::SeqCst) {
+            shared.phase.arrived.store(0, Ordering::SeqCst);
+            let unknown = || WorkerPanicked { worker: 0, message: String::from("no message") };
+            return Err(lock(&shared.panic).take().unwrap_or_else(unknown));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: no run is under way, for that borrows the pool.
+        unsafe { *self.shared.job.get() = None };
+        self.shared.start.advance();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One of the threads that execute a job.
+pub struct Worker<'a> {
+    shared: &'a Shared,
+    index: usize,
+}
+
+impl Worker<'_> {
+    /// Which one: 0 is the caller of [`Pool::run`].
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.shared.count
+    }
+
+    /// Returns when every worker has called it. What they wrote before is visible after.
+    ///
+    /// # Panics
+    /// When another worker has panicked, to end this one's part of the job as well.
+    pub fn barrier(&self) {
+        if self.shared.count > 1 {
+            self.shared.phase.wait(self.shared.count, &self.shared.panicked);
+            if self.shared.panicked.load(Ordering::SeqCst) {
+                // Not reported by the panic hook: the first panic was.
+                std::panic::resume_unwind(Box::new(Abandoned));
+            }
+        }
+    }
+
+    /// Claims pieces of `0..total`, of `grain` each, until `counter` says that all are taken.
+    pub fn chunks<'c>(
+        &self,
+        counter: &'c Counter,
+        total: usize,
+        grain: usize,
+    ) -> impl Iterator<Item = Range<usize>> + 'c {
+        let grain = grain.max(1);
+        std::iter::from_fn(move || {
+            let start = counter.0.fetch_add(grain, Ordering::Relaxed);
+            (start < total).then(|| start..total.min(start.saturating_add(grain)))
+        })
+    }
+
+    /// This worker's part of `0..total` when it is divided evenly beforehand.
+    pub fn share(&self, total: usize) -> Range<usize> {
+        let at = |i: usize| (i as u128 * total as u128 / self.shared.count as u128) as usize;
+        at(self.index)..at(self.index + 1)
+    }
+}
+
+/// How much of some work has been claimed. On a cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct Counter(AtomicUsize);
+
+impl Counter {
+    /// Nothing claimed.
+    pub const fn new() -> Counter {
+        Counter(AtomicUsize::new(0))
+    }
+
+    /// Starts over. No worker may be claiming, and a barrier must follow before one does.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
+/// Physical cores that this process may run on: hyper-threads of a core share what kernels are bound by.
+fn physical_cores() -> usize {
+    let allowed = thread::available_parallelism().map_or(1, usize::from);
+    core_count().map_or(allowed, |cores| cores.min(allowed))
+}
+
+/// Physical cores of the machine, where the system tells.
+fn core_count() -> Option<usize> {
+    let mut siblings: Vec<String> = std::fs::read_dir("/sys/devices/system/cpu")
+        .ok()?
+        .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("topology/thread_siblings_list")).ok())
+        .collect();
+    siblings.sort();
+    siblings.dedup();
+    (!siblings.is_empty()).then_some(siblings.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_everything_once_in_every_phase() {
+        for threads in [1, 2, 3, 5] {
+            let pool = Pool::new(Some(threads)).unwrap();
+            let hits: Vec<AtomicU32> = (0..1000).map(|_| AtomicU32::new(0)).collect();
+            let counters: Vec<Counter> = (0..50).map(|_| Counter::new()).collect();
+            for run in 1..=20 {
+                counters.iter().for_each(Counter::reset);
+                pool.run(|worker| {
+                    for (phase, counter) in counters.iter().enumerate() {
+                        for range in worker.chunks(counter, hits.len(), 7) {
+                            for hit in &hits[range] {
+                                // All are equal before each phase, or the barrier does not hold.
+                                assert_eq!(hit.fetch_add(1, Ordering::Relaxed), (run - 1) * 50 + phase as u32);
+                            }
+                        }
+                        worker.barrier();
+                    }
+                })
+                .unwrap();
+            }
+            assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1000));
+        }
+    }
+
+    #[test]
+    fn shares_cover_everything_once() {
+        let pool = Pool::new(Some(3)).unwrap();
+        let hits: Vec<AtomicU32> = (0..100).map(|_| AtomicU32::new(0)).collect();
+        pool.run(|worker| {
+            hits[worker.share(100)].iter().for_each(|hit| {
+                hit.fetch_add(1, Ordering::Relaxed);
+            })
+        })
+        .unwrap();
+        assert!(hits.iter().all(|hit| hit.load(Ordering::Relaxed) == 1));
+    }
+
+    #[test]
+    fn a_panic_is_an_error_and_the_pool_survives() {
+        let pool = Pool::new(Some(3)).unwrap();
+        for culprit in 0..3 {
+            let error = pool.run(|worker| {
+                worker.barrier();
+                if worker.index() == culprit {
+                    std::panic::panic_any(format!("planned, by {culprit}"));
+                }
+                worker.barrier();
+                worker.barrier();
+            });
+            let expected = WorkerPanicked { worker: culprit, message: format!("planned, by {culprit}") };
+            assert_eq!(error, Err(expected));
+            let count = AtomicU32::new(0);
+            pool.run(|worker| {
+                worker.barrier();
+                count.fetch_add(1, Ordering::Relaxed);
+                worker.barrier();
+                assert_eq!(count.load(Ordering::Relaxed), 3);
+            })
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn sleepers_wake() {
+        let pool = Pool::new(Some(2)).unwrap();
+        for _ in 0..3 {
+            thread::sleep(std::time::Duration::from_millis(20));
+            pool.run(|worker| {
+                if worker.index() == 0 {
+                    thread::sleep(std::time::Duration::from_millis(20));
+                }
+                worker.barrier();
+            })
+            .unwrap();
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The oracle: every op of the catalogue as a textbook has it, in f32, over a whole sequence at once.
+//!
+//! It executes the graph itself, knows nothing of plans, packing, pages or threads, and is as slow as that sounds.
+//! Every faster path is compared with it, and it is compared with implementations that others wrote.
+
+use std::sync::Arc;
+
+use basert_core::codec;
+use basert_files::ModelFile;
+use basert_graph::{Activation, Graph, Norm, Op, Pairs, Rope, ValueId, WeightId};
+use basert_plan::DeviceError;
+
+/// A row-major matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    /// Values in a row.
+    pub width: usize,
+    /// Row after row.
+    pub data: Vec<f32>,
+}
+
+impl Matrix {
+    fn new(rows: usize, width: usize) -> Matrix {
+        Matrix { width, data: vec![0.0; rows * width] }
+    }
+
+    /// The rows, in order.
+    pub fn rows(&self) -> std::slice::ChunksExact<'_, f32> {
+        self.data.chunks_exact(self.width)
+    }
+
+    fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.width..][..self.width]
+    }
+
+    fn map_rows(&self, width: usize, f: impl Fn(&[f32], &mut [f32])) -> Matrix {
+        let mut out = Matrix::new(self.data.len() / self.width, width);
+        self.rows().zip(out.data.chunks_exact_mut(width)).for_each(|(x, y)| f(x, y));
+        out
+    }
+
+    fn zip(&self, other: &Matrix, f: impl Fn(f32, f32) -> f32) -> Matrix {
+        let data = self.data.iter().zip(&other.data).map(|(&a, &b)| f(a, b)).collect();
+        Matrix { width: self.width, data }
+    }
+}
+
+/// A model with all its weights decoded to f32.
+pub struct Reference {
+    graph: Arc<Graph>,
+    weights: Vec<Matrix>,
+}
+
+impl Reference {
+    /// Decodes the weights of `graph` from `file`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or damaged.
+    pub fn new(graph: Arc<Graph>, file: &ModelFile) -> Result<Reference, DeviceError> {
+        let decode = |weight: &basert_graph::Weight| {
+            let fail = |what: String| DeviceError::Weight { tensor: weight.tensor.clone(), what };
+            let tensor = file.tensor(&weight.tensor).ok_or_else(|| fail("it is missing".to_owned()))?;
+            let mut matrix = Matrix::new(weight.rows, weight.columns);
+            codec::decode(tensor.format, tensor.bytes, &mut matrix.data).map_err(|error| fail(error.to_string()))?;
+            Ok(matrix)
+        };
+        let weights = graph.weights.iter().map(decode).collect::<Result<_, _>>()?;
+        Ok(Reference { graph, weights })
+    }
+
+    /// Logits of the tokens at `wanted` of a sequence that begins with `tokens`: one row each.
+    pub fn logits(&self, tokens: &[u32], wanted: &[usize]) -> Matrix {
+        let mut values: Vec<Option<Matrix>> = vec![None; self.graph.values.len()];
+        let mut caches: Vec<Option<(Matrix, Matrix)>> = vec![None; self.graph.caches.len()];
+        for node in &self.graph.nodes {
+            let value = |id: ValueId| values[id.0].as_ref().expect("ops come in order");
+            let out = match node.op {
+                Op::Embed { weight, scale } => self.embed(weight, scale, tokens),
+                Op::Norm { x, norm } => value(x).map_rows(value(x).width, |x, y| self.norm(&norm, x, y)),
+                Op::Linear { x, weight, bias } => self.linear(value(x), weight, bias),
+                Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache } => {
+                    let (head_dim, rope) = (self.graph.caches[cache.0].head_dim, &self.graph.ropes[rope.0]);
+                    let keys = self.rotate_heads(value(k), head_dim, k_norm.as_ref(), rope);
+                    caches[cache.0] = Some((keys, value(v).clone()));
+                    self.rotate_heads(value(q), head_dim, q_norm.as_ref(), rope)
+                }
+                Op::Attention { q, cache, heads, scale, window, cap } => {
+                    let (k, v) = caches[cache.0].as_ref().expect("ops come in order");
+                    attention(value(q), k, v, heads, self.graph.caches[cache.0].kv_heads, scale, window, cap)
+                }
+                Op::Gate { gate, up, activation: Activation::Silu } => value(gate).zip(value(up), |g, u| silu(g) * u),
+                Op::Gate { gate, up, activation: Activation::GeluTanh } => {
+                    value(gate).zip(value(up), |g, u| gelu_tanh(g) * u)
+                }
+                Op::Add { a, b } => value(a).zip(value(b), |a, b| a + b),
+                Op::Select { x } => {
+                    let data = wanted.iter().flat_map(|&row| value(x).row(row)).copied().collect();
+                    Matrix { width: value(x).width, data }
+                }
+                Op::SoftCap { x, cap } => value(x).zip(value(x), |x, _| cap * (x / cap).tanh()),
+            };
+            values[node.out.0] = Some(out);
+        }
+        values[self.graph.logits.0].take().expect("the graph computes logits")
+    }
+
+    fn embed(&self, weight: WeightId, scale: f32, tokens: &[u32]) -> Matrix {
+        let table = &self.weights[weight.0];
+        let data = tokens.iter().flat_map(|&token| table.row(token as usize)).map(|x| x * scale).collect();
+        Matrix { width: table.width, data }
+    }
+
+    /// y = x / √(mean(x²) + ε) · (w + offset)
+    fn norm(&self, norm: &Norm, x: &[f32], y: &mut [f32]) {
+        let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+        let scale = 1.0 / (mean + norm.eps).sqrt();
+        for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weights[norm.weight.0].data) {
+            *y = x * scale * (w + norm.offset);
+        }
+    }
+
+    /// y = W x + b
+    fn linear(&self, x: &Matrix, weight: WeightId, bias: Option<WeightId>) -> Matrix {
+        let weight = &self.weights[weight.0];
+        let bias = bias.map(|bias| &self.weights[bias.0]);
+        x.map_rows(weight.data.len() / weight.width, |x, y| {
+            for (i, (y, w)) in y.iter_mut().zip(weight.rows()).enumerate() {
+                *y = dot(w, x) + bias.map_or(0.0, |bias| bias.data[i]);
+            }
+        })
+    }
+
+    /// Norms each head, and turns its pairs by position · frequency.
+    fn rotate_heads(&self, x: &Matrix, head_dim: usize, norm: Option<&Norm>, rope: &Rope) -> Matrix {
+        let mut out = x.clone();
+        for (position, row) in out.data.chunks_exact_mut(x.width).enumerate() {
+            for head in row.chunks_exact_mut(head_dim) {
+                if let Some(norm) = norm {
+                    self.norm(norm, &head.to_vec(), head);
+                }
+                rotate(head, rope, position);
+            }
+        }
+        out
+    }
+}
+
+/// (a, b) ← (a cos θ − b sin θ, a sin θ + b cos θ) for each pair, with θ = position · frequency.
+fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
+    let n = rope.frequencies.len();
+    for (i, frequency) in rope.frequencies.iter().enumerate() {
+        let (a, b) = match rope.pairs {
+            Pairs::Half => (i, i + n),
+            Pairs::Interleaved => (2 * i, 2 * i + 1),
+        };
+        let (sin, cos) = (position as f32 * frequency).sin_cos();
+        (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+    }
+}
+
+/// softmax(cap(scale · q kᵀ)) v for each head, over the tokens that each token sees.
+#[allow(clippy::too_many_arguments)]
+fn attention(
+    q: &Matrix,
+    k: &Matrix,
+    v: &Matrix,
+    heads: usize,
+    kv_heads: usize,
+    scale: f32,
+    window: Option<usize>,
+    cap: Option<f32>,
+) -> Matrix {
+    let head_dim = q.width / heads;
+    let mut out = Matrix::new(q.data.len() / q.width, q.width);
+    for (position, (q, out)) in q.rows().zip(out.data.chunks_exact_mut(q.width)).enumerate() {
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        for (head, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
+            let of_head = head * kv_heads / heads * head_dim..(head * kv_heads / heads + 1) * head_dim;
+            let score = |token: usize| {
+                let score = scale * dot(q, &k.row(token)[of_head.clone()]);
+                cap.map_or(score, |cap| cap * (score / cap).tanh())
+            };
+            let scores: Vec<f32> = (first..=position).map(score).collect();
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
+            let sum: f32 = weights.iter().sum();
+            for (token, weight) in (first..=position).zip(weights) {
+                for (out, v) in out.iter_mut().zip(&v.row(token)[of_head.clone()]) {
+                    *out += weight / sum * v;
+                }
+            }
+        }
+    }
+    out
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn silu(x: f32) -> f32 {
+    x / (1.0 + (-x).exp())
+}
+
+fn gelu_tanh(x: f32) -> f32 {
+    const SQRT_2_OVER_PI: f32 = 0.797_884_6;
+    0.5 * x * (1.0 + (SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)).tanh())
+}

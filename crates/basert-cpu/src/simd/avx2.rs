@@ -1,0 +1,224 @@
+//! AVX2 with FMA and F16C: a vector is two registers.
+
+// The contract of every function here is that of the trait.
+#![allow(unsafe_op_in_unsafe_fn)]
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+/// AVX2, FMA, F16C.
+pub struct Avx2;
+
+/// Applies an intrinsic to both halves.
+macro_rules! both {
+    ($f:ident($($x:ident),+)) => {
+        [$f($($x[0]),+), $f($($x[1]),+)]
+    };
+}
+
+/// Sums of four neighbouring products of unsigned `a` and signed `b`, none of which may saturate in pairs.
+#[inline(always)]
+unsafe fn dot4(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
+    let pairs = _mm256_maddubs_epi16(a, b);
+    _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}
+
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+    type I = [__m256i; 2];
+    type B = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [_mm256_set1_ps(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        [_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        _mm256_storeu_ps(p, x[0]);
+        _mm256_storeu_ps(p.add(8), x[1]);
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(8).cast()))]
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        let half = |p: *const u16| {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        };
+        [half(p), half(p.add(8))]
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, x: Self::F) {
+        _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[0]));
+        _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x[1]));
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    unsafe fn select_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        let half = |i: usize| _mm256_blendv_ps(y[i], x[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]));
+        [half(0), half(1)]
+    }
+    #[inline(always)]
+    unsafe fn round(x: Self::F) -> Self::I {
+        both!(_mm256_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    unsafe fn float(x: Self::I) -> Self::F {
+        both!(_mm256_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    unsafe fn bits(x: Self::F) -> Self::I {
+        both!(_mm256_castps_si256(x))
+    }
+    #[inline(always)]
+    unsafe fn from_bits(x: Self::I) -> Self::F {
+        both!(_mm256_castsi256_ps(x))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> Self::I {
+        [_mm256_set1_epi32(x); 2]
+    }
+    #[inline(always)]
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_add_epi32(a, b))
+    }
+    #[inline(always)]
+    unsafe fn and_i32(a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_and_si256(a, b))
+    }
+    #[inline(always)]
+    unsafe fn max_i32(a: Self::I, b: Self::I) -> Self::I {
+        both!(_mm256_max_epi32(a, b))
+    }
+    #[inline(always)]
+    unsafe fn shl_i32(x: Self::I, n: u32) -> Self::I {
+        let n = _mm_cvtsi32_si128(n as i32);
+        [_mm256_sll_epi32(x[0], n), _mm256_sll_epi32(x[1], n)]
+    }
+    #[inline(always)]
+    unsafe fn shr_i32(x: Self::I, n: u32) -> Self::I {
+        let n = _mm_cvtsi32_si128(n as i32);
+        [_mm256_srl_epi32(x[0], n), _mm256_srl_epi32(x[1], n)]
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::I {
+        [_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.add(8).cast()))]
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::I {
+        [_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())), _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.add(8).cast()))]
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, x: Self::I) {
+        let mut lanes = [0i32; 16];
+        Self::store_i32(lanes.as_mut_ptr(), x);
+        for (i, lane) in lanes.iter().enumerate() {
+            *p.add(i) = *lane as i8;
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i32(p: *mut i32, x: Self::I) {
+        _mm256_storeu_si256(p.cast(), x[0]);
+        _mm256_storeu_si256(p.add(8).cast(), x[1]);
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::B {
+        [_mm256_load_si256(p.cast()), _mm256_load_si256(p.add(32).cast())]
+    }
+    #[inline(always)]
+    unsafe fn load_table(p: *const u8) -> Self::B {
+        [_mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())); 2]
+    }
+    #[inline(always)]
+    unsafe fn broadcast4(p: *const i8) -> Self::B {
+        [_mm256_set1_epi32(p.cast::<i32>().read_unaligned()); 2]
+    }
+    #[inline(always)]
+    unsafe fn splat_u8(x: u8) -> Self::B {
+        [_mm256_set1_epi8(x as i8); 2]
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::B, b: Self::B) -> Self::B {
+        both!(_mm256_and_si256(a, b))
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
+        both!(_mm256_or_si256(a, b))
+    }
+    #[inline(always)]
+    unsafe fn shl(x: Self::B, n: u32) -> Self::B {
+        let n = _mm_cvtsi32_si128(n as i32);
+        [_mm256_sll_epi16(x[0], n), _mm256_sll_epi16(x[1], n)]
+    }
+    #[inline(always)]
+    unsafe fn shr(x: Self::B, n: u32) -> Self::B {
+        let n = _mm_cvtsi32_si128(n as i32);
+        [_mm256_srl_epi16(x[0], n), _mm256_srl_epi16(x[1], n)]
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        both!(_mm256_shuffle_epi8(table, index))
+    }
+
+    // Pairs are at most 2·127·127, which 16 bits hold.
+    #[inline(always)]
+    unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I {
+        both!(dot4(acc, codes, x))
+    }
+    #[inline(always)]
+    unsafe fn signed_operand(x: Self::B) -> Self::B {
+        x
+    }
+    #[inline(always)]
+    unsafe fn signed_start(_neg_sum: Self::I) -> Self::I {
+        [_mm256_setzero_si256(); 2]
+    }
+    // |w| · (x with the sign of w): pairs are at most 2·128·127, which 16 bits hold.
+    #[inline(always)]
+    unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I {
+        let magnitude = both!(_mm256_abs_epi8(operand));
+        let signed = both!(_mm256_sign_epi8(x, operand));
+        both!(dot4(acc, magnitude, signed))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+}

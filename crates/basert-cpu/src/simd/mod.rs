@@ -1,0 +1,147 @@
+//! Sixteen lanes, the same on every machine.
+//!
+//! Kernels are written once, generic over [`Simd`]: a vector is always 16 `f32`, 16 `i32` or 64 bytes, whatever
+//! registers the machine has (one of AVX-512, two of AVX2, four of NEON, an array in plain Rust). Every operation is
+//! either exact or rounds as IEEE 754 says, so a kernel gives the same bits on all of them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
+pub use portable::Portable;
+
+/// Lanes of a vector.
+pub const LANES: usize = 16;
+
+/// Vectors of 16 lanes and what kernels do with them.
+///
+/// # Safety
+/// Calling any function requires that the machine has the instructions of the implementation, and, to be fast, that
+/// the caller is compiled with them (see `dispatch!`). Pointers must be valid for what is read or written there, with no
+/// alignment unless said.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+pub trait Simd {
+    /// 16 `f32`.
+    type F: Copy;
+    /// 16 `i32`.
+    type I: Copy;
+    /// 64 bytes.
+    type B: Copy;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// Widens 16 `f16`.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Widens 16 `bf16`.
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// Rounds to nearest even `f16`.
+    unsafe fn store_f16(p: *mut u16, x: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The larger lane; which one when either is NaN is not defined.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller lane; which one when either is NaN is not defined.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    /// Lanes of `x` where `a < b`, else those of `y`.
+    unsafe fn select_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// Nearest integer, ties to even. The lanes must be in the range of `i32`.
+    unsafe fn round(x: Self::F) -> Self::I;
+    /// Rounds to nearest `f32`.
+    unsafe fn float(x: Self::I) -> Self::F;
+    unsafe fn bits(x: Self::F) -> Self::I;
+    unsafe fn from_bits(x: Self::I) -> Self::F;
+
+    unsafe fn splat_i32(x: i32) -> Self::I;
+    /// Wrapping sum.
+    unsafe fn add_i32(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn and_i32(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn max_i32(a: Self::I, b: Self::I) -> Self::I;
+    /// Shifts each lane left by `n` < 32.
+    unsafe fn shl_i32(x: Self::I, n: u32) -> Self::I;
+    /// Shifts each lane right by `n` < 32, filling with zeros.
+    unsafe fn shr_i32(x: Self::I, n: u32) -> Self::I;
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    unsafe fn load_i8(p: *const i8) -> Self::I;
+    /// Stores the low byte of each lane.
+    unsafe fn store_i8(p: *mut i8, x: Self::I);
+    unsafe fn store_i32(p: *mut i32, x: Self::I);
+
+    /// Loads 64 bytes from an address that is a multiple of 64.
+    unsafe fn load_bytes(p: *const u8) -> Self::B;
+    /// Repeats the 16 bytes at `p` four times.
+    unsafe fn load_table(p: *const u8) -> Self::B;
+    /// Repeats the four bytes at `p` in every lane.
+    unsafe fn broadcast4(p: *const i8) -> Self::B;
+    unsafe fn splat_u8(x: u8) -> Self::B;
+    unsafe fn and(a: Self::B, b: Self::B) -> Self::B;
+    unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
+    /// Shifts each pair of bytes (little-endian) left by `n` < 16.
+    unsafe fn shl(x: Self::B, n: u32) -> Self::B;
+    /// Shifts each pair of bytes (little-endian) right by `n` < 16.
+    unsafe fn shr(x: Self::B, n: u32) -> Self::B;
+    /// `table[index]` for every byte; indices are below 16, the table is one of `load_table`.
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
+
+    /// Adds to each lane of `acc` the dot product of its four bytes of `codes`, all in [0, 127], and of `x`, in
+    /// [-127, 127].
+    unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
+    /// What `dot_signed` takes for the signed bytes `x`.
+    unsafe fn signed_operand(x: Self::B) -> Self::B;
+    /// What a sum of `dot_signed` starts with, given minus the sum of the x that it will see.
+    unsafe fn signed_start(neg_sum: Self::I) -> Self::I;
+    /// As `dot`, for signed bytes through `signed_operand` and a sum begun with `signed_start`.
+    unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I;
+
+    /// Asks for the cache line at `p`, which may be any address.
+    unsafe fn prefetch(p: *const u8);
+
+    /// The lanes as an array.
+    #[inline(always)]
+    unsafe fn lanes(x: Self::F) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: the array has 16 values.
+        unsafe { Self::store(lanes.as_mut_ptr(), x) };
+        lanes
+    }
+
+    /// The sum of the lanes, halves onto halves.
+    #[inline(always)]
+    unsafe fn sum(x: Self::F) -> f32 {
+        // SAFETY: the caller's.
+        fold(unsafe { Self::lanes(x) }, |a, b| a + b)
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    unsafe fn largest(x: Self::F) -> f32 {
+        // SAFETY: the caller's.
+        fold(unsafe { Self::lanes(x) }, |a, b| if a > b { a } else { b })
+    }
+}
+
+#[inline(always)]
+fn fold(mut x: [f32; LANES], op: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            x[i] = op(x[i], x[i + width]);
+        }
+        width /= 2;
+    }
+    x[0]
+}
