@@ -1,1 +1,188 @@
-fn main() {}
+//! How fast the kernels are, beside what the machine can do: `cargo bench -p basert-cpu [-- FILTER]`.
+//!
+//! The peaks are measured in the same run, since a shared machine differs from minute to minute: `memory` reads a large
+//! buffer, `dot` repeats the integer dot product of 64 bytes on registers.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use basert_core::{FORMATS, Format};
+use basert_cpu::simd::Simd;
+use basert_cpu::*;
+
+/// Larger than the last-level cache, so that a product with one row streams from memory.
+const LARGE: usize = 192 << 20;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| name.contains(argument.as_str()));
+    let isa = Isa::detect();
+    let most = Pool::new(None).expect("threads").threads();
+    for threads in if most == 1 { vec![1] } else { vec![1, most] } {
+        let pool = Pool::new(Some(threads)).expect("threads");
+        println!("{isa}, {threads} thread{}", if threads == 1 { "" } else { "s" });
+        if wanted("memory") {
+            println!("  memory             {:6.1} GB/s", memory(&pool));
+        }
+        if wanted("dot") {
+            println!("  dot                {:6.0} GOP/s", dot_peak(&pool, isa));
+        }
+        if wanted("barrier") {
+            println!("  barrier            {:6.2} µs", barrier(&pool));
+        }
+        for format in FORMATS.iter().map(|row| row.format).filter(|format| wanted(format.name())) {
+            product(&pool, isa, format);
+        }
+    }
+}
+
+/// The shortest of several runs: what the machine can do when nobody disturbs.
+fn best(mut run: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    let mut runs = 0;
+    while runs < 3 || start.elapsed() < Duration::from_millis(250) {
+        let one = Instant::now();
+        run();
+        best = best.min(one.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    best
+}
+
+fn memory(pool: &Pool) -> f64 {
+    let mut buffer = Buffer::zeroed(LARGE).expect("memory");
+    buffer.fill(1);
+    let words = buffer.as_chunks::<64>().0;
+    let seconds = best(|| {
+        pool.run(|worker| {
+            let mut sum = [0u64; 8];
+            for line in &words[worker.share(words.len())] {
+                for (sum, word) in sum.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+                }
+            }
+            black_box(sum);
+        })
+        .expect("no panic");
+    });
+    LARGE as f64 / seconds / 1e9
+}
+
+fn dot_peak(pool: &Pool, isa: Isa) -> f64 {
+    const REPEAT: usize = 100_000;
+    const CHAINS: usize = 12;
+    #[inline(always)]
+    unsafe fn chains<S: Simd>() -> f32 {
+        let bytes = black_box([3u8; 64]);
+        // SAFETY: the caller has the instructions.
+        unsafe {
+            let x = S::broadcast4(bytes.as_ptr().cast());
+            let mut sums = [S::splat_i32(0); CHAINS];
+            for _ in 0..REPEAT {
+                for sum in &mut sums {
+                    *sum = S::dot(*sum, x, x);
+                }
+            }
+            sums.into_iter().map(|sum| S::sum(S::float(sum))).sum()
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    unsafe fn avx512() -> f32 {
+        // SAFETY: as this function.
+        unsafe { chains::<simd::Avx512>() }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2() -> f32 {
+        // SAFETY: as this function.
+        unsafe { chains::<simd::Avx2>() }
+    }
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn neon() -> f32 {
+        // SAFETY: as this function.
+        unsafe { chains::<simd::Neon>() }
+    }
+    let seconds = best(|| {
+        pool.run(|_| {
+            // SAFETY: the machine has `isa`.
+            black_box(unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => avx512(),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => avx2(),
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Neon => neon(),
+                    _ => chains::<simd::Portable>(),
+                }
+            });
+        })
+        .expect("no panic");
+    });
+    (2 * 64 * CHAINS * REPEAT * pool.threads()) as f64 / seconds / 1e9
+}
+
+fn barrier(pool: &Pool) -> f64 {
+    const REPEAT: usize = 1000;
+    let seconds = best(|| pool.run(|worker| (0..REPEAT).for_each(|_| worker.barrier())).expect("no panic"));
+    seconds / REPEAT as f64 * 1e6
+}
+
+/// A product with one row over many small matrices, as a model's layers are, and one with many rows.
+fn product(pool: &Pool, isa: Isa, format: Format) {
+    let (k, n) = (if format.block().elements > 32 { 1536 } else { 576 }, 3072);
+    let bytes: Vec<u8> = {
+        let values: Vec<f32> = (0..k).map(|i| ((i * 37 % 101) as f32 - 50.0) / 500.0).collect();
+        let mut row = vec![0; format.row_bytes(k).expect("whole blocks")];
+        basert_core::codec::encode(format, &values, &mut row).expect("whole blocks");
+        row.repeat(n)
+    };
+    let sources = [Source { bytes: &bytes, rows: n }];
+    let pack = || PackedMatrix::pack(pool, format, k, &sources, Order::Stacked).expect("packs");
+    let packing = best(|| drop(pack()));
+    let matrices: Vec<PackedMatrix> = (0..LARGE / pack().bytes()).map(|_| pack()).collect();
+    let mut out = Vec::new();
+    let mut run = |m: usize, matrices: &[PackedMatrix]| {
+        let mut x: Vec<f32> = (0..m * k).map(|i| ((i * 31 % 97) as f32 - 48.0) / 48.0).collect();
+        let mut memory = Buffer::zeroed(QuantisedRows::bytes(m, k)).expect("memory");
+        let quantised = QuantisedRows::new(&mut memory, m, k);
+        for (row, x) in x.chunks_exact(k).enumerate() {
+            // SAFETY: one thread.
+            unsafe { quantised.write(isa, row, x) };
+        }
+        let input = if format.is_float() { Input::Float(Rows::new(&mut x, m, k)) } else { Input::Quantised(quantised) };
+        out.resize(m * n, 0.0);
+        let counters: Vec<Counter> = matrices.iter().map(|_| Counter::new()).collect();
+        let out = Rows::new(&mut out, m, n);
+        best(|| {
+            counters.iter().for_each(Counter::reset);
+            pool.run(|worker| {
+                for (matrix, counter) in matrices.iter().zip(&counters) {
+                    for units in worker.chunks(counter, matrix.units(), 8) {
+                        // SAFETY: each unit is claimed once.
+                        unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out) };
+                    }
+                    worker.barrier();
+                }
+            })
+            .expect("no panic");
+        })
+    };
+    let read: usize = matrices.iter().map(PackedMatrix::bytes).sum();
+    let one = run(1, &matrices);
+    let small = run(8, &matrices[..4]);
+    let many = run(240, &matrices[..2]);
+    let operations = |m: usize, matrices: usize| (2 * m * n * k * matrices) as f64 / 1e9;
+    println!(
+        "  {:7} 1 row {:6.1} GB/s   8 rows {:6.0} GOP/s   240 rows {:6.0} GOP/s   pack {:5.2} GB/s of {:4.2}",
+        format.name(),
+        read as f64 / one / 1e9,
+        operations(8, 4) / small,
+        operations(240, 2) / many,
+        bytes.len() as f64 / packing / 1e9,
+        bytes.len() as f64 / matrices[0].bytes() as f64,
+    );
+}
