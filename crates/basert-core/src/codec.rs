@@ -291,8 +291,12 @@ fn write_f16(block: &mut [u8], offset: usize, x: f32) {
     block[offset..offset + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
 }
 
+/// 2^exponent, exactly, for exponents from −149 to 127.
 fn exp2(exponent: i32) -> f32 {
-    (exponent as f32).exp2()
+    match exponent {
+        -126.. => f32::from_bits(((exponent + 127) as u32) << 23),
+        _ => f32::from_bits(1 << (exponent + 149)),
+    }
 }
 
 #[cfg(test)]
