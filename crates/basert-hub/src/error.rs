@@ -97,6 +97,14 @@ pub enum Error {
     #[error("no home folder is known: set BASERT_MODELS_DIR to the folder that is to hold the models")]
     NoHome,
 
+    /// The address of the hub, or the token for it, cannot be used.
+    #[error("{option} {reason}")]
+    BadOption {
+        /// The environment variable it comes from.
+        option: &'static str,
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
     /// The hub refuses access (401, 403).
     #[error(
         "`{repo}` is gated or private ({message}): accept its licence on the hub's page of the model, \
@@ -136,11 +144,26 @@ pub enum Error {
         /// How long it asks to wait.
         wait: Duration,
     },
-    /// The network failed for longer than the retries last. What was received is kept for the next pull.
-    #[error("the download of `{what}` was interrupted: {reason} (what has arrived is kept)")]
+    /// A connection could not be made, broke or stalled.
+    #[error("the connection for `{what}` failed: {reason}")]
     Network {
         /// What was asked for.
         what: String,
+        /// The last failure.
+        reason: String,
+    },
+    /// A download failed for longer than the retries last. What was received is kept for the next pull.
+    #[error(
+        "the download of `{file}` stopped at {} of {}: {reason}; pull again to go on from there",
+        human_bytes(*.done), human_bytes(*.size)
+    )]
+    Interrupted {
+        /// The file.
+        file: String,
+        /// Bytes received.
+        done: u64,
+        /// Its size.
+        size: u64,
         /// The last failure.
         reason: String,
     },
@@ -223,6 +246,7 @@ impl Error {
                 | UnknownModel { .. }
                 | UnknownVariant { .. }
                 | Ambiguous { .. }
+                | BadOption { .. }
         )
     }
 

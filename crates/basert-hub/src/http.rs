@@ -12,6 +12,8 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::pull::PullOptions;
 
+/// How often a request without a download to lose is tried again: a user waits for an answer.
+const JSON_RETRIES: u32 = 3;
 /// Longest listing of a repository that is read.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 const MAX_REDIRECTS: usize = 10;
@@ -41,16 +43,20 @@ impl From<Error> for Failure {
 
 impl<'a> Http<'a> {
     pub(crate) fn new(options: &'a PullOptions, progress: &'a dyn Progress) -> Result<Http<'a>> {
-        let bad_endpoint = |reason: String| Error::BadReference { text: options.endpoint.clone(), reason };
         let endpoint = Url::parse(&options.endpoint)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| bad_endpoint("the hub's address (HF_ENDPOINT) must be an http or https URL".into()))?;
+            .ok_or_else(|| Error::BadOption {
+                option: "HF_ENDPOINT",
+                reason: format!("must be an http or https address, not `{}`", options.endpoint),
+            })?;
         let token = match options.token.as_deref().map(str::trim).filter(|t| !t.is_empty()) {
             None => None,
             Some(token) => {
-                let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                    .map_err(|_| bad_endpoint("the token for it (HF_TOKEN) has characters that no token has".into()))?;
+                let mut value = HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| Error::BadOption {
+                    option: "HF_TOKEN",
+                    reason: "has characters that no token has".into(),
+                })?;
                 value.set_sensitive(true);
                 Some(value)
             }
@@ -104,7 +110,7 @@ impl<'a> Http<'a> {
     /// GETs a JSON document, with retries.
     pub(crate) fn get_json<T: serde::de::DeserializeOwned>(&self, url: &Url, what: &str) -> Result<T> {
         use std::io::Read;
-        let mut retry = Retry::new(self);
+        let mut retry = Retry::new(self, self.options.retries.min(JSON_RETRIES));
         loop {
             let body = self.get(url, what, HeaderMap::new()).and_then(|response| {
                 let mut body = Vec::new();
@@ -140,11 +146,12 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
 pub(crate) struct Retry<'a> {
     http: &'a Http<'a>,
     failures: u32,
+    most: u32,
 }
 
 impl<'a> Retry<'a> {
-    pub(crate) fn new(http: &'a Http<'a>) -> Retry<'a> {
-        Retry { http, failures: 0 }
+    pub(crate) fn new(http: &'a Http<'a>, most: u32) -> Retry<'a> {
+        Retry { http, failures: 0, most }
     }
 
     /// Bytes arrived since the last failure.
@@ -160,7 +167,7 @@ impl<'a> Retry<'a> {
             Failure::Transient { error, wait } => (error, wait),
         };
         let options = self.http.options;
-        if self.failures >= options.retries {
+        if self.failures >= self.most {
             return Err(error);
         }
         let backoff = options.backoff.saturating_mul(1 << self.failures.min(6));

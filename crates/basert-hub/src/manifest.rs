@@ -1,7 +1,6 @@
 //! `hub.json`: what lies in a model's folder and where it came from.
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -96,9 +95,12 @@ impl Manifest {
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).expect("a manifest has only string keys");
         text.push('\n');
-        write_atomically(&dir.join(FILE_NAME), text.as_bytes())?;
-        // Makes the renames of the model's files and of the manifest last through a power loss.
-        File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
+        let path = dir.join(FILE_NAME);
+        write_atomically(&path, text.as_bytes())?;
+        // Makes the manifest, and the renames of the model's files, last through a power loss.
+        [path.as_path(), dir]
+            .into_iter()
+            .try_for_each(|p| File::open(p).and_then(|file| file.sync_all()).map_err(Error::io("sync", p)))
     }
 }
 
@@ -107,8 +109,6 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let temporary = Path::new(&temporary);
-    File::create(temporary)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_data()))
-        .map_err(Error::io("write", temporary))?;
+    fs::write(temporary, bytes).map_err(Error::io("write", temporary))?;
     fs::rename(temporary, path).map_err(Error::io("replace", path))
 }

@@ -30,7 +30,7 @@ pub struct PullOptions {
     pub connections: usize,
     /// The least part of a file that is worth a connection, in bytes.
     pub segment_bytes: u64,
-    /// After this long without a byte, a connection is given up and opened again.
+    /// After this long without a byte, or without a connection, it is given up and tried again.
     pub stall_timeout: Duration,
     /// How often in a row a request may fail without receiving anything.
     pub retries: u32,

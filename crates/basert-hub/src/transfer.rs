@@ -188,13 +188,18 @@ impl Transfer<'_> {
         });
         let shared = self.shared.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         save(&shared.state, &self.state_path)?;
-        shared.outcome
+        shared.outcome.map_err(|error| match error {
+            Error::Network { what, reason } => {
+                Error::Interrupted { file: what, done: shared.state.total_done(), size: self.wanted.size, reason }
+            }
+            other => other,
+        })
     }
 
     /// One connection: takes segments until none is left.
     fn work(&self) {
         while let Some(index) = self.take() {
-            let mut retry = Retry::new(self.http);
+            let mut retry = Retry::new(self.http, self.http.options.retries);
             loop {
                 let before = self.done(index);
                 let stopped = match self.fetch(index) {

@@ -200,6 +200,21 @@ fn nobody_answers() {
 }
 
 #[test]
+fn unusable_options() {
+    let (_dir, store) = temp_store();
+    for (endpoint, token, expected) in [
+        ("nonsense", "", "HF_ENDPOINT must be an http or https address, not `nonsense`"),
+        ("ftp://host", "", "HF_ENDPOINT must be"),
+        ("http://127.0.0.1:9", "a\nb", "HF_TOKEN has characters"),
+    ] {
+        let options = basert_hub::PullOptions { token: Some(token.into()), ..quick(endpoint) };
+        let error = pull(&store, MODEL, &options, &()).unwrap_err();
+        assert!(error.to_string().contains(expected) && error.is_user_mistake(), "{error}");
+        assert!(!error.to_string().contains("a\nb"), "a token is never shown");
+    }
+}
+
+#[test]
 fn refusals_say_what_to_do() {
     let cases = [
         (Reply::status(403).header("X-Error-Message", "Access is restricted"), "accept its licence"),

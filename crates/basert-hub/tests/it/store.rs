@@ -97,7 +97,8 @@ fn paths_are_themselves() {
 
 #[test]
 fn damage_is_listed_with_its_reason_and_can_be_removed() {
-    let damages: [(&str, fn(&Path)); 6] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 6] = [
         ("the pull has not finished", |dir| fs::remove_file(dir.join("hub.json")).unwrap()),
         ("m.gguf has 3 bytes, hub.json says 7", |dir| fs::write(dir.join("m.gguf"), "wei").unwrap()),
         ("m.gguf: No such file", |dir| fs::remove_file(dir.join("m.gguf")).unwrap()),
