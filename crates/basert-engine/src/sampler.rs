@@ -1,0 +1,365 @@
+//! From logits to a token.
+//!
+//! In this order: logit bias; repeat, presence and frequency penalties; and then either the largest logit
+//! (temperature 0), or temperature, top-k, top-p, min-p, and a draw among what is left.
+//!
+//! The draw is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the token with the largest
+//! `logit / temperature + g` is drawn with the softmax's probabilities, where g is Gumbel noise of its own for each
+//! token. The noise is a function of the seed, the index of the draw and the token, so it does not depend on the order
+//! in which candidates are looked at, nor on how a device adds numbers up.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Philox;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token always.
+    pub temperature: f32,
+    /// Only the k most likely tokens; 0 means all.
+    pub top_k: usize,
+    /// Only the most likely tokens that together have this probability.
+    pub top_p: f32,
+    /// Only tokens at least this likely relative to the most likely one.
+    pub min_p: f32,
+    /// Positive logits of tokens seen in prompt or answer are divided by it, negative ones multiplied (Keskar et al.
+    /// 2019, arXiv 1909.05858).
+    pub repeat_penalty: f32,
+    /// Subtracted from logits of tokens that are in the answer.
+    pub presence_penalty: f32,
+    /// Subtracted from logits of tokens once for every time they are in the answer.
+    pub frequency_penalty: f32,
+    /// Added to the logits of single tokens.
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Chooses the random numbers.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    /// Greedy, without penalties.
+    fn default() -> Self {
+        Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// A setting outside its range.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{name} is {value}, and has to be {expected}")]
+pub struct SamplingError {
+    name: &'static str,
+    value: f32,
+    expected: &'static str,
+}
+
+impl Sampling {
+    /// Checks that every setting is within its range.
+    ///
+    /// # Errors
+    /// The first that is not.
+    pub fn check(&self) -> Result<(), SamplingError> {
+        let bias = self.logit_bias.values().copied().find(|bias| bias.is_nan()).unwrap_or(0.0);
+        for (name, value, good, expected) in [
+            ("temperature", self.temperature, (0.0..=1e4).contains(&self.temperature), "from 0 to 10000"),
+            ("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
+            ("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
+            ("repeat penalty", self.repeat_penalty, self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite(), "above 0"),
+            ("presence penalty", self.presence_penalty, self.presence_penalty.is_finite(), "a finite number"),
+            ("frequency penalty", self.frequency_penalty, self.frequency_penalty.is_finite(), "a finite number"),
+            ("logit bias", bias, !bias.is_nan(), "a number"),
+        ] {
+            if !good {
+                return Err(SamplingError { name, value, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Chooses the tokens of one answer.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: Philox,
+    /// How many tokens were chosen.
+    drawn: u32,
+    /// How often each token is in the answer, and 0 for those that are only in the prompt.
+    seen: BTreeMap<u32, u32>,
+    logits: Vec<f32>,
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Sampler {
+    /// A sampler for the answer to `prompt`.
+    ///
+    /// # Errors
+    /// When a setting is outside its range.
+    pub fn new(sampling: Sampling, prompt: &[u32]) -> Result<Sampler, SamplingError> {
+        sampling.check()?;
+        let counts_prompt = sampling.repeat_penalty != 1.0;
+        let seen = prompt.iter().filter(|_| counts_prompt).map(|&token| (token, 0)).collect();
+        let random = Philox::new(sampling.seed);
+        Ok(Sampler { sampling, random, drawn: 0, seen, logits: Vec::new(), candidates: Vec::new() })
+    }
+
+    /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible.
+    pub fn next(&mut self, logits: &[f32]) -> u32 {
+        let token = self.choose(logits);
+        self.drawn += 1;
+        *self.seen.entry(token).or_default() += 1;
+        token
+    }
+
+    fn choose(&mut self, logits: &[f32]) -> u32 {
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.adjust();
+        if self.sampling.temperature == 0.0 {
+            return argmax(self.logits.iter().copied());
+        }
+        self.truncate();
+        self.draw()
+    }
+
+    /// Bias and penalties.
+    fn adjust(&mut self) {
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, ref logit_bias, .. } = self.sampling;
+        for (&token, &bias) in logit_bias {
+            if let Some(logit) = self.logits.get_mut(token as usize) {
+                *logit += bias;
+            }
+        }
+        if repeat_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 {
+            return;
+        }
+        for (&token, &count) in &self.seen {
+            let Some(logit) = self.logits.get_mut(token as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
+            if count > 0 {
+                *logit -= presence_penalty + frequency_penalty * count as f32;
+            }
+        }
+    }
+
+    /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
+    fn truncate(&mut self) {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let scaled = self.logits.iter().map(|logit| logit / temperature);
+        self.candidates.clear();
+        self.candidates.extend(scaled.zip(0..).filter(|(logit, _)| *logit > f32::NEG_INFINITY));
+        if top_k > 0 && top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(top_k - 1, likelier);
+            self.candidates.truncate(top_k);
+        }
+        if top_p < 1.0 {
+            let keep = nucleus(&mut self.candidates, f64::from(top_p));
+            self.candidates.truncate(keep);
+        }
+        if min_p > 0.0 {
+            let max = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+            let least = max + min_p.ln();
+            self.candidates.retain(|c| c.0 >= least);
+        }
+    }
+
+    /// The candidate with the largest sum of logit and Gumbel noise. Without candidates, the largest logit.
+    fn draw(&self) -> u32 {
+        // Noise lies between −3.2 and 22.9, for the uniform numbers below have 32 bits: what is further behind than
+        // that cannot win.
+        const REACH: f32 = 26.5;
+        let max = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+        let within = self.candidates.iter().filter(|c| c.0 >= max - REACH);
+        let noisy = within.map(|&(logit, token)| (logit + self.gumbel(token), token));
+        let best = noisy.min_by(likelier).map(|(_, token)| token);
+        best.unwrap_or_else(|| argmax(self.logits.iter().copied()))
+    }
+
+    /// −ln(−ln(u)) for a uniform u of this draw and token.
+    fn gumbel(&self, token: u32) -> f32 {
+        let bits = self.random.at([token / 4, self.drawn, 0, 0])[(token % 4) as usize];
+        let u = (f64::from(bits) + 0.5) / 4_294_967_296.0;
+        (-(-u.ln()).ln()) as f32
+    }
+}
+
+/// Larger logits first, and of equal ones the smaller token.
+fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// The first token with the largest logit.
+fn argmax(logits: impl Iterator<Item = f32>) -> u32 {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (logit, token) in logits.zip(0..) {
+        if logit > best.0 {
+            best = (logit, token);
+        }
+    }
+    best.1
+}
+
+/// Moves the most likely candidates to the front, in order, and counts how many of them have probability `p` together.
+fn nucleus(candidates: &mut [(f32, u32)], p: f64) -> usize {
+    let max = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+    let weight = |c: &(f32, u32)| f64::from(c.0 - max).exp();
+    let wanted = p * candidates.iter().map(weight).sum::<f64>();
+    // Few candidates have nearly all of the probability: sort more and more of them until they have enough.
+    let mut sorted = 0;
+    let mut sum = 0.0;
+    while sorted < candidates.len() {
+        let (_, rest) = candidates.split_at_mut(sorted);
+        let next = (4 * sorted).max(64).min(rest.len());
+        if next < rest.len() {
+            rest.select_nth_unstable_by(next - 1, likelier);
+        }
+        rest[..next].sort_unstable_by(likelier);
+        for (i, candidate) in rest[..next].iter().enumerate() {
+            sum += weight(candidate);
+            if sum >= wanted {
+                return sorted + i + 1;
+            }
+        }
+        sorted += next;
+    }
+    candidates.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probabilities(logits: &[f32], temperature: f32) -> Vec<f64> {
+        let weights: Vec<f64> = logits.iter().map(|x| f64::from(x / temperature).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.iter().map(|w| w / sum).collect()
+    }
+
+    fn counts(sampling: &Sampling, logits: &[f32], draws: usize) -> Vec<usize> {
+        let mut counts = vec![0; logits.len()];
+        for seed in 0..draws as u64 {
+            let mut sampler = Sampler::new(Sampling { seed, ..sampling.clone() }, &[]).unwrap();
+            counts[sampler.next(logits) as usize] += 1;
+        }
+        counts
+    }
+
+    const LOGITS: [f32; 8] = [2.0, 1.5, 1.0, 0.5, 0.0, -1.0, -2.0, -4.0];
+
+    /// Chi-squared with 7 degrees of freedom exceeds 24.3 once in a thousand times.
+    #[test]
+    fn draws_follow_the_softmax() {
+        for temperature in [0.5, 1.0, 2.0] {
+            let draws = 20_000;
+            let counts = counts(&Sampling { temperature, ..Sampling::default() }, &LOGITS, draws);
+            let expected = probabilities(&LOGITS, temperature).into_iter().map(|p| p * draws as f64);
+            let chi: f64 = counts.iter().zip(expected).map(|(&n, e)| (n as f64 - e).powi(2) / e).sum();
+            assert!(chi < 24.3, "temperature {temperature}: chi-squared {chi}, counts {counts:?}");
+        }
+    }
+
+    #[test]
+    fn draws_of_one_answer_are_independent() {
+        let sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+        let mut sampler = Sampler::new(sampling, &[]).unwrap();
+        let tokens: Vec<u32> = (0..4000).map(|_| sampler.next(&[0.0, 0.0])).collect();
+        let ones = tokens.iter().filter(|&&t| t == 1).count();
+        let repeats = tokens.windows(2).filter(|w| w[0] == w[1]).count();
+        assert!((1850..2150).contains(&ones) && (1850..2150).contains(&repeats), "{ones} ones, {repeats} repeats");
+    }
+
+    fn support(sampling: Sampling) -> Vec<u32> {
+        let counts = counts(&Sampling { temperature: 1.0, ..sampling }, &LOGITS, 4000);
+        (0..8).filter(|&t| counts[t as usize] > 0).collect()
+    }
+
+    #[test]
+    fn truncations_keep_what_they_say() {
+        assert_eq!(support(Sampling { top_k: 2, ..Sampling::default() }), [0, 1]);
+        // Probabilities are 0.38, 0.23, 0.14, …
+        assert_eq!(support(Sampling { top_p: 0.38, ..Sampling::default() }), [0]);
+        assert_eq!(support(Sampling { top_p: 0.6, ..Sampling::default() }), [0, 1]);
+        assert_eq!(support(Sampling { min_p: 0.3, ..Sampling::default() }), [0, 1, 2]);
+        assert_eq!(support(Sampling { top_k: 3, min_p: 0.5, ..Sampling::default() }), [0, 1]);
+    }
+
+    #[test]
+    fn the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort() {
+        let mut candidates: Vec<(f32, u32)> = (0..50_000).map(|t| ((t * 7919 % 50_000) as f32 * 2e-4, t)).collect();
+        let mut sorted = candidates.clone();
+        sorted.sort_by(likelier);
+        for p in [0.1, 0.5, 0.9, 0.999] {
+            let keep = nucleus(&mut candidates, p);
+            let total: f64 = sorted.iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum();
+            let mass = |n: usize| sorted[..n].iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum::<f64>() / total;
+            assert!(mass(keep) >= p - 1e-9 && mass(keep - 1) < p + 1e-9, "{p}: {keep}");
+            assert_eq!(candidates[..keep], sorted[..keep]);
+        }
+    }
+
+    #[test]
+    fn penalties_and_bias_move_the_choice() {
+        let choose = |sampling: Sampling, prompt: &[u32], n: usize| {
+            let mut sampler = Sampler::new(sampling, prompt).unwrap();
+            (0..n).map(|_| sampler.next(&LOGITS)).collect::<Vec<_>>()
+        };
+        assert_eq!(choose(Sampling::default(), &[], 2), [0, 0]);
+        let presence = Sampling { presence_penalty: 0.7, ..Sampling::default() };
+        assert_eq!(choose(presence, &[0], 3), [0, 1, 0]);
+        let frequency = Sampling { frequency_penalty: 0.3, ..Sampling::default() };
+        assert_eq!(choose(frequency, &[], 4), [0, 0, 1, 0]);
+        let repeat = Sampling { repeat_penalty: 1.5, ..Sampling::default() };
+        assert_eq!(choose(repeat, &[0], 1), [1]);
+        let bias = Sampling { logit_bias: BTreeMap::from([(7, 100.0), (999, 5.0)]), ..Sampling::default() };
+        assert_eq!(choose(bias, &[], 1), [7]);
+    }
+
+    #[test]
+    fn a_seed_means_a_text() {
+        let text = |seed| {
+            let sampling = Sampling { temperature: 1.0, top_p: 0.95, seed, ..Sampling::default() };
+            let mut sampler = Sampler::new(sampling, &[]).unwrap();
+            (0..32).map(|_| sampler.next(&LOGITS)).collect::<Vec<_>>()
+        };
+        assert_eq!(text(1), text(1));
+        assert_ne!(text(1), text(2));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        for (sampling, part) in [
+            (Sampling { temperature: -1.0, ..Sampling::default() }, "temperature is -1"),
+            (Sampling { top_p: 0.0, ..Sampling::default() }, "top-p is 0"),
+            (Sampling { min_p: f32::NAN, ..Sampling::default() }, "min-p is NaN"),
+            (Sampling { repeat_penalty: 0.0, ..Sampling::default() }, "repeat penalty is 0"),
+        ] {
+            let error = Sampler::new(sampling, &[]).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_logits_give_a_token(
+            logits in proptest::collection::vec(proptest::num::f32::ANY, 1..50),
+            temperature in 0f32..3.0, top_k in 0usize..60, top_p in 0.01f32..1.0, min_p in 0f32..1.0,
+        ) {
+            let sampling = Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() };
+            let token = Sampler::new(sampling, &[]).unwrap().next(&logits);
+            proptest::prop_assert!((token as usize) < logits.len());
+        }
+    }
+}
