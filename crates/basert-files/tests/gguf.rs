@@ -26,7 +26,7 @@ fn sample() -> Vec<u8> {
         writer.declare(tensor).unwrap();
     }
     let mut out = writer.begin(Vec::new()).unwrap();
-    let bytes: Vec<u8> = tensors().iter().flat_map(|tensor| values(tensor)).collect();
+    let bytes: Vec<u8> = tensors().iter().flat_map(values).collect();
     for piece in bytes.chunks(7) {
         out.append(piece).unwrap();
     }
@@ -104,7 +104,7 @@ fn what_the_writer_writes_the_reader_reads() {
 #[test]
 fn released_bytes_can_be_read_again() {
     let folder = tempfile::tempdir().unwrap();
-    let model = ModelFile::open(&write(&folder, "sample.gguf", &sample())).unwrap();
+    let model = ModelFile::open(write(&folder, "sample.gguf", &sample())).unwrap();
     for tensor in model.tensors() {
         let before = tensor.bytes.to_vec();
         model.prefetch(tensor.bytes);

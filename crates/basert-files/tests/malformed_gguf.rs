@@ -272,7 +272,7 @@ fn every_cut_of_a_real_model_is_refused() {
 fn real_model() -> Option<PathBuf> {
     let default = || Some(Path::new(&std::env::var_os("HOME")?).join(".cache/basert-test"));
     let folder = std::env::var_os("BASERT_TEST_DATA").map(PathBuf::from).or_else(default)?;
-    let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let files = std::fs::read_dir(folder.join("models")).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
     let mut models: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")).collect();
     models.sort();
