@@ -36,7 +36,7 @@ fn quick(endpoint: &str) -> PullOptions {
         endpoint: endpoint.into(),
         connections: 4,
         segment_bytes: 64 << 10,
-        stall_timeout: Duration::from_millis(400),
+        stall_timeout: Duration::from_secs(5),
         retries: 3,
         backoff: Duration::from_millis(5),
         max_wait: Duration::from_secs(2),

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use basert_hub::{Error, Store, pull};
+use basert_hub::{Error, PullOptions, Store, pull};
+use serde_json::json;
 
-use crate::server::{Reply, Repo, Server};
+use crate::server::{Reply, Repo, Server, sha256};
 use crate::{Recorder, noise, quick, temp_store};
 
 const MODEL: &str = "org/model";
@@ -46,13 +47,14 @@ fn a_stalled_connection_is_opened_again() {
     let (_dir, store) = temp_store();
     let recorder = Recorder::default();
     let begin = Instant::now();
-    let model = pull(&store, MODEL, &quick(&server.address), &recorder).unwrap();
+    let options = PullOptions { stall_timeout: Duration::from_millis(400), ..quick(&server.address) };
+    let model = pull(&store, MODEL, &options, &recorder).unwrap();
     assert_eq!(fs::read(model.path).unwrap(), repo.files[0].1);
     assert!(begin.elapsed() >= Duration::from_millis(400));
     let notes = recorder.notes.lock().unwrap();
-    assert_eq!(notes.len(), 2, "{notes:?}");
-    assert!(notes[0].contains("no bytes for too long"), "{notes:?}");
-    assert!(server.bytes_asked() <= SIZE + 2 * (64 << 10) - 2 * 30_000);
+    assert!(notes.len() >= 2 && notes[0].contains("no bytes for too long"), "{notes:?}");
+    let again = server.bytes_asked() - SIZE;
+    assert!(again <= notes.len() * ((64 << 10) - 30_000), "what came before the stall is kept: {again}");
 }
 
 #[test]
@@ -136,19 +138,38 @@ fn an_interrupted_pull_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_damaged_state_means_beginning_again() {
-    for damage in ["", "{}", "{\"size\":1000000,\"digest\":\"00\",\"segment\":0,\"done\":[]}"] {
-        let repo = repo();
+fn a_state_that_does_not_fit_means_beginning_again() {
+    let repo = repo();
+    let good = json!({
+        "size": SIZE, "digest": sha256(&repo.files[0].1), "etag": null, "segment": 500_000, "done": [500_000, 500_000],
+    });
+    let with = |key: &str, value: serde_json::Value| {
+        let mut state = good.clone();
+        state[key] = value;
+        state.to_string()
+    };
+    let cases = [
+        (SIZE, String::new()),
+        (SIZE, "{}".into()),
+        (SIZE, with("size", json!(SIZE - 1))),
+        (SIZE, with("digest", json!(sha256(b"another file")))),
+        (SIZE, with("segment", json!(0))),
+        (SIZE, with("done", json!([500_000, 500_001]))),
+        (SIZE, with("done", json!([500_000]))),
+        (SIZE, with("done", json!([500_000, -1]))),
+        (SIZE - 1, good.to_string()),
+    ];
+    for (on_disk, state) in cases {
         let served = repo.clone();
         let server = Server::start(move |r| served.reply(r));
         let (_dir, store) = temp_store();
         let dir = store.root().join("org/model/Q4_0");
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("model-Q4_0.gguf.partial"), noise(SIZE, 99)).unwrap();
-        fs::write(dir.join("model-Q4_0.gguf.partial.json"), damage).unwrap();
+        fs::write(dir.join("model-Q4_0.gguf.partial"), noise(on_disk, 99)).unwrap();
+        fs::write(dir.join("model-Q4_0.gguf.partial.json"), &state).unwrap();
         let model = pull(&store, MODEL, &quick(&server.address), &()).unwrap();
-        assert_eq!(fs::read(model.path).unwrap(), repo.files[0].1);
-        assert_eq!(server.bytes_asked(), SIZE);
+        assert_eq!(fs::read(model.path).unwrap(), repo.files[0].1, "{state}");
+        assert_eq!(server.bytes_asked(), SIZE, "{state}");
     }
 }
 
@@ -199,7 +220,7 @@ fn two_pulls_of_one_model_share_the_work() {
     let served = repo.clone();
     let server = Server::start(move |r| {
         let reply = served.reply(r);
-        if r.is_file() { Reply { pace: Some((8 << 10, Duration::from_millis(10))), ..reply } } else { reply }
+        if r.is_file() { Reply { pace: Some((4 << 10, Duration::from_millis(20))), ..reply } } else { reply }
     });
     let (_dir, store) = temp_store();
     let options = quick(&server.address);
@@ -223,14 +244,14 @@ fn two_pulls_of_one_model_share_the_work() {
 #[test]
 fn child() {
     if let (Ok(root), Ok(address)) = (std::env::var("HUB_TEST_ROOT"), std::env::var("HUB_TEST_ADDRESS")) {
-        let options = basert_hub::PullOptions { connections: 2, ..quick(&address) };
+        let options = PullOptions { connections: 2, ..quick(&address) };
         pull(&Store::at(root), MODEL, &options, &()).unwrap();
     }
 }
 
 #[test]
 fn a_killed_process_leaves_what_it_had() {
-    let repo = Repo::new(&[(FILE, noise(4_000_000, 13))]);
+    let repo = Repo::new(&[(FILE, noise(16_000_000, 13))]);
     let served = repo.clone();
     let slow = Arc::new(AtomicBool::new(true));
     let is_slow = slow.clone();
@@ -258,11 +279,11 @@ fn a_killed_process_leaves_what_it_had() {
     assert!(!child.wait().unwrap().success());
     let done: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
     let done: u64 = done["done"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
-    assert!(done > 500_000 && done < 3_900_000, "{done}");
+    assert!(done > 0 && done < 16_000_000, "{done}");
 
     slow.store(false, Ordering::SeqCst);
     server.forget();
     let model = pull(&store, MODEL, &quick(&server.address), &Recorder::default()).unwrap();
     assert_eq!(fs::read(model.path).unwrap(), repo.files[0].1);
-    assert_eq!(server.bytes_asked() as u64, 4_000_000 - done, "what the state speaks of is not fetched again");
+    assert_eq!(server.bytes_asked() as u64, 16_000_000 - done, "what the state speaks of is not fetched again");
 }

@@ -211,7 +211,7 @@ impl Repo {
         let prefix = format!("/org/model/resolve/{}/", self.commit);
         let wanted = request.path.strip_prefix(&prefix);
         match self.files.iter().find(|(path, _)| Some(*path) == wanted) {
-            Some((_, content)) => Reply::ranged(request, content, &format!("\"{}\"", sha256(content))),
+            Some((path, content)) => Reply::ranged(request, content, &format!("\"{}-{path}\"", self.commit)),
             None => Reply::status(404).header("X-Error-Code", "RepoNotFound"),
         }
     }
