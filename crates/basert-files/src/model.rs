@@ -48,7 +48,7 @@ impl ModelFile {
     /// Opens a GGUF file (the first, where a model has several parts), a Hugging Face folder, or a folder that holds
     /// one GGUF model and no safetensors.
     ///
-    /// The files must not be shortened while the model is open: see [`Mapping::open`].
+    /// The files must not be written to while the model is open: see [`Mapping::open`].
     ///
     /// # Errors
     /// When there is no model at `path`, or anything in its files is wrong; nothing is left to be found out later but

@@ -164,7 +164,7 @@ fn gguf_file(tensor: &str, split: Option<(u16, u16, i32)>) -> Vec<u8> {
     }
     writer.declare(TensorSpec::new(tensor, Format::F32, &[2])).unwrap();
     let mut out = writer.begin(Vec::new()).unwrap();
-    out.append(tensor.repeat(8)[..8].as_bytes()).unwrap();
+    out.append(&tensor.repeat(8).as_bytes()[..8]).unwrap();
     out.finish().unwrap()
 }
 
