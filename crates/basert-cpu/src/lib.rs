@@ -6,18 +6,30 @@
 //!
 //! They run inside [`Pool::run`], on views of shared memory ([`Rows`], [`QuantisedRows`]), between barriers.
 
+mod attention;
+mod device;
 mod dot;
+mod elementwise;
 mod isa;
+mod kv;
 mod linear;
 mod math;
 mod memory;
 mod panel;
 mod pool;
 mod quantised;
+pub mod reference;
 mod rows;
 pub mod simd;
+mod step;
 
+pub use attention::{Attention, AttentionError, Scratch, Sequence, attend, attend_pages, merge_pages};
+pub use device::CpuDevice;
+pub use elementwise::{
+    RotaryStyle, add, gate, rms_norm, rms_norm_in_place, rms_norm_quantise, rotate, scale, soft_cap,
+};
 pub use isa::Isa;
+pub use kv::{KvLayer, PAGE};
 pub use linear::{Activation, Epilogue, Input, linear};
 pub use memory::{AllocError, Buffer};
 pub use panel::{Order, PackError, PackedMatrix, Source};

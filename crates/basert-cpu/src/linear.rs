@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use basert_core::Format;
+pub use basert_graph::Activation;
 
 use crate::Isa;
 use crate::dot::{Lanes, MAX_TILE, float_tile, quantised_tile};
@@ -31,15 +32,6 @@ pub enum Epilogue {
     Add,
     /// The matrix is paired: the output is `activation(gate) · up`.
     Gated(Activation),
-}
-
-/// Activation functions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x · σ(x).
-    Silu,
-    /// The tanh form of GELU.
-    GeluTanh,
 }
 
 /// Activations of a chunk of rows stay in half of a core's second-level cache while the weights pass.

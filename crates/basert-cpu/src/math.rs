@@ -4,7 +4,7 @@
 
 use crate::simd::Simd;
 
-/// e^x. Zero below -87.33; above 88.37, what it is there. NaN gives NaN. Exactly 1 for 0.
+/// e^x. Zero below -87.33, infinity above 88.37. NaN gives NaN. Exactly 1 for 0.
 ///
 /// # Safety
 /// See [`Simd`], here and below.
@@ -12,9 +12,9 @@ use crate::simd::Simd;
 pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     // SAFETY: the caller's.
     unsafe {
-        let lowest = S::splat(-87.33);
+        let (lowest, highest) = (S::splat(-87.33), S::splat(88.37));
         // The constants first: then NaN passes.
-        let clamped = S::min(S::splat(88.37), S::max(lowest, x));
+        let clamped = S::min(highest, S::max(lowest, x));
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
         let n_f = S::float(n);
         let r = S::fma(n_f, S::splat(-0.693_359_4), clamped);
@@ -25,7 +25,8 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         }
         let y = S::add(S::fma(S::mul(p, r), r, r), S::splat(1.0));
         let power = S::from_bits(S::shl_i32(S::add_i32(n, S::splat_i32(127)), 23));
-        S::select_less(x, lowest, S::splat(0.0), S::mul(y, power))
+        let y = S::select_less(highest, x, S::splat(f32::INFINITY), S::mul(y, power));
+        S::select_less(x, lowest, S::splat(0.0), y)
     }
 }
 
@@ -64,4 +65,11 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
         // -2√(2/π)
         S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-1.595_769_1)))))
     }
+}
+
+/// cap · tanh(x / cap).
+#[inline(always)]
+pub(crate) unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
+    // SAFETY: the caller's.
+    unsafe { S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap)) }
 }

@@ -16,6 +16,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use basert_core::{Base, BlockFormat, Codes, FORMATS, Format, GroupScales, Plane, Value};
+pub use basert_plan::Order;
 use half::f16;
 
 use crate::memory::{AllocError, Buffer};
@@ -107,16 +108,6 @@ pub struct Source<'a> {
     pub bytes: &'a [u8],
     /// Its rows.
     pub rows: usize,
-}
-
-/// How several tensors become one matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// Rows of the first, then of the second, …
-    Stacked,
-    /// Two of equal size, a panel of the first beside the same panel of the second: the two results that a gated
-    /// activation combines are computed by one worker, one after the other.
-    Paired,
 }
 
 /// Why a matrix cannot be packed.

@@ -1,0 +1,304 @@
+//! The CPU as a [`Device`]: what it is, and how a plan is bound to it.
+
+use std::sync::Arc;
+
+use basert_core::codec;
+use basert_files::ModelFile;
+use basert_graph::{Norm, Pairs, WeightId};
+use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matrix, Plan, PlanOp};
+
+use crate::attention::{Attention, Scratch};
+use crate::kv::{KvLayer, PAGE};
+use crate::step::{Bound, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, WorkerScratch};
+use crate::{Buffer, Counter, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
+
+/// The CPU.
+pub struct CpuDevice {
+    pool: Arc<Pool>,
+    isa: Isa,
+    facts: Facts,
+}
+
+impl CpuDevice {
+    /// With that many threads, or as many as there are cores.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: Option<usize>) -> std::io::Result<CpuDevice> {
+        CpuDevice::with_isa(threads, Isa::detect())
+    }
+
+    /// With these instructions, which the machine has to have.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn with_isa(threads: Option<usize>, isa: Isa) -> std::io::Result<CpuDevice> {
+        let pool = Arc::new(Pool::new(threads)?);
+        let facts = Facts {
+            name: "cpu".to_owned(),
+            description: format!("{} threads, {isa}", pool.threads()),
+            page_tokens: PAGE,
+            kv_value_bytes: size_of::<u16>(),
+        };
+        Ok(CpuDevice { pool, isa, facts })
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+}
+
+impl Device for CpuDevice {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
+        let mut binder = Binder { device: self, plan: plan.clone(), file: file.clone(), options, ready: 0 };
+        let matrices: Vec<_> = plan.matrices.iter().map(|matrix| binder.pack(matrix)).collect::<Result<_, _>>()?;
+        let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
+        let page_len: usize =
+            plan.graph.caches.iter().map(|cache| KvLayer::page_len(cache.kv_heads, cache.head_dim)).sum();
+        let mut ops = Vec::with_capacity(plan.ops.len());
+        let mut linear_since_barrier = false;
+        for planned in &plan.ops {
+            let kernel = binder.bind(&planned.op, &mut matrices)?;
+            let is_linear = matches!(kernel, Kernel::Linear(_));
+            // Linear ops share the memory of prepared inputs, which the plan knows nothing of.
+            let barrier = planned.barrier || (is_linear && linear_since_barrier);
+            linear_since_barrier = is_linear || (linear_since_barrier && !barrier);
+            ops.push(Bound { kernel, barrier, work: Counter::new(), prepare: Counter::new() });
+        }
+        let pages = binder.options.pages;
+        let shared = Shared {
+            arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
+            cache: binder.buffer(pages * page_len * size_of::<u16>(), "the KV cache")?,
+            prepared: binder.prepared()?,
+            partials: binder.partials()?,
+        };
+        let ropes = binder.ropes();
+        let workers = (0..self.pool.threads()).map(|_| binder.worker()).collect::<Result<_, _>>()?;
+        Ok(Box::new(CpuBaked::new(
+            self.pool.clone(),
+            self.isa,
+            plan,
+            file,
+            ops,
+            shared,
+            (pages, page_len),
+            ropes,
+            workers,
+        )))
+    }
+}
+
+/// What binding a plan needs to know.
+struct Binder<'d, 'o> {
+    device: &'d CpuDevice,
+    plan: Arc<Plan>,
+    file: Arc<ModelFile>,
+    options: LoadOptions<'o>,
+    /// Bytes of weights made ready.
+    ready: usize,
+}
+
+impl Binder<'_, '_> {
+    fn tensor(&self, id: WeightId) -> Result<basert_files::Tensor<'_>, DeviceError> {
+        let name = &self.plan.graph.weights[id.0].tensor;
+        let missing = || DeviceError::Weight { tensor: name.clone(), what: "it is missing".to_owned() };
+        self.file.tensor(name).ok_or_else(missing)
+    }
+
+    /// A vector of weights, decoded.
+    fn vector(&self, id: WeightId) -> Result<Vec<f32>, DeviceError> {
+        let tensor = self.tensor(id)?;
+        let fail = |what: String| DeviceError::Weight { tensor: tensor.name.to_owned(), what };
+        let mut values = vec![0.0; tensor.elements()];
+        codec::decode(tensor.format, tensor.bytes, &mut values).map_err(|error| fail(error.to_string()))?;
+        match values.iter().position(|x| !x.is_finite()) {
+            Some(i) => Err(fail(format!("value {i} is {}, not a finite number", values[i]))),
+            None => Ok(values),
+        }
+    }
+
+    fn norm(&self, norm: &Norm) -> Result<(Vec<f32>, f32), DeviceError> {
+        let mut weight = self.vector(norm.weight)?;
+        weight.iter_mut().for_each(|w| *w += norm.offset);
+        Ok((weight, norm.eps))
+    }
+
+    fn pack(&mut self, matrix: &Matrix) -> Result<PackedMatrix, DeviceError> {
+        let tensors: Vec<_> = matrix.parts.iter().map(|(id, _)| self.tensor(*id)).collect::<Result<_, _>>()?;
+        let sources: Vec<_> = tensors
+            .iter()
+            .zip(&matrix.parts)
+            .map(|(tensor, (id, _))| Source { bytes: tensor.bytes, rows: self.plan.graph.weights[id.0].rows })
+            .collect();
+        let packed = PackedMatrix::pack(&self.device.pool, matrix.format, matrix.columns, &sources, matrix.order);
+        let packed = packed.map_err(|error| match error {
+            PackError::NotFinite { tensor, .. } => {
+                DeviceError::Weight { tensor: tensors[tensor].name.to_owned(), what: error.to_string() }
+            }
+            PackError::Alloc(_) => self.out_of_memory(sources.iter().map(|s| s.bytes.len()).sum(), "packed weights"),
+            _ => DeviceError::Weight { tensor: tensors[0].name.to_owned(), what: error.to_string() },
+        })?;
+        sources.iter().for_each(|source| self.file.release(source.bytes));
+        self.ready += sources.iter().map(|source| source.bytes.len()).sum::<usize>();
+        (self.options.progress)(self.ready, self.plan.weight_bytes());
+        Ok(packed)
+    }
+
+    fn out_of_memory(&self, bytes: usize, what: &str) -> DeviceError {
+        DeviceError::OutOfMemory { device: self.device.facts.name.clone(), bytes, what: what.to_owned() }
+    }
+
+    fn buffer(&self, bytes: usize, what: &str) -> Result<Buffer, DeviceError> {
+        Buffer::zeroed(bytes).map_err(|_| self.out_of_memory(bytes, what))
+    }
+
+    fn bind(&self, op: &PlanOp, packed: &mut [Option<PackedMatrix>]) -> Result<Kernel, DeviceError> {
+        let place = |value: basert_graph::ValueId| (self.plan.places[value.0], self.plan.values[value.0].rows);
+        Ok(match *op {
+            PlanOp::Embed { weight, scale, out } => {
+                let tensor = self.tensor(weight)?;
+                Kernel::Embed { tensor: tensor.name.to_owned(), scale, out: place(out).0 }
+            }
+            PlanOp::Norm { x, ref norm, residual, out } => {
+                let (weight, eps) = self.norm(norm)?;
+                Kernel::Norm { x: place(x).0, weight, eps, add: residual.is_some(), out: place(out) }
+            }
+            PlanOp::Linear { x, ref norm, ref matrices, epilogue, out } => {
+                let norm = norm.as_ref().map(|norm| self.norm(norm)).transpose()?;
+                let mut parts = Vec::with_capacity(matrices.len());
+                let mut column = 0;
+                for id in matrices {
+                    let Some(matrix) = packed[id.0].take() else { continue };
+                    let bias = self.bias(&self.plan.matrices[id.0])?;
+                    let width = matrix.rows();
+                    parts.push((matrix, bias, column..column + width));
+                    column += width;
+                }
+                let epilogue = match epilogue {
+                    Epilogue::Store => crate::Epilogue::Store,
+                    Epilogue::Add(_) => crate::Epilogue::Add,
+                    Epilogue::Gated(activation) => crate::Epilogue::Gated(activation),
+                };
+                Kernel::Linear(BoundLinear { x: place(x).0, norm, parts, epilogue, out: place(out) })
+            }
+            PlanOp::RopeCache { q, k, v, ref q_norm, ref k_norm, rope, cache, out } => Kernel::RopeCache {
+                q: place(q).0,
+                k: place(k).0,
+                v: place(v).0,
+                q_norm: q_norm.as_ref().map(|norm| self.norm(norm)).transpose()?,
+                k_norm: k_norm.as_ref().map(|norm| self.norm(norm)).transpose()?,
+                rope: rope.0,
+                cache: self.cache(cache),
+                out: place(out).0,
+            },
+            PlanOp::Attention { q, cache, heads, scale, window, cap, out } => {
+                let attention = self.attention(cache, heads, scale, window, cap);
+                attention.check().map_err(|what| DeviceError::Unsupported {
+                    device: self.device.facts.name.clone(),
+                    what: what.to_string(),
+                })?;
+                Kernel::Attention { q: place(q).0, attention, cache: self.cache(cache), out: place(out).0 }
+            }
+            PlanOp::Gate { gate, up, activation, out } => {
+                Kernel::Gate { gate: place(gate).0, up: place(up).0, activation, out: place(out) }
+            }
+            PlanOp::Add { a, b, out } => Kernel::Add { a: place(a).0, b: place(b).0, out: place(out) },
+            PlanOp::Select { x, out } => Kernel::Select { x: place(x).0, out: place(out).0 },
+            PlanOp::SoftCap { x, cap, out } => Kernel::SoftCap { x: place(x).0, cap, out: place(out) },
+        })
+    }
+
+    /// The biases of a matrix's parts, if any has one.
+    fn bias(&self, matrix: &Matrix) -> Result<Option<Vec<f32>>, DeviceError> {
+        if matrix.parts.iter().all(|(_, bias)| bias.is_none()) {
+            return Ok(None);
+        }
+        let mut all = Vec::with_capacity(matrix.rows);
+        for &(weight, bias) in &matrix.parts {
+            match bias {
+                Some(bias) => all.extend(self.vector(bias)?),
+                None => all.resize(all.len() + self.plan.graph.weights[weight.0].rows, 0.0),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// First value of a layer's keys in a page, heads and dimensions.
+    fn cache(&self, id: basert_graph::CacheId) -> crate::step::CachePlace {
+        let caches = &self.plan.graph.caches;
+        let offset = caches[..id.0].iter().map(|cache| KvLayer::page_len(cache.kv_heads, cache.head_dim)).sum();
+        crate::step::CachePlace { offset, kv_heads: caches[id.0].kv_heads, head_dim: caches[id.0].head_dim }
+    }
+
+    fn ropes(&self) -> Vec<RopeTable> {
+        let style = |pairs| match pairs {
+            Pairs::Half => RotaryStyle::Halves,
+            Pairs::Interleaved => RotaryStyle::Pairs,
+        };
+        let table = |rope: &basert_graph::Rope| {
+            RopeTable::new(rope.frequencies.clone(), style(rope.pairs), self.plan.limits.tokens)
+        };
+        self.plan.graph.ropes.iter().map(table).collect()
+    }
+
+    /// The widest input of a linear op.
+    fn widest(&self) -> usize {
+        self.plan.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0)
+    }
+
+    /// Room for the inputs of a linear op as its kernels want them: normed, and quantised.
+    fn prepared(&self) -> Result<(Buffer, Buffer), DeviceError> {
+        let (rows, width) = (self.plan.limits.tokens.max(self.plan.limits.wanted), self.widest());
+        let what = "prepared inputs";
+        let quantised = QuantisedRows::bytes(rows, width.next_multiple_of(32));
+        Ok((self.buffer(rows * width * size_of::<f32>(), what)?, self.buffer(quantised, what)?))
+    }
+
+    /// Room for the partial results of attention over a context divided by pages.
+    fn partials(&self) -> Result<Buffer, DeviceError> {
+        let ops = self.plan.ops.iter().filter_map(|op| match op.op {
+            PlanOp::Attention { cache, heads, .. } => Some(heads * (self.plan.graph.caches[cache.0].head_dim + 2)),
+            _ => None,
+        });
+        self.buffer(ops.max().unwrap_or(0) * self.options.pages * size_of::<f32>(), "partial attention")
+    }
+
+    /// The attention op that needs the most memory.
+    fn largest_attention(&self) -> Option<Attention> {
+        let attentions = self.plan.ops.iter().filter_map(|op| match op.op {
+            PlanOp::Attention { cache, heads, scale, window, cap, .. } => {
+                Some(self.attention(cache, heads, scale, window, cap))
+            }
+            _ => None,
+        });
+        attentions.max_by_key(|attention| {
+            (attention.row_block() * attention.group() + attention.group()) * attention.head_dim
+        })
+    }
+
+    fn attention(
+        &self,
+        cache: basert_graph::CacheId,
+        q_heads: usize,
+        scale: f32,
+        window: Option<usize>,
+        soft_cap: Option<f32>,
+    ) -> Attention {
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
+        Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window }
+    }
+
+    fn worker(&self) -> Result<WorkerScratch, DeviceError> {
+        let width = self.widest().max(self.plan.values.iter().map(|value| value.width).max().unwrap_or(0));
+        Ok(WorkerScratch {
+            row: vec![0.0; self.widest()],
+            row_quantised: self.buffer(QuantisedRows::bytes(1, width.next_multiple_of(32)), "a worker's row")?,
+            attention: self.largest_attention().map(|attention| Scratch::new(&attention)),
+        })
+    }
+}

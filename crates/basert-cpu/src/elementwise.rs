@@ -1,0 +1,215 @@
+//! Kernels on one row at a time: norms, rotary positions, activations.
+//!
+//! Sums run in four vectors of 16 lanes, vector i of a row into number i mod 4; these are added as
+//! `(s0 + s1) + (s2 + s3)`, and the lanes halves onto halves.
+
+use crate::isa::dispatch;
+use crate::linear::{activate, load_some};
+use crate::math;
+use crate::quantised::QuantisedRows;
+use crate::simd::{LANES, Simd};
+use crate::{Activation, Isa};
+
+/// Which values of a head a rotation pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RotaryStyle {
+    /// Value i with value i + half of the rotated ones (GPT-NeoX, Hugging Face).
+    Halves,
+    /// Value 2i with value 2i + 1 (the original RoFormer, GGUF's llama).
+    Pairs,
+}
+
+/// `out = x / √(mean x² + eps) · weight`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn rms_norm(isa: Isa, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    assert_eq!((x.len(), x.len()), (weight.len(), out.len()));
+    // SAFETY: just checked.
+    unsafe { norm(isa, x.as_ptr(), weight.as_ptr(), x.len(), eps, out.as_mut_ptr()) }
+}
+
+/// [`rms_norm`] onto `x` itself: the norm of a head of queries or keys.
+///
+/// # Panics
+/// When lengths differ.
+pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
+    assert_eq!(x.len(), weight.len());
+    // SAFETY: just checked; a vector is read before it is written.
+    unsafe { norm(isa, x.as_ptr(), weight.as_ptr(), x.len(), eps, x.as_mut_ptr()) }
+}
+
+/// [`rms_norm`] into row `row` of `out`; `scratch` has the norm itself afterwards.
+///
+/// # Safety
+/// Nobody else reads or writes that row at the same time.
+///
+/// # Panics
+/// When lengths differ or there is no such row.
+pub unsafe fn rms_norm_quantise(
+    isa: Isa,
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    out: QuantisedRows<'_>,
+    row: usize,
+    scratch: &mut [f32],
+) {
+    rms_norm(isa, x, weight, eps, scratch);
+    // SAFETY: the caller's.
+    unsafe { out.write(isa, row, scratch) };
+}
+
+/// `x += y`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn add(isa: Isa, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
+    // SAFETY: the machine has `isa`.
+    unsafe { add_each(isa, x, y) }
+}
+
+/// `x *= factor`.
+pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
+    // SAFETY: the machine has `isa`.
+    unsafe { scale_each(isa, x, factor) }
+}
+
+/// `x = cap · tanh(x / cap)`.
+pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
+    // SAFETY: the machine has `isa`.
+    unsafe { cap_each(isa, x, cap) }
+}
+
+/// `gate = activation(gate) · up`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn gate(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len());
+    // SAFETY: the machine has `isa`.
+    unsafe { gate_each(isa, activation, gate, up) }
+}
+
+/// Rotates the first `2 · cos.len()` values of a head by the angles whose cosines and sines are given.
+///
+/// # Panics
+/// When `cos` and `sin` differ in length or the head is shorter.
+pub fn rotate(isa: Isa, head: &mut [f32], cos: &[f32], sin: &[f32], style: RotaryStyle) {
+    assert_eq!(cos.len(), sin.len());
+    assert!(2 * cos.len() <= head.len());
+    // SAFETY: the machine has `isa`.
+    unsafe { rotate_head(isa, head, cos, sin, style) }
+}
+
+dispatch! {
+    unsafe fn norm(x: *const f32, weight: *const f32, len: usize, eps: f32, out: *mut f32) = norm_kernel;
+    unsafe fn add_each(x: &mut [f32], y: &[f32]) = add_kernel;
+    unsafe fn scale_each(x: &mut [f32], factor: f32) = scale_kernel;
+    unsafe fn cap_each(x: &mut [f32], cap: f32) = cap_kernel;
+    unsafe fn gate_each(activation: Activation, gate: &mut [f32], up: &[f32]) = gate_kernel;
+    unsafe fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], style: RotaryStyle) = rotate_kernel;
+}
+
+/// Calls `each(start, lanes)` for the vectors of a row of `len` values.
+#[inline(always)]
+fn vectors(len: usize, mut each: impl FnMut(usize, usize)) {
+    let whole = len - len % LANES;
+    let mut at = 0;
+    while at < whole {
+        each(at, LANES);
+        at += LANES;
+    }
+    if whole < len {
+        each(whole, len - whole);
+    }
+}
+
+#[inline(always)]
+unsafe fn store_some<S: Simd>(p: *mut f32, count: usize, x: S::F) {
+    // SAFETY: the caller's.
+    unsafe {
+        if count == LANES {
+            S::store(p, x);
+        } else {
+            std::ptr::copy_nonoverlapping(S::lanes(x).as_ptr(), p, count);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn norm_kernel<S: Simd>(x: *const f32, weight: *const f32, len: usize, eps: f32, out: *mut f32) {
+    // SAFETY: all three have `len` values.
+    unsafe {
+        let mut sums = [S::splat(0.0); 4];
+        vectors(len, |at, count| {
+            let x = load_some::<S>(x.add(at), count);
+            sums[0] = S::fma(x, x, sums[0]);
+            sums.rotate_left(1);
+        });
+        // Back to the order in which they were begun.
+        sums.rotate_right(len.div_ceil(LANES) % 4);
+        let sum = S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
+        let factor = S::splat(1.0 / (sum / len as f32 + eps).sqrt());
+        vectors(len, |at, count| {
+            let y = S::mul(load_some::<S>(x.add(at), count), factor);
+            store_some::<S>(out.add(at), count, S::mul(y, load_some::<S>(weight.add(at), count)));
+        });
+    }
+}
+
+#[inline(always)]
+unsafe fn add_kernel<S: Simd>(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x += y;
+    }
+}
+
+#[inline(always)]
+unsafe fn scale_kernel<S: Simd>(x: &mut [f32], factor: f32) {
+    for x in x {
+        *x *= factor;
+    }
+}
+
+#[inline(always)]
+unsafe fn cap_kernel<S: Simd>(x: &mut [f32], cap: f32) {
+    let p = x.as_mut_ptr();
+    // SAFETY: the vectors are those of `x`.
+    vectors(x.len(), |at, count| unsafe {
+        let x = load_some::<S>(p.add(at), count);
+        store_some::<S>(p.add(at), count, math::soft_cap::<S>(x, cap));
+    });
+}
+
+#[inline(always)]
+unsafe fn gate_kernel<S: Simd>(activation: Activation, gate: &mut [f32], up: &[f32]) {
+    let (gate, up, len) = (gate.as_mut_ptr(), up.as_ptr(), up.len());
+    // SAFETY: the vectors are those of `gate` and `up`, which are equally long.
+    vectors(len, |at, count| unsafe {
+        let y = activate::<S>(activation, load_some::<S>(gate.add(at), count));
+        store_some::<S>(gate.add(at), count, S::mul(y, load_some::<S>(up.add(at), count)));
+    });
+}
+
+#[inline(always)]
+unsafe fn rotate_kernel<S: Simd>(head: &mut [f32], cos: &[f32], sin: &[f32], style: RotaryStyle) {
+    let rotated = &mut head[..2 * cos.len()];
+    let turn = |a: &mut f32, b: &mut f32, c: f32, s: f32| {
+        (*a, *b) = (a.mul_add(c, -(*b * s)), b.mul_add(c, *a * s));
+    };
+    match style {
+        RotaryStyle::Halves => {
+            let (low, high) = rotated.split_at_mut(cos.len());
+            for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
+                turn(a, b, *c, *s);
+            }
+        }
+        RotaryStyle::Pairs => {
+            for (([a, b], c), s) in rotated.as_chunks_mut().0.iter_mut().zip(cos).zip(sin) {
+                turn(a, b, *c, *s);
+            }
+        }
+    }
+}

@@ -1,0 +1,631 @@
+//! A plan bound to the CPU, and how a step runs through it.
+//!
+//! All workers run through the list of ops together. Within an op they divide rows, columns, heads or pages among
+//! themselves by a shared counter, so that whoever is free takes the next piece; between ops that depend on each other
+//! is a barrier. None of this changes a result: each output has one order of operations whoever computes it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use basert_core::codec;
+use basert_files::ModelFile;
+use basert_graph::{Activation, Rows as RowClass};
+use basert_plan::{Baked, DeviceError, Place, Plan, StepState};
+
+use crate::attention::{Attention, Scratch, Sequence, attend, attend_pages, merge_pages};
+use crate::kv::{KvLayer, PAGE};
+use crate::{Buffer, Counter, Epilogue, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Rows, Worker};
+use crate::{elementwise, linear};
+
+/// A value's place, and which tokens it has rows for.
+type Output = (Place, RowClass);
+
+/// An op with everything it needs but the step.
+pub(crate) enum Kernel {
+    Embed {
+        tensor: String,
+        scale: f32,
+        out: Place,
+    },
+    Norm {
+        x: Place,
+        weight: Vec<f32>,
+        eps: f32,
+        add: bool,
+        out: Output,
+    },
+    Linear(BoundLinear),
+    RopeCache {
+        q: Place,
+        k: Place,
+        v: Place,
+        q_norm: Option<(Vec<f32>, f32)>,
+        k_norm: Option<(Vec<f32>, f32)>,
+        rope: usize,
+        cache: CachePlace,
+        out: Place,
+    },
+    Attention {
+        q: Place,
+        attention: Attention,
+        cache: CachePlace,
+        out: Place,
+    },
+    Gate {
+        gate: Place,
+        up: Place,
+        activation: Activation,
+        out: Output,
+    },
+    Add {
+        a: Place,
+        b: Place,
+        out: Output,
+    },
+    Select {
+        x: Place,
+        out: Place,
+    },
+    SoftCap {
+        x: Place,
+        cap: f32,
+        out: Output,
+    },
+}
+
+/// A linear op: matrices side by side, with their biases and the columns of their outputs.
+pub(crate) struct BoundLinear {
+    pub x: Place,
+    pub norm: Option<(Vec<f32>, f32)>,
+    pub parts: Vec<(PackedMatrix, Option<Vec<f32>>, Range<usize>)>,
+    pub epilogue: Epilogue,
+    pub out: Output,
+}
+
+/// Where in a page a layer's keys and values lie.
+#[derive(Clone, Copy)]
+pub(crate) struct CachePlace {
+    /// Values from the start of the page.
+    pub offset: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+/// An op in its place.
+pub(crate) struct Bound {
+    pub kernel: Kernel,
+    /// Whether all before has to be complete.
+    pub barrier: bool,
+    /// Divides its work.
+    pub work: Counter,
+    /// Divides the preparation of its input.
+    pub prepare: Counter,
+}
+
+/// Memory that all workers use.
+pub(crate) struct Shared {
+    pub arena: Buffer,
+    pub cache: Buffer,
+    /// Inputs of a linear op, normed and quantised.
+    pub prepared: (Buffer, Buffer),
+    pub partials: Buffer,
+}
+
+/// Memory of one worker.
+pub(crate) struct WorkerScratch {
+    pub row: Vec<f32>,
+    pub row_quantised: Buffer,
+    /// None where no op is attention.
+    pub attention: Option<Scratch>,
+}
+
+/// Cosines and sines for the tokens of a step.
+pub(crate) struct RopeTable {
+    frequencies: Vec<f32>,
+    style: RotaryStyle,
+    /// For each token the cosines of all pairs, then the sines.
+    values: Vec<f32>,
+}
+
+impl RopeTable {
+    pub fn new(frequencies: Vec<f32>, style: RotaryStyle, tokens: usize) -> RopeTable {
+        let values = vec![0.0; 2 * frequencies.len() * tokens];
+        RopeTable { frequencies, style, values }
+    }
+
+    fn fill(&mut self, positions: &[u32]) {
+        let n = self.frequencies.len();
+        for (&position, row) in positions.iter().zip(self.values.chunks_exact_mut(2 * n)) {
+            let (cos, sin) = row.split_at_mut(n);
+            for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
+                (*sin, *cos) = (position as f32 * frequency).sin_cos();
+            }
+        }
+    }
+
+    fn row(&self, token: usize) -> (&[f32], &[f32]) {
+        let n = self.frequencies.len();
+        self.values[2 * n * token..][..2 * n].split_at(n)
+    }
+}
+
+/// A plan bound to the CPU.
+pub(crate) struct CpuBaked {
+    pool: Arc<Pool>,
+    isa: Isa,
+    plan: Arc<Plan>,
+    file: Arc<ModelFile>,
+    ops: Vec<Bound>,
+    shared: Shared,
+    pages: usize,
+    /// f16 values in a page, all layers together.
+    page_len: usize,
+    ropes: Vec<RopeTable>,
+    workers: Vec<WorkerScratch>,
+}
+
+impl CpuBaked {
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        pool: Arc<Pool>,
+        isa: Isa,
+        plan: Arc<Plan>,
+        file: Arc<ModelFile>,
+        ops: Vec<Bound>,
+        shared: Shared,
+        (pages, page_len): (usize, usize),
+        ropes: Vec<RopeTable>,
+        workers: Vec<WorkerScratch>,
+    ) -> CpuBaked {
+        CpuBaked { pool, isa, plan, file, ops, shared, pages, page_len, ropes, workers }
+    }
+
+    /// Refuses a step that would reach outside what the plan made room for.
+    fn check(&self, step: &StepState) -> Result<(), DeviceError> {
+        let fail = |what: String| Err(DeviceError::Step(what));
+        let (tokens, wanted, limits) = (step.tokens.len(), step.wanted.len(), self.plan.limits);
+        if tokens == 0 || tokens > limits.tokens || wanted > limits.wanted {
+            return fail(format!(
+                "{tokens} tokens with {wanted} rows of logits, within {} and {}",
+                limits.tokens, limits.wanted
+            ));
+        }
+        if step.positions.len() != tokens || step.wanted.iter().any(|&row| row as usize >= tokens) {
+            return fail("rows and tokens do not agree".to_owned());
+        }
+        if let Some(token) = step.tokens.iter().find(|&&token| token as usize >= self.plan.graph.vocabulary) {
+            return fail(format!("token {token} is not one of the {} of the vocabulary", self.plan.graph.vocabulary));
+        }
+        let mut row = 0;
+        for sequence in &step.sequences {
+            let Some(pages) = step.page_table.get(sequence.pages.clone()) else {
+                return fail("a sequence's pages are not in the page table".to_owned());
+            };
+            if sequence.rows.start != row || sequence.rows.is_empty() || sequence.rows.end > tokens {
+                return fail("the rows of sequences do not follow each other".to_owned());
+            }
+            row = sequence.rows.end;
+            let positions = &step.positions[sequence.rows.clone()];
+            if positions.windows(2).any(|pair| pair[1] != pair[0] + 1) {
+                return fail("positions of a sequence do not follow each other".to_owned());
+            }
+            let last = positions[positions.len() - 1] as usize;
+            if pages.len() <= last / PAGE || pages.iter().any(|&page| page as usize >= self.pages) {
+                return fail(format!("position {last} has no page"));
+            }
+        }
+        if row == tokens { Ok(()) } else { fail("tokens without a sequence".to_owned()) }
+    }
+}
+
+impl Baked for CpuBaked {
+    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
+        self.check(step)?;
+        for op in &self.ops {
+            op.work.reset();
+            op.prepare.reset();
+        }
+        self.ropes.iter_mut().for_each(|rope| rope.fill(&step.positions));
+        let run = Run {
+            isa: self.isa,
+            step,
+            file: &self.file,
+            ropes: &self.ropes,
+            arena: self.shared.arena.as_mut_ptr(),
+            cache: self.shared.cache.as_mut_ptr().cast(),
+            pages: self.pages,
+            page_len: self.page_len,
+            prepared: (self.shared.prepared.0.as_mut_ptr().cast(), self.shared.prepared.1.as_mut_ptr()),
+            partials: (self.shared.partials.as_mut_ptr().cast(), self.shared.partials.len() / size_of::<f32>()),
+            workers: self.workers.as_mut_ptr(),
+            damaged: AtomicU32::new(u32::MAX),
+        };
+        let ops = &self.ops;
+        let result = self.pool.run(|worker| {
+            // SAFETY: each worker takes the scratch of its own index, and there are as many as workers.
+            let scratch = unsafe { &mut *run.workers.add(worker.index()) };
+            for op in ops {
+                if op.barrier {
+                    worker.barrier();
+                }
+                // SAFETY: the barriers of the plan keep ops apart that use the same memory, and the counters of an op
+                // hand out each piece of its work once.
+                unsafe { run.execute(op, worker, scratch) };
+            }
+        });
+        result.map_err(|error| DeviceError::Failed(error.to_string()))?;
+        match run.damaged.load(Ordering::Relaxed) {
+            u32::MAX => Ok(()),
+            token => Err(DeviceError::Failed(format!("the embedding of token {token} is not finite"))),
+        }
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn logits(&self, i: usize) -> &[f32] {
+        let Place { offset, stride, column, width } = self.plan.places[self.plan.logits.0];
+        let first = offset / size_of::<f32>() + i * stride + column;
+        &bytemuck::cast_slice(&self.shared.arena)[first..first + width]
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        let bytes = self.page_len * size_of::<u16>();
+        let from = from as usize * bytes;
+        self.shared.cache.copy_within(from..from + bytes, to as usize * bytes);
+    }
+}
+
+/// What the workers share during a step.
+struct Run<'a> {
+    isa: Isa,
+    step: &'a StepState,
+    file: &'a ModelFile,
+    ropes: &'a [RopeTable],
+    arena: *mut u8,
+    cache: *mut u16,
+    pages: usize,
+    page_len: usize,
+    /// f32 and quantised.
+    prepared: (*mut f32, *mut u8),
+    /// With how many values there are.
+    partials: (*mut f32, usize),
+    workers: *mut WorkerScratch,
+    /// A token whose embedding is not finite, or `u32::MAX`.
+    damaged: AtomicU32,
+}
+
+// SAFETY: the pointers lead to memory that the submitting thread holds mutably for as long as the run lasts; the
+// workers keep apart as `submit` says.
+unsafe impl Sync for Run<'_> {}
+
+/// Values that a worker takes at a time in element-wise ops.
+const COLUMNS: usize = 4096;
+/// Rows that a worker takes at a time in row-wise ops.
+const ROWS: usize = 4;
+/// Up to this many values, every worker prepares the input of a linear op for itself rather than wait for others.
+const OWN_INPUT: usize = 8192;
+/// A context of at least this many pages is divided among the workers when a sequence has a single token.
+const DIVIDED_PAGES: usize = 4;
+
+impl Run<'_> {
+    fn tokens(&self) -> usize {
+        self.step.tokens.len()
+    }
+
+    fn count(&self, rows: RowClass) -> usize {
+        match rows {
+            RowClass::Tokens => self.tokens(),
+            RowClass::Wanted => self.step.wanted.len(),
+        }
+    }
+
+    fn view(&self, place: Place, rows: usize) -> Rows<'_> {
+        // SAFETY: the arena has room for the plan's limits, within which the step is.
+        unsafe {
+            let start = self.arena.add(place.offset).cast::<f32>().add(place.column);
+            Rows::from_raw(start, rows, place.width, place.stride)
+        }
+    }
+
+    fn layer(&self, cache: CachePlace) -> KvLayer<'_> {
+        // SAFETY: every page has room for all layers, and this one's begins at its offset.
+        unsafe {
+            let start = self.cache.add(cache.offset);
+            KvLayer::from_raw(start, self.pages, self.page_len, cache.kv_heads, cache.head_dim)
+        }
+    }
+
+    /// This worker's part of an op.
+    ///
+    /// # Safety
+    /// No op that uses the same memory is under way, but for the other workers' parts of this one.
+    unsafe fn execute(&self, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
+        // SAFETY: the caller's, and each piece of work is handed out once.
+        unsafe {
+            match op.kernel {
+                Kernel::Embed { ref tensor, scale, out } => self.embed(op, worker, tensor, scale, out),
+                Kernel::Norm { x, ref weight, eps, add, out } => {
+                    let (x, out) = (self.view(x, self.count(out.1)), self.view(out.0, self.count(out.1)));
+                    for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
+                        if add {
+                            let scratch = &mut scratch.row[..out.cols()];
+                            elementwise::rms_norm(self.isa, x.row(row), weight, eps, scratch);
+                            elementwise::add(self.isa, out.row_mut(row), scratch);
+                        } else {
+                            elementwise::rms_norm(self.isa, x.row(row), weight, eps, out.row_mut(row));
+                        }
+                    }
+                }
+                Kernel::Linear(ref bound) => self.linear(op, bound, worker, scratch),
+                Kernel::RopeCache { .. } => self.rope_cache(op, worker),
+                Kernel::Attention { q, ref attention, cache, out } => {
+                    if let Some(scratch) = &mut scratch.attention {
+                        self.attention(op, worker, scratch, attention, self.layer(cache), (q, out));
+                    }
+                }
+                Kernel::Gate { gate, up, activation, out } => self.columns(op, worker, out, |range, row| {
+                    let up = self.view(up, row + 1).columns(range.clone()).row(row);
+                    let out = self.copied(gate, out, range, row);
+                    elementwise::gate(self.isa, activation, out, up);
+                }),
+                Kernel::Add { a, b, out } => self.columns(op, worker, out, |range, row| {
+                    let b = self.view(b, row + 1).columns(range.clone()).row(row);
+                    elementwise::add(self.isa, self.copied(a, out, range, row), b);
+                }),
+                Kernel::SoftCap { x, cap, out } => self.columns(op, worker, out, |range, row| {
+                    elementwise::soft_cap(self.isa, self.copied(x, out, range, row), cap);
+                }),
+                Kernel::Select { x, out } => {
+                    let (x, out) = (self.view(x, self.tokens()), self.view(out, self.step.wanted.len()));
+                    for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
+                        out.row_mut(row).copy_from_slice(x.row(self.step.wanted[row] as usize));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Calls `f` for parts of rows, each once.
+    unsafe fn columns(&self, op: &Bound, worker: &Worker, out: Output, f: impl Fn(Range<usize>, usize)) {
+        let parts = out.0.width.div_ceil(COLUMNS);
+        for part in worker.chunks(&op.work, parts * self.count(out.1), 1).flatten() {
+            let (row, first) = (part / parts, part % parts * COLUMNS);
+            f(first..out.0.width.min(first + COLUMNS), row);
+        }
+    }
+
+    /// Columns of a row of `out`, holding what `x` has there.
+    ///
+    /// # Safety
+    /// Nobody else uses them.
+    unsafe fn copied(&self, x: Place, out: Output, range: Range<usize>, row: usize) -> &mut [f32] {
+        let (from, to) = (self.view(x, row + 1), self.view(out.0, row + 1));
+        // SAFETY: the caller's; and where the two are the same memory, nothing is copied.
+        unsafe {
+            if from.row_ptr(row) == to.row_ptr(row) {
+                return to.columns(range).row_mut(row);
+            }
+            let out = to.columns(range.clone()).row_mut(row);
+            out.copy_from_slice(from.columns(range).row(row));
+            out
+        }
+    }
+
+    unsafe fn embed(&self, op: &Bound, worker: &Worker, tensor: &str, scale: f32, out: Place) {
+        let out = self.view(out, self.tokens());
+        for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
+            let token = self.step.tokens[row];
+            // SAFETY: the caller's.
+            let values = unsafe { out.row_mut(row) };
+            let decoded = self.file.tensor(tensor).and_then(|tensor| {
+                let len = tensor.format.row_bytes(values.len()).ok()?;
+                codec::decode(tensor.format, tensor.bytes.get(token as usize * len..)?.get(..len)?, values).ok()
+            });
+            if decoded.is_none() || values.iter().any(|x| !x.is_finite()) {
+                self.damaged.store(token, Ordering::Relaxed);
+            }
+            if scale != 1.0 {
+                elementwise::scale(self.isa, values, scale);
+            }
+        }
+    }
+
+    unsafe fn linear(&self, op: &Bound, bound: &BoundLinear, worker: &Worker, scratch: &mut WorkerScratch) {
+        let rows = self.count(bound.out.1);
+        let (x, out) = (self.view(bound.x, rows), self.view(bound.out.0, rows));
+        let quantised = bound.parts.iter().any(|(matrix, ..)| matrix.wants_quantised());
+        let float = bound.parts.iter().any(|(matrix, ..)| !matrix.wants_quantised());
+        let own = rows * x.cols() <= OWN_INPUT && rows == 1;
+        // SAFETY: prepared inputs have room for the widest; a worker's own are its own.
+        let (normed, codes) = unsafe {
+            if own {
+                let normed = Rows::new(&mut scratch.row[..x.cols()], 1, x.cols());
+                (normed, QuantisedRows::from_raw(scratch.row_quantised.as_mut_ptr(), 1, x.cols()))
+            } else {
+                let normed = Rows::from_raw(self.prepared.0, rows, x.cols(), x.cols());
+                (normed, QuantisedRows::from_raw(self.prepared.1, rows, x.cols()))
+            }
+        };
+        let prepare = |row: usize| {
+            // SAFETY: each row is prepared by one worker, or by each for itself.
+            unsafe {
+                let mut input = x.row(row);
+                if let Some((weight, eps)) = &bound.norm {
+                    elementwise::rms_norm(self.isa, input, weight, *eps, normed.row_mut(row));
+                    input = normed.row(row);
+                }
+                if quantised {
+                    codes.write(self.isa, row, input);
+                }
+            }
+        };
+        if own {
+            prepare(0);
+        } else if bound.norm.is_some() || quantised {
+            worker.chunks(&op.prepare, rows, ROWS).flatten().for_each(prepare);
+            worker.barrier();
+        }
+        let floats = if bound.norm.is_some() { normed } else { x };
+        debug_assert!(float || quantised);
+
+        let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
+        let grain = (units / (8 * worker.count())).clamp(1, 64);
+        for range in worker.chunks(&op.work, units, grain) {
+            let mut first = 0;
+            for (matrix, bias, columns) in &bound.parts {
+                let start = range.start.max(first) - first;
+                let end = range.end.min(first + matrix.units()).saturating_sub(first);
+                first += matrix.units();
+                if start >= end {
+                    continue;
+                }
+                let input = if matrix.wants_quantised() { Input::Quantised(codes) } else { Input::Float(floats) };
+                let out = out.columns(columns.clone());
+                // SAFETY: the columns of a unit are computed by whoever took it.
+                unsafe { linear(self.isa, matrix, start..end, input, bias.as_deref(), bound.epilogue, out) };
+            }
+        }
+    }
+
+    /// One token's keys and values of one head, and the queries of its group.
+    unsafe fn rope_cache(&self, op: &Bound, worker: &Worker) {
+        let Kernel::RopeCache { q, k, v, ref q_norm, ref k_norm, rope, cache, out } = op.kernel else { return };
+        let CachePlace { kv_heads, head_dim, .. } = cache;
+        let tokens = self.tokens();
+        let (q, k, v, out) = (self.view(q, tokens), self.view(k, tokens), self.view(v, tokens), self.view(out, tokens));
+        let (rope, layer) = (&self.ropes[rope], self.layer(cache));
+        let group = q.cols() / kv_heads;
+        let turn = |head: &mut [f32], norm: &Option<(Vec<f32>, f32)>, row: usize| {
+            if let Some((weight, eps)) = norm {
+                elementwise::rms_norm_in_place(self.isa, head, weight, *eps);
+            }
+            let (cos, sin) = rope.row(row);
+            elementwise::rotate(self.isa, head, cos, sin, rope.style);
+        };
+        for unit in worker.chunks(&op.work, tokens * kv_heads, 2).flatten() {
+            let (row, head) = (unit / kv_heads, unit % kv_heads);
+            let of_head = head * head_dim..(head + 1) * head_dim;
+            let (page, slot) = self.slot(row);
+            // SAFETY: each head of each token is one worker's.
+            unsafe {
+                let queries = out.columns(head * group..(head + 1) * group).row_mut(row);
+                if out.row_ptr(row) != q.row_ptr(row) {
+                    queries.copy_from_slice(q.columns(head * group..(head + 1) * group).row(row));
+                }
+                queries.chunks_exact_mut(head_dim).for_each(|head| turn(head, q_norm, row));
+                let keys = k.columns(of_head.clone()).row_mut(row);
+                turn(keys, k_norm, row);
+                layer.write(self.isa, head, page, slot, keys, v.columns(of_head).row(row));
+            }
+        }
+    }
+
+    /// Page and place in it of a row's keys and values.
+    fn slot(&self, row: usize) -> (usize, usize) {
+        let position = self.step.positions[row] as usize;
+        let sequence = self.step.sequences.iter().find(|sequence| sequence.rows.contains(&row));
+        let first = sequence.map_or(0, |sequence| sequence.pages.start);
+        (self.step.page_table[first + position / PAGE] as usize, position % PAGE)
+    }
+
+    unsafe fn attention(
+        &self,
+        op: &Bound,
+        worker: &Worker,
+        scratch: &mut Scratch,
+        attention: &Attention,
+        layer: KvLayer<'_>,
+        (q, out): (Place, Place),
+    ) {
+        let (q, out) = (self.view(q, self.tokens()), self.view(out, self.tokens()));
+        let block = attention.row_block();
+        let sequences = || {
+            self.step.sequences.iter().map(|sequence| {
+                let first = self.step.positions[sequence.rows.start] as usize;
+                let pages = &self.step.page_table[sequence.pages.clone()];
+                (sequence.rows.clone(), Sequence { pages, position: first })
+            })
+        };
+        let pages: usize = sequences().map(|(_, sequence)| attention.blocks(sequence.position).len()).sum();
+        let group = attention.q_heads / attention.kv_heads;
+        let partial_width = attention.head_dim + 2;
+        let needed = pages * attention.q_heads * partial_width;
+        let divided = self.tokens() == self.step.sequences.len()
+            && pages >= DIVIDED_PAGES * self.step.sequences.len()
+            && needed <= self.partials.1;
+
+        // A unit of work: some rows of a sequence, or one page of its context, for one head of keys.
+        let units = |rows: &Range<usize>, sequence: &Sequence| {
+            attention.kv_heads
+                * if divided { attention.blocks(sequence.position).len() } else { rows.len().div_ceil(block) }
+        };
+        let total = sequences().map(|(rows, sequence)| units(&rows, &sequence)).sum();
+        for unit in worker.chunks(&op.work, total, 1).flatten() {
+            let mut before = 0;
+            for (rows, sequence) in sequences() {
+                let count = units(&rows, &sequence);
+                if unit >= before + count {
+                    before += count;
+                    continue;
+                }
+                let (part, head) = ((unit - before) / attention.kv_heads, (unit - before) % attention.kv_heads);
+                let (q, out) = (rows_of(q, &rows), rows_of(out, &rows));
+                // SAFETY: each unit is one worker's, and writes rows, heads or partials of its own.
+                unsafe {
+                    if divided {
+                        let blocks = attention.blocks(sequence.position);
+                        let partials = self.partials(before / attention.kv_heads, head, blocks.len(), pages, attention);
+                        let block = blocks.start + part;
+                        let at = rows_of(partials, &(part * group..(part + 1) * group));
+                        attend_pages(self.isa, attention, layer, &sequence, q, head, 0, block..block + 1, at, scratch);
+                    } else {
+                        let taken = part * block..rows.len().min((part + 1) * block);
+                        attend(self.isa, attention, layer, &sequence, q, head, taken, out, scratch);
+                    }
+                }
+                break;
+            }
+        }
+        if !divided {
+            return;
+        }
+        worker.barrier();
+        for unit in worker.chunks(&op.prepare, self.step.sequences.len() * attention.kv_heads, 1).flatten() {
+            let (i, head) = (unit / attention.kv_heads, unit % attention.kv_heads);
+            let before = sequences().take(i).map(|(_, sequence)| attention.blocks(sequence.position).len()).sum();
+            let Some((rows, sequence)) = sequences().nth(i) else { continue };
+            let blocks = attention.blocks(sequence.position).len();
+            // SAFETY: each head of each sequence is one worker's, and its partials are complete.
+            unsafe {
+                let partials = self.partials(before, head, blocks, pages, attention);
+                merge_pages(self.isa, attention, &sequence, head, 0, partials, rows_of(out, &rows), scratch);
+            }
+        }
+    }
+
+    /// Partial results of one head of keys for a sequence's pages, of which `before` come before it in the step.
+    unsafe fn partials(
+        &self,
+        before: usize,
+        head: usize,
+        blocks: usize,
+        pages: usize,
+        attention: &Attention,
+    ) -> Rows<'_> {
+        let (group, width) = (attention.q_heads / attention.kv_heads, attention.head_dim + 2);
+        // SAFETY: `attention` divides a step only if the partials of all its pages and heads have room.
+        unsafe {
+            let start = self.partials.0.add((head * pages + before) * group * width);
+            Rows::from_raw(start, blocks * group, width, width)
+        }
+    }
+}
+
+/// Some rows of a matrix, as a matrix.
+fn rows_of<'a>(matrix: Rows<'a>, range: &Range<usize>) -> Rows<'a> {
+    // SAFETY: they are rows of the matrix.
+    unsafe { Rows::from_raw(matrix.row_ptr(range.start), range.len(), matrix.cols(), matrix.stride()) }
+}

@@ -1,0 +1,198 @@
+//! Attention against a textbook in f64, and every way of dividing it against the others bit for bit.
+
+mod common;
+
+use basert_cpu::*;
+use common::{Random, bits};
+use half::f16;
+
+/// A cache with one sequence of `len` tokens in shuffled pages, NaN wherever nothing was written, and its queries.
+struct Case {
+    attention: Attention,
+    len: usize,
+    memory: Vec<u16>,
+    table: Vec<u32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    queries: Vec<f32>,
+}
+
+const PAGES: usize = 7;
+
+impl Case {
+    fn new(attention: Attention, len: usize, isa: Isa) -> Case {
+        attention.check().unwrap();
+        let Attention { head_dim, q_heads, kv_heads, .. } = attention;
+        let mut random = Random::new((head_dim + q_heads * 7 + len) as u64);
+        let mut case = Case {
+            len,
+            memory: vec![f16::NAN.to_bits(); PAGES * KvLayer::page_len(kv_heads, head_dim)],
+            table: (0..len.div_ceil(PAGE)).map(|i| ((i * 3 + 2) % PAGES) as u32).collect(),
+            keys: random.values(len * kv_heads * head_dim),
+            values: random.values(len * kv_heads * head_dim),
+            queries: random.values(len * q_heads * head_dim).iter().map(|x| x * 2.0).collect(),
+            attention,
+        };
+        let (table, keys, values) = (case.table.clone(), case.keys.clone(), case.values.clone());
+        let kv = case.kv();
+        for t in 0..len {
+            for h in 0..kv_heads {
+                let at = (t * kv_heads + h) * head_dim..(t * kv_heads + h + 1) * head_dim;
+                // SAFETY: one thread.
+                unsafe { kv.write(isa, h, table[t / PAGE] as usize, t % PAGE, &keys[at.clone()], &values[at]) };
+            }
+        }
+        case
+    }
+
+    fn kv(&mut self) -> KvLayer<'_> {
+        let Attention { head_dim, kv_heads, .. } = self.attention;
+        let stride = KvLayer::page_len(kv_heads, head_dim);
+        // SAFETY: `memory` has so many pages.
+        unsafe { KvLayer::from_raw(self.memory.as_mut_ptr(), PAGES, stride, kv_heads, head_dim) }
+    }
+
+    fn width(&self) -> usize {
+        self.attention.q_heads * self.attention.head_dim
+    }
+
+    /// What a textbook says of the row at `position`.
+    fn expected(&self, position: usize) -> Vec<f64> {
+        let Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window } = self.attention;
+        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let round = |x: f32| f64::from(f16::from_f32(x).to_f32());
+        let mut out = Vec::new();
+        for head in 0..q_heads {
+            let q = &self.queries[position * self.width() + head * head_dim..][..head_dim];
+            let at = |t: usize| (t * kv_heads + head / (q_heads / kv_heads)) * head_dim;
+            let weights: Vec<f64> = (first..=position)
+                .map(|t| {
+                    let k = &self.keys[at(t)..][..head_dim];
+                    let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * round(*k)).sum();
+                    let score = dot * f64::from(scale);
+                    soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
+                })
+                .collect();
+            let total: f64 = weights.iter().sum();
+            out.extend((0..head_dim).map(|d| {
+                let sum = weights.iter().zip(first..).map(|(w, t)| w * round(self.values[at(t) + d]));
+                sum.sum::<f64>() / total
+            }));
+        }
+        out
+    }
+
+    /// Rows from `start` on, in blocks of `step` rows.
+    fn attend(&mut self, isa: Isa, start: usize, step: usize) -> Vec<f32> {
+        let (attention, width, len) = (self.attention, self.width(), self.len);
+        let mut out = vec![0.0; (len - start) * width];
+        let mut queries = self.queries[start * width..].to_vec();
+        let table = self.table.clone();
+        let kv = self.kv();
+        let (q, view) = (Rows::new(&mut queries, len - start, width), Rows::new(&mut out, len - start, width));
+        let mut scratch = Scratch::new(&attention);
+        let sequence = Sequence { pages: &table, position: start };
+        for first in (0..len - start).step_by(step) {
+            let rows = first..(first + step).min(len - start);
+            for head in 0..attention.kv_heads {
+                // SAFETY: one thread.
+                unsafe { attend(isa, &attention, kv, &sequence, q, head, rows.clone(), view, &mut scratch) };
+            }
+        }
+        out
+    }
+
+    /// The last row, its pages divided into pieces of `step`.
+    fn attend_divided(&mut self, isa: Isa, step: usize) -> Vec<f32> {
+        let (attention, width, position) = (self.attention, self.width(), self.len - 1);
+        let mut out = vec![0.0; width];
+        let mut queries = self.queries[position * width..].to_vec();
+        let table = self.table.clone();
+        let kv = self.kv();
+        let (q, view) = (Rows::new(&mut queries, 1, width), Rows::new(&mut out, 1, width));
+        let mut scratch = Scratch::new(&attention);
+        let sequence = Sequence { pages: &table, position };
+        let blocks = attention.blocks(position);
+        let rows = blocks.len() * attention.group();
+        let mut memory = vec![0.0; rows * (attention.head_dim + 2)];
+        let partials = Rows::new(&mut memory, rows, attention.head_dim + 2);
+        for head in 0..attention.kv_heads {
+            for first in blocks.clone().step_by(step).rev() {
+                let part = first..blocks.end.min(first + step);
+                // SAFETY: one thread.
+                unsafe { attend_pages(isa, &attention, kv, &sequence, q, head, 0, part, partials, &mut scratch) };
+            }
+            // SAFETY: one thread.
+            unsafe { merge_pages(isa, &attention, &sequence, head, 0, partials, view, &mut scratch) };
+        }
+        out
+    }
+}
+
+fn cases() -> Vec<(Attention, usize)> {
+    let mut cases = Vec::new();
+    for (head_dim, q_heads, kv_heads, len) in [
+        (64, 9, 3, 135),
+        (16, 2, 2, 70),
+        (48, 7, 1, 129),
+        (128, 8, 2, 65),
+        (256, 2, 1, 66),
+        (32, 30, 1, 20),
+        (64, 5, 5, 1),
+    ] {
+        for (soft_cap, window) in
+            [(None, None), (Some(5.0), None), (None, Some(50)), (Some(3.0), Some(64)), (None, Some(1))]
+        {
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            cases.push((Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window }, len));
+        }
+    }
+    cases
+}
+
+#[test]
+fn attention_agrees_with_a_textbook() {
+    for (attention, len) in cases() {
+        let mut case = Case::new(attention, len, Isa::detect());
+        let width = case.width();
+        let found = case.attend(Isa::detect(), 0, attention.row_block());
+        for (position, found) in found.chunks_exact(width).enumerate() {
+            for (i, (x, expected)) in found.iter().zip(case.expected(position)).enumerate() {
+                assert!((f64::from(*x) - expected).abs() < 3e-6, "{attention:?} {position} {i}: {x}, not {expected}");
+            }
+        }
+    }
+}
+
+#[test]
+fn how_it_is_divided_does_not_matter() {
+    for (attention, len) in cases() {
+        let mut expected: Option<Vec<u32>> = None;
+        for isa in Isa::available() {
+            let mut case = Case::new(attention, len, isa);
+            let width = case.width();
+            let all = case.attend(isa, 0, attention.row_block());
+            assert_eq!(expected.get_or_insert_with(|| bits(&all)), &bits(&all), "{attention:?} {isa}");
+            assert_eq!(bits(&case.attend(isa, 0, 1)), bits(&all), "{attention:?} {isa}");
+            let start = len / 3;
+            let step = attention.row_block().min(3);
+            assert_eq!(bits(&case.attend(isa, start, step)), bits(&all[start * width..]), "{attention:?} {isa}");
+            for step in [1, 2, 100] {
+                let last = case.attend_divided(isa, step);
+                assert_eq!(bits(&last), bits(&all[(len - 1) * width..]), "{attention:?} {isa} {step}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_the_kernels_lack_are_refused() {
+    let good = Attention { head_dim: 64, q_heads: 8, kv_heads: 2, scale: 1.0, soft_cap: None, window: None };
+    assert_eq!(good.check(), Ok(()));
+    for head_dim in [0, 8, 72, 528] {
+        assert_eq!(Attention { head_dim, ..good }.check(), Err(AttentionError::HeadDim(head_dim)));
+    }
+    for (q_heads, kv_heads) in [(8, 3), (0, 1), (4, 0), (2, 4)] {
+        assert!(matches!(Attention { q_heads, kv_heads, ..good }.check(), Err(AttentionError::Heads { .. })));
+    }
+}

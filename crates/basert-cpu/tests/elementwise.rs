@@ -1,0 +1,137 @@
+//! Kernels on rows against f64, and bit for bit between instruction sets.
+
+mod common;
+
+use basert_cpu::*;
+use common::{Random, bits};
+
+/// Runs `kernel` on every instruction set, asserts that all give the same bits, and returns the result.
+fn everywhere(kernel: impl Fn(Isa) -> Vec<f32>) -> Vec<f32> {
+    let expected = kernel(Isa::Portable);
+    for isa in Isa::available() {
+        assert_eq!(bits(&kernel(isa)), bits(&expected), "{isa}");
+    }
+    expected
+}
+
+fn assert_close(found: &[f32], expected: impl IntoIterator<Item = f64>, relative: f64, absolute: f64) {
+    for (i, (x, expected)) in found.iter().zip(expected).enumerate() {
+        let bound = absolute + relative * expected.abs();
+        assert!((f64::from(*x) - expected).abs() <= bound, "{i}: {x}, not {expected}");
+    }
+}
+
+#[test]
+fn rms_norm_is_that_of_the_paper() {
+    for len in [1, 15, 16, 48, 64, 100, 576, 1541] {
+        let mut random = Random::new(len as u64);
+        let (x, weight) = (random.values(len), random.values(len));
+        let found = everywhere(|isa| {
+            let mut out = vec![0.0; len];
+            rms_norm(isa, &x, &weight, 1e-5, &mut out);
+            let mut again = x.clone();
+            rms_norm_in_place(isa, &mut again, &weight, 1e-5);
+            assert_eq!(bits(&out), bits(&again));
+            out
+        });
+        let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / len as f64;
+        let expected = x.iter().zip(&weight).map(|(x, w)| f64::from(*x) * f64::from(*w) / (mean + 1e-5).sqrt());
+        assert_close(&found, expected, 1e-6, 0.0);
+    }
+}
+
+#[test]
+fn norm_and_quantise_is_the_one_after_the_other() {
+    let mut random = Random::new(1);
+    let (x, weight) = (random.values(96), random.values(96));
+    for isa in Isa::available() {
+        let mut normed = vec![0.0; 96];
+        rms_norm(isa, &x, &weight, 1e-6, &mut normed);
+        let mut scratch = vec![0.0; 96];
+        let mut fused = Buffer::zeroed(QuantisedRows::bytes(1, 96)).unwrap();
+        let view = QuantisedRows::new(&mut fused, 1, 96);
+        // SAFETY: one thread.
+        unsafe { rms_norm_quantise(isa, &x, &weight, 1e-6, view, 0, &mut scratch) };
+        assert_eq!(&fused[..], &common::quantise(isa, &normed, 1, 96)[..]);
+        assert_eq!(bits(&scratch), bits(&normed));
+    }
+}
+
+/// Values of every magnitude, and the ends of the functions' ranges.
+fn wide() -> Vec<f32> {
+    let mut random = Random::new(7);
+    let mut values: Vec<f32> = (0..5003).map(|_| random.value() * ((random.value() * 12.0).exp())).collect();
+    values.extend([0.0, -0.0, 1e-30, -1e-30, 0.624_99, 0.625, -0.625, 87.0, -87.0, 88.5, -88.5, 1e30, -1e30]);
+    values
+}
+
+#[test]
+fn activations_and_soft_cap_agree_with_f64() {
+    let x = wide();
+    let ones = vec![1.0; x.len()];
+    let silu = everywhere(|isa| {
+        let mut y = x.clone();
+        gate(isa, Activation::Silu, &mut y, &ones);
+        y
+    });
+    assert_close(&silu, x.iter().map(|&x| f64::from(x) / (1.0 + (-f64::from(x)).exp())), 4e-7, 1e-35);
+    let gelu = everywhere(|isa| {
+        let mut y = x.clone();
+        gate(isa, Activation::GeluTanh, &mut y, &ones);
+        y
+    });
+    let exact = |x: f64| x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).exp());
+    // The exponential carries the rounding of its argument, up to 88 here.
+    assert_close(&gelu, x.iter().map(|&x| exact(f64::from(x))), 2e-5, 1e-35);
+    let capped = everywhere(|isa| {
+        let mut y = x.clone();
+        soft_cap(isa, &mut y, 30.0);
+        y
+    });
+    assert_close(&capped, x.iter().map(|&x| 30.0 * (f64::from(x) / 30.0).tanh()), 4e-7, 0.0);
+    let scaled = everywhere(|isa| {
+        let mut y = x.clone();
+        scale(isa, &mut y, 0.3);
+        add(isa, &mut y, &ones);
+        y
+    });
+    assert!(scaled.iter().zip(&x).all(|(y, x)| *y == x * 0.3 + 1.0));
+}
+
+#[test]
+fn what_is_not_a_number_stays_so() {
+    for isa in Isa::available() {
+        let mut y = vec![f32::NAN; 20];
+        gate(isa, Activation::Silu, &mut y, &[1.0; 20]);
+        assert!(y.iter().all(|y| y.is_nan()), "{isa}");
+        soft_cap(isa, &mut y, 5.0);
+        assert!(y.iter().all(|y| y.is_nan()), "{isa}");
+        rms_norm_in_place(isa, &mut y, &[1.0; 20], 1e-5);
+        assert!(y.iter().all(|y| y.is_nan()), "{isa}");
+    }
+}
+
+#[test]
+fn rotations_turn_pairs() {
+    let mut random = Random::new(4);
+    for (dim, half) in [(64, 32), (64, 16), (80, 20), (256, 128), (16, 3)] {
+        let x = random.values(dim);
+        let angles: Vec<f32> = random.values(half).iter().map(|x| x * 3.0).collect();
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();
+        for style in [RotaryStyle::Halves, RotaryStyle::Pairs] {
+            let found = everywhere(|isa| {
+                let mut y = x.clone();
+                rotate(isa, &mut y, &cos, &sin, style);
+                y
+            });
+            let mut expected: Vec<f64> = x.iter().map(|x| f64::from(*x)).collect();
+            for i in 0..half {
+                let (a, b) = if style == RotaryStyle::Halves { (i, i + half) } else { (2 * i, 2 * i + 1) };
+                let (c, s) = (f64::from(cos[i]), f64::from(sin[i]));
+                let (xa, xb) = (expected[a], expected[b]);
+                (expected[a], expected[b]) = (xa * c - xb * s, xa * s + xb * c);
+            }
+            assert_close(&found, expected, 0.0, 2e-7);
+        }
+    }
+}
