@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Tiny random models as Hugging Face folders, and their logits computed by `transformers` in float32.
+
+Writes crates/basert-testkit/data/tiny/NAME/: the configuration and weights as `transformers` saves them, `expected.json`
+and the logits it names. `tiny.py NAME...` makes only those.
+"""
+
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+DATA = Path(__file__).parents[2] / "crates/basert-testkit/data/tiny"
+VOCABULARY = 288
+PROMPT = 48
+
+torch.set_num_threads(1)
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+COMMON = dict(
+    vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    max_position_embeddings=512, bos_token_id=256, eos_token_id=257, pad_token_id=None,
+)
+
+
+def gemma3_v4(config):
+    """The keys of transformers 4.50: a pattern instead of a list of layer types, two rotary bases side by side."""
+    rope = config.pop("rope_parameters")
+    for newer in ["layer_types", "_sliding_window_pattern", "use_bidirectional_attention"]:
+        config.pop(newer)
+    return v4(config) | {
+        "rope_theta": rope["full_attention"]["rope_theta"],
+        "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+        "rope_scaling": None,
+        "sliding_window_pattern": 6,
+    }
+
+
+def llama_v4(config):
+    """The keys of transformers 4: `rope_theta` and `rope_scaling` at the top level."""
+    scaling = config.pop("rope_parameters")
+    return v4(config) | {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
+
+
+def v4(config):
+    """What every configuration had before transformers 5."""
+    config["torch_dtype"] = config.pop("dtype")
+    return config | {"transformers_version": "4.50.0"}
+
+
+# Each model: its configuration, the type its weights are stored in, the largest shard, and further configurations for the
+# same weights. A variant either changes keys only in form, and so has the logits of `config.json`, or has its own.
+MODELS = {
+    "llama": dict(
+        config=COMMON | dict(
+            model_type="llama", num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=False,
+            rope_parameters=dict(
+                rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            ),
+        ),
+        dtype=torch.float32,
+        shard="100KB",
+        variants={"v4": llama_v4},
+    ),
+    "llama2": dict(
+        config=COMMON | dict(
+            model_type="llama", num_key_value_heads=4, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=False,
+            rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        ),
+        dtype=torch.float16,
+    ),
+    "mistral": dict(
+        config=COMMON | dict(
+            model_type="mistral", num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-5, tie_word_embeddings=False,
+            sliding_window=16, rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+        ),
+        dtype=torch.bfloat16,
+        variants={"no-window": lambda config: config | {"sliding_window": None}},
+    ),
+    "qwen2": dict(
+        config=COMMON | dict(
+            model_type="qwen2", num_key_value_heads=2, rms_norm_eps=1e-6, tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+        ),
+        dtype=torch.bfloat16,
+    ),
+    "qwen3": dict(
+        config=COMMON | dict(
+            model_type="qwen3", num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-6, tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+        ),
+        dtype=torch.float16,
+    ),
+    "gemma3": dict(
+        config=COMMON | dict(
+            model_type="gemma3_text", num_hidden_layers=7, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+            rms_norm_eps=1e-6, tie_word_embeddings=True, query_pre_attn_scalar=16, sliding_window=8,
+            rope_parameters=dict(
+                full_attention=dict(rope_type="default", rope_theta=1000000.0),
+                sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+            ),
+        ),
+        dtype=torch.bfloat16,
+        variants={
+            "v4": gemma3_v4,
+            "query-scalar": lambda config: config | {"query_pre_attn_scalar": 24},
+            "rope-linear": lambda config: config | {
+                "rope_parameters": config["rope_parameters"] | {
+                    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000000.0}
+                }
+            },
+        },
+    ),
+}
+
+
+def random_for(*name):
+    """A generator that depends on a name alone, not on what was drawn before."""
+    return np.random.default_rng(zlib.crc32("/".join(name).encode()))
+
+
+def fill(model, seed):
+    """Random weights that make lively logits: activations of about unit size, attention that has favourites.
+
+    Projections keep the variance of their input, those of queries and keys enlarge it. Norms scale by about 1 (Gemma's
+    are stored as differences from 1); embeddings and the output are such that logits have a deviation of about 2.
+    """
+    gemma = model.config.model_type.startswith("gemma")
+    hidden = model.config.hidden_size
+    for name, weight in model.named_parameters():
+        values = random_for(seed, name).standard_normal(tuple(weight.shape))
+        if name.endswith("norm.weight"):
+            values = 0.3 * values + (0 if gemma else 1)
+        elif name.endswith("bias"):
+            values *= 0.5
+        elif "embed_tokens" in name or "lm_head" in name:
+            values *= 2 / hidden**0.5
+        else:
+            values *= (1.5 if "q_proj" in name or "k_proj" in name else 1) / weight.shape[1] ** 0.5
+        weight.data = torch.from_numpy(values.astype(np.float32))
+    model.tie_weights()
+
+
+def prompt(seed):
+    """Random token ids, none of them special."""
+    return random_for(seed, "prompt").integers(0, 256, PROMPT).tolist()
+
+
+@torch.no_grad()
+def logits_of(model, tokens):
+    """Logits of every position in float32, [tokens, vocabulary]."""
+    model = model.float().eval()
+    model.set_attn_implementation("eager")
+    return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+
+
+def write_logits(path, logits):
+    """Rows of little-endian float32 without a header."""
+    path.write_bytes(np.ascontiguousarray(logits, dtype="<f4").tobytes())
+
+
+def model_of(config):
+    """A model of a configuration given as a dictionary, its weights not yet meaningful."""
+    kind = AutoConfig.for_model(**config)
+    return AutoModelForCausalLM.from_config(kind, dtype=torch.float32, attn_implementation="eager")
+
+
+def load(folder, config="config.json"):
+    """The model of a folder in float32, under one of its configurations."""
+    config = AutoConfig.from_pretrained(folder / config)
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
+
+
+def make(name, config, dtype, shard="50GB", variants={}):
+    """Writes a folder with everything in it."""
+    folder = DATA / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        old.unlink()
+    model = model_of(config)
+    fill(model, name)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o644)
+
+    tokens = prompt(name)
+    logits = logits_of(load(folder), tokens)
+    write_logits(folder / "logits.f32", logits)
+    cases = [{"config": "config.json", "logits": "logits.f32"}]
+    for variant, change in variants.items():
+        file = f"config-{variant}.json"
+        changed = change(json.loads((folder / "config.json").read_text()))
+        (folder / file).write_text(json.dumps(changed, indent=2) + "\n")
+        theirs = logits_of(load(folder, file), tokens)
+        different = float(np.abs(theirs - logits).max())
+        print(f"{name}: {file} moves logits by {different:.3g}")
+        if different == 0:
+            cases.append({"config": file, "logits": "logits.f32"})
+        else:
+            write_logits(folder / f"logits-{variant}.f32", theirs)
+            cases.append({"config": file, "logits": f"logits-{variant}.f32"})
+    expected = {"prompt": tokens, "vocabulary": VOCABULARY, "cases": cases}
+    (folder / "expected.json").write_text(json.dumps(expected) + "\n")
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{name}: {size / 1e3:.0f} kB, logits have deviation {logits.std():.2f} and maximum {np.abs(logits).max():.2f}")
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or MODELS:
+        make(name, **MODELS[name])

@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""GGUF twins of the tiny models: the same weights as llama.cpp's converter would write them, checked against llama.cpp.
+
+Writes crates/basert-testkit/data/tiny/NAME.gguf for each folder beside it. The inverse, from a GGUF file of any formats
+to a `transformers` model in float32, is here too.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+
+import llama_cpp_peer as peer
+import tiny
+
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
+STORED = {torch.float32: Type.F32, torch.float16: Type.F16, torch.bfloat16: Type.BF16}
+
+# Tensors as called in GGUF and Hugging Face; `{}` is the number of the layer.
+NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+    "blk.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "blk.{}.attn_q.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "blk.{}.attn_k.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "blk.{}.attn_v.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "blk.{}.attn_q.bias": "model.layers.{}.self_attn.q_proj.bias",
+    "blk.{}.attn_k.bias": "model.layers.{}.self_attn.k_proj.bias",
+    "blk.{}.attn_v.bias": "model.layers.{}.self_attn.v_proj.bias",
+    "blk.{}.attn_output.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "blk.{}.attn_q_norm.weight": "model.layers.{}.self_attn.q_norm.weight",
+    "blk.{}.attn_k_norm.weight": "model.layers.{}.self_attn.k_norm.weight",
+    "blk.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blk.{}.ffn_gate.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "blk.{}.ffn_up.weight": "model.layers.{}.mlp.up_proj.weight",
+    "blk.{}.ffn_down.weight": "model.layers.{}.mlp.down_proj.weight",
+}
+GEMMA_NAMES = NAMES | {
+    "blk.{}.post_attention_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "blk.{}.ffn_norm.weight": "model.layers.{}.pre_feedforward_layernorm.weight",
+    "blk.{}.post_ffw_norm.weight": "model.layers.{}.post_feedforward_layernorm.weight",
+}
+
+
+def names(arch, layers):
+    """Hugging Face names by GGUF names."""
+    table = GEMMA_NAMES if arch == "gemma3" else NAMES
+    return {ours.format(i): theirs.format(i) for ours, theirs in table.items() for i in range(layers)}
+
+
+def interleaved(weight, heads):
+    """The rows of q or k with the two halves of each rotated pair made neighbours."""
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def halved(weight, heads):
+    """The inverse of `interleaved`."""
+    return weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def heads_of(name, config):
+    """Number of heads of q or k, none for other weights."""
+    return {"attn_q.weight": config.num_attention_heads, "attn_k.weight": config.num_key_value_heads}.get(name[6:])
+
+
+def converted(name, value, arch, config, permute, norm_offset):
+    """One tensor brought from Hugging Face's conventions to GGUF's, or back with the inverse permutation and offset."""
+    heads = heads_of(name, config)
+    if arch == "llama" and heads:
+        return permute(value, heads)
+    if arch == "gemma3" and name.endswith("norm.weight"):
+        return value + norm_offset
+    return value
+
+
+def rope_factors(config):
+    """By how much the Llama 3 scaling divides each rotary frequency, as a tensor of half a head."""
+    scaling = config.rope_parameters
+    half = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    wavelength = 2 * np.pi * scaling["rope_theta"] ** half
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    smooth = np.clip((scaling["original_max_position_embeddings"] / wavelength - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
+
+
+def add_tokenizer(writer, kind):
+    """The smallest vocabularies llama.cpp accepts: 256 bytes, then <s>, </s>, <unk> and merged letters."""
+    special = ["<s>", "</s>", "<unk>"]
+    letters = [f"{chr(97 + i)}{chr(97 + i)}" for i in range(26)]
+    if kind == "llama":
+        tokens = [f"<0x{byte:02X}>" for byte in range(256)] + special + ["▁", *(chr(97 + i) for i in range(26))]
+        types = [gguf.TokenType.BYTE] * 256
+    else:
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = [byte for byte in range(256) if byte not in printable]
+        tokens = [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)] + special + letters
+        types = [gguf.TokenType.NORMAL] * 256
+    types += [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.UNKNOWN]
+    unused = tiny.VOCABULARY - len(tokens)
+    tokens += [f"<unused{i}>" for i in range(unused)]
+    types += [gguf.TokenType.NORMAL] * (tiny.VOCABULARY - len(types) - unused) + [gguf.TokenType.UNUSED] * unused
+    writer.add_tokenizer_model(kind)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    if kind == "llama":
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores([-float(i) for i in range(tiny.VOCABULARY)])
+    else:
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_merges([f"{pair[0]} {pair[1]}" for pair in letters])
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+    writer.add_unk_token_id(258)
+    writer.add_add_bos_token(kind == "llama")
+
+
+def write(path, model, stored):
+    """A GGUF file of a model: matrices in the given format, everything else in float32."""
+    config = model.config
+    arch = ARCHITECTURES[config.model_type]
+    rope = config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_name(f"tiny random {config.model_type}")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
+    if arch == "llama":
+        writer.add_rope_dimension_count(head_dim)
+    if getattr(config, "sliding_window", None):
+        writer.add_sliding_window(config.sliding_window)
+    writer.add_file_type({Type.F32: 0, Type.F16: 1, Type.BF16: 32}[stored])
+    add_tokenizer(writer, "llama" if config.model_type in ("llama", "mistral", "gemma3_text") else "gpt2")
+
+    weights = model.float().state_dict()
+    for ours, theirs in names(arch, config.num_hidden_layers).items():
+        if theirs not in weights or (ours == "output.weight" and config.tie_word_embeddings):
+            continue
+        value = converted(ours, weights[theirs].numpy(), arch, config, interleaved, 1)
+        kind = stored if value.ndim == 2 else Type.F32
+        writer.add_tensor(ours, gguf.quants.quantize(value, kind), raw_dtype=kind)
+    if rope.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", rope_factors(config))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read(path, model):
+    """Fills a model with the dequantised weights of a GGUF file. Every weight must be there."""
+    config = model.config
+    arch = ARCHITECTURES[config.model_type]
+    theirs = names(arch, config.num_hidden_layers)
+    weights = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        if tensor.name == "rope_freqs.weight":
+            continue
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1].tolist())
+        value = converted(tensor.name, value, arch, config, halved, -1)
+        weights[theirs[tensor.name]] = torch.from_numpy(np.array(value, dtype=np.float32))
+    if "lm_head.weight" not in weights:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    return model
+
+
+def distance(found, expected):
+    """Largest difference of two arrays relative to the largest magnitude of the second."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def check(name, model, path):
+    """Compares a twin with `transformers`: in float32, and as it is stored."""
+    folder = tiny.DATA / name
+    tokens = tiny.prompt(name)
+    # llama.cpp knows no window in models it calls llama.
+    full = folder / "logits-no-window.f32"
+    expected = np.fromfile(full if full.exists() else folder / "logits.f32", "<f4").reshape(len(tokens), -1)
+    back = tiny.logits_of(read(path, tiny.load(folder, "config-no-window.json" if full.exists() else "config.json")), tokens)
+    with tempfile.TemporaryDirectory() as scratch:
+        exact = Path(scratch) / "exact.gguf"
+        write(exact, model, Type.F32)
+        in_float = distance(peer.all_logits(exact, tokens, **peer.EXACT), expected)
+    as_stored = distance(peer.all_logits(path, tokens, **peer.EXACT), expected)
+    print(
+        f"{name}: {path.stat().st_size / 1e3:.0f} kB; read back {distance(back, expected):.1e}, "
+        f"llama.cpp {in_float:.1e} in F32, {as_stored:.1e} as stored"
+    )
+    assert distance(back, expected) < 1e-6, "the file does not hold the weights of the folder"
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or tiny.MODELS:
+        model = tiny.load(tiny.DATA / name)
+        path = tiny.DATA / f"{name}.gguf"
+        write(path, model, STORED[tiny.MODELS[name]["dtype"]])
+        check(name, model, path)
