@@ -30,13 +30,13 @@ struct Sibling {
     rfilename: String,
     size: Option<u64>,
     /// git's id of the file or, with `lfs`, of a pointer to it.
-    blob_id: Option<Digest>,
+    blob_id: Option<String>,
     lfs: Option<Lfs>,
 }
 
 #[derive(Deserialize)]
 struct Lfs {
-    sha256: Digest,
+    sha256: String,
     size: u64,
 }
 
@@ -51,10 +51,12 @@ pub(crate) fn describe(http: &Http<'_>, repo: &ModelId, revision: &str) -> Resul
     if description.siblings.len() > MAX_FILES {
         return Err(bad(format!("it lists {} files, more than {MAX_FILES}", description.siblings.len())));
     }
+    // Of a file that is not wanted, nonsense does no harm; of one that is, a missing checksum is an error.
+    let digest = |text: String| Digest::try_from(text).ok();
     let files = description.siblings.into_iter().filter_map(|file| {
         let (size, digest) = match file.lfs {
-            Some(lfs) => (lfs.size, Some(lfs.sha256)),
-            None => (file.size?, file.blob_id),
+            Some(lfs) => (lfs.size, digest(lfs.sha256).filter(|d| matches!(d, Digest::Sha256(_)))),
+            None => (file.size?, file.blob_id.and_then(digest).filter(|d| matches!(d, Digest::GitSha1(_)))),
         };
         Some(RemoteFile { path: file.rfilename, size, digest })
     });

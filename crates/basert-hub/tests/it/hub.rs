@@ -237,6 +237,21 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
+fn a_gated_repository_lists_its_files_but_does_not_give_them() {
+    let repo = two_quantisations();
+    let server = Server::start(move |r| match r.is_file() {
+        true => {
+            Reply::status(403).header("X-Error-Code", "GatedRepo").header("X-Error-Message", "Access is restricted")
+        }
+        false => repo.reply(r),
+    });
+    let (_dir, store) = temp_store();
+    let error = pull(&store, MODEL, &quick(&server.address), &()).unwrap_err();
+    assert!(matches!(&error, Error::Gated { message, .. } if message == "Access is restricted"), "{error}");
+    assert!(server.file_requests().len() <= 4, "no retry");
+}
+
+#[test]
 fn an_unknown_variant_lists_the_known_ones() {
     let repo = two_quantisations();
     let server = Server::start(move |r| repo.reply(r));
@@ -264,6 +279,7 @@ fn hostile_listings() {
     // No checksum; and more bytes than any disk has.
     for (file, expected) in [
         (serde_json::json!({"rfilename": "m-Q4_0.gguf", "size": 10}), "no checksum"),
+        (serde_json::json!({"rfilename": "m-Q4_0.gguf", "lfs": {"sha256": "c0ffee", "size": 10}}), "no checksum"),
         (
             serde_json::json!({"rfilename": "m-Q4_0.gguf", "lfs": {"sha256": digest, "size": u64::MAX}}),
             "the download needs 18.4 EB",
