@@ -92,7 +92,9 @@ UNIGRAM_RULES = "FB01\t66 69\nFB02\t66 6C\n3000\t20\n41\t61\n45 301\tE9\nA0\t20\
 
 
 def unigram(name, **options):
-    """Trains a small unigram model, and writes it in the terms of GGUF with what SentencePiece makes of the corpus."""
+    """Trains a small unigram model, and writes it in the terms of GGUF with its ids of the corpus, special tokens taken
+    as text: normalized by SentencePiece, then cut by the tokenizers library (whose sums are in double precision, as
+    everybody's but SentencePiece's own)."""
     import sentencepiece as spm
     from sentencepiece import sentencepiece_model_pb2 as pb
 
@@ -118,7 +120,9 @@ def unigram(name, **options):
     }
     (DATA / f"{name}.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
     processor = spm.SentencePieceProcessor(model_proto=model)
-    lines = [compact(processor.encode(text)) for text in CORPUS]
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    cutter = Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, proto.trainer_spec.byte_fallback))
+    lines = [compact(cutter.encode(processor.normalize(text)).ids) for text in CORPUS]
     (DATA / "ids" / f"{name}.txt").write_text("\n".join(lines) + "\n")
     print(name, len(proto.pieces), "tokens")
 
@@ -130,7 +134,7 @@ def main(names):
     if not names or "smollm2" in names:
         write_from_json("smollm2", smollm2())
     if not names or "unigram" in names:
-        unigram("unigram", byte_fallback=False, user_defined_symbols=["<sep>", "▁xx"])
+        unigram("unigram", byte_fallback=False)
         unigram("unigram-bytes", byte_fallback=True, remove_extra_whitespaces=False, treat_whitespace_as_suffix=True)
 
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, Value};
+use minijinja::{Environment, Error, ErrorKind, State, Value};
 use regex_automata::meta::Regex;
 
 use super::python::{self, JsonStyle};
@@ -29,6 +29,8 @@ pub(super) fn new() -> Environment<'static> {
         python::now(&format).map_err(|reason| Error::new(ErrorKind::InvalidOperation, reason))
     });
     environment.add_filter("tojson", to_json);
+    environment.add_filter("int", int);
+    environment.add_filter("float", float);
     // In Python whatever has a length and items is a sequence: strings and mappings too.
     environment.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::String)
@@ -66,6 +68,18 @@ fn to_json(value: &Value, ensure_ascii: Option<bool>, indent: Option<Value>, nam
     };
     named.assert_all_used()?;
     style.write(value).map_err(|reason| Error::new(ErrorKind::BadSerialization, reason))
+}
+
+/// Jinja's `int`: what is no number becomes the default, 0 unless given.
+fn int(state: &State, value: &Value, default: Option<Value>, base: Option<u32>, named: Kwargs) -> Result<Value, Error> {
+    let default = default.or(named.get("default")?).unwrap_or(Value::from(0));
+    Ok(minijinja::filters::int(state, value, Some(default.clone()), base, named).unwrap_or(default))
+}
+
+/// Jinja's `float`: what is no number becomes the default, 0.0 unless given.
+fn float(state: &State, value: &Value, default: Option<Value>, named: Kwargs) -> Result<Value, Error> {
+    let default = default.or(named.get("default")?).unwrap_or(Value::from(0.0));
+    Ok(minijinja::filters::float(state, value, Some(default.clone()), named).unwrap_or(default))
 }
 
 /// What one level is indented by, given as a number of spaces or as a text.

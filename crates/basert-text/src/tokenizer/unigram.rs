@@ -121,18 +121,14 @@ impl Unigram {
 
     /// Replaces characters as the model's map says and treats white space.
     fn normalize(&self, text: &str) -> String {
-        let text = match &self.charsmap {
-            Some(map) => map.apply(text),
-            None => text.to_string(),
-        }
-        .replace(SPACE_MARK, " ");
+        let mut text = self.charsmap.as_ref().map_or_else(|| text.to_string(), |map| map.apply(text));
         let WhiteSpace { merge, add, suffix } = self.white_space;
-        let text =
-            if merge { text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ") } else { text };
-        match (add && !text.is_empty(), suffix) {
-            (false, _) => text,
-            (true, false) => format!(" {text}"),
-            (true, true) => format!("{text} "),
+        if merge {
+            text = text.split(' ').filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
         }
+        if add && !text.is_empty() {
+            text.insert(if suffix { text.len() } else { 0 }, ' ');
+        }
+        text.replace(SPACE_MARK, " ")
     }
 }

@@ -1,0 +1,246 @@
+//! What is wrong with a vocabulary is said with the name of the field, and nothing panics.
+
+mod common;
+
+use basert_text::{EncodeOptions, GgufVocabulary, HuggingFaceFiles, Tokenizer, TokenizerError};
+use serde_json::{Value, json};
+
+const TEXT: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
+const WHOLE: EncodeOptions = EncodeOptions { add_special: true, parse_special: true };
+
+/// A vocabulary that is right, to be made wrong in one place.
+struct Parts {
+    model: &'static str,
+    pre: Option<&'static str>,
+    tokens: Vec<&'static [u8]>,
+    types: Option<Vec<i32>>,
+    scores: Option<Vec<f32>>,
+    merges: Option<Vec<&'static [u8]>>,
+    charsmap: Option<Vec<u8>>,
+    bos: Option<u32>,
+    add_bos: Option<bool>,
+    unknown: Option<u32>,
+}
+
+fn byte_pair() -> Parts {
+    Parts {
+        model: "gpt2",
+        pre: Some("gpt-2"),
+        tokens: vec![b"a", b"b", b"ab", "Ġ".as_bytes(), "Ġa".as_bytes(), b"<|end|>"],
+        types: Some(vec![1, 1, 1, 1, 1, 3]),
+        scores: None,
+        merges: Some(vec![b"a b", "Ġ a".as_bytes()]),
+        charsmap: None,
+        bos: Some(5),
+        add_bos: None,
+        unknown: None,
+    }
+}
+
+fn sentence_piece() -> Parts {
+    Parts {
+        model: "llama",
+        pre: None,
+        tokens: vec![b"<unk>", b"<s>", b"</s>", "▁".as_bytes(), b"a", b"b", b"ab", "▁a".as_bytes(), b"<0x0A>"],
+        types: Some(vec![2, 3, 3, 1, 1, 1, 1, 1, 6]),
+        scores: Some(vec![0.0, 0.0, 0.0, -5.0, -6.0, -7.0, -1.0, -2.0, 0.0]),
+        merges: None,
+        bos: Some(1),
+        ..byte_pair()
+    }
+}
+
+fn unigram() -> Parts {
+    Parts { model: "t5", bos: None, ..sentence_piece() }
+}
+
+impl Parts {
+    fn build(&self) -> Result<Tokenizer, TokenizerError> {
+        Tokenizer::from_gguf(GgufVocabulary {
+            pre: self.pre,
+            token_types: self.types.as_ref().map(|types| Box::new(types.iter().copied()) as _),
+            scores: self.scores.as_ref().map(|scores| Box::new(scores.iter().copied()) as _),
+            merges: self.merges.as_ref().map(|merges| Box::new(merges.iter().copied()) as _),
+            precompiled_charsmap: self.charsmap.as_deref(),
+            bos: self.bos,
+            add_bos: self.add_bos,
+            unknown: self.unknown,
+            ..GgufVocabulary::new(self.model, self.tokens.iter().copied())
+        })
+    }
+
+    #[track_caller]
+    fn fails_with(&self, expected: &str) {
+        let error = self.build().err().expect("an error").to_string();
+        assert!(error.contains(expected), "{error}\nlacks {expected}");
+    }
+}
+
+#[test]
+fn right_vocabularies_work() {
+    let encode = |parts: &Parts, text: &str, options| parts.build().unwrap().encode(text, options).unwrap();
+    assert_eq!(encode(&byte_pair(), "ab ab a<|end|>", WHOLE), [2, 3, 2, 4, 5]);
+    assert_eq!(encode(&sentence_piece(), "ab a\n", WHOLE), [1, 7, 5, 7, 8]);
+    assert_eq!(encode(&sentence_piece(), "xy", TEXT), [3, 0]);
+    assert_eq!(encode(&unigram(), "ab a", TEXT), [7, 5, 7]);
+    assert_eq!(sentence_piece().build().unwrap().decode(&[1, 7, 5, 7, 8], true), "ab a\n");
+    assert_eq!(sentence_piece().build().unwrap().decode(&[1, 7, 5], false), "<s> ab");
+}
+
+#[test]
+fn wrong_metadata() {
+    let fails = |parts: Parts, expected: &str| parts.fails_with(expected);
+    fails(Parts { model: "rwkv", ..byte_pair() }, r#"tokenizer.ggml.model: "rwkv"; expected gpt2, llama or t5"#);
+    fails(Parts { pre: Some("tofu"), ..byte_pair() }, r#"tokenizer.ggml.pre: "tofu"; expected one of gpt-2, "#);
+    fails(Parts { tokens: vec![], types: None, ..byte_pair() }, "tokenizer.ggml.tokens: no tokens; expected");
+    fails(
+        Parts { types: Some(vec![1, 1]), ..byte_pair() },
+        "tokenizer.ggml.token_type: 2 numbers; expected one for each",
+    );
+    fails(Parts { types: Some(vec![1; 7]), ..byte_pair() }, "tokenizer.ggml.token_type: more numbers than tokens");
+    fails(
+        Parts { types: Some(vec![1, 1, 9]), ..byte_pair() },
+        "tokenizer.ggml.token_type: 9 for token 2; expected a number",
+    );
+    fails(Parts { types: Some(vec![6, 1, 1, 1, 1, 1]), ..byte_pair() }, r#"token 0 is "a" but of the type of bytes"#);
+    fails(
+        Parts { tokens: vec![b"a", b"a"], types: None, ..byte_pair() },
+        r#"tokens 0 and 1 are both "a"; expected every"#,
+    );
+    fails(
+        Parts { tokens: vec![b"a\xff"], types: None, ..byte_pair() },
+        "tokenizer.ggml.tokens: token 0 is \"a\u{fffd}\"; expected",
+    );
+    fails(
+        Parts { tokens: vec![&[b'a'; 5000]], types: None, ..byte_pair() },
+        "token 0: 5000 bytes long; expected at most 4096",
+    );
+    fails(Parts { merges: None, ..byte_pair() }, "tokenizer.ggml.merges: absent");
+    fails(
+        Parts { merges: Some(vec![b"ab"]), ..byte_pair() },
+        r#"tokenizer.ggml.merges: merge 0 is "ab", and there is no space"#,
+    );
+    fails(Parts { merges: Some(vec![b"a c"]), ..byte_pair() }, r#"merge 0 is "a c", and "c" is not a token"#);
+    fails(
+        Parts { merges: Some(vec![b"a b", b"b a"]), ..byte_pair() },
+        r#"merge 1 is "b a", and "the concatenation" is not"#,
+    );
+    fails(Parts { merges: Some(vec![b"a \xff"]), ..byte_pair() }, "that is not UTF-8");
+    fails(Parts { bos: Some(6), ..byte_pair() }, "tokenizer.ggml.bos_token_id: 6; expected an id below 6");
+    fails(Parts { unknown: Some(u32::MAX), ..byte_pair() }, "tokenizer.ggml.unknown_token_id: 4294967295; expected");
+    fails(Parts { bos: None, add_bos: Some(true), ..byte_pair() }, "tokenizer.ggml.bos_token_id: absent; expected");
+    fails(Parts { scores: None, ..sentence_piece() }, "tokenizer.ggml.scores: absent; expected a score for each token");
+    fails(Parts { scores: Some(vec![0.0]), ..sentence_piece() }, "tokenizer.ggml.scores: 1; expected 9 numbers");
+    fails(
+        Parts { scores: Some(vec![0.0; 99]), ..unigram() },
+        "tokenizer.ggml.scores: more than that; expected 9 numbers",
+    );
+    fails(
+        Parts { scores: Some(vec![f32::NAN; 9]), ..unigram() },
+        "tokenizer.ggml.scores: NaN for token 0; expected finite",
+    );
+    fails(Parts { charsmap: Some(vec![1, 2]), ..unigram() }, "tokenizer.ggml.precompiled_charsmap: 2 bytes; expected");
+    fails(
+        Parts { charsmap: Some(vec![255; 40]), ..unigram() },
+        "precompiled_charsmap: an array of 4294967295 bytes in 40",
+    );
+    fails(Parts { charsmap: Some(vec![4, 0, 0, 0, 1, 2, 3, 4, 255]), ..unigram() }, "replacements that are not so");
+}
+
+#[test]
+fn text_that_cannot_be_spelled_is_an_error() {
+    let mut parts = sentence_piece();
+    parts.types.as_mut().unwrap()[0] = 3;
+    let error = parts.build().unwrap().encode("xy", TEXT).unwrap_err().to_string();
+    assert_eq!(error, "the text cannot be tokenized: the vocabulary has no token for \"x\" and no unknown token");
+}
+
+#[test]
+fn charsmaps_that_lead_nowhere_are_harmless() {
+    // Every unit points somewhere else; whatever it is, the text comes out as some text.
+    for seed in 0..200u32 {
+        let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+        let mut charsmap = vec![0, 1, 0, 0];
+        charsmap.extend((0..256).map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            state as u8
+        }));
+        charsmap.extend(b"x\0yz\0");
+        let parts = Parts { charsmap: Some(charsmap), unknown: Some(0), ..unigram() };
+        parts.build().unwrap().encode("ab é漢😀 \u{0}\u{1}", TEXT).unwrap();
+    }
+}
+
+#[test]
+fn ids_outside_the_vocabulary() {
+    let tokenizer = byte_pair().build().unwrap();
+    assert_eq!(tokenizer.token_bytes(6), None);
+    assert_eq!(tokenizer.decode(&[0, 99, u32::MAX, 1], false), "ab");
+    assert!(!tokenizer.is_special(u32::MAX));
+}
+
+fn small_json() -> Value {
+    json!({
+        "version": "1.0",
+        "added_tokens": [{"id": 3, "content": "<end>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false}],
+        "normalizer": null, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+    })
+}
+
+fn from_value(value: &Value) -> Result<Tokenizer, TokenizerError> {
+    Tokenizer::from_json(value.to_string().as_bytes())
+}
+
+#[test]
+fn wrong_json() {
+    assert_eq!(from_value(&small_json()).unwrap().encode("abb<end>", WHOLE).unwrap(), [2, 1, 3]);
+    assert_eq!(from_value(&small_json()).unwrap().encode("ab<end>", TEXT).unwrap(), [2]);
+
+    let fails = |change: fn(&mut Value), expected: &str| {
+        let mut json = small_json();
+        change(&mut json);
+        let error = from_value(&json).err().expect("an error").to_string();
+        assert!(error.contains(expected), "{error}\nlacks {expected}");
+    };
+    fails(|json| json["model"]["vocab"] = json!({}), "tokenizer.json: ");
+    fails(|json| json["model"]["merges"] = json!(["a c"]), "tokenizer.json: ");
+    fails(
+        |json| json["model"]["vocab"]["x"] = json!(4_000_000_000u32),
+        "an id of 4000000000 among 5 tokens; expected ids",
+    );
+    fails(|json| json["decoder"] = json!(null), "tokenizer.json: decoder: null; expected ByteLevel");
+    fails(
+        |json| json["decoder"] = json!({"type": "CTC", "pad_token": "a", "word_delimiter_token": "|", "cleanup": true}),
+        "decoder: {",
+    );
+    fails(|json| *json = json!([]), "tokenizer.json: ");
+    for bytes in [&b""[..], b"{", b"\xff\xfe", b"null", b"{\"model\": {}}"] {
+        assert!(Tokenizer::from_json(bytes).err().expect("an error").to_string().contains("tokenizer.json: "));
+    }
+    let json = small_json().to_string();
+    let config = Tokenizer::from_hf_files(HuggingFaceFiles {
+        tokenizer: json.as_bytes(),
+        config: Some(b"[1"),
+        generation_config: None,
+    });
+    assert!(config.err().expect("an error").to_string().starts_with("tokenizer_config.json: "));
+    assert!(
+        Tokenizer::from_hf_dir("/nowhere")
+            .err()
+            .expect("an error")
+            .to_string()
+            .starts_with("/nowhere/tokenizer.json: ")
+    );
+}
+
+#[test]
+fn truncated_json_is_an_error() {
+    let json = small_json().to_string();
+    for len in 0..json.len() {
+        assert!(Tokenizer::from_json(&json.as_bytes()[..len]).is_err());
+    }
+}
