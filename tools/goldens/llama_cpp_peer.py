@@ -27,6 +27,23 @@ def last_logits(model, tokens):
     return np.ctypeslib.as_array(row, shape=(model.n_vocab(),)).copy()
 
 
+def teacher_forced(model, prompt, generated):
+    """The logits each of some given tokens would be chosen by, all of them computed in one batch, [generated, vocabulary]."""
+    forget(model)
+    if prompt[:-1]:
+        model.eval(prompt[:-1])
+    tokens = prompt[-1:] + generated[:-1]
+    batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+    batch.n_tokens = len(tokens)
+    for i, token in enumerate(tokens):
+        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, len(prompt) - 1 + i, 1, 0, 1
+    status = llama_cpp.llama_decode(model.ctx, batch)
+    llama_cpp.llama_batch_free(batch)
+    assert status == 0, f"llama.cpp: {status}"
+    rows = [llama_cpp.llama_get_logits_ith(model.ctx, i) for i in range(len(tokens))]
+    return np.stack([np.ctypeslib.as_array(row, shape=(model.n_vocab(),)).copy() for row in rows])
+
+
 def all_logits(path, tokens, **options):
     """Logits of every position, [tokens, vocabulary]."""
     model = load(path, len(tokens), logits_all=True, **options)

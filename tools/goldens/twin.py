@@ -65,7 +65,8 @@ def halved(weight, heads):
 
 def heads_of(name, config):
     """Number of heads of q or k, none for other weights."""
-    return {"attn_q.weight": config.num_attention_heads, "attn_k.weight": config.num_key_value_heads}.get(name[6:])
+    part = name.split(".", 2)[-1]
+    return {"attn_q.weight": config.num_attention_heads, "attn_k.weight": config.num_key_value_heads}.get(part)
 
 
 def converted(name, value, arch, config, permute, norm_offset):
