@@ -193,7 +193,8 @@ unsafe fn group<S: Simd, const F: usize>((scale, min): (S::F, S::F), scales: *co
 #[inline(always)]
 unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
     let format = const { Packed::<F>::FORMAT };
-    let bits = |plane: Plane| {
+    // The plane's bits of a code, `below` bits up.
+    let bits = |plane: Plane, below: u32| {
         let byte = plane.offset + i / plane.span * plane.run + i % plane.run;
         let shift = plane.width * ((i % plane.span) / plane.run) as u32;
         // SAFETY: the caller's; four bytes of a row are a vector.
@@ -202,14 +203,15 @@ unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S:
             if plane.width == 8 {
                 return bytes;
             }
-            S::and(S::shr(bytes, shift), S::splat_u8(((1u32 << plane.width) - 1) as u8))
+            let mask = ((1u32 << plane.width) - 1) << below;
+            S::and(S::shift_bits(bytes, below as i32 - shift as i32), S::splat_u8(mask as u8))
         }
     };
     // SAFETY: the caller's.
     unsafe {
         let code = match format.planes {
-            [Some(low), Some(high)] => S::or(bits(low), S::shl(bits(high), low.width)),
-            [Some(low), None] => bits(low),
+            [Some(low), Some(high)] => S::or(bits(low, 0), bits(high, low.width)),
+            [Some(low), None] => bits(low, 0),
             [None, _] => S::splat_u8(0),
         };
         match format.value {

@@ -4,7 +4,7 @@
 //! `(s0 + s1) + (s2 + s3)`, and the lanes halves onto halves.
 
 use crate::isa::dispatch;
-use crate::linear::{activate, load_some};
+use crate::linear::{activate, load_some, store_some};
 use crate::math;
 use crate::quantised::QuantisedRows;
 use crate::simd::{LANES, Simd};
@@ -123,18 +123,6 @@ fn vectors(len: usize, mut each: impl FnMut(usize, usize)) {
     }
     if whole < len {
         each(whole, len - whole);
-    }
-}
-
-#[inline(always)]
-unsafe fn store_some<S: Simd>(p: *mut f32, count: usize, x: S::F) {
-    // SAFETY: the caller's.
-    unsafe {
-        if count == LANES {
-            S::store(p, x);
-        } else {
-            std::ptr::copy_nonoverlapping(S::lanes(x).as_ptr(), p, count);
-        }
     }
 }
 

@@ -34,8 +34,8 @@ pub enum Epilogue {
     Gated(Activation),
 }
 
-/// Activations of a chunk of rows stay in half of a core's second-level cache while the weights pass.
-const CHUNK_BYTES: usize = 512 << 10;
+/// Weights that pass over a tile of rows stay in a part of a core's second-level cache until the next tile.
+const WEIGHT_BYTES: usize = 256 << 10;
 
 /// Computes 16 columns of the output for every one of `units`, for all rows of `x`.
 ///
@@ -66,32 +66,31 @@ pub unsafe fn linear(
     assert!(bias.is_none_or(|bias| bias.len() == weights.rows() && weights.order() == Order::Stacked));
     assert!(units.end <= weights.units());
 
-    let row_bytes = QuantisedRows::bytes(1, k).max(1);
-    let chunk = (CHUNK_BYTES / row_bytes / MAX_TILE * MAX_TILE).max(MAX_TILE);
+    let paired = usize::from(weights.order() == Order::Paired);
+    let unit_bytes = (weights.bytes() / weights.units().max(1)).max(1);
+    let step = (WEIGHT_BYTES / unit_bytes).max(1);
     let mut results = [[[0.0; LANES]; MAX_TILE]; 2];
-    for first in (0..rows).step_by(chunk) {
-        let last = rows.min(first + chunk);
-        for unit in units.clone() {
-            let columns = unit * LANES..weights.rows().min((unit + 1) * LANES);
-            let bias = bias.map(|bias| &bias[columns.clone()]);
-            let mut row = first;
-            while row < last {
-                let count = match weights.order() {
-                    Order::Stacked => tile(isa, weights, unit, x, row..last, &mut results[1]),
-                    Order::Paired => {
-                        tile(isa, weights, 2 * unit, x, row..last, &mut results[0]);
-                        tile(isa, weights, 2 * unit + 1, x, row..last, &mut results[1])
-                    }
-                };
-                for i in 0..count {
-                    // SAFETY: the caller's: these columns are ours.
-                    unsafe {
-                        let out = out.row_ptr(row + i).add(columns.start);
-                        finish(isa, &results[0][i], &results[1][i], bias, epilogue, out, columns.len());
-                    }
+    let [gate, y] = &mut results;
+    for first in units.clone().step_by(step) {
+        let units = first..units.end.min(first + step);
+        let mut row = 0;
+        while row < rows {
+            let mut count = 0;
+            for unit in units.clone() {
+                if paired == 1 {
+                    tile(isa, weights, 2 * unit, x, row..rows, gate);
                 }
-                row += count;
+                count = tile(isa, weights, (1 + paired) * unit + paired, x, row..rows, y);
+                let columns = unit * LANES..weights.rows().min((unit + 1) * LANES);
+                let bias = bias.map(|bias| &bias[columns.clone()]);
+                let (start, stride) = (out.row_ptr(row), out.stride());
+                // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
+                unsafe {
+                    let out = start.add(columns.start);
+                    finish(isa, &gate[..count], &y[..count], bias, epilogue, out, stride, columns.len());
+                }
             }
+            row += count;
         }
     }
 }
@@ -136,6 +135,10 @@ fn quantised<const F: usize>(
                 quantised_tile::<F, 3, 4>(isa, panel, blocks, start, out);
                 return 12;
             }
+            4 if isa == Isa::Avx512 && rows.len() >= 8 => {
+                quantised_tile::<F, 2, 4>(isa, panel, blocks, start, out);
+                return 8;
+            }
             4 => quantised_tile::<F, 1, 4>(isa, panel, blocks, start, out),
             3 => quantised_tile::<F, 1, 3>(isa, panel, blocks, start, out),
             2 => quantised_tile::<F, 1, 2>(isa, panel, blocks, start, out),
@@ -168,34 +171,48 @@ fn float<const F: usize>(
 
 dispatch! {
     unsafe fn finish(
-        gate: &Lanes, y: &Lanes, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, columns: usize
+        gate: &[Lanes], y: &[Lanes], bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize, columns: usize
     ) = finish_kernel;
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn finish_kernel<S: Simd>(
-    gate: &Lanes,
-    y: &Lanes,
+    gate: &[Lanes],
+    y: &[Lanes],
     bias: Option<&[f32]>,
     epilogue: Epilogue,
     out: *mut f32,
+    stride: usize,
     columns: usize,
 ) {
-    // SAFETY: `out` and `bias` have `columns` values.
-    unsafe {
-        let mut y = S::load(y.as_ptr());
-        if let Some(bias) = bias {
-            y = S::add(y, load_some::<S>(bias.as_ptr(), columns));
+    for (i, (gate, y)) in gate.iter().zip(y).enumerate() {
+        // SAFETY: rows of `out` and `bias` have `columns` values.
+        unsafe {
+            let out = out.add(i * stride);
+            let mut y = S::load(y.as_ptr());
+            if let Some(bias) = bias {
+                y = S::add(y, load_some::<S>(bias.as_ptr(), columns));
+            }
+            y = match epilogue {
+                Epilogue::Store => y,
+                Epilogue::Add => S::add(load_some::<S>(out, columns), y),
+                Epilogue::Gated(activation) => S::mul(activate::<S>(activation, S::load(gate.as_ptr())), y),
+            };
+            store_some::<S>(out, columns, y);
         }
-        y = match epilogue {
-            Epilogue::Store => y,
-            Epilogue::Add => S::add(load_some::<S>(out, columns), y),
-            Epilogue::Gated(activation) => S::mul(activate::<S>(activation, S::load(gate.as_ptr())), y),
-        };
-        if columns == LANES {
-            S::store(out, y);
+    }
+}
+
+/// The first `count` lanes to memory.
+#[inline(always)]
+pub(crate) unsafe fn store_some<S: Simd>(p: *mut f32, count: usize, x: S::F) {
+    // SAFETY: the caller's.
+    unsafe {
+        if count == LANES {
+            S::store(p, x);
         } else {
-            std::ptr::copy_nonoverlapping(S::lanes(y).as_ptr(), out, columns);
+            std::ptr::copy_nonoverlapping(S::lanes(x).as_ptr(), p, count);
         }
     }
 }

@@ -206,7 +206,7 @@ impl PackedMatrix {
         pool.run(|worker| {
             for panel in worker.chunks(&counter, panels, 16).flatten() {
                 let rows: [usize; LANES] = std::array::from_fn(|lane| panel_row(order, rows, panel, lane));
-                let bytes = rows.map(|row| row_bytes(sources, row_len, row));
+                let bytes: [&[u8]; LANES] = std::array::from_fn(|lane| row_bytes(sources, row_len, rows[lane]));
                 // SAFETY: panels do not overlap, and each is claimed by one worker.
                 let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(panel * panel_len), panel_len) };
                 if let Some(lane) = pack_panel(format, &bytes, k, out) {
@@ -359,7 +359,7 @@ fn pack_quantised<const F: usize>(rows: &[&[u8]; LANES], out: &mut [u8]) -> Opti
     let mut bad = None;
     let blocks = codes_out.chunks_exact_mut(packed.code_bytes).zip(scales_out.chunks_exact_mut(packed.scale_bytes));
     for (b, (codes_out, scales_out)) in blocks.enumerate() {
-        let blocks: [&[u8]; LANES] = rows.map(|row| &row[b * source.bytes..][..source.bytes]);
+        let blocks: [&[u8]; LANES] = std::array::from_fn(|lane| &rows[lane][b * source.bytes..][..source.bytes]);
 
         let mut words_out = codes_out.as_chunks_mut::<4>().0.as_chunks_mut::<LANES>().0.iter_mut();
         for plane in planes {

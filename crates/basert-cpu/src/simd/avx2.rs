@@ -181,15 +181,15 @@ impl Simd for Avx2 {
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B {
         both!(_mm256_or_si256(a, b))
     }
+    // A count of 16 or more, as negative ones are, gives zero.
     #[inline(always)]
-    unsafe fn shl(x: Self::B, n: u32) -> Self::B {
-        let n = _mm_cvtsi32_si128(n as i32);
-        [_mm256_sll_epi16(x[0], n), _mm256_sll_epi16(x[1], n)]
-    }
-    #[inline(always)]
-    unsafe fn shr(x: Self::B, n: u32) -> Self::B {
-        let n = _mm_cvtsi32_si128(n as i32);
-        [_mm256_srl_epi16(x[0], n), _mm256_srl_epi16(x[1], n)]
+    unsafe fn shift_bits(x: Self::B, n: i32) -> Self::B {
+        let (left, right) = (_mm_cvtsi32_si128(n), _mm_cvtsi32_si128(-n));
+        let half = |x| match n {
+            0 => x,
+            _ => _mm256_or_si256(_mm256_sll_epi16(x, left), _mm256_srl_epi16(x, right)),
+        };
+        [half(x[0]), half(x[1])]
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {

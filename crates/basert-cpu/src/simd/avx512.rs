@@ -154,13 +154,10 @@ impl Simd for Avx512 {
     unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
         _mm512_or_si512(a, b)
     }
+    // One operation even where `n` is known only at run time.
     #[inline(always)]
-    unsafe fn shl(x: __m512i, n: u32) -> __m512i {
-        _mm512_sll_epi16(x, _mm_cvtsi32_si128(n as i32))
-    }
-    #[inline(always)]
-    unsafe fn shr(x: __m512i, n: u32) -> __m512i {
-        _mm512_srl_epi16(x, _mm_cvtsi32_si128(n as i32))
+    unsafe fn shift_bits(x: __m512i, n: i32) -> __m512i {
+        _mm512_rolv_epi32(x, _mm512_set1_epi32(n & 31))
     }
     #[inline(always)]
     unsafe fn lookup(table: __m512i, index: __m512i) -> __m512i {

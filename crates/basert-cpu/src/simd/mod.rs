@@ -90,10 +90,9 @@ pub trait Simd {
     unsafe fn splat_u8(x: u8) -> Self::B;
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B;
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
-    /// Shifts each pair of bytes (little-endian) left by `n` < 16.
-    unsafe fn shl(x: Self::B, n: u32) -> Self::B;
-    /// Shifts each pair of bytes (little-endian) right by `n` < 16.
-    unsafe fn shr(x: Self::B, n: u32) -> Self::B;
+    /// Moves the bits of each byte left by `n`, or right by `-n`; |n| < 8. What bits come in from outside of the byte is
+    /// not defined.
+    unsafe fn shift_bits(x: Self::B, n: i32) -> Self::B;
     /// `table[index]` for every byte; indices are below 16, the table is one of `load_table`.
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
 

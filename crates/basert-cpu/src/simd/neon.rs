@@ -225,14 +225,9 @@ impl Simd for Neon {
         each!(vorrq_u8(a, b))
     }
     #[inline(always)]
-    unsafe fn shl(x: Self::B, n: u32) -> Self::B {
-        let n = vdupq_n_s16(n as i16);
-        x.map(|x| vreinterpretq_u8_u16(vshlq_u16(vreinterpretq_u16_u8(x), n)))
-    }
-    #[inline(always)]
-    unsafe fn shr(x: Self::B, n: u32) -> Self::B {
-        let n = vdupq_n_s16(-(n as i16));
-        x.map(|x| vreinterpretq_u8_u16(vshlq_u16(vreinterpretq_u16_u8(x), n)))
+    unsafe fn shift_bits(x: Self::B, n: i32) -> Self::B {
+        let n = vdupq_n_s8(n as i8);
+        x.map(|x| vshlq_u8(x, n))
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {

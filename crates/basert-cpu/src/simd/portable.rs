@@ -156,12 +156,8 @@ impl Simd for Portable {
         from_fn(|i| a[i] | b[i])
     }
     #[inline(always)]
-    unsafe fn shl(x: Self::B, n: u32) -> Self::B {
-        from_fn(|i| (u16::from_le_bytes([x[i & !1], x[i | 1]]) << n).to_le_bytes()[i & 1])
-    }
-    #[inline(always)]
-    unsafe fn shr(x: Self::B, n: u32) -> Self::B {
-        from_fn(|i| (u16::from_le_bytes([x[i & !1], x[i | 1]]) >> n).to_le_bytes()[i & 1])
+    unsafe fn shift_bits(x: Self::B, n: i32) -> Self::B {
+        x.map(|x| if n < 0 { x >> -n } else { x << n })
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
