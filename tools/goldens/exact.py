@@ -113,7 +113,7 @@ def main():
             tally.add(case, peer.teacher_forced(itself, case["tokens"], case["generated"]))
     for tally in [exact, *again]:
         tally.report()
-    header["exact_by"] = f"transformers {transformers.__version__} in float32, weights dequantised by gguf-py {version('gguf')}"
+    header["exact_by"] = f"transformers {transformers.__version__} in float32, weights by gguf-py {version('gguf')}"
     greedy.dump(path, header, cases)
 
 

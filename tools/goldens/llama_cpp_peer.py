@@ -28,7 +28,7 @@ def last_logits(model, tokens):
 
 
 def teacher_forced(model, prompt, generated):
-    """The logits each of some given tokens would be chosen by, all of them computed in one batch, [generated, vocabulary]."""
+    """The logits by which each of the given tokens would be chosen, computed in one batch, [generated, vocabulary]."""
     forget(model)
     if prompt[:-1]:
         model.eval(prompt[:-1])
@@ -36,7 +36,8 @@ def teacher_forced(model, prompt, generated):
     batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
     batch.n_tokens = len(tokens)
     for i, token in enumerate(tokens):
-        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.seq_id[i][0], batch.logits[i] = token, len(prompt) - 1 + i, 1, 0, 1
+        batch.token[i], batch.pos[i], batch.logits[i] = token, len(prompt) - 1 + i, 1
+        batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
     status = llama_cpp.llama_decode(model.ctx, batch)
     llama_cpp.llama_batch_free(batch)
     assert status == 0, f"llama.cpp: {status}"
