@@ -12,6 +12,9 @@
 //!
 //! and for weights that are floats, with four sums of every fourth product: `(y0 + y1) + (y2 + y3)`.
 
+// Row and vector numbers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
 
 use crate::isa::dispatch;

@@ -3,6 +3,9 @@
 //! Sums run in four vectors of 16 lanes, vector i of a row into number i mod 4; these are added as
 //! `(s0 + s1) + (s2 + s3)`, and the lanes halves onto halves.
 
+// Where the compiler makes the vectors, `S` only says for which instructions.
+#![allow(clippy::extra_unused_type_parameters)]
+
 use crate::isa::dispatch;
 use crate::linear::{activate, load_some, store_some};
 use crate::math;

@@ -41,7 +41,7 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
         let large = S::select_less(x, S::splat(0.0), S::sub(S::splat(0.0), large), large);
         let z = S::mul(x, x);
         let mut p = S::splat(-5.704_988_7e-3);
-        for coefficient in [2.063_908_9e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328_2e-1] {
+        for coefficient in [2.063_909e-2, -5.373_971_6e-2, 1.333_144_2e-1, -3.333_328e-1] {
             p = S::fma(p, z, S::splat(coefficient));
         }
         let small = S::fma(S::mul(p, z), x, x);
@@ -63,7 +63,7 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
     unsafe {
         let inner = S::fma(S::mul(S::mul(x, x), S::splat(0.044715)), x, x);
         // -2√(2/π)
-        S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-1.595_769_1)))))
+        S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(inner, S::splat(-1.595_769)))))
     }
 }
 

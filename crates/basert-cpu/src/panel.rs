@@ -182,7 +182,7 @@ impl PackedMatrix {
         let block = if format.is_float() { 1 } else { format.block().elements };
         let row_len = format.row_bytes(k).ok().filter(|_| k > 0).ok_or(PackError::BadWidth { format, k, block })?;
         for &Source { bytes, rows } in sources {
-            let expected = rows.checked_mul(row_len).unwrap_or(usize::MAX);
+            let expected = rows.saturating_mul(row_len);
             if bytes.len() != expected {
                 return Err(PackError::WrongBytes { format, rows, k, expected, found: bytes.len() });
             }
