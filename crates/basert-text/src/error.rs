@@ -63,15 +63,4 @@ pub enum TemplateError {
         /// What should be there.
         expected: String,
     },
-    /// The model has no chat template, or its configuration has one in a form that is not understood.
-    #[error("{0}")]
-    Missing(String),
-    /// A file could not be read.
-    #[error("{}: {source}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
 }

@@ -4,6 +4,19 @@
 //!   ([`Tokenizer::from_gguf`]) or from the `tokenizer.json` of a Hugging Face folder ([`Tokenizer::from_hf_dir`]).
 //! - [`Detokenizer`] does the second half one token at a time and never hands out part of a character.
 //! - [`ChatTemplate`] writes a conversation the way a model was trained to read it.
+//!
+//! ```
+//! use basert_text::{ChatRequest, ChatTemplate};
+//! use serde_json::json;
+//!
+//! let template = ChatTemplate::new(
+//!     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}",
+//! )?;
+//! let messages = [json!({"role": "user", "content": "Hi"})];
+//! let prompt = template.render(&ChatRequest { messages: &messages, add_generation_prompt: true, ..Default::default() })?;
+//! assert_eq!(prompt, "<|user|>Hi<|assistant|>");
+//! # Ok::<(), basert_text::TemplateError>(())
+//! ```
 
 mod detokenizer;
 mod error;

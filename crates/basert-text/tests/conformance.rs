@@ -131,3 +131,48 @@ fn unigram_with_unknown_token() {
 fn unigram_with_byte_fallback() {
     check(&unigram("unigram-bytes"), "unigram-bytes", WITHOUT_SPECIAL);
 }
+
+#[test]
+fn beginnings_of_texts() {
+    let encode =
+        |tokenizer: &Tokenizer| tokenizer.encode("Hi", EncodeOptions { add_special: true, parse_special: true });
+    let ids = |tokenizer: Tokenizer| encode(&tokenizer).unwrap();
+    assert_eq!(ids(from_json("gemma3")), [2, 10979]);
+    assert_eq!(ids(from_json("llama3_1")), [128000, 13347]);
+    assert_eq!(ids(from_json("llama3")), [13347]);
+    assert_eq!(ids(from_json("qwen3")), [13048]);
+    assert_eq!(ids(from_json("deepseek_v3")), [0, 23166], "tokenizer_config.json says add_bos_token");
+    assert_eq!(ids(from_gguf_file("gemma-3-270m-q4_k_m.gguf")), [2, 10979]);
+    assert_eq!(ids(from_gguf_file("SmolLM2-135M-Instruct.Q4_1.gguf")), [26843]);
+}
+
+#[test]
+fn ends_of_answers() {
+    let names = |tokenizer: &Tokenizer| -> Vec<String> {
+        let name = |&id: &u32| String::from_utf8(tokenizer.token_bytes(id).unwrap().to_vec()).unwrap();
+        tokenizer.end_of_generation().iter().map(name).collect()
+    };
+    assert_eq!(names(&from_json("qwen3")), ["<|endoftext|>", "<|im_end|>"]);
+    assert_eq!(names(&from_json("llama3_1")), ["<|end_of_text|>", "<|eot_id|>"]);
+    assert_eq!(names(&from_json("gptoss")), ["<|endoftext|>", "<|return|>", "<|call|>"]);
+    assert_eq!(names(&from_json("gemma3")), ["<eos>", "<end_of_turn>"]);
+    assert_eq!(names(&from_gguf_file("gemma-3-270m-q4_k_m.gguf")), ["<eos>", "<end_of_turn>"]);
+    assert_eq!(names(&from_gguf_file("SmolLM2-135M-Instruct.Q4_1.gguf")), ["<|endoftext|>", "<|im_end|>"]);
+}
+
+#[test]
+fn special_tokens_have_names() {
+    let tokenizer = from_gguf_file("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let variables = serde_json::Value::Object(tokenizer.template_variables()).to_string();
+    let expected =
+        r#"{"bos_token":"<|im_start|>","eos_token":"<|im_end|>","unk_token":"<|endoftext|>","pad_token":"<|im_end|>"}"#;
+    assert_eq!(variables, expected);
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.special_id("<|im_end|>")), (Some(1), Some(2), Some(2)));
+    assert_eq!((tokenizer.special_id("the"), tokenizer.vocab_size()), (None, 49152));
+    assert!(tokenizer.is_special(2) && !tokenizer.is_special(100));
+    let variables = from_json("gemma3").template_variables();
+    assert_eq!(
+        (variables["eos_token"].as_str(), variables["boi_token"].as_str()),
+        (Some("<end_of_turn>"), Some("<start_of_image>"))
+    );
+}

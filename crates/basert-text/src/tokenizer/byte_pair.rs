@@ -39,8 +39,13 @@ impl BytePair {
         field: &str,
     ) -> Result<Self, TokenizerError> {
         let byte_ids = std::array::from_fn(|byte| vocabulary.find(&[byte as u8]).unwrap_or(Symbol::UNKNOWN));
-        let mut model =
-            Self { pretokenizer, merges: Vec::new(), ranks: HashTable::new(), hasher: Default::default(), byte_ids };
+        let mut model = Self {
+            pretokenizer,
+            merges: Vec::with_capacity(vocabulary.len()), // most tokens are made by one merge
+            ranks: HashTable::with_capacity(vocabulary.len()),
+            hasher: Default::default(),
+            byte_ids,
+        };
         let mut pair = Vec::new();
         for (rank, merge) in merges.enumerate() {
             model.add(vocabulary, merge, &mut pair).map_err(|found| {
@@ -70,9 +75,8 @@ impl BytePair {
         let Self { merges, ranks, hasher, .. } = self;
         let hash = |&rank: &u32| hasher.hash_one((merges[rank as usize].left, merges[rank as usize].right));
         let is_same = |&rank: &u32| merges[rank as usize].left == left && merges[rank as usize].right == right;
-        if ranks.find(hash(&rank), is_same).is_none() {
-            ranks.insert_unique(hash(&rank), rank, hash);
-        }
+        // Of a merge that is listed twice the first rank counts.
+        ranks.entry(hash(&rank), is_same, hash).or_insert(rank);
         Ok(())
     }
 

@@ -204,8 +204,13 @@ fn read_tokens<'a>(
                 wrong("tokens", format!("token {id} is {text:?} but of the type of bytes"), "<0x00> to <0xFF>")
             })?),
             (Kind::Normal | Kind::Unused, Spelling::ByteCharacters) => byte_pair::append_bytes_of(text, &mut bytes),
-            (Kind::Normal | Kind::Unused, Spelling::SpaceMarks) if text.contains(SPACE_MARK) => {
-                bytes.extend_from_slice(text.replace(SPACE_MARK, " ").as_bytes());
+            (Kind::Normal | Kind::Unused, Spelling::SpaceMarks) => {
+                for (index, word) in text.split(SPACE_MARK).enumerate() {
+                    if index > 0 {
+                        bytes.push(b' ');
+                    }
+                    bytes.extend_from_slice(word.as_bytes());
+                }
             }
             _ => bytes.extend_from_slice(token),
         }

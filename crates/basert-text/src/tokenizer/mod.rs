@@ -212,9 +212,10 @@ const END_NAMES: &[&str] = &[
 
 /// The tokens that end an answer: those given and those of a known name, unless that name means something else here.
 fn end_of_generation(vocabulary: &Vocabulary, given: impl Iterator<Item = u32>) -> Vec<u32> {
-    let mut ids: Vec<u32> = given.collect();
-    let mut harmony = (false, false, None);
-    for (id, bytes, kind) in vocabulary.iter() {
+    let spelled = END_NAMES.iter().filter_map(|name| vocabulary.find(name.as_bytes()));
+    let mut ids: Vec<u32> = given.chain(spelled).collect();
+    let (mut has_return, mut has_call, mut end) = (false, false, None);
+    for (id, bytes, kind) in vocabulary.iter().filter(|(.., kind)| !matches!(kind, Kind::Normal | Kind::Byte)) {
         // `</s>` and `<eos>` are also what ordinary vocabularies call a tag.
         let is_end = END_NAMES.iter().any(|name| name.as_bytes() == bytes)
             || (kind == Kind::Control && matches!(bytes, b"</s>" | b"<eos>"));
@@ -222,15 +223,15 @@ fn end_of_generation(vocabulary: &Vocabulary, given: impl Iterator<Item = u32>) 
             ids.push(id);
         }
         match bytes {
-            b"<|return|>" => harmony.0 = true,
-            b"<|call|>" => harmony.1 = true,
-            b"<|end|>" => harmony.2 = Some(id),
+            b"<|return|>" => has_return = true,
+            b"<|call|>" => has_call = true,
+            b"<|end|>" => end = Some(id),
             _ => {}
         }
     }
     // Where an answer ends with <|return|> or <|call|>, <|end|> only ends one of its messages.
-    if let (true, true, Some(end)) = harmony {
-        ids.retain(|&id| id != end);
+    if has_return && has_call {
+        ids.retain(|&id| Some(id) != end);
     }
     ids.sort_unstable();
     ids.dedup();

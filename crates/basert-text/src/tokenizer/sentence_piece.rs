@@ -8,7 +8,7 @@ use super::vocabulary::{Kind, Vocabulary};
 use crate::TokenizerError;
 
 /// How SentencePiece writes a space.
-pub(crate) const SPACE_MARK: &str = "\u{2581}";
+pub(crate) const SPACE_MARK: char = '\u{2581}';
 
 /// The scores of the tokens and the tokens of single bytes.
 pub(crate) struct SentencePiece {

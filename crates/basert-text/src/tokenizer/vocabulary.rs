@@ -5,7 +5,8 @@
 
 use std::hash::BuildHasher;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
+use hashbrown::DefaultHashBuilder;
+use hashbrown::hash_table::{Entry, HashTable};
 
 use crate::TokenizerError;
 
@@ -93,19 +94,17 @@ impl Vocabulary {
                 if bytes.is_empty() || !kind.is_spelled() || (kind == Kind::Normal) != ordinary {
                     continue;
                 }
-                let hashed = self.hasher.hash_one(bytes);
-                match by_bytes.find(hashed, |&other| self.get(other) == Some(bytes)) {
-                    None => {
-                        by_bytes.insert_unique(hashed, id, hash);
+                let same = |other: &u32| self.get(*other) == Some(bytes);
+                match by_bytes.entry(self.hasher.hash_one(bytes), same, hash) {
+                    Entry::Vacant(place) => {
+                        place.insert(id);
                     }
-                    Some(other) if ordinary => {
-                        return Err(TokenizerError::field(
-                            field,
-                            format!("tokens {other} and {id} are both {:?}", String::from_utf8_lossy(bytes)),
-                            "every token once",
-                        ));
+                    Entry::Occupied(other) if ordinary => {
+                        let found =
+                            format!("tokens {} and {id} are both {:?}", other.get(), String::from_utf8_lossy(bytes));
+                        return Err(TokenizerError::field(field, found, "every token once"));
                     }
-                    Some(_) => {}
+                    Entry::Occupied(_) => {}
                 }
             }
         }
