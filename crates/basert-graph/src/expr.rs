@@ -40,7 +40,7 @@ pub struct ExprError {
 /// # Errors
 /// When it does not parse, names something unknown, or applies an operation to a value it is not for.
 pub fn evaluate(expression: &str, lookup: &dyn Fn(&str) -> Option<Value>) -> Result<Value, ExprError> {
-    let mut parser = Parser { rest: expression, lookup, depth: 0 };
+    let mut parser = Parser { rest: expression, lookup, depth: 0, live: true };
     let value = parser.choice().and_then(|value| match parser.peek() {
         None => Ok(value),
         Some(c) => Err(format!("did not expect '{c}' here")),
@@ -52,6 +52,8 @@ struct Parser<'t, 'a> {
     rest: &'t str,
     lookup: &'a dyn Fn(&str) -> Option<Value>,
     depth: usize,
+    /// Whether the part being read counts; one that was not chosen only has to parse.
+    live: bool,
 }
 
 /// Deeper nesting than any sensible expression has, and shallow enough for any stack.
@@ -88,10 +90,11 @@ impl<'t> Parser<'t, '_> {
         }
         let condition = self.binary(0)?;
         let value = if self.accept("?") {
-            let yes = self.choice()?;
+            let chosen = self.live && truth(&condition)?;
+            let yes = self.only_if(chosen, Self::choice)?;
             self.expect(":")?;
-            let no = self.choice()?;
-            if truth(&condition)? { yes } else { no }
+            let no = self.only_if(!chosen, Self::choice)?;
+            if chosen { yes } else { no }
         } else {
             condition
         };
@@ -99,12 +102,28 @@ impl<'t> Parser<'t, '_> {
         Ok(value)
     }
 
+    /// Reads a part that counts only if `condition` holds.
+    fn only_if(
+        &mut self,
+        condition: bool,
+        part: impl FnOnce(&mut Self) -> Result<Value, String>,
+    ) -> Result<Value, String> {
+        let outer = self.live;
+        self.live = outer && condition;
+        let value = part(self);
+        self.live = outer;
+        value
+    }
+
     fn binary(&mut self, level: usize) -> Result<Value, String> {
         let Some(operators) = LEVELS.get(level) else { return self.unary() };
         let mut left = self.binary(level + 1)?;
         while let Some(operator) = operators.iter().find(|operator| self.accept(operator)) {
-            let right = self.binary(level + 1)?;
-            left = apply(operator, &left, &right)?;
+            let decided = self.live && (level < 2) && truth(&left)? == (*operator == "||");
+            let right = self.only_if(!decided, |parser| parser.binary(level + 1))?;
+            if self.live && !decided {
+                left = apply(operator, &left, &right)?;
+            }
         }
         Ok(left)
     }
@@ -115,9 +134,11 @@ impl<'t> Parser<'t, '_> {
             return Err("nested too deeply".to_owned());
         }
         let value = if self.accept("!") {
-            Value::Bool(!truth(&self.unary()?)?)
+            let value = self.unary()?;
+            if self.live { Value::Bool(!truth(&value)?) } else { value }
         } else if self.accept("-") {
-            Value::Number(-number(&self.unary()?)?)
+            let value = self.unary()?;
+            if self.live { Value::Number(-number(&value)?) } else { value }
         } else {
             self.operand()?
         };
@@ -151,6 +172,7 @@ impl<'t> Parser<'t, '_> {
                     match name {
                         "true" => Value::Bool(true),
                         "false" => Value::Bool(false),
+                        _ if !self.live => Value::Bool(false),
                         _ => (self.lookup)(name).ok_or_else(|| format!("'{name}' is not known"))?,
                     }
                 }
@@ -158,8 +180,12 @@ impl<'t> Parser<'t, '_> {
             Some(c) => return Err(format!("did not expect '{c}' here")),
         };
         while self.accept("[") {
-            let index = number(&self.choice()?)?;
+            let index = self.choice()?;
             self.expect("]")?;
+            if !self.live {
+                continue;
+            }
+            let index = number(&index)?;
             let Value::List(items) = &value else { return Err(format!("{value} is not a list")) };
             value = items.get(index as usize).cloned().ok_or(format!("{value} has no item {index}"))?;
         }
@@ -167,11 +193,15 @@ impl<'t> Parser<'t, '_> {
     }
 
     fn call(&mut self, name: &str) -> Result<Value, String> {
-        let mut arguments = vec![number(&self.choice()?)?];
+        let mut arguments = vec![self.choice()?];
         while self.accept(",") {
-            arguments.push(number(&self.choice()?)?);
+            arguments.push(self.choice()?);
         }
         self.expect(")")?;
+        if !self.live {
+            return Ok(Value::Bool(false));
+        }
+        let arguments = arguments.iter().map(number).collect::<Result<Vec<_>, _>>()?;
         match (name, &arguments[..]) {
             ("sqrt", [x]) => Ok(Value::Number(x.sqrt())),
             ("min", [a, b]) => Ok(Value::Number(a.min(*b))),
@@ -249,6 +279,8 @@ mod tests {
             ("source == 'hf' ? 1 : 0", 1.0),
             ("2 > 1 && !(3 <= 2) ? max(1, 2) : 1e3", 2.0),
             ("kinds[1] == \"b\" ? 1.5 : 2", 1.5),
+            ("source == '' ? 1 : source == 'hf' ? 3 : hidden[2]", 3.0),
+            ("false && source[1] || true ? 4 : sqrt(source)", 4.0),
         ] {
             assert_eq!(eval(expression), Ok(Value::Number(value)), "{expression}");
         }

@@ -1,0 +1,97 @@
+//! How a command's failure is told: one line, and an exit code that says whose fault it is.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use basert::files::{FileError, Problem};
+use basert::graph::GraphError;
+use basert::{Error, hub};
+use basert_engine::EngineError;
+
+/// Something that the user asked for cannot be, and another command line would be right.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Mistake(String);
+
+/// A user's mistake, as an error.
+pub fn mistake(what: impl Into<String>) -> anyhow::Error {
+    Mistake(what.into()).into()
+}
+
+/// Prints the error, and gives the exit code for it. That nobody reads the output any more is no failure.
+pub fn report(error: &anyhow::Error) -> ExitCode {
+    let closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {
+        return ExitCode::SUCCESS;
+    }
+    say(error);
+    ExitCode::from(if is_mistake(error) { 2 } else { 1 })
+}
+
+/// Prints the error as one line on stderr.
+pub fn say(error: &anyhow::Error) {
+    // Where stderr is closed, there is nobody to be told.
+    let _ = writeln!(io::stderr(), "error: {}", one_line(error));
+}
+
+/// The error and its causes in one line; a cause that an error has in its own text is not said again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        if line.contains(&cause) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&cause);
+    }
+    line
+}
+
+fn is_mistake(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<Mistake>()
+            || cause.downcast_ref().is_some_and(is_mistaken_use)
+            || cause.downcast_ref().is_some_and(is_mistaken_name)
+    })
+}
+
+fn is_mistaken_use(error: &Error) -> bool {
+    match error {
+        Error::File(FileError { problem: Problem::Io(io), .. }) => io.kind() == io::ErrorKind::NotFound,
+        Error::Graph(error) => matches!(error, GraphError::Architecture { .. }),
+        Error::Engine(error) => matches!(error, EngineError::ContextFull { .. }),
+        Error::NoTemplate { .. } | Error::Sampling(_) | Error::EmptyPrompt => true,
+        _ => false,
+    }
+}
+
+fn is_mistaken_name(error: &hub::Error) -> bool {
+    use hub::Error::{
+        Ambiguous, BadOption, BadReference, NoSuchPath, NotInstalled, NotOnHub, UnknownModel, UnknownVariant,
+    };
+    matches!(
+        error,
+        BadReference { .. }
+            | NoSuchPath(_)
+            | NotInstalled { .. }
+            | UnknownModel { .. }
+            | UnknownVariant { .. }
+            | Ambiguous { .. }
+            | BadOption { .. }
+            | NotOnHub { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once_and_in_one_line() {
+        let error = anyhow::anyhow!("the third\nline").context("second: the third line").context("first");
+        assert_eq!(one_line(&error), "first: second: the third line");
+    }
+}

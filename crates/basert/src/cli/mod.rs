@@ -1,0 +1,103 @@
+//! The command line: what can be asked for, and how its end is told.
+
+mod answer;
+mod bench;
+mod chat;
+mod complete;
+mod failure;
+mod inspect;
+mod model;
+mod plan;
+mod progress;
+mod sampling;
+mod store;
+mod units;
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::builder::RangedU64ValueParser;
+use clap::{CommandFactory, Parser, Subcommand};
+
+/// Runs large language models on the machine in front of you.
+#[derive(Parser)]
+#[command(name = "basert", version, max_term_width = 110, after_help = "\
+Examples:
+  basert complete -p \"The capital of France is\"
+  basert chat
+  basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
+  basert bench smollm2-135m -p 128,512 -n 64
+
+A MODEL is a .gguf file, a folder in the Hugging Face layout, a hub id org/name[:variant], or a name that
+`basert list` shows. Models are kept in $BASERT_MODELS_DIR, by default ~/.cache/baseRT/models.
+The exit code is 0 for success, 1 for a failure, and 2 for a mistake in what was asked.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Continue a text, or answer one prompt
+    Complete(complete::Args),
+    /// Talk with a model
+    Chat(chat::Args),
+    /// Measure how fast a model runs here
+    Bench(bench::Args),
+    /// Show what is in a model file
+    Inspect(inspect::Args),
+    /// Show how a model is computed, and what bounds its speed
+    Plan(plan::Args),
+    /// Fetch a model, or bring it up to date
+    Pull(store::PullArgs),
+    /// List the models that are here, and those known by name
+    List(store::ListArgs),
+    /// Delete a model that was pulled
+    Rm(store::RmArgs),
+    /// Print a script that makes a shell complete this command's arguments
+    #[command(after_help = "Example:\n  basert completions bash > ~/.local/share/bash-completion/completions/basert")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Runs the command that the arguments ask for.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Complete(args) => complete::run(&args),
+        Command::Chat(args) => chat::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Pull(args) => store::pull(&args),
+        Command::List(args) => store::list(&args),
+        Command::Rm(args) => store::remove(&args),
+        Command::Completions { shell } => completions(shell),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error),
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "basert", &mut script);
+    Ok(io::Write::write_all(&mut io::stdout(), &script)?)
+}
+
+/// Parses a number from `least` up to what no model and no machine exceeds.
+fn count(least: u64) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(least..=1 << 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

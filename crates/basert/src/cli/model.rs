@@ -1,0 +1,119 @@
+//! From what the user calls a model to an open one.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use basert::hub::{self, DEFAULT_MODEL, Store};
+use basert::{Message, Model, Options};
+use serde_json::{Map, Value};
+
+use super::failure::mistake;
+use super::{count, progress, store};
+
+/// Which model.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// The model: a path, a hub id org/name[:variant], or a name that `basert list` shows [default: smollm2-135m]
+    pub model: Option<String>,
+    /// Describe the model's architecture by this TOML file; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub arch_file: Vec<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Where the model is. The default one is fetched when it is not there yet.
+    pub fn path(&self) -> anyhow::Result<PathBuf> {
+        let store = Store::open_default()?;
+        let found = store.resolve(self.model.as_deref().unwrap_or(DEFAULT_MODEL));
+        match (&self.model, found) {
+            (_, Ok(found)) => Ok(found.path),
+            (None, Err(hub::Error::NotInstalled { .. })) => {
+                writeln!(io::stderr(), "fetching the default model, {DEFAULT_MODEL}, which is not here yet")?;
+                Ok(store::fetch(&store, DEFAULT_MODEL)?.path)
+            }
+            (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => {
+                Err(mistake(format!("'{text}' is not the name of a model; a prompt is given with -p")))
+            }
+            (_, Err(error)) => Err(error.into()),
+        }
+    }
+
+    /// Options that open it.
+    pub fn options(&self) -> Options {
+        Options { arch_files: self.arch_file.clone(), sessions: 1, ..Options::default() }
+    }
+}
+
+/// Opens a model, with a bar when that takes long.
+pub fn open(path: &Path, options: Options) -> anyhow::Result<Model> {
+    let mut bar = progress::LateBar::bytes("loading");
+    let model = Model::open_with_progress(path, options, &mut |done, total| bar.set(done, total))?;
+    drop(bar);
+    let (context, trained) = (model.context(), model.plan().graph.context);
+    if context > trained {
+        writeln!(io::stderr(), "note: the model was trained for {trained} tokens of context, not for {context}")?;
+    }
+    Ok(model)
+}
+
+/// How a model is run by the commands that answer.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// The most tokens that prompt and answer have together [default: what the model was trained for, up to 8192]
+    #[arg(long, value_name = "TOKENS", value_parser = count(1))]
+    max_context: Option<usize>,
+    /// Threads of the CPU device [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    threads: Option<usize>,
+    /// Instructions for the whole chat
+    #[arg(long, value_name = "TEXT", help_heading = "Chat")]
+    pub system: Option<String>,
+    /// Use this Jinja template instead of the model's own
+    #[arg(long, value_name = "FILE", help_heading = "Chat")]
+    chat_template: Option<PathBuf>,
+    /// Ask the model to think before it answers, if its template knows how
+    #[arg(long, help_heading = "Chat", overrides_with = "no_think")]
+    think: bool,
+    /// Ask the model to answer without thinking, if its template knows how
+    #[arg(long, help_heading = "Chat", overrides_with = "think")]
+    no_think: bool,
+    /// Show speeds and the seed even where stderr is no terminal
+    #[arg(long)]
+    pub stats: bool,
+}
+
+impl RunArgs {
+    /// Opens the model.
+    pub fn open(&self, model: &ModelArgs) -> anyhow::Result<Model> {
+        let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
+        let path = model.path()?;
+        let (threads, max_context) = (self.threads, self.max_context);
+        open(&path, Options { threads, max_context, chat_template, ..model.options() })
+    }
+
+    /// The option of a chat that was given, if any was.
+    pub fn of_chat(&self) -> Option<&'static str> {
+        [
+            (self.system.is_some(), "--system"),
+            (self.chat_template.is_some(), "--chat-template"),
+            (self.think, "--think"),
+            (self.no_think, "--no-think"),
+        ]
+        .into_iter()
+        .find_map(|(given, name)| given.then_some(name))
+    }
+
+    /// Tokens of a chat, up to where the answer begins.
+    pub fn chat_tokens(&self, model: &Model, messages: &[Message]) -> Result<Vec<u32>, basert::Error> {
+        let thinking = (self.think || self.no_think).then_some(self.think);
+        let variables: Map<_, _> =
+            thinking.map(|think| ("enable_thinking".to_owned(), Value::Bool(think))).into_iter().collect();
+        model.chat_tokens(messages, Some(&variables))
+    }
+}
+
+/// The text of a file that the user named.
+pub fn read_text(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| mistake(format!("cannot read '{}': {error}", path.display())))?;
+    String::from_utf8(bytes).map_err(|_| mistake(format!("'{}' is not UTF-8 text", path.display())))
+}

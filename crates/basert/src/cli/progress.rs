@@ -1,0 +1,99 @@
+//! Bars on a terminal.
+
+use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use basert::hub::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+const BYTES: &str = "{msg:30!} {wide_bar} {bytes:>10} / {total_bytes:10} {bytes_per_sec:>12} {eta:>4}";
+const TOKENS: &str = "{msg:30!} {wide_bar} {pos:>6} / {len:6} tokens";
+
+fn bar(template: &str, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::no_length().with_style(style).with_message(what.to_owned())
+}
+
+/// A bar for work that is usually over before anyone would look at it: drawn only on a terminal, and only when it
+/// takes long.
+pub struct LateBar {
+    what: &'static str,
+    template: &'static str,
+    began: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl LateBar {
+    const PATIENCE: Duration = Duration::from_millis(500);
+
+    /// For work that is counted in bytes.
+    pub fn bytes(what: &'static str) -> LateBar {
+        LateBar { what, template: BYTES, began: Instant::now(), bar: None }
+    }
+
+    /// For work that is counted in tokens.
+    pub fn tokens(what: &'static str) -> LateBar {
+        LateBar { template: TOKENS, ..LateBar::bytes(what) }
+    }
+
+    /// Tells how far the work is.
+    pub fn set(&mut self, done: usize, total: usize) {
+        if self.bar.is_none() && self.began.elapsed() > Self::PATIENCE && io::stderr().is_terminal() {
+            self.bar = Some(bar(self.template, self.what));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        }
+    }
+}
+
+impl Drop for LateBar {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The bars of a pull, one after the other; nothing where stderr is no terminal.
+#[derive(Default)]
+pub struct PullBars(Mutex<Option<ProgressBar>>);
+
+impl PullBars {
+    fn current(&self) -> Option<ProgressBar> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Progress for PullBars {
+    fn begin(&self, name: &str, total: u64) {
+        let next = bar(BYTES, name);
+        next.set_length(total);
+        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(next);
+        if let Some(before) = before {
+            before.finish_and_clear();
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = self.current() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.current() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn note(&self, message: &str) {
+        match self.current() {
+            Some(bar) => bar.println(message),
+            None if io::stderr().is_terminal() => eprintln!("{message}"),
+            None => {}
+        }
+    }
+}

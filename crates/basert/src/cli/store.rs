@@ -1,0 +1,121 @@
+//! `basert pull`, `list` and `rm`.
+
+use std::io::{self, Write};
+
+use basert::hub::{self, Installed, PullOptions, Store};
+use serde_json::json;
+
+use super::progress::PullBars;
+use super::units;
+
+/// Fetches a model, or brings an installed one up to date. What an interrupted pull left is not fetched again.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  basert pull smollm2-135m
+  basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
+  HF_TOKEN=... basert pull org/private-model")]
+pub struct PullArgs {
+    /// A name of the catalogue, or a hub id org/name[:variant]
+    #[arg(value_name = "REF")]
+    reference: String,
+}
+
+/// Lists the models that are installed, those that are incomplete, and those of the catalogue that are not here.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  basert list --json | jq -r '.[] | select(.status == \"installed\") | .path'")]
+pub struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Deletes a model that was pulled, or what an interrupted pull left.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  basert rm smollm2-135m")]
+pub struct RmArgs {
+    /// The model, as `basert list` shows it
+    #[arg(value_name = "REF")]
+    reference: String,
+}
+
+/// Pulls a model, with bars on a terminal.
+pub fn fetch(store: &Store, reference: &str) -> hub::Result<Installed> {
+    hub::pull(store, reference, &PullOptions::from_env(), &PullBars::default())
+}
+
+/// Runs `basert pull`.
+pub fn pull(args: &PullArgs) -> anyhow::Result<()> {
+    let model = fetch(&Store::open_default()?, &args.reference)?;
+    let (name, size, path) = (model.reference(), units::bytes(model.size as f64), model.path.display());
+    Ok(writeln!(io::stdout(), "{name} ({size}) is at {path}")?)
+}
+
+/// Runs `basert rm`.
+pub fn remove(args: &RmArgs) -> anyhow::Result<()> {
+    let removed = Store::open_default()?.remove(&args.reference)?;
+    Ok(writeln!(io::stdout(), "removed {} ({})", removed.reference, units::bytes(removed.size as f64))?)
+}
+
+/// One line of the list.
+struct Row {
+    reference: String,
+    status: &'static str,
+    size: u64,
+    note: String,
+    path: Option<String>,
+}
+
+/// Runs `basert list`.
+pub fn list(args: &ListArgs) -> anyhow::Result<()> {
+    let store = Store::open_default()?;
+    let (installed, incomplete) = (store.list()?, store.incomplete()?);
+    let name_of = |reference: &str| {
+        let entry = store.catalogue().entries().iter().find(|entry| entry.reference() == reference);
+        entry.and_then(|entry| entry.names.first().cloned())
+    };
+    let mut rows: Vec<Row> = installed
+        .iter()
+        .map(|model| Row {
+            note: name_of(&model.reference()).unwrap_or_default(),
+            reference: model.reference(),
+            status: "installed",
+            size: model.size,
+            path: Some(model.path.display().to_string()),
+        })
+        .collect();
+    rows.extend(incomplete.iter().map(|model| Row {
+        reference: format!("{}:{}", model.id, model.variant),
+        status: "incomplete",
+        size: model.size,
+        note: model.reason.clone(),
+        path: None,
+    }));
+    let absent = store.catalogue().entries().iter();
+    let absent: Vec<_> = absent
+        .filter(|entry| rows.iter().all(|row| row.reference != entry.reference()))
+        .map(|entry| Row {
+            reference: entry.reference(),
+            status: "available",
+            size: entry.size,
+            note: format!("basert pull {}", entry.names.first().map_or("", String::as_str)),
+            path: None,
+        })
+        .collect();
+    rows.extend(absent);
+    let mut out = io::stdout().lock();
+    if args.json {
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|row| {
+                let Row { reference, status, size, note, path } = row;
+                json!({ "model": reference, "status": status, "bytes": size, "note": note, "path": path })
+            })
+            .collect();
+        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?);
+    }
+    let cells = |row: &Row| {
+        vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), row.note.clone()]
+    };
+    Ok(write!(out, "{}", units::table(&rows.iter().map(cells).collect::<Vec<_>>(), 2))?)
+}

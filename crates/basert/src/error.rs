@@ -1,0 +1,68 @@
+//! What can go wrong with a model.
+
+use basert_engine::{EngineError, SamplingError};
+use basert_files::FileError;
+use basert_graph::GraphError;
+use basert_plan::DeviceError;
+use basert_text::{TemplateError, TokenizerError};
+
+/// Why a model could not be opened, or could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A model file is wrong.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The architecture is unknown, or the file does not fit it.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The tokenizer is missing or wrong, or a text cannot be encoded.
+    #[error("{file}: {source}")]
+    Tokenizer {
+        /// The model.
+        file: String,
+        /// What is wrong.
+        source: TokenizerError,
+    },
+    /// The chat template is wrong, or refuses the conversation.
+    #[error("{file}: {source}")]
+    Template {
+        /// The model.
+        file: String,
+        /// What is wrong.
+        source: TemplateError,
+    },
+    /// A chat was asked for, and the model has no template.
+    #[error("{file} has no chat template; give one with --chat-template, or complete plain text instead")]
+    NoTemplate {
+        /// The model.
+        file: String,
+    },
+    /// The model's tokenizer and its weights disagree.
+    #[error("{file}: {what}")]
+    Model {
+        /// The model.
+        file: String,
+        /// What does not fit.
+        what: String,
+    },
+    /// The device refused the model or failed.
+    #[error("{file}: {source}")]
+    Device {
+        /// The model.
+        file: String,
+        /// What happened.
+        source: DeviceError,
+    },
+    /// The device could not be started.
+    #[error("the cpu device cannot start its threads: {0}")]
+    Threads(#[from] std::io::Error),
+    /// A sequence could not be computed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A setting is out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// There is nothing to continue.
+    #[error("the prompt has no tokens; there is nothing to continue")]
+    EmptyPrompt,
+}

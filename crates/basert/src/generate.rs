@@ -1,0 +1,194 @@
+//! Answers, piece by piece.
+
+use std::time::{Duration, Instant};
+
+use basert_engine::{Sampler, Sampling};
+use basert_text::{Detokenizer, Tokenizer};
+
+use crate::{Error, Session};
+
+/// How an answer is generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Generation {
+    /// The most tokens of the answer.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer and are not part of it.
+    pub stop: Vec<String>,
+    /// Go on after the model says that the answer is complete.
+    pub ignore_end: bool,
+}
+
+impl Default for Generation {
+    fn default() -> Self {
+        Generation { max_tokens: usize::MAX, sampling: Sampling::default(), stop: Vec::new(), ignore_end: false }
+    }
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said so, or a stop text came.
+    Stop,
+    /// It has as many tokens as were allowed, or the context is full.
+    Length,
+    /// The caller did not ask for more.
+    Cancelled,
+}
+
+/// A whole answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Its text.
+    pub text: String,
+    /// Its tokens, with the one that ended it.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, those that the session had not computed before.
+    pub computed_tokens: usize,
+    /// Time to compute them.
+    pub prompt_time: Duration,
+    /// Time from then to the end.
+    pub answer_time: Duration,
+}
+
+/// The pieces of an answer: an iterator of texts, each of whole characters.
+pub struct Pieces<'s, 'm> {
+    session: &'s mut Session<'m>,
+    sampler: Sampler,
+    detokenizer: Option<Detokenizer<&'m Tokenizer>>,
+    options: Generation,
+    /// Text that may be the beginning of a stop text.
+    held: String,
+    finished: bool,
+    answer: Answer,
+    began: Instant,
+}
+
+impl<'s, 'm> Pieces<'s, 'm> {
+    pub(crate) fn new(session: &'s mut Session<'m>, prompt: &[u32], options: &Generation) -> Result<Self, Error> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let sampler = Sampler::new(options.sampling.clone(), prompt)?;
+        let began = Instant::now();
+        let mut computed_tokens = 0;
+        session.sync_in_chunks(prompt, usize::MAX, &mut |computed| {
+            computed_tokens = computed;
+            true
+        })?;
+        let answer = Answer {
+            text: String::new(),
+            tokens: Vec::new(),
+            finish: Finish::Cancelled,
+            prompt_tokens: prompt.len(),
+            computed_tokens,
+            prompt_time: began.elapsed(),
+            answer_time: Duration::ZERO,
+        };
+        let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true));
+        let options = Generation { stop: options.stop.iter().filter(|s| !s.is_empty()).cloned().collect(), ..options.clone() };
+        let began = Instant::now();
+        Ok(Pieces { session, sampler, detokenizer, options, held: String::new(), finished: false, answer, began })
+    }
+
+    /// What there is of the answer so far.
+    pub fn answer(&self) -> &Answer {
+        &self.answer
+    }
+
+    /// What there is of the answer.
+    pub fn into_answer(self) -> Answer {
+        self.answer
+    }
+
+    /// Text that is ready, now or after more tokens; none at the end of the answer.
+    fn advance(&mut self) -> Result<Option<String>, Error> {
+        while !self.finished {
+            if self.answer.tokens.len() >= self.options.max_tokens || self.is_full() {
+                self.finish(Finish::Length);
+                break;
+            }
+            // The token before is computed only now that one more is wanted.
+            if let Some(&last) = self.answer.tokens.last() {
+                self.session.step(last)?;
+            }
+            let token = self.sampler.next(self.session.logits());
+            self.answer.tokens.push(token);
+            self.answer.answer_time = self.began.elapsed();
+            let ends = self.session.model().tokenizer().end_of_generation().contains(&token);
+            if ends && !self.options.ignore_end {
+                self.finish(Finish::Stop);
+                break;
+            }
+            if let Some(detokenizer) = &mut self.detokenizer {
+                detokenizer.push(token, &mut self.held);
+            }
+            let ready = self.release();
+            if !ready.is_empty() {
+                return Ok(Some(ready));
+            }
+        }
+        let rest = std::mem::take(&mut self.held);
+        Ok((!rest.is_empty()).then_some(rest))
+    }
+
+    /// Whether the context has no room for one more token.
+    fn is_full(&self) -> bool {
+        let next = self.session.tokens().len() + usize::from(!self.answer.tokens.is_empty());
+        next > self.session.model().context()
+    }
+
+    fn finish(&mut self, finish: Finish) {
+        self.answer.finish = finish;
+        self.finished = true;
+        if let Some(detokenizer) = self.detokenizer.take() {
+            detokenizer.finish(&mut self.held);
+            if let Some(at) = self.find_stop() {
+                self.held.truncate(at);
+                self.answer.finish = Finish::Stop;
+            }
+        }
+    }
+
+    /// The text held that no stop text can begin in; ends the answer at a stop text.
+    fn release(&mut self) -> String {
+        if let Some(at) = self.find_stop() {
+            self.held.truncate(at);
+            self.detokenizer = None;
+            self.finish(Finish::Stop);
+            return std::mem::take(&mut self.held);
+        }
+        let may_begin = |at: &usize| self.options.stop.iter().any(|stop| stop.starts_with(&self.held[*at..]));
+        let at = self.held.char_indices().map(|(at, _)| at).find(may_begin).unwrap_or(self.held.len());
+        let rest = self.held.split_off(at);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    fn find_stop(&self) -> Option<usize> {
+        self.options.stop.iter().filter_map(|stop| self.held.find(stop)).min()
+    }
+}
+
+impl Iterator for Pieces<'_, '_> {
+    type Item = Result<String, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.advance() {
+            Ok(Some(piece)) => {
+                self.answer.text.push_str(&piece);
+                Some(Ok(piece))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.finished = true;
+                self.held.clear();
+                Some(Err(error))
+            }
+        }
+    }
+}

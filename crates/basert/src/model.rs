@@ -1,0 +1,226 @@
+//! A model, ready to be used.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use basert_cpu::CpuDevice;
+use basert_engine::{Engine, EngineError};
+use basert_files::ModelFile;
+use basert_graph::{Architecture, Graph};
+use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
+use basert_text::{ChatRequest, ChatTemplate, EncodeOptions, Tokenizer};
+use serde_json::{Map, Value};
+
+use crate::generate::{Answer, Generation};
+use crate::{Error, Message, Session, text};
+
+/// Told how many bytes of weights are ready, and of how many.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// How a model is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Threads of the CPU device; as many as there are cores where this is none.
+    pub threads: Option<usize>,
+    /// The most tokens a session can have; where this is none, what the model was trained for, but at most
+    /// [`Options::DEFAULT_CONTEXT`].
+    pub max_context: Option<usize>,
+    /// Sessions of that length which the KV cache has room for. Its memory is taken as it is used.
+    pub sessions: usize,
+    /// The most tokens that are computed at once.
+    pub step_tokens: usize,
+    /// Further architecture files, which come before the built-in ones.
+    pub arch_files: Vec<PathBuf>,
+    /// The source of a chat template to be used instead of the model's own.
+    pub chat_template: Option<String>,
+}
+
+impl Options {
+    /// The most context that is taken without being asked for.
+    pub const DEFAULT_CONTEXT: usize = 8192;
+    /// The most rows of logits of a step.
+    const WANTED: usize = 64;
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { threads: None, max_context: None, sessions: 4, step_tokens: 512, arch_files: Vec::new(), chat_template: None }
+    }
+}
+
+/// An open model: its weights on a device, its tokenizer, its chat template.
+pub struct Model {
+    file: Arc<ModelFile>,
+    plan: Arc<Plan>,
+    facts: Facts,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    engine: Mutex<Engine>,
+    context: usize,
+}
+
+impl Model {
+    /// Opens a GGUF file or a Hugging Face folder.
+    ///
+    /// # Errors
+    /// When the files are damaged, the architecture is unknown, or the device cannot hold the model.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Model, Error> {
+        Model::open_with_progress(path, options, &mut |_, _| {})
+    }
+
+    /// Opens a model, and tells how far that is.
+    ///
+    /// # Errors
+    /// As for [`Model::open`].
+    pub fn open_with_progress(
+        path: impl AsRef<Path>,
+        options: Options,
+        progress: Progress<'_>,
+    ) -> Result<Model, Error> {
+        let file = Arc::new(ModelFile::open(path.as_ref())?);
+        let name = file.path().display().to_string();
+        let plan = Arc::new(Model::plan_of(&file, &options)?);
+        let device = CpuDevice::new(options.threads)?;
+        let facts = device.facts().clone();
+
+        let trained = plan.graph.context;
+        let context = options.max_context.unwrap_or(trained.min(Options::DEFAULT_CONTEXT)).max(1);
+        let pages = context.div_ceil(facts.page_tokens).saturating_mul(options.sessions.max(1));
+        // The tokenizer is built while the weights are packed.
+        let (tokenizer, baked) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| text::tokenizer(&file));
+            let baked = device.load(plan.clone(), file.clone(), LoadOptions { pages, progress });
+            let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (tokenizer, baked)
+        });
+        let tokenizer = tokenizer?;
+        let baked = baked.map_err(|source| Error::Device { file: name.clone(), source })?;
+        if tokenizer.vocab_size() > plan.graph.vocabulary {
+            let what = format!(
+                "the tokenizer has {} tokens and the output only {}",
+                tokenizer.vocab_size(),
+                plan.graph.vocabulary
+            );
+            return Err(Error::Model { file: name, what });
+        }
+        let source = match options.chat_template {
+            Some(source) => Some(source),
+            None => text::template_source(&file)?,
+        };
+        let template = source.map(|source| text::template(&source, &tokenizer, &name)).transpose()?;
+        let engine = Engine::new(baked, plan.limits, (pages, facts.page_tokens), context, plan.graph.vocabulary);
+        Ok(Model { file, plan, facts, tokenizer, template, engine: Mutex::new(engine), context })
+    }
+
+    /// The plan of a model file, as [`Model::open`] would make it.
+    ///
+    /// # Errors
+    /// When the architecture is unknown, or the file does not fit it.
+    pub fn plan_of(file: &ModelFile, options: &Options) -> Result<Plan, Error> {
+        let extra = options.arch_files.iter().map(|path| Architecture::open(path));
+        let extra = extra.collect::<Result<Vec<_>, _>>()?;
+        let graph = Graph::open(file, &extra)?;
+        let limits = Limits { tokens: options.step_tokens.max(1), wanted: Options::WANTED };
+        Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
+    }
+
+    /// The files.
+    pub fn file(&self) -> &ModelFile {
+        &self.file
+    }
+
+    /// How it is computed.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What it is computed on.
+    pub fn device(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Its chat template, if it has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.template.as_ref()
+    }
+
+    /// The most tokens a session can have.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Tokens of a plain text, with those at the beginning that the model expects.
+    ///
+    /// # Errors
+    /// When the vocabulary cannot spell the text.
+    pub fn text_tokens(&self, text: &str) -> Result<Vec<u32>, Error> {
+        self.tokens(text, EncodeOptions { add_special: true, parse_special: true })
+    }
+
+    /// Tokens of a chat, up to where the answer begins. `variables` go to the template, such as `enable_thinking`.
+    ///
+    /// # Errors
+    /// When the model has no template, or the template refuses the messages.
+    pub fn chat_tokens(&self, messages: &[Message], variables: Option<&Map<String, Value>>) -> Result<Vec<u32>, Error> {
+        let file = || self.file.path().display().to_string();
+        let template = self.template.as_ref().ok_or_else(|| Error::NoTemplate { file: file() })?;
+        let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
+        let request = ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };
+        let prompt = template.render(&request).map_err(|source| Error::Template { file: file(), source })?;
+        self.tokens(&prompt, EncodeOptions { add_special: false, parse_special: true })
+    }
+
+    fn tokens(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, Error> {
+        let failed = |source| Error::Tokenizer { file: self.file.path().display().to_string(), source };
+        self.tokenizer.encode(text, options).map_err(failed)
+    }
+
+    /// A new, empty session.
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    /// Brings several sessions up to date together, in as few steps as possible. Each result is the same, to the bit,
+    /// as if the session had been alone.
+    ///
+    /// # Errors
+    /// When a session is too long, the cache is full, or the device fails.
+    pub fn advance(&self, sessions: &mut [&mut Session<'_>]) -> Result<(), Error> {
+        let mut sequences: Vec<_> = sessions.iter_mut().map(|session| session.sequence_mut()).collect();
+        Ok(self.engine().advance(&mut sequences, usize::MAX, &mut |_| true)?)
+    }
+
+    /// Calls `each` with every position of `tokens` and the logits of what follows it.
+    ///
+    /// # Errors
+    /// As for [`Model::advance`].
+    pub fn score(&self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
+        self.engine().score(tokens, each)
+    }
+
+    /// Answers a prompt of plain text. `each` gets the answer piece by piece and returns whether to go on.
+    ///
+    /// # Errors
+    /// When the prompt is too long, a setting is out of range, or the device fails.
+    pub fn generate(&self, prompt: &str, options: &Generation, mut each: impl FnMut(&str) -> bool) -> Result<Answer, Error> {
+        let prompt = self.text_tokens(prompt)?;
+        let mut session = self.session();
+        let mut pieces = session.generate(&prompt, options)?;
+        while let Some(piece) = pieces.next() {
+            if !each(&piece?) {
+                break;
+            }
+        }
+        Ok(pieces.into_answer())
+    }
+
+    pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
+        // A panic while the engine was held leaves sequences as they were before the step.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
