@@ -13,6 +13,7 @@ mod elementwise;
 mod isa;
 mod kv;
 mod linear;
+pub mod machine;
 mod math;
 mod memory;
 mod panel;
@@ -31,6 +32,7 @@ pub use elementwise::{
 pub use isa::Isa;
 pub use kv::{KvLayer, PAGE};
 pub use linear::{Activation, Epilogue, Input, linear};
+pub use machine::{Machine, MeasureError};
 pub use memory::{AllocError, Buffer};
 pub use panel::{Order, PackError, PackedMatrix, Source};
 pub use pool::{Counter, Pool, Worker, WorkerPanicked};

@@ -1,4 +1,225 @@
-//! Placeholder while the rest is compiled.
+//! `basert plan`.
+
+use std::io::{self, Write};
+
+use basert::files::ModelFile;
+use basert::graph::Rows;
+use basert::plan::{Chip, Cost, Plan, PlanOp, StepShape, chip};
+use basert::{Model, Options};
+use indexmap::IndexMap;
+use serde_json::json;
+
+use super::failure::mistake;
+use super::model::ModelArgs;
+use super::{count, units};
+
+/// Shows how a model is computed: each op with its output, what it works on, bytes and operations; and how fast a chip
+/// could be at best. Nothing is computed, and the model need not fit this machine.
 #[derive(clap::Args)]
-pub struct Args {}
-pub fn run(_: &Args) -> anyhow::Result<()> { Ok(()) }
+#[command(after_help = "\
+Examples:
+  basert plan smollm2-135m
+  basert plan ./model.gguf --summary --chip m4-pro --chip h100
+  basert plan ./model.gguf -m 512 --summary --chip this
+  basert plan ./model.gguf --context 8192 --summary --bandwidth 273 --rate 8.6
+
+A bar before an op is a barrier: all ops before it have to be complete. Weights, keys and values come from memory;
+intermediate values are taken to stay in caches. An op takes as long as its bytes or its operations do at least,
+whichever is longer, and a step as long as its ops together.")]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the step
+    #[arg(short = 'm', long, value_name = "TOKENS", default_value_t = 1, value_parser = count(1))]
+    tokens: usize,
+    /// Tokens that come before them
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = count(0))]
+    context: usize,
+    /// Bound the speed by that of a chip, such as m4-pro or h100, or of this machine as measured now; may be given
+    /// several times
+    #[arg(long, value_name = "NAME|this")]
+    chip: Vec<String>,
+    /// Bound the speed by a memory bandwidth in GB/s
+    #[arg(long, value_name = "GB/s", value_parser = positive)]
+    bandwidth: Option<f64>,
+    /// Bound the speed by a rate of arithmetic in TFLOP/s
+    #[arg(long, alias = "flops", value_name = "TFLOP/s", value_parser = positive)]
+    rate: Option<f64>,
+    /// Add up the ops of each kind instead of listing all
+    #[arg(long)]
+    summary: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bytes of one cached key or value: f16.
+const KV_VALUE_BYTES: usize = 2;
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let chips = chips(args)?;
+    let file = ModelFile::open(args.model.path()?).map_err(basert::Error::from)?;
+    let options = args.model.options();
+    let step_tokens = options.step_tokens.max(args.tokens);
+    let plan = Model::plan_of(&file, &Options { step_tokens, ..options })?;
+    let step =
+        StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv_value_bytes: KV_VALUE_BYTES };
+    let mut out = io::stdout().lock();
+    if args.json {
+        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report(&plan, step, &chips))?)?);
+    }
+    let title = plan.to_string();
+    writeln!(out, "{}", title.lines().next().unwrap_or_default())?;
+    writeln!(out, "a step of {} tokens after {}, with one row of logits\n", step.tokens, step.context)?;
+    let rows = if args.summary { summary(&plan, step) } else { all(&plan, step) };
+    write!(out, "{}", units::table(&rows, if args.summary { 1 } else { 2 }))?;
+    if !chips.is_empty() {
+        write!(out, "\n{}", units::table(&bounds(&plan, step, &chips), 1))?;
+    }
+    Ok(())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|x: &f64| x.is_finite() && *x > 0.0);
+    number.ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+/// The chips to bound the speed by. What is given by itself takes the place of the chip's own.
+fn chips(args: &Args) -> anyhow::Result<Vec<Chip>> {
+    let named = args.chip.iter().map(|name| {
+        if name == "this" { this_machine() } else { chip(name).map_err(mistake) }
+    });
+    let mut chips = named.collect::<anyhow::Result<Vec<_>>>()?;
+    if chips.is_empty() && (args.bandwidth.is_some() || args.rate.is_some()) {
+        chips.push(Chip { name: "as given".to_owned(), bandwidth: f64::INFINITY, rate: f64::INFINITY });
+    }
+    for chip in &mut chips {
+        chip.bandwidth = args.bandwidth.unwrap_or(chip.bandwidth);
+        chip.rate = args.rate.unwrap_or(chip.rate);
+    }
+    Ok(chips)
+}
+
+fn this_machine() -> anyhow::Result<Chip> {
+    let machine = basert_cpu::Machine::measure()?;
+    Ok(Chip { name: "this".to_owned(), bandwidth: machine.bandwidth / 1e9, rate: machine.rate / 1e12 })
+}
+
+fn cells(cost: Cost) -> [String; 3] {
+    [units::bytes(cost.weights), units::bytes(cost.cache), units::with_prefix(cost.flops, "FLOP")]
+}
+
+fn total(plan: &Plan, step: StepShape) -> Cost {
+    plan.step_cost(step, f64::INFINITY, f64::INFINITY).0
+}
+
+/// Rows of the op's output, and its columns.
+fn shape(plan: &Plan, op: &PlanOp, step: StepShape) -> [usize; 2] {
+    let out = &plan.values[op.out().0];
+    [if out.rows == Rows::Tokens { step.tokens } else { step.wanted }, out.width]
+}
+
+fn all(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
+    let mut rows = vec![["", "op", "output", "weights", "KV", "operations", ""].map(str::to_owned).to_vec()];
+    for planned in &plan.ops {
+        let op = &planned.op;
+        let [weights, cache, flops] = cells(plan.cost(op, step));
+        let [m, n] = shape(plan, op, step);
+        let bar = if planned.barrier { "|" } else { "" };
+        let shape = format!("{m}×{n}");
+        rows.push(vec![bar.to_owned(), op.name().to_owned(), shape, weights, cache, flops, plan.describe(op)]);
+    }
+    let [weights, cache, flops] = cells(total(plan, step));
+    rows.push(vec![String::new(), "total".to_owned(), String::new(), weights, cache, flops, String::new()]);
+    rows
+}
+
+/// The ops of each kind, in the order in which kinds first appear, and how often.
+fn kinds(plan: &Plan, step: StepShape) -> IndexMap<&'static str, (usize, Cost)> {
+    let mut kinds: IndexMap<_, (usize, Cost)> = IndexMap::new();
+    for planned in &plan.ops {
+        let (times, cost) = kinds.entry(planned.op.name()).or_default();
+        *times += 1;
+        *cost += plan.cost(&planned.op, step);
+    }
+    kinds
+}
+
+fn summary(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
+    let row = |name: &str, times: usize, cost: Cost| {
+        let [weights, cache, flops] = cells(cost);
+        vec![name.to_owned(), times.to_string(), weights, cache, flops, String::new()]
+    };
+    let mut rows = vec![["op", "times", "weights", "KV", "operations", ""].map(str::to_owned).to_vec()];
+    rows.extend(kinds(plan, step).into_iter().map(|(name, (times, cost))| row(name, times, cost)));
+    rows.push(row("total", plan.ops.len(), total(plan, step)));
+    rows
+}
+
+/// Seconds that the step takes on the chip at least.
+fn seconds(plan: &Plan, step: StepShape, chip: &Chip) -> f64 {
+    plan.step_cost(step, chip.bandwidth * 1e9, chip.rate * 1e12).1
+}
+
+fn bounds(plan: &Plan, step: StepShape, chips: &[Chip]) -> Vec<Vec<String>> {
+    let mut rows =
+        vec![["chip", "GB/s", "TFLOP/s", "step at least", "tokens/s at most", ""].map(str::to_owned).to_vec()];
+    let number = |x: f64| if x.is_finite() { format!("{x:.3}") } else { "any".to_owned() };
+    rows.extend(chips.iter().map(|chip| {
+        let seconds = seconds(plan, step, chip);
+        vec![
+            chip.name.clone(),
+            number(chip.bandwidth),
+            number(chip.rate),
+            format!("{:.3} ms", seconds * 1e3),
+            format!("{:.1}", step.tokens as f64 / seconds),
+            String::new(),
+        ]
+    }));
+    rows
+}
+
+fn report(plan: &Plan, step: StepShape, chips: &[Chip]) -> serde_json::Value {
+    let cost = |cost: Cost| {
+        json!({
+            "weight_bytes": cost.weights, "kv_bytes": cost.cache, "value_bytes": cost.values, "flops": cost.flops,
+        })
+    };
+    let ops: Vec<_> = plan
+        .ops
+        .iter()
+        .map(|planned| {
+            let op = &planned.op;
+            json!({
+                "op": op.name(),
+                "barrier": planned.barrier,
+                "output": shape(plan, op, step),
+                "on": plan.describe(op),
+                "cost": cost(plan.cost(op, step)),
+            })
+        })
+        .collect();
+    let bounds: Vec<_> = chips
+        .iter()
+        .map(|chip| {
+            let seconds = seconds(plan, step, chip);
+            json!({
+                "chip": chip.name,
+                "gigabytes_per_second": chip.bandwidth,
+                "teraflops_per_second": chip.rate,
+                "seconds_at_least": seconds,
+                "tokens_per_second_at_most": step.tokens as f64 / seconds,
+            })
+        })
+        .collect();
+    json!({
+        "architecture": plan.graph.family,
+        "tokens": step.tokens,
+        "context": step.context,
+        "arena_bytes": plan.arena_bytes,
+        "ops": ops,
+        "total": cost(total(plan, step)),
+        "bounds": bounds,
+    })
+}

@@ -34,7 +34,7 @@ impl LateBar {
 
     /// For work that is counted in tokens.
     pub fn tokens(what: &'static str) -> LateBar {
-        LateBar { template: TOKENS, ..LateBar::bytes(what) }
+        LateBar { what, template: TOKENS, began: Instant::now(), bar: None }
     }
 
     /// Tells how far the work is.
