@@ -3,11 +3,9 @@
 //! The peaks are measured in the same run, since a shared machine differs from minute to minute: `memory` reads a large
 //! buffer, `dot` repeats the integer dot product of 64 bytes on registers.
 
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use basert_core::{FORMATS, Format};
-use basert_cpu::simd::Simd;
 use basert_cpu::*;
 
 /// Larger than the last-level cache, so that a product with one row streams from memory.
@@ -22,10 +20,10 @@ fn main() {
         let pool = Pool::new(Some(threads)).expect("threads");
         println!("{isa}, {threads} thread{}", if threads == 1 { "" } else { "s" });
         if wanted("memory") {
-            println!("  memory             {:6.1} GB/s", memory(&pool));
+            println!("  memory             {:6.1} GB/s", machine::bandwidth(&pool).expect("memory") / 1e9);
         }
         if wanted("dot") {
-            println!("  dot                {:6.0} GOP/s", dot_peak(&pool, isa));
+            println!("  dot                {:6.0} GOP/s", machine::rate(&pool, isa).expect("no panic") / 1e9);
         }
         if wanted("barrier") {
             println!("  barrier            {:6.2} µs", barrier(&pool));
@@ -48,81 +46,6 @@ fn best(mut run: impl FnMut()) -> f64 {
         runs += 1;
     }
     best
-}
-
-fn memory(pool: &Pool) -> f64 {
-    let mut buffer = Buffer::zeroed(LARGE).expect("memory");
-    buffer.fill(1);
-    let words = buffer.as_chunks::<64>().0;
-    let seconds = best(|| {
-        pool.run(|worker| {
-            let mut sum = [0u64; 8];
-            for line in &words[worker.share(words.len())] {
-                for (sum, word) in sum.iter_mut().zip(line.as_chunks::<8>().0) {
-                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-                }
-            }
-            black_box(sum);
-        })
-        .expect("no panic");
-    });
-    LARGE as f64 / seconds / 1e9
-}
-
-fn dot_peak(pool: &Pool, isa: Isa) -> f64 {
-    const REPEAT: usize = 100_000;
-    const CHAINS: usize = 12;
-    #[inline(always)]
-    unsafe fn chains<S: Simd>() -> f32 {
-        let bytes = black_box([3u8; 64]);
-        // SAFETY: the caller has the instructions.
-        unsafe {
-            let x = S::broadcast4(bytes.as_ptr().cast());
-            let mut sums = [S::splat_i32(0); CHAINS];
-            for _ in 0..REPEAT {
-                for sum in &mut sums {
-                    *sum = S::dot(*sum, x, x);
-                }
-            }
-            sums.into_iter().map(|sum| S::sum(S::float(sum))).sum()
-        }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-    unsafe fn avx512() -> f32 {
-        // SAFETY: as this function.
-        unsafe { chains::<simd::Avx512>() }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn avx2() -> f32 {
-        // SAFETY: as this function.
-        unsafe { chains::<simd::Avx2>() }
-    }
-    #[cfg(target_arch = "aarch64")]
-    #[target_feature(enable = "neon,dotprod")]
-    unsafe fn neon() -> f32 {
-        // SAFETY: as this function.
-        unsafe { chains::<simd::Neon>() }
-    }
-    let seconds = best(|| {
-        pool.run(|_| {
-            // SAFETY: the machine has `isa`.
-            black_box(unsafe {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => avx512(),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => avx2(),
-                    #[cfg(target_arch = "aarch64")]
-                    Isa::Neon => neon(),
-                    _ => chains::<simd::Portable>(),
-                }
-            });
-        })
-        .expect("no panic");
-    });
-    (2 * 64 * CHAINS * REPEAT * pool.threads()) as f64 / seconds / 1e9
 }
 
 fn barrier(pool: &Pool) -> f64 {

@@ -32,7 +32,6 @@ pub use elementwise::{
 pub use isa::Isa;
 pub use kv::{KvLayer, PAGE};
 pub use linear::{Activation, Epilogue, Input, linear};
-pub use machine::{Machine, MeasureError};
 pub use memory::{AllocError, Buffer};
 pub use panel::{Order, PackError, PackedMatrix, Source};
 pub use pool::{Counter, Pool, Worker, WorkerPanicked};

@@ -3,8 +3,8 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::Instant;
 
-use basert::{Model, Options};
 use basert::plan::StepShape;
+use basert::{Model, Options};
 use serde_json::json;
 
 use super::failure::mistake;
@@ -19,7 +19,7 @@ Examples:
   basert bench ./model.gguf -p 128,512,2048 -n 64 -d 0,4096
   basert bench --json > result.json
 
-A test 'prefill P' computes P tokens at once, 'decode N' one after the other, '@ D' after D tokens of context. Tokens are
+A test 'prefill P' computes P tokens at once, 'decode N' one after the other, '@ D' after D tokens of context. Tokens are \
 random, and the same every time. GB/s is the weights, keys and values that decoding reads, by the time it takes.")]
 pub struct Args {
     #[command(flatten)]

@@ -31,8 +31,9 @@ Examples:
   basert chat ./model.gguf --system \"Answer like a pirate.\" --temp 1
   printf 'Hello!\\nWhat did I say?\\n' | basert chat --temp 0
 
-In the chat, /help shows the commands: /clear, /system TEXT, /exit. A line that ends in \\ goes on in the next, and a
+In the chat, /help shows the commands: /clear, /system TEXT, /exit. A line that ends in \\ goes on in the next, and a \
 message may stand between two lines of \"\"\". Ctrl-C stops an answer, Ctrl-D leaves.
+
 When stdin is not a terminal, each line is answered in turn, and only the answers are printed.")]
 pub struct Args {
     #[command(flatten)]

@@ -17,9 +17,9 @@ Examples:
   basert complete -p \"The capital of France is\"
   basert complete -p \"Name three primary colours.\" --chat --system \"Answer in one line.\"
   basert complete ./model.gguf --file story.txt --temp 0.8 --seed 7 --max-tokens 400
-  git diff | basert complete qwen2.5-0.5b --chat --stop '\n\n'
+  git diff | basert complete qwen2.5-0.5b --chat --system \"Describe this change.\"
 
-The prompt comes from -p, from --file, or from stdin; the line feed that a file or stdin ends with is left out.
+The prompt comes from -p, from --file, or from stdin; the line feed that a file or stdin ends with is left out. \
 Without --temp the most likely text is written, which is the same every time.")]
 pub struct Args {
     #[command(flatten)]

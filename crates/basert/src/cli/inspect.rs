@@ -83,12 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
     let mut rows = vec![["format", "tensors", "values", "bytes"].map(str::to_owned).to_vec()];
     rows.extend(totals.iter().map(|(format, total)| {
-        vec![
-            format.to_string(),
-            total.tensors.to_string(),
-            total.values.to_string(),
-            units::bytes(total.bytes as f64),
-        ]
+        vec![format.to_string(), total.tensors.to_string(), total.values.to_string(), units::bytes(total.bytes as f64)]
     }));
     write!(out, "\n{}\nmetadata\n", units::table(&rows, 1))?;
     for (key, value) in file.metadata() {

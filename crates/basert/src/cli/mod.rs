@@ -21,16 +21,22 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 /// Runs large language models on the machine in front of you.
 #[derive(Parser)]
-#[command(name = "basert", version, max_term_width = 110, after_help = "\
+#[command(
+    name = "basert",
+    version,
+    max_term_width = 110,
+    after_help = "\
 Examples:
   basert complete -p \"The capital of France is\"
   basert chat
   basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
   basert bench smollm2-135m -p 128,512 -n 64
 
-A MODEL is a .gguf file, a folder in the Hugging Face layout, a hub id org/name[:variant], or a name that
+A MODEL is a .gguf file, a folder in the Hugging Face layout, a hub id org/name[:variant], or a name that \
 `basert list` shows. Models are kept in $BASERT_MODELS_DIR, by default ~/.cache/baseRT/models.
-The exit code is 0 for success, 1 for a failure, and 2 for a mistake in what was asked.")]
+
+The exit code is 0 for success, 1 for a failure, and 2 for a mistake in what was asked."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -23,8 +23,8 @@ Examples:
   basert plan ./model.gguf -m 512 --summary --chip this
   basert plan ./model.gguf --context 8192 --summary --bandwidth 273 --rate 8.6
 
-A bar before an op is a barrier: all ops before it have to be complete. Weights, keys and values come from memory;
-intermediate values are taken to stay in caches. An op takes as long as its bytes or its operations do at least,
+A bar before an op is a barrier: all ops before it have to be complete. Weights, keys and values come from memory; \
+intermediate values are taken to stay in caches. An op takes as long as its bytes or its operations do at least, \
 whichever is longer, and a step as long as its ops together.")]
 pub struct Args {
     #[command(flatten)]
@@ -63,8 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.model.options();
     let step_tokens = options.step_tokens.max(args.tokens);
     let plan = Model::plan_of(&file, &Options { step_tokens, ..options })?;
-    let step =
-        StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv_value_bytes: KV_VALUE_BYTES };
+    let step = StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv_value_bytes: KV_VALUE_BYTES };
     let mut out = io::stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report(&plan, step, &chips))?)?);
@@ -87,9 +86,7 @@ fn positive(text: &str) -> Result<f64, String> {
 
 /// The chips to bound the speed by. What is given by itself takes the place of the chip's own.
 fn chips(args: &Args) -> anyhow::Result<Vec<Chip>> {
-    let named = args.chip.iter().map(|name| {
-        if name == "this" { this_machine() } else { chip(name).map_err(mistake) }
-    });
+    let named = args.chip.iter().map(|name| if name == "this" { this_machine() } else { chip(name).map_err(mistake) });
     let mut chips = named.collect::<anyhow::Result<Vec<_>>>()?;
     if chips.is_empty() && (args.bandwidth.is_some() || args.rate.is_some()) {
         chips.push(Chip { name: "as given".to_owned(), bandwidth: f64::INFINITY, rate: f64::INFINITY });
@@ -102,7 +99,7 @@ fn chips(args: &Args) -> anyhow::Result<Vec<Chip>> {
 }
 
 fn this_machine() -> anyhow::Result<Chip> {
-    let machine = basert_cpu::Machine::measure()?;
+    let machine = basert_cpu::machine::Machine::measure()?;
     Ok(Chip { name: "this".to_owned(), bandwidth: machine.bandwidth / 1e9, rate: machine.rate / 1e12 })
 }
 

@@ -77,4 +77,3 @@ fn bias(text: &str) -> Result<(u32, f32), String> {
     let parsed = text.split_once('=').and_then(|(id, value)| Some((id.parse().ok()?, value.parse().ok()?)));
     parsed.ok_or_else(|| "expected the id of a token, '=', and a number".to_owned())
 }
-

@@ -114,8 +114,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             .collect();
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?);
     }
-    let cells = |row: &Row| {
-        vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), row.note.clone()]
-    };
+    let cells =
+        |row: &Row| vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), row.note.clone()];
     Ok(write!(out, "{}", units::table(&rows.iter().map(cells).collect::<Vec<_>>(), 2))?)
 }

