@@ -37,7 +37,7 @@ pub fn show(
 
     let mut pieces = session.generate(prompt, generation)?;
     let mut out = io::stdout().lock();
-    while let Some(piece) = pieces.next() {
+    for piece in pieces.by_ref() {
         out.write_all(piece?.as_bytes())?;
         out.flush()?;
         if !go_on() {

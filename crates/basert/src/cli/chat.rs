@@ -21,7 +21,7 @@ const HELP: &str = "\
 /help          show this
 /exit          leave; Ctrl-D does too
 A line that ends in \\ goes on in the next. A message of several lines may stand between two lines of \"\"\".
-Ctrl-C stops an answer.";
+Ctrl-C stops an answer; once more, the program.";
 
 /// Talks with a model. Each line is what the user says next.
 #[derive(clap::Args)]
