@@ -102,7 +102,8 @@ fn mistakes_are_told_from_failures() {
     let latin1 = folder.path().join("latin1");
     fs::write(&latin1, b"caf\xe9").unwrap();
     let latin1 = latin1.display().to_string();
-    let mistakes: [(&[&str], &str); 16] = [
+    let mistakes: [(&[&str], &str); 17] = [
+        (&["complete", &model], "there is no prompt"),
         (&["complete", "/no/such.gguf", "-p", "x"], "/no/such.gguf"),
         (&["complete", "smolm2", "-p", "x"], "did you mean `smollm2`"),
         (&["complete", "gemma3-270m", "-p", "x"], "basert pull gemma3-270m"),
@@ -325,4 +326,41 @@ fn a_reader_that_leaves_is_no_failure() {
     drop(stdout);
     let Output { status, stderr, .. } = child.wait_with_output().unwrap();
     assert_eq!((status.code(), String::from_utf8_lossy(&stderr).as_ref()), (Some(0), ""));
+}
+
+/// Tokens of the prompt and of the answer, as --stats tells them.
+fn counts(run: &Run) -> (usize, usize) {
+    let number = |after: &str| run.err.split_once(after).unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    (number("[prompt "), number("; answer "))
+}
+
+#[test]
+fn templates_get_their_variables() {
+    let model = model();
+    let template = tempfile::NamedTempFile::new().unwrap();
+    fs::write(template.path(), "{% if enable_thinking %}one two three{% else %}{{ messages[0].content }}{% endif %}")
+        .unwrap();
+    let template = template.path().to_str().unwrap();
+    let prompt_tokens = |more: &[&str]| {
+        let arguments = ["complete", &model, "--chat", "--chat-template", template, "-p", "x", "--max-tokens", "1"];
+        let run = basert(&[&arguments[..], &["--stats"], more].concat());
+        assert_eq!(run.code, Some(0), "{}", run.err);
+        counts(&run).0
+    };
+    assert_eq!(prompt_tokens(&[]), 1);
+    assert_eq!(prompt_tokens(&["--think"]), 3);
+    assert_eq!(prompt_tokens(&["--think", "--no-think"]), 1);
+    assert_eq!(prompt_tokens(&["--system", "one two"]), 2);
+}
+
+#[test]
+fn an_answer_ends_where_the_model_says_unless_told_otherwise() {
+    let model = model();
+    let arguments = ["complete", &model, "--chat", "-p", "Hi", "--max-tokens", "16", "--stats"];
+    let more = |more: &[&str]| basert(&[&arguments[..], more].concat());
+    let ended = counts(&more(&[])).1;
+    assert!(ended < 16, "{ended}");
+    assert_eq!(counts(&more(&["--ignore-eos"])).1, 16);
+    // The token that ends an answer, forbidden.
+    assert!(counts(&more(&["--logit-bias", "2=-inf"])).1 > ended);
 }

@@ -63,7 +63,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if answer::filled_context(&shown, &generation) {
         writeln!(notes, "note: {}", answer::full_context(&session))?;
     }
-    if args.run.stats || (notes.is_terminal() && io::stdout().is_terminal()) {
+    if args.run.stats || notes.is_terminal() {
         let end = match shown.finish {
             Finish::Stop => "complete",
             Finish::Length | Finish::Cancelled => "cut off",
@@ -79,12 +79,14 @@ fn prompt(args: &Args) -> anyhow::Result<String> {
     }
     let mut text = match &args.file {
         Some(path) => read_text(path)?,
-        None if io::stdin().is_terminal() => {
-            return Err(mistake("there is no prompt; give one with -p TEXT or --file FILE, or through a pipe"));
-        }
         None => {
             let mut bytes = Vec::new();
-            io::stdin().read_to_end(&mut bytes)?;
+            if !io::stdin().is_terminal() {
+                io::stdin().read_to_end(&mut bytes)?;
+            }
+            if bytes.is_empty() {
+                return Err(mistake("there is no prompt; give one with -p TEXT or --file FILE, or through a pipe"));
+            }
             String::from_utf8(bytes).map_err(|_| mistake("the prompt from stdin is not UTF-8 text"))?
         }
     };

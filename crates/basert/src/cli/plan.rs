@@ -25,7 +25,7 @@ Examples:
 
 A bar before an op is a barrier: all ops before it have to be complete. Weights, keys and values come from memory; \
 intermediate values are taken to stay in caches. An op takes as long as its bytes or its operations do at least, \
-whichever is longer, and a step as long as its ops together.")]
+whichever is longer, and a step as long as its ops together. The arithmetic of 'this' is the integer dot product that quantised weights use.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

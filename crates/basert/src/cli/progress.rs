@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use basert::hub::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-const BYTES: &str = "{msg:30!} {wide_bar} {decimal_bytes:>10} / {decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
+const BYTES: &str =
+    "{msg:30!} {wide_bar} {decimal_bytes:>10} / {decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
 const TOKENS: &str = "{msg:30!} {wide_bar} {pos:>6} / {len:6} tokens";
 
 fn bar(template: &str, what: &str) -> ProgressBar {
