@@ -38,7 +38,9 @@ pub fn show(
     let mut pieces = session.generate(prompt, generation)?;
     let mut out = io::stdout().lock();
     for piece in pieces.by_ref() {
-        out.write_all(piece?.as_bytes())?;
+        // The error gets a line of its own.
+        let piece = piece.inspect_err(|_| drop(writeln!(out)))?;
+        out.write_all(piece.as_bytes())?;
         out.flush()?;
         if !go_on() {
             break;

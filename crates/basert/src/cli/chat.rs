@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use basert::{Error, Finish, Generation, Message, Model, Session};
-use basert_engine::EngineError;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
@@ -239,12 +238,9 @@ impl<'m> Chat<'m> {
     }
 }
 
-/// Whether the message was refused, and another may be answered.
+/// Whether only this answer failed, and another message may be answered.
 fn is_refusal(error: &anyhow::Error) -> bool {
-    matches!(
-        error.downcast_ref(),
-        Some(Error::Engine(EngineError::ContextFull { .. }) | Error::Template { .. } | Error::Tokenizer { .. })
-    )
+    matches!(error.downcast_ref(), Some(Error::Engine(_) | Error::Template { .. } | Error::Tokenizer { .. }))
 }
 
 fn unknown(command: &str) -> String {
