@@ -435,6 +435,9 @@ impl Run<'_> {
 
     unsafe fn linear(&self, op: &Bound, bound: &BoundLinear, worker: &Worker, scratch: &mut WorkerScratch) {
         let rows = self.count(bound.out.1);
+        if rows == 0 {
+            return;
+        }
         let (x, out) = (self.view(bound.x, rows), self.view(bound.out.0, rows));
         let quantised = bound.parts.iter().any(|(matrix, ..)| matrix.wants_quantised());
         let float = bound.parts.iter().any(|(matrix, ..)| !matrix.wants_quantised());
@@ -550,7 +553,6 @@ impl Run<'_> {
             })
         };
         let pages: usize = sequences().map(|(_, sequence)| attention.blocks(sequence.position).len()).sum();
-        let group = attention.q_heads / attention.kv_heads;
         let partial_width = attention.head_dim + 2;
         let needed = pages * attention.q_heads * partial_width;
         let divided = self.tokens() == self.step.sequences.len()
@@ -579,8 +581,7 @@ impl Run<'_> {
                         let blocks = attention.blocks(sequence.position);
                         let partials = self.partials(before / attention.kv_heads, head, blocks.len(), pages, attention);
                         let block = blocks.start + part;
-                        let at = rows_of(partials, &(part * group..(part + 1) * group));
-                        attend_pages(self.isa, attention, layer, &sequence, q, head, 0, block..block + 1, at, scratch);
+                        attend_pages(self.isa, attention, layer, &sequence, q, head, 0, block..block + 1, partials, scratch);
                     } else {
                         let taken = part * block..rows.len().min((part + 1) * block);
                         attend(self.isa, attention, layer, &sequence, q, head, taken, out, scratch);

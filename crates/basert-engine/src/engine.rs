@@ -168,30 +168,43 @@ impl Engine {
         }
     }
 
-    /// Logits that follow every token of `tokens`, one row each, computed in a sequence of their own.
+    /// Logits that follow each token of `tokens` from position `from` on, computed in a sequence of their own.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
-    pub fn score(&mut self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
         let mut sequence = Sequence { tokens: tokens.to_vec(), ..Sequence::default() };
-        let result = self.score_sequence(&mut sequence, each);
+        let result = self.score_sequence(&mut sequence, from, each);
         self.close(&mut sequence);
         result
     }
 
-    fn score_sequence(&mut self, sequence: &mut Sequence, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
+    fn score_sequence(
+        &mut self,
+        sequence: &mut Sequence,
+        from: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
         self.check(sequence)?;
-        let chunk = self.limits.tokens.min(self.limits.wanted);
         while sequence.computed < sequence.tokens.len() {
-            let count = chunk.min(sequence.tokens.len() - sequence.computed);
+            let start = sequence.computed;
+            let count = match from.min(sequence.tokens.len()).checked_sub(start) {
+                Some(before @ 1..) => before.min(self.limits.tokens),
+                _ => (sequence.tokens.len() - start).min(self.limits.tokens).min(self.limits.wanted),
+            };
+            let wanted = if start < from { 0 } else { count };
             self.make_room(sequence, count)?;
-            let range = sequence.computed..sequence.computed + count;
             self.step.clear();
-            self.step.push(&sequence.tokens[range.clone()], sequence.computed, &sequence.pages, count);
+            self.step.push(&sequence.tokens[start..start + count], start, &sequence.pages, wanted);
             self.baked.submit(&self.step)?;
             self.baked.wait()?;
-            (0..count).for_each(|row| each(range.start + row, self.baked.logits(row)));
-            sequence.computed = range.end;
+            (0..wanted).for_each(|row| each(start + row, self.baked.logits(row)));
+            sequence.computed += count;
         }
         Ok(())
     }

@@ -91,7 +91,8 @@ impl<'s, 'm> Pieces<'s, 'm> {
             answer_time: Duration::ZERO,
         };
         let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true));
-        let options = Generation { stop: options.stop.iter().filter(|s| !s.is_empty()).cloned().collect(), ..options.clone() };
+        let options =
+            Generation { stop: options.stop.iter().filter(|s| !s.is_empty()).cloned().collect(), ..options.clone() };
         let began = Instant::now();
         Ok(Pieces { session, sampler, detokenizer, options, held: String::new(), finished: false, answer, began })
     }

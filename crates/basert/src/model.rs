@@ -44,7 +44,14 @@ impl Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: None, max_context: None, sessions: 4, step_tokens: 512, arch_files: Vec::new(), chat_template: None }
+        Options {
+            threads: None,
+            max_context: None,
+            sessions: 4,
+            step_tokens: 512,
+            arch_files: Vec::new(),
+            chat_template: None,
+        }
     }
 }
 
@@ -170,7 +177,8 @@ impl Model {
         let file = || self.file.path().display().to_string();
         let template = self.template.as_ref().ok_or_else(|| Error::NoTemplate { file: file() })?;
         let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
-        let request = ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };
+        let request =
+            ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };
         let prompt = template.render(&request).map_err(|source| Error::Template { file: file(), source })?;
         self.tokens(&prompt, EncodeOptions { add_special: false, parse_special: true })
     }
@@ -195,19 +203,29 @@ impl Model {
         Ok(self.engine().advance(&mut sequences, usize::MAX, &mut |_| true)?)
     }
 
-    /// Calls `each` with every position of `tokens` and the logits of what follows it.
+    /// Calls `each` with every position of `tokens` from `from` on, and the logits of what follows it.
     ///
     /// # Errors
     /// As for [`Model::advance`].
-    pub fn score(&self, tokens: &[u32], each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
-        self.engine().score(tokens, each)
+    pub fn score(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.engine().score(tokens, from, each)
     }
 
     /// Answers a prompt of plain text. `each` gets the answer piece by piece and returns whether to go on.
     ///
     /// # Errors
     /// When the prompt is too long, a setting is out of range, or the device fails.
-    pub fn generate(&self, prompt: &str, options: &Generation, mut each: impl FnMut(&str) -> bool) -> Result<Answer, Error> {
+    pub fn generate(
+        &self,
+        prompt: &str,
+        options: &Generation,
+        mut each: impl FnMut(&str) -> bool,
+    ) -> Result<Answer, Error> {
         let prompt = self.text_tokens(prompt)?;
         let mut session = self.session();
         let mut pieces = session.generate(&prompt, options)?;

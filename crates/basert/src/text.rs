@@ -131,7 +131,6 @@ pub(crate) fn template_source(file: &ModelFile) -> Result<Option<String>, Error>
 
 /// Parses a template and gives it the tokenizer's variables.
 pub(crate) fn template(source: &str, tokenizer: &Tokenizer, file: &str) -> Result<ChatTemplate, Error> {
-    let template =
-        ChatTemplate::new(source).map_err(|source| Error::Template { file: file.to_owned(), source })?;
+    let template = ChatTemplate::new(source).map_err(|source| Error::Template { file: file.to_owned(), source })?;
     Ok(template.with_variables(tokenizer.template_variables()))
 }

@@ -1,0 +1,191 @@
+//! Tiny random models of every family and format against `transformers`: the oracle closely, and the fast path within
+//! what its rounding of activations and of keys and values allows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use basert::core::{FORMATS, Format};
+use basert::files::ModelFile;
+use basert::graph::Graph;
+use basert::plan::{Device, FUSIONS, Limits, LoadOptions, Plan};
+use basert_cpu::{CpuDevice, Isa, reference::Reference};
+use basert_engine::Engine;
+use basert_testkit::tiny;
+use serde_json::Value;
+
+/// A model file, a prompt, and the logits that follow each of its tokens.
+struct Golden {
+    name: String,
+    file: Arc<ModelFile>,
+    graph: Arc<Graph>,
+    prompt: Vec<u32>,
+    logits: Vec<f32>,
+    /// Keeps a folder made for the test.
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Golden {
+    fn open(name: String, path: &Path, prompt: Vec<u32>, logits: &Path, folder: Option<tempfile::TempDir>) -> Golden {
+        let file = Arc::new(ModelFile::open(path).unwrap_or_else(|error| panic!("{name}: {error}")));
+        let graph = Arc::new(Graph::open(&file, &[]).unwrap_or_else(|error| panic!("{name}: {error}")));
+        let bytes = std::fs::read(logits).unwrap();
+        let logits: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        assert_eq!(logits.len(), prompt.len() * graph.vocabulary, "{name}");
+        Golden { name, file, graph, prompt, logits, _folder: folder }
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let reference = Reference::new(self.graph.clone(), &self.file).unwrap();
+        let all: Vec<usize> = (0..self.prompt.len()).collect();
+        reference.logits(&self.prompt, &all).data
+    }
+
+    fn fast(&self, isa: Isa, threads: usize, fusions: &[basert::plan::Fusion]) -> Vec<f32> {
+        let device = CpuDevice::with_isa(Some(threads), isa).unwrap();
+        let limits = Limits { tokens: 32, wanted: 32 };
+        let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
+        let options = LoadOptions { pages: 4, progress: &mut |_, _| {} };
+        let page_tokens = device.facts().page_tokens;
+        let baked =
+            device.load(plan, self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let mut engine = Engine::new(baked, limits, (4, page_tokens), 256, self.graph.vocabulary);
+        let mut all = Vec::new();
+        engine.score(&self.prompt, 0, &mut |_, logits| all.extend_from_slice(logits)).unwrap();
+        all
+    }
+
+    /// The largest difference from the expected logits, relative to the largest of these.
+    fn error(&self, logits: &[f32]) -> f32 {
+        let largest = self.logits.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let difference = self.logits.iter().zip(logits).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+        assert!(logits.iter().all(|x| x.is_finite()), "{}: logits are not finite", self.name);
+        difference / largest
+    }
+
+    fn has_quantised_weights(&self) -> bool {
+        self.graph.weights.iter().any(|weight| !weight.format.is_float())
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn tokens(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// The folder with another of its configurations as `config.json`.
+fn with_config(folder: &Path, config: &str) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("model") {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::copy(folder.join(config), copy.path().join("config.json")).unwrap();
+    copy
+}
+
+const FAMILIES: [&str; 6] = ["llama", "llama2", "mistral", "qwen2", "qwen3", "gemma3"];
+
+fn hugging_face() -> Vec<Golden> {
+    let mut goldens = Vec::new();
+    for family in FAMILIES {
+        let folder = tiny().join(family);
+        let expected = json(&folder.join("expected.json"));
+        for case in expected["cases"].as_array().unwrap() {
+            let config = case["config"].as_str().unwrap();
+            let copy = with_config(&folder, config);
+            let path: PathBuf = copy.path().to_owned();
+            let logits = folder.join(case["logits"].as_str().unwrap());
+            goldens.push(Golden::open(
+                format!("{family}/{config}"),
+                &path,
+                tokens(&expected["prompt"]),
+                &logits,
+                Some(copy),
+            ));
+        }
+    }
+    assert!(goldens.len() >= 11);
+    goldens
+}
+
+fn gguf_twins() -> Vec<Golden> {
+    let twin = |family: &&str| {
+        let expected = json(&tiny().join(family).join("expected.json"));
+        let (path, logits) = (tiny().join(format!("{family}.gguf")), tiny().join(family).join("logits.f32"));
+        Golden::open(format!("{family}.gguf"), &path, tokens(&expected["prompt"]), &logits, None)
+    };
+    FAMILIES.iter().map(twin).collect()
+}
+
+fn quantised() -> Vec<Golden> {
+    let folder = tiny().join("quantised");
+    let expected = json(&folder.join("expected.json"));
+    let formats = FORMATS.iter().filter(|row| !row.format.is_float());
+    let open = |name: String| {
+        let (path, logits) = (folder.join(format!("{name}.gguf")), folder.join(format!("{name}.logits.f32")));
+        Golden::open(name, &path, tokens(&expected["prompt"]), &logits, None)
+    };
+    formats.map(|row| open(row.name.to_lowercase())).collect()
+}
+
+fn all() -> Vec<Golden> {
+    hugging_face().into_iter().chain(gguf_twins()).chain(quantised()).collect()
+}
+
+#[test]
+fn the_oracle_agrees_with_transformers() {
+    for golden in all() {
+        let error = golden.error(&golden.reference());
+        println!("{:30} {error:.1e}", golden.name);
+        assert!(error < 1e-4, "{}: {error}", golden.name);
+    }
+}
+
+/// With float weights only keys and values are rounded (to f16); with quantised ones activations too (to 8 bits).
+#[test]
+fn the_fast_path_agrees_with_transformers() {
+    for golden in all() {
+        let error = golden.error(&golden.fast(Isa::detect(), 2, &FUSIONS));
+        println!("{:30} {error:.1e}", golden.name);
+        let bound = if golden.has_quantised_weights() { 0.12 } else { 3e-3 };
+        assert!(error < bound, "{}: {error}", golden.name);
+    }
+}
+
+#[test]
+fn every_instruction_set_and_number_of_threads_gives_the_same_bits() {
+    for golden in all() {
+        let expected = golden.fast(Isa::detect(), 2, &FUSIONS);
+        for isa in Isa::available() {
+            assert!(golden.fast(isa, 1, &FUSIONS) == expected, "{} on {isa}", golden.name);
+        }
+    }
+}
+
+/// Each fusion can be left out without changing a bit.
+#[test]
+fn fused_is_unfused() {
+    for golden in gguf_twins().into_iter().chain(quantised()) {
+        let expected = golden.fast(Isa::detect(), 2, &[]);
+        for i in 0..FUSIONS.len() {
+            let without: Vec<_> =
+                FUSIONS.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, fusion)| *fusion).collect();
+            let same = golden.fast(Isa::detect(), 2, &without) == expected;
+            assert!(same, "{} without '{}'", golden.name, FUSIONS[i].name);
+        }
+        assert!(golden.fast(Isa::detect(), 2, &FUSIONS) == expected, "{} with all", golden.name);
+    }
+}
+
+#[test]
+fn every_format_has_a_golden() {
+    let covered: Vec<Format> = all().iter().flat_map(|g| g.graph.weights.iter().map(|w| w.format)).collect();
+    for row in &FORMATS {
+        assert!(covered.contains(&row.format), "{}", row.name);
+    }
+}
