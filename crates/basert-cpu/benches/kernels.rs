@@ -64,7 +64,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         row.repeat(n)
     };
     let sources = [Source { bytes: &bytes, rows: n }];
-    let pack = || PackedMatrix::pack(pool, format, k, &sources, Order::Stacked).expect("packs");
+    let pack = || PackedMatrix::pack(pool, format, k, &sources, Order::Stacked, &mut |_| {}).expect("packs");
     let packing = best(|| drop(pack()));
     let matrices: Vec<PackedMatrix> = (0..LARGE / pack().bytes()).map(|_| pack()).collect();
     let mut out = Vec::new();

@@ -55,8 +55,15 @@ impl Device for CpuDevice {
     }
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
-        let mut binder = Binder { device: self, plan: plan.clone(), file: file.clone(), options, ready: 0 };
-        let matrices: Vec<_> = plan.matrices.iter().map(|matrix| binder.pack(matrix)).collect::<Result<_, _>>()?;
+        let LoadOptions { pages, progress } = options;
+        let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages };
+        let (mut ready, total) = (0, plan.weight_bytes());
+        let mut packed = |bytes| {
+            ready += bytes;
+            progress(ready, total);
+        };
+        let matrices = plan.matrices.iter().map(|matrix| binder.pack(matrix, &mut packed));
+        let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
         let page_len: usize =
             plan.graph.caches.iter().map(|cache| KvLayer::page_len(cache.kv_heads, cache.head_dim)).sum();
@@ -70,7 +77,6 @@ impl Device for CpuDevice {
             linear_since_barrier = is_linear || (linear_since_barrier && !barrier);
             ops.push(Bound { kernel, barrier, work: Counter::new(), prepare: Counter::new() });
         }
-        let pages = binder.options.pages;
         let shared = Shared {
             arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
             cache: binder.buffer(pages * page_len * size_of::<u16>(), "the KV cache")?,
@@ -94,16 +100,15 @@ impl Device for CpuDevice {
 }
 
 /// What binding a plan needs to know.
-struct Binder<'d, 'o> {
+struct Binder<'d> {
     device: &'d CpuDevice,
     plan: Arc<Plan>,
     file: Arc<ModelFile>,
-    options: LoadOptions<'o>,
-    /// Bytes of weights made ready.
-    ready: usize,
+    /// Pages of the KV cache.
+    pages: usize,
 }
 
-impl Binder<'_, '_> {
+impl Binder<'_> {
     fn tensor(&self, id: WeightId) -> Result<basert_files::Tensor<'_>, DeviceError> {
         let name = &self.plan.graph.weights[id.0].tensor;
         let missing = || DeviceError::Weight { tensor: name.clone(), what: "it is missing".to_owned() };
@@ -128,25 +133,27 @@ impl Binder<'_, '_> {
         Ok((weight, norm.eps))
     }
 
-    fn pack(&mut self, matrix: &Matrix) -> Result<PackedMatrix, DeviceError> {
+    /// Repacks a matrix, and tells `packed` how many bytes of the file are done.
+    fn pack(&self, matrix: &Matrix, packed: &mut dyn FnMut(usize)) -> Result<PackedMatrix, DeviceError> {
         let tensors: Vec<_> = matrix.parts.iter().map(|(id, _)| self.tensor(*id)).collect::<Result<_, _>>()?;
         let sources: Vec<_> = tensors
             .iter()
             .zip(&matrix.parts)
             .map(|(tensor, (id, _))| Source { bytes: tensor.bytes, rows: self.plan.graph.weights[id.0].rows })
             .collect();
-        let packed = PackedMatrix::pack(&self.device.pool, matrix.format, matrix.columns, &sources, matrix.order);
-        let packed = packed.map_err(|error| match error {
+        let mut done = |bytes: &[u8]| {
+            self.file.release(bytes);
+            packed(bytes.len());
+        };
+        let (pool, order) = (&self.device.pool, matrix.order);
+        let matrix = PackedMatrix::pack(pool, matrix.format, matrix.columns, &sources, order, &mut done);
+        matrix.map_err(|error| match error {
             PackError::NotFinite { tensor, .. } => {
                 DeviceError::Weight { tensor: tensors[tensor].name.to_owned(), what: error.to_string() }
             }
             PackError::Alloc(_) => self.out_of_memory(sources.iter().map(|s| s.bytes.len()).sum(), "packed weights"),
             _ => DeviceError::Weight { tensor: tensors[0].name.to_owned(), what: error.to_string() },
-        })?;
-        sources.iter().for_each(|source| self.file.release(source.bytes));
-        self.ready += sources.iter().map(|source| source.bytes.len()).sum::<usize>();
-        (self.options.progress)(self.ready, self.plan.weight_bytes());
-        Ok(packed)
+        })
     }
 
     fn out_of_memory(&self, bytes: usize, what: &str) -> DeviceError {
@@ -265,7 +272,7 @@ impl Binder<'_, '_> {
             PlanOp::Attention { cache, heads, .. } => Some(heads * (self.plan.graph.caches[cache.0].head_dim + 2)),
             _ => None,
         });
-        self.buffer(ops.max().unwrap_or(0) * self.options.pages * size_of::<f32>(), "partial attention")
+        self.buffer(ops.max().unwrap_or(0) * self.pages * size_of::<f32>(), "partial attention")
     }
 
     /// The attention op that needs the most memory.

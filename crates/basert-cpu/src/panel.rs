@@ -168,7 +168,8 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Repacks the rows of `sources`, each of `k` values in `format`.
+    /// Repacks the rows of `sources`, each of `k` values in `format`. `done` is told of every part of the sources that
+    /// is not needed any more, so that a large matrix never takes its memory twice.
     ///
     /// # Errors
     /// See [`PackError`].
@@ -178,6 +179,7 @@ impl PackedMatrix {
         k: usize,
         sources: &[Source<'_>],
         order: Order,
+        done: &mut dyn FnMut(&[u8]),
     ) -> Result<PackedMatrix, PackError> {
         let block = if format.is_float() { 1 } else { format.block().elements };
         let row_len = format.row_bytes(k).ok().filter(|_| k > 0).ok_or(PackError::BadWidth { format, k, block })?;
@@ -202,18 +204,31 @@ impl PackedMatrix {
 
         let out = SendPtr(data.as_mut_ptr());
         let bad = AtomicUsize::new(usize::MAX);
-        let counter = Counter::new();
-        pool.run(|worker| {
-            for panel in worker.chunks(&counter, panels, 16).flatten() {
-                let rows: [usize; LANES] = std::array::from_fn(|lane| panel_row(order, rows, panel, lane));
-                let bytes: [&[u8]; LANES] = std::array::from_fn(|lane| row_bytes(sources, row_len, rows[lane]));
-                // SAFETY: panels do not overlap, and each is claimed by one worker.
-                let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(panel * panel_len), panel_len) };
-                if let Some(lane) = pack_panel(format, &bytes, k, out) {
-                    bad.fetch_min(rows[lane], Ordering::Relaxed);
+        let stripe = (STRIPE_BYTES / panel_len).max(1).next_multiple_of(2);
+        for first in (0..panels).step_by(stripe) {
+            let stripe = first..panels.min(first + stripe);
+            let counter = Counter::new();
+            pool.run(|worker| {
+                for panel in worker.chunks(&counter, stripe.len(), 16).flatten() {
+                    let panel = first + panel;
+                    let rows: [usize; LANES] = std::array::from_fn(|lane| panel_row(order, rows, panel, lane));
+                    let bytes: [&[u8]; LANES] = std::array::from_fn(|lane| row_bytes(sources, row_len, rows[lane]));
+                    // SAFETY: panels do not overlap, and each is claimed by one worker.
+                    let out = unsafe { std::slice::from_raw_parts_mut(out.get().add(panel * panel_len), panel_len) };
+                    if let Some(lane) = pack_panel(format, &bytes, k, out) {
+                        bad.fetch_min(rows[lane], Ordering::Relaxed);
+                    }
                 }
+            })?;
+            let mut offset = 0;
+            for source in sources {
+                // Of paired sources, both have the same rows in a stripe.
+                let (before, per_row) = if order == Order::Paired { (0, 2) } else { (offset, 1) };
+                let row = |panel: usize| (panel / per_row * LANES).saturating_sub(before).min(source.rows);
+                done(&source.bytes[row(stripe.start) * row_len..row(stripe.end) * row_len]);
+                offset += source.rows;
             }
-        })?;
+        }
         match bad.into_inner() {
             usize::MAX => Ok(PackedMatrix { format, k, rows, order, panel_len, panels, data }),
             row => {
@@ -265,6 +280,9 @@ impl PackedMatrix {
         unsafe { self.data.as_ptr().add(i * self.panel_len) }
     }
 }
+
+/// How much is packed before its sources are given back.
+const STRIPE_BYTES: usize = 16 << 20;
 
 /// A pointer that workers share.
 struct SendPtr(*mut u8);

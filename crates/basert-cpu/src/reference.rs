@@ -76,7 +76,11 @@ impl Reference {
             let value = |id: ValueId| values[id.0].as_ref().expect("ops come in order");
             let out = match node.op {
                 Op::Embed { weight, scale } => self.embed(weight, scale, tokens),
-                Op::Norm { x, norm } => value(x).map_rows(value(x).width, |x, y| self.norm(&norm, x, y)),
+                Op::Norm { x, norm } => {
+                    let mut normed = value(x).clone();
+                    normed.data.chunks_exact_mut(normed.width).for_each(|row| self.norm(&norm, row));
+                    normed
+                }
                 Op::Linear { x, weight, bias } => self.linear(value(x), weight, bias),
                 Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache } => {
                     let (head_dim, rope) = (self.graph.caches[cache.0].head_dim, &self.graph.ropes[rope.0]);
@@ -110,12 +114,12 @@ impl Reference {
         Matrix { width: table.width, data }
     }
 
-    /// y = x / √(mean(x²) + ε) · (w + offset)
-    fn norm(&self, norm: &Norm, x: &[f32], y: &mut [f32]) {
+    /// x ← x / √(mean(x²) + ε) · (w + offset)
+    fn norm(&self, norm: &Norm, x: &mut [f32]) {
         let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
         let scale = 1.0 / (mean + norm.eps).sqrt();
-        for ((y, x), w) in y.iter_mut().zip(x).zip(&self.weights[norm.weight.0].data) {
-            *y = x * scale * (w + norm.offset);
+        for (x, w) in x.iter_mut().zip(&self.weights[norm.weight.0].data) {
+            *x *= scale * (w + norm.offset);
         }
     }
 
@@ -136,7 +140,7 @@ impl Reference {
         for (position, row) in out.data.chunks_exact_mut(x.width).enumerate() {
             for head in row.chunks_exact_mut(head_dim) {
                 if let Some(norm) = norm {
-                    self.norm(norm, &head.to_vec(), head);
+                    self.norm(norm, head);
                 }
                 rotate(head, rope, position);
             }

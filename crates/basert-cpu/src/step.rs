@@ -401,6 +401,7 @@ impl Run<'_> {
     ///
     /// # Safety
     /// Nobody else uses them.
+    #[allow(clippy::mut_from_ref)]
     unsafe fn copied(&self, x: Place, out: Output, range: Range<usize>, row: usize) -> &mut [f32] {
         let (from, to) = (self.view(x, row + 1), self.view(out.0, row + 1));
         // SAFETY: the caller's; and where the two are the same memory, nothing is copied.
@@ -581,7 +582,18 @@ impl Run<'_> {
                         let blocks = attention.blocks(sequence.position);
                         let partials = self.partials(before / attention.kv_heads, head, blocks.len(), pages, attention);
                         let block = blocks.start + part;
-                        attend_pages(self.isa, attention, layer, &sequence, q, head, 0, block..block + 1, partials, scratch);
+                        attend_pages(
+                            self.isa,
+                            attention,
+                            layer,
+                            &sequence,
+                            q,
+                            head,
+                            0,
+                            block..block + 1,
+                            partials,
+                            scratch,
+                        );
                     } else {
                         let taken = part * block..rows.len().min((part + 1) * block);
                         attend(self.isa, attention, layer, &sequence, q, head, taken, out, scratch);

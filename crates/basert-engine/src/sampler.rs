@@ -77,7 +77,12 @@ impl Sampling {
             ("temperature", self.temperature, (0.0..=1e4).contains(&self.temperature), "from 0 to 10000"),
             ("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1"),
             ("min-p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1"),
-            ("repeat penalty", self.repeat_penalty, self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite(), "above 0"),
+            (
+                "repeat penalty",
+                self.repeat_penalty,
+                self.repeat_penalty > 0.0 && self.repeat_penalty.is_finite(),
+                "above 0",
+            ),
             ("presence penalty", self.presence_penalty, self.presence_penalty.is_finite(), "a finite number"),
             ("frequency penalty", self.frequency_penalty, self.frequency_penalty.is_finite(), "a finite number"),
             ("logit bias", bias, !bias.is_nan(), "a number"),

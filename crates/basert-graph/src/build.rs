@@ -37,7 +37,7 @@ impl Graph {
         match families().find(|family| names(family).iter().any(|name| name == found)) {
             Some(family) => Graph::build(family, file, found),
             None => {
-                let known: Vec<&str> = families().flat_map(|family| names(family)).map(String::as_str).collect();
+                let known: Vec<&str> = families().flat_map(names).map(String::as_str).collect();
                 Err(GraphError::UnknownArchitecture { file: path, found: found.into(), known: known.join(", ") })
             }
         }

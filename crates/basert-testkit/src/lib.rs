@@ -22,10 +22,8 @@ pub fn tiny() -> PathBuf {
 /// # Panics
 /// When it is not there.
 pub fn fetched(name: &str) -> PathBuf {
-    let folder = std::env::var_os("BASERT_TEST_DATA").map_or_else(
-        || std::env::home_dir().unwrap_or_default().join(".cache/basert-test"),
-        PathBuf::from,
-    );
+    let folder = std::env::var_os("BASERT_TEST_DATA")
+        .map_or_else(|| std::env::home_dir().unwrap_or_default().join(".cache/basert-test"), PathBuf::from);
     let found = [folder.join(name), folder.join("models").join(name)].into_iter().find(|path| path.exists());
     found.unwrap_or_else(|| panic!("{name} is not in {}; run tools/fetch-test-data first", folder.display()))
 }

@@ -207,12 +207,7 @@ impl Model {
     ///
     /// # Errors
     /// As for [`Model::advance`].
-    pub fn score(
-        &self,
-        tokens: &[u32],
-        from: usize,
-        each: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
+    pub fn score(&self, tokens: &[u32], from: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
         self.engine().score(tokens, from, each)
     }
 
@@ -229,7 +224,7 @@ impl Model {
         let prompt = self.text_tokens(prompt)?;
         let mut session = self.session();
         let mut pieces = session.generate(&prompt, options)?;
-        while let Some(piece) = pieces.next() {
+        for piece in pieces.by_ref() {
             if !each(&piece?) {
                 break;
             }

@@ -38,7 +38,8 @@ fn compare(path: std::path::PathBuf, expected: &str, share: f64) {
                     *count += usize::from(gap > bound);
                 }
                 if gap > GAP {
-                    beyond_noise.push(format!("{} at {position}: {best} instead of {token}, gap {gap}", prompt["name"]));
+                    beyond_noise
+                        .push(format!("{} at {position}: {best} instead of {token}, gap {gap}", prompt["name"]));
                 }
             }
         };

@@ -7,6 +7,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use regex_automata::meta::Regex;
 
+use super::limits;
 use super::python::{self, JsonStyle};
 
 /// How many instructions a template may execute. A conversation of a thousand messages takes a few hundred thousand.
@@ -15,12 +16,11 @@ const FUEL: u64 = 20_000_000;
 /// An environment with everything that a chat template may use, and limits on what it may do.
 pub(super) fn new() -> Environment<'static> {
     let mut environment = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    environment.set_syntax(syntax.expect("the default delimiters are valid"));
+    environment.set_syntax(syntax());
     environment.set_fuel(Some(FUEL));
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     minijinja_contrib::add_to_environment(&mut environment);
+    limits::add_to(&mut environment);
 
     environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, message))
@@ -38,9 +38,20 @@ pub(super) fn new() -> Environment<'static> {
     environment
 }
 
+/// Jinja's delimiters, with the newline after a block and the space before it taken away.
+fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    syntax.expect("the default delimiters are valid")
+}
+
+/// The template in the form in which it is parsed.
+pub(super) fn prepared(source: &str) -> String {
+    limits::checked_assignments(&without_generation_tags(source), &syntax())
+}
+
 /// The template with `{% generation %}` … `{% endgeneration %}`, which marks what the assistant said for training,
 /// replaced by a block that does nothing.
-pub(super) fn without_generation_tags(source: &str) -> String {
+fn without_generation_tags(source: &str) -> String {
     let tag = Regex::new(r"\{%[-+]?\s*((?:end)?generation)\s*[-+]?%\}").expect("a constant that is tested");
     let mut captures = tag.create_captures();
     let mut result = String::with_capacity(source.len());

@@ -1,10 +1,11 @@
 //! Chat templates: how a conversation is written as one text, in the way its model was trained on.
 //!
 //! A template is a Jinja program that comes with the model. It is rendered as `transformers.apply_chat_template`
-//! renders it, byte for byte. Since it comes from a file that nobody vouches for, its work, its output and its depth
-//! are limited.
+//! renders it, byte for byte. Since it comes from a file that nobody vouches for, its length, its work, its output and
+//! the depth and size of its values are limited; the module `limits` says how, and what is not.
 
 mod environment;
+mod limits;
 mod python;
 
 use std::io;
@@ -12,13 +13,11 @@ use std::io;
 use minijinja::{Environment, Value as Jinja, value::Serde};
 use serde_json::{Map, Value, json};
 
+use self::limits::{MOST_SOURCE, MOST_TEXT};
 use crate::TemplateError;
 
 /// The name of the one template in its environment.
 const NAME: &str = "chat_template";
-
-/// The most text that a template may produce, in bytes.
-const MOST_OUTPUT: usize = 64 << 20;
 
 /// A parsed chat template.
 pub struct ChatTemplate {
@@ -43,13 +42,20 @@ pub struct ChatRequest<'a> {
 }
 
 impl ChatTemplate {
-    /// Parses a template.
+    /// Parses a template of up to 64 KiB.
     pub fn new(source: &str) -> Result<Self, TemplateError> {
-        let mut environment = environment::new();
-        environment
-            .add_template_owned(NAME, environment::without_generation_tags(source))
-            .map_err(|error| TemplateError::Parse { line: error.line().unwrap_or(1), reason: reason(&error) })?;
-        Ok(Self { environment, variables: Map::new() })
+        let failed = |reason| TemplateError::Parse { line: 1, reason };
+        if source.len() > MOST_SOURCE {
+            return Err(failed(format!("a template of {} bytes; expected up to {MOST_SOURCE}", source.len())));
+        }
+        limits::on_own_stack(|| {
+            let mut environment = environment::new();
+            environment
+                .add_template_owned(NAME, environment::prepared(source))
+                .map_err(|error| TemplateError::Parse { line: error.line().unwrap_or(1), reason: reason(&error) })?;
+            Ok(Self { environment, variables: Map::new() })
+        })
+        .unwrap_or_else(|reason| Err(failed(reason)))
     }
 
     /// With the variables that the tokenizer defines: `bos_token`, `eos_token` and so on; see
@@ -70,12 +76,17 @@ impl ChatTemplate {
         context.insert("documents".into(), json!(request.documents));
         context.insert("add_generation_prompt".into(), request.add_generation_prompt.into());
 
-        let failed =
-            |error: minijinja::Error| TemplateError::Render { line: error.line().unwrap_or(1), reason: reason(&error) };
-        let template = self.environment.get_template(NAME).map_err(failed)?;
-        let mut output = Limited(Vec::new());
-        template.render_captured_to(Jinja::from(Serde(context)), &mut output).map_err(failed)?;
-        String::from_utf8(output.0).map_err(|error| TemplateError::Render { line: 1, reason: error.to_string() })
+        limits::on_own_stack(|| {
+            let failed = |error: minijinja::Error| TemplateError::Render {
+                line: error.line().unwrap_or(1),
+                reason: reason(&error),
+            };
+            let template = self.environment.get_template(NAME).map_err(failed)?;
+            let mut output = Limited(Vec::new());
+            template.render_captured_to(Jinja::from(Serde(context)), &mut output).map_err(failed)?;
+            String::from_utf8(output.0).map_err(|error| TemplateError::Render { line: 1, reason: error.to_string() })
+        })
+        .unwrap_or_else(|reason| Err(TemplateError::Render { line: 1, reason }))
     }
 }
 
@@ -112,13 +123,13 @@ fn reason(error: &minijinja::Error) -> String {
     reason
 }
 
-/// Output up to [`MOST_OUTPUT`].
+/// Output up to [`MOST_TEXT`].
 struct Limited(Vec<u8>);
 
 impl io::Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MOST_OUTPUT {
-            return Err(io::Error::other(format!("more than {MOST_OUTPUT} bytes of output")));
+        if self.0.len() + bytes.len() > MOST_TEXT {
+            return Err(io::Error::other(format!("more than {MOST_TEXT} bytes of output")));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())

@@ -7,10 +7,7 @@ use jiff::Zoned;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
-use super::MOST_OUTPUT;
-
-/// The deepest nesting that is written.
-const DEEPEST: usize = 200;
+use super::limits::{DEEPEST, MOST_TEXT};
 
 /// The arguments of `json.dumps`.
 pub(super) struct JsonStyle {
@@ -34,8 +31,8 @@ impl JsonStyle {
         if depth > DEEPEST {
             return Err(format!("tojson: nested deeper than {DEEPEST}"));
         }
-        if out.len() > MOST_OUTPUT {
-            return Err(format!("tojson: more than {MOST_OUTPUT} bytes"));
+        if out.len() > MOST_TEXT {
+            return Err(format!("tojson: more than {MOST_TEXT} bytes"));
         }
         match value.kind() {
             ValueKind::None => out.push_str("null"),
