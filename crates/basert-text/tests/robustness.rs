@@ -244,3 +244,39 @@ fn truncated_json_is_an_error() {
         assert!(Tokenizer::from_json(&json.as_bytes()[..len]).is_err());
     }
 }
+
+#[test]
+fn json_that_asks_for_too_much_is_an_error() {
+    let fails = |key: &str, value: Value, expected: &str| {
+        let mut json = small_json();
+        json[key] = value;
+        let error = from_value(&json).err().expect("an error").to_string();
+        assert!(error.contains(expected), "{error}\nlacks {expected}");
+    };
+    // A length of 2 GB in four bytes.
+    let charsmap = json!({"type": "Precompiled", "precompiled_charsmap": "////fw=="});
+    fails("normalizer", charsmap.clone(), "precompiled_charsmap: an array of 2147483647 bytes in 8 characters");
+    fails("normalizer", json!({"type": "Sequence", "normalizers": [charsmap]}), "precompiled_charsmap: an array of");
+
+    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let sequence = |step: Value, count: usize| json!({"type": "Sequence", "normalizers": vec![step; count]});
+    let double = replace(json!({"String": "a"}), "aa");
+    fails("normalizer", sequence(double.clone(), 20), "normalizer: steps that may make a text 1048576 times as long");
+    fails("normalizer", sequence(replace(json!({"Regex": "a|b"}), "aaaaaaaa"), 3), "512 times as long");
+    fails("normalizer", sequence(double.clone(), 99), &format!("{} times as long", usize::MAX));
+    fails("normalizer", sequence(json!({"type": "ByteLevel"}), 20), "1048576 times as long");
+    let bytes = small_json()["pre_tokenizer"].clone();
+    fails("pre_tokenizer", json!({"type": "Sequence", "pretokenizers": vec![bytes; 20]}), "pre_tokenizer: steps");
+
+    let mut json = small_json();
+    json["normalizer"] = sequence(double, 6);
+    assert_eq!(from_value(&json).unwrap().encode("a", TEXT).unwrap(), [0; 64]);
+    json["normalizer"] = sequence(replace(json!({"String": " "}), "▁"), 99);
+    assert!(from_value(&json).is_ok());
+
+    let word_piece = json!({
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 10u64.pow(18), "vocab": {"[UNK]": 0, "a": 1},
+    });
+    fails("model", word_piece, "model.max_input_chars_per_word: 1000000000000000000; expected up to 1000");
+}

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::special::SpecialTokens;
 use super::vocabulary::{Kind, Vocabulary};
-use super::{EncodeOptions, Model, Tokenizer, byte_pair, end_of_generation, gguf};
+use super::{EncodeOptions, Model, Tokenizer, byte_pair, end_of_generation, gguf, limits};
 use crate::TokenizerError;
 
 /// The contents of the files that describe a tokenizer.
@@ -55,6 +55,7 @@ impl Tokenizer {
 
     /// Builds a tokenizer from the contents of a folder's files. Fails, naming file and field, if one is wrong.
     pub fn from_hf_files(files: HuggingFaceFiles<'_>) -> Result<Self, TokenizerError> {
+        limits::check(files.tokenizer)?;
         let mut library = guarded(|| tokenizers::Tokenizer::from_bytes(files.tokenizer).map_err(|e| e.to_string()))
             .map_err(|found| wrong("tokenizer.json", found, "a tokenizer as the tokenizers library writes it"))?;
         library.with_padding(None);

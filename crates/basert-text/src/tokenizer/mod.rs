@@ -4,6 +4,7 @@ mod byte_pair;
 mod charsmap;
 mod gguf;
 mod hugging_face;
+mod limits;
 mod merge;
 mod pretokenizer;
 mod sentence_piece;
