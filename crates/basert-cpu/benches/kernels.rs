@@ -64,9 +64,9 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         row.repeat(n)
     };
     let sources = [Source { bytes: &bytes, rows: n }];
-    let pack = || PackedMatrix::pack(pool, format, k, &sources, Order::Stacked, &mut |_| {}).expect("packs");
-    let packing = best(|| drop(pack()));
-    let matrices: Vec<PackedMatrix> = (0..LARGE / pack().bytes()).map(|_| pack()).collect();
+    let one = || pack(pool, format, k, &sources, Order::Stacked).expect("packs");
+    let packing = best(|| drop(one()));
+    let matrices: Vec<PackedMatrix> = (0..LARGE / one().bytes()).map(|_| one()).collect();
     let mut out = Vec::new();
     // Seconds that `window` matrices take at best, when each run takes the next ones.
     let mut run = |m: usize, window: usize| {
@@ -111,4 +111,17 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         bytes.len() as f64 / packing / 1e9,
         matrices[0].bytes() as f64 / bytes.len() as f64,
     );
+}
+
+/// Repacks into memory of its own.
+fn pack(
+    pool: &Pool,
+    format: Format,
+    k: usize,
+    sources: &[Source<'_>],
+    order: Order,
+) -> Result<PackedMatrix, PackError> {
+    let rows: Vec<usize> = sources.iter().map(|source| source.rows).collect();
+    let memory = Buffer::zeroed(PackedMatrix::packed_bytes(format, k, &rows, order)?)?;
+    PackedMatrix::pack(pool, format, k, sources, order, memory, &mut |_| {})
 }

@@ -62,7 +62,11 @@ impl Device for CpuDevice {
             ready += bytes;
             progress(ready, total);
         };
-        let matrices = plan.matrices.iter().map(|matrix| binder.pack(matrix, &mut packed));
+        // One allocation for all, so that small matrices lie on large pages too.
+        let lens = plan.matrices.iter().map(|matrix| binder.packed_bytes(matrix)).collect::<Result<Vec<_>, _>>()?;
+        let mut memory = binder.buffer(lens.iter().sum(), "packed weights")?;
+        let parts: Vec<_> = lens.iter().map(|&len| memory.split_to(len)).collect();
+        let matrices = plan.matrices.iter().zip(parts).map(|(matrix, part)| binder.pack(matrix, part, &mut packed));
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
         let page_len: usize =
@@ -133,8 +137,22 @@ impl Binder<'_> {
         Ok((weight, norm.eps))
     }
 
+    /// Bytes that a matrix takes when repacked, in whole cache lines.
+    fn packed_bytes(&self, matrix: &Matrix) -> Result<usize, DeviceError> {
+        let rows: Vec<_> = matrix.parts.iter().map(|(id, _)| self.plan.graph.weights[id.0].rows).collect();
+        let bytes = PackedMatrix::packed_bytes(matrix.format, matrix.columns, &rows, matrix.order);
+        let tensor = || self.plan.graph.weights[matrix.parts[0].0.0].tensor.clone();
+        let bytes = bytes.map_err(|error| DeviceError::Weight { tensor: tensor(), what: error.to_string() })?;
+        Ok(bytes.next_multiple_of(64))
+    }
+
     /// Repacks a matrix, and tells `packed` how many bytes of the file are done.
-    fn pack(&self, matrix: &Matrix, packed: &mut dyn FnMut(usize)) -> Result<PackedMatrix, DeviceError> {
+    fn pack(
+        &self,
+        matrix: &Matrix,
+        memory: Buffer,
+        packed: &mut dyn FnMut(usize),
+    ) -> Result<PackedMatrix, DeviceError> {
         let tensors: Vec<_> = matrix.parts.iter().map(|(id, _)| self.tensor(*id)).collect::<Result<_, _>>()?;
         let sources: Vec<_> = tensors
             .iter()
@@ -146,12 +164,11 @@ impl Binder<'_> {
             packed(bytes.len());
         };
         let (pool, order) = (&self.device.pool, matrix.order);
-        let matrix = PackedMatrix::pack(pool, matrix.format, matrix.columns, &sources, order, &mut done);
+        let matrix = PackedMatrix::pack(pool, matrix.format, matrix.columns, &sources, order, memory, &mut done);
         matrix.map_err(|error| match error {
             PackError::NotFinite { tensor, .. } => {
                 DeviceError::Weight { tensor: tensors[tensor].name.to_owned(), what: error.to_string() }
             }
-            PackError::Alloc(_) => self.out_of_memory(sources.iter().map(|s| s.bytes.len()).sum(), "packed weights"),
             _ => DeviceError::Weight { tensor: tensors[0].name.to_owned(), what: error.to_string() },
         })
     }

@@ -3,6 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// A cache line, and the widest vector.
 const ALIGNMENT: usize = 64;
@@ -18,16 +19,28 @@ pub struct AllocError {
 }
 
 /// Zeroed bytes on a cache line's boundary. Those of more than a few megabytes ask for large pages, so that streaming
-/// through them does not wait for the TLB.
+/// through them does not wait for the TLB; what is small can be split off one that is large, and has them too.
 pub struct Buffer {
+    bytes: NonNull<u8>,
+    len: usize,
+    allocation: Arc<Allocation>,
+}
+
+// SAFETY: its bytes are its own.
+unsafe impl Send for Buffer {}
+// SAFETY: shared references only read.
+unsafe impl Sync for Buffer {}
+
+/// What is given back when the last buffer in it goes.
+struct Allocation {
     bytes: NonNull<u8>,
     layout: Layout,
 }
 
-// SAFETY: it owns its bytes.
-unsafe impl Send for Buffer {}
-// SAFETY: shared references only read.
-unsafe impl Sync for Buffer {}
+// SAFETY: it does nothing with the bytes but free them.
+unsafe impl Send for Allocation {}
+// SAFETY: as above.
+unsafe impl Sync for Allocation {}
 
 impl Buffer {
     /// `len` zeros.
@@ -38,17 +51,32 @@ impl Buffer {
         let alignment = if len >= 2 * LARGE_PAGE { LARGE_PAGE } else { ALIGNMENT };
         // Never empty, for the allocator's sake.
         let layout = Layout::from_size_align(len.max(1), alignment).map_err(|_| AllocError { bytes: len })?;
-        if alignment == LARGE_PAGE {
-            return Buffer::large(layout);
-        }
+        let bytes = if alignment == LARGE_PAGE { Buffer::large(layout)? } else { Buffer::small(layout)? };
+        Ok(Buffer { bytes, len: layout.size(), allocation: Arc::new(Allocation { bytes, layout }) })
+    }
+
+    /// The first `len` bytes as a buffer of their own; this one keeps what comes after them, from the next cache line on.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn split_to(&mut self, len: usize) -> Buffer {
+        assert!(len <= self.len);
+        let first = Buffer { bytes: self.bytes, len, allocation: self.allocation.clone() };
+        let taken = len.next_multiple_of(ALIGNMENT).min(self.len);
+        // SAFETY: within the allocation, or just at its end.
+        self.bytes = unsafe { self.bytes.add(taken) };
+        self.len -= taken;
+        first
+    }
+
+    fn small(layout: Layout) -> Result<NonNull<u8>, AllocError> {
         // SAFETY: the layout is not empty.
-        let bytes = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes: len })?;
-        Ok(Buffer { bytes, layout })
+        NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes: layout.size() })
     }
 
     /// Fresh pages are zero already, and touching them only when they are used lets every thread fault its own.
     #[cfg(unix)]
-    fn large(layout: Layout) -> Result<Buffer, AllocError> {
+    fn large(layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let error = AllocError { bytes: layout.size() };
         let size = layout.size().checked_add(layout.align()).ok_or(error.clone())?;
         // SAFETY: a new anonymous mapping touches nothing that exists.
@@ -80,14 +108,12 @@ impl Buffer {
             #[cfg(target_os = "linux")]
             libc::madvise(aligned as *mut _, layout.size(), libc::MADV_HUGEPAGE);
         }
-        NonNull::new(aligned as *mut u8).map(|bytes| Buffer { bytes, layout }).ok_or(error)
+        NonNull::new(aligned as *mut u8).ok_or(error)
     }
 
     #[cfg(not(unix))]
-    fn large(layout: Layout) -> Result<Buffer, AllocError> {
-        // SAFETY: the layout is not empty.
-        let bytes = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes: layout.size() })?;
-        Ok(Buffer { bytes, layout })
+    fn large(layout: Layout) -> Result<NonNull<u8>, AllocError> {
+        Buffer::small(layout)
     }
 
     /// Where the bytes begin.
@@ -112,18 +138,18 @@ impl Deref for Buffer {
 
     fn deref(&self) -> &[u8] {
         // SAFETY: the buffer has so many initialised bytes.
-        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts(self.bytes.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for Buffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and they are borrowed alone.
-        unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.layout.size()) }
+        unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.len) }
     }
 }
 
-impl Drop for Buffer {
+impl Drop for Allocation {
     fn drop(&mut self) {
         #[cfg(unix)]
         if self.layout.align() == LARGE_PAGE {
@@ -149,6 +175,26 @@ mod tests {
             assert!(buffer.iter().all(|&byte| byte == 0));
             buffer.fill(7);
             assert_eq!(buffer.iter().map(|&byte| u64::from(byte)).sum::<u64>(), 7 * buffer.len() as u64);
+        }
+    }
+
+    #[test]
+    fn parts_are_apart_and_outlive_the_whole() {
+        for len in [1 << 10, 5 << 20] {
+            let mut rest = Buffer::zeroed(len).unwrap();
+            let mut parts: Vec<Buffer> = [100, 0, 64, 300].iter().map(|&len| rest.split_to(len)).collect();
+            assert_eq!(rest.len(), len - 128 - 64 - 320);
+            rest.fill(9);
+            drop(rest);
+            for (i, part) in parts.iter_mut().enumerate() {
+                assert_eq!(part.as_ptr() as usize % ALIGNMENT, 0);
+                assert!(part.iter().all(|&byte| byte == 0));
+                part.fill(i as u8 + 1);
+            }
+            assert_eq!(
+                parts.iter().flat_map(|part| part.iter()).map(|&b| usize::from(b)).sum::<usize>(),
+                100 + 3 * 64 + 4 * 300
+            );
         }
     }
 

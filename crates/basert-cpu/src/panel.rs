@@ -168,39 +168,44 @@ pub struct PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// Repacks the rows of `sources`, each of `k` values in `format`. `done` is told of every part of the sources that
-    /// is not needed any more, so that a large matrix never takes its memory twice.
+    /// Bytes that sources of so many rows, of `k` values in `format` each, take when repacked.
+    ///
+    /// # Errors
+    /// [`PackError::BadWidth`], [`PackError::Unpaired`], [`PackError::Alloc`].
+    pub fn packed_bytes(format: Format, k: usize, rows: &[usize], order: Order) -> Result<usize, PackError> {
+        let (_, panels, panel_len) = shape(format, k, rows, order)?;
+        panels.checked_mul(panel_len).ok_or(AllocError { bytes: usize::MAX }.into())
+    }
+
+    /// Repacks the rows of `sources`, each of `k` values in `format`, into `memory`, which has
+    /// [`packed_bytes`](Self::packed_bytes). `done` is told of every part of the sources that is not needed any more, so
+    /// that a large matrix never takes its memory twice.
     ///
     /// # Errors
     /// See [`PackError`].
+    ///
+    /// # Panics
+    /// When `memory` is too small.
     pub fn pack(
         pool: &Pool,
         format: Format,
         k: usize,
         sources: &[Source<'_>],
         order: Order,
+        memory: Buffer,
         done: &mut dyn FnMut(&[u8]),
     ) -> Result<PackedMatrix, PackError> {
-        let block = if format.is_float() { 1 } else { format.block().elements };
-        let row_len = format.row_bytes(k).ok().filter(|_| k > 0).ok_or(PackError::BadWidth { format, k, block })?;
+        let all_rows: Vec<usize> = sources.iter().map(|source| source.rows).collect();
+        let (rows, panels, panel_len) = shape(format, k, &all_rows, order)?;
+        let row_len = format.row_bytes(k).unwrap_or(usize::MAX);
         for &Source { bytes, rows } in sources {
             let expected = rows.saturating_mul(row_len);
             if bytes.len() != expected {
                 return Err(PackError::WrongBytes { format, rows, k, expected, found: bytes.len() });
             }
         }
-        let total = sources.iter().map(|source| source.rows).sum::<usize>();
-        let (rows, panels) = match (order, sources) {
-            (Order::Stacked, _) => (total, total.div_ceil(LANES)),
-            (Order::Paired, [a, b]) if a.rows == b.rows => (a.rows, 2 * a.rows.div_ceil(LANES)),
-            (Order::Paired, _) => return Err(PackError::Unpaired),
-        };
-        let panel_len = match format.block().codes {
-            Codes::Float => (k * LANES * format.block().bytes).next_multiple_of(64),
-            Codes::Quantised { .. } => PanelFormat::of(format.block()).panel_len(k / block),
-        };
-        let len = panels.checked_mul(panel_len).ok_or(AllocError { bytes: usize::MAX })?;
-        let mut data = Buffer::zeroed(len)?;
+        let mut data = memory;
+        assert!(data.len() >= panels * panel_len);
 
         let out = SendPtr(data.as_mut_ptr());
         let bad = AtomicUsize::new(usize::MAX);
@@ -283,6 +288,27 @@ impl PackedMatrix {
 
 /// How much is packed before its sources are given back.
 const STRIPE_BYTES: usize = 16 << 20;
+
+/// Rows of the output, panels, and bytes of a panel.
+fn shape(format: Format, k: usize, rows: &[usize], order: Order) -> Result<(usize, usize, usize), PackError> {
+    let block = format.block().elements;
+    if k == 0 || format.row_bytes(k).is_err() {
+        return Err(PackError::BadWidth { format, k, block });
+    }
+    let (rows, panels) = match (order, rows) {
+        (Order::Stacked, _) => {
+            let rows = rows.iter().sum::<usize>();
+            (rows, rows.div_ceil(LANES))
+        }
+        (Order::Paired, [a, b]) if a == b => (*a, 2 * a.div_ceil(LANES)),
+        (Order::Paired, _) => return Err(PackError::Unpaired),
+    };
+    let panel_len = match format.block().codes {
+        Codes::Float => (k * LANES * format.block().bytes).next_multiple_of(64),
+        Codes::Quantised { .. } => PanelFormat::of(format.block()).panel_len(k / block),
+    };
+    Ok((rows, panels, panel_len))
+}
 
 /// A pointer that workers share.
 struct SendPtr(*mut u8);

@@ -172,11 +172,10 @@ fn every_instruction_set_and_number_of_threads_gives_the_same_bits() {
 fn fused_is_unfused() {
     for golden in gguf_twins().into_iter().chain(quantised()) {
         let expected = golden.fast(Isa::detect(), 2, &[]);
-        for i in 0..FUSIONS.len() {
-            let without: Vec<_> =
-                FUSIONS.iter().enumerate().filter(|(j, _)| *j != i).map(|(_, fusion)| *fusion).collect();
+        for fusion in &FUSIONS {
+            let without: Vec<_> = FUSIONS.iter().filter(|other| other.name != fusion.name).copied().collect();
             let same = golden.fast(Isa::detect(), 2, &without) == expected;
-            assert!(same, "{} without '{}'", golden.name, FUSIONS[i].name);
+            assert!(same, "{} without '{}'", golden.name, fusion.name);
         }
         assert!(golden.fast(Isa::detect(), 2, &FUSIONS) == expected, "{} with all", golden.name);
     }
