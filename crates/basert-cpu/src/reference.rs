@@ -1,14 +1,16 @@
 //! The oracle: every op of the catalogue as a textbook has it, in f32, over a whole sequence at once.
 //!
 //! It executes the graph itself, knows nothing of plans, packing, pages or threads, and is as slow as that sounds.
-//! Every faster path is compared with it, and it is compared with implementations that others wrote.
+//! Every faster path is compared with it, and it is compared with implementations that others wrote. [`ReferenceDevice`]
+//! puts it where a device goes.
 
 use std::sync::Arc;
 
+use crate::kv::PAGE;
 use basert_core::codec;
 use basert_files::ModelFile;
 use basert_graph::{Activation, Graph, Norm, Op, Pairs, Rope, ValueId, WeightId};
-use basert_plan::DeviceError;
+use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Plan, StepState};
 
 /// A row-major matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,6 +198,78 @@ fn attention(
         }
     }
     out
+}
+
+/// The oracle as a device. Its cache holds tokens instead of keys and values, and every step computes whole sequences
+/// anew.
+pub struct ReferenceDevice {
+    facts: Facts,
+}
+
+impl Default for ReferenceDevice {
+    fn default() -> Self {
+        let facts = Facts {
+            name: "reference".to_owned(),
+            description: "the textbook, f32, one thread".to_owned(),
+            page_tokens: PAGE,
+            kv_value_bytes: size_of::<f32>(),
+        };
+        ReferenceDevice { facts }
+    }
+}
+
+impl Device for ReferenceDevice {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
+        let reference = Reference::new(plan.graph.clone(), &file)?;
+        let logits = Matrix::new(0, plan.graph.vocabulary);
+        Ok(Box::new(ReferenceBaked { reference, plan, pages: vec![[0; PAGE]; options.pages], logits }))
+    }
+}
+
+struct ReferenceBaked {
+    reference: Reference,
+    plan: Arc<Plan>,
+    /// The tokens at the positions of each page.
+    pages: Vec<[u32; PAGE]>,
+    logits: Matrix,
+}
+
+impl Baked for ReferenceBaked {
+    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
+        step.check(&self.plan, self.pages.len(), PAGE)?;
+        self.logits.data.clear();
+        for sequence in &step.sequences {
+            let table = &step.page_table[sequence.pages.clone()];
+            for row in sequence.rows.clone() {
+                let position = step.positions[row] as usize;
+                self.pages[table[position / PAGE] as usize][position % PAGE] = step.tokens[row];
+            }
+            let wanted = step.wanted.iter().map(|&row| row as usize).filter(|row| sequence.rows.contains(row));
+            let wanted: Vec<usize> = wanted.map(|row| step.positions[row] as usize).collect();
+            let length = step.positions[sequence.rows.end - 1] as usize + 1;
+            let tokens: Vec<u32> = table.iter().flat_map(|&page| self.pages[page as usize]).take(length).collect();
+            if !wanted.is_empty() {
+                self.logits.data.extend(self.reference.logits(&tokens, &wanted).data);
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn logits(&self, i: usize) -> &[f32] {
+        self.logits.row(i)
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        self.pages[to as usize] = self.pages[from as usize];
+    }
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {

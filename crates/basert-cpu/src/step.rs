@@ -180,48 +180,11 @@ impl CpuBaked {
     ) -> CpuBaked {
         CpuBaked { pool, isa, plan, file, ops, shared, pages, page_len, ropes, workers }
     }
-
-    /// Refuses a step that would reach outside what the plan made room for.
-    fn check(&self, step: &StepState) -> Result<(), DeviceError> {
-        let fail = |what: String| Err(DeviceError::Step(what));
-        let (tokens, wanted, limits) = (step.tokens.len(), step.wanted.len(), self.plan.limits);
-        if tokens == 0 || tokens > limits.tokens || wanted > limits.wanted {
-            return fail(format!(
-                "{tokens} tokens with {wanted} rows of logits, within {} and {}",
-                limits.tokens, limits.wanted
-            ));
-        }
-        if step.positions.len() != tokens || step.wanted.iter().any(|&row| row as usize >= tokens) {
-            return fail("rows and tokens do not agree".to_owned());
-        }
-        if let Some(token) = step.tokens.iter().find(|&&token| token as usize >= self.plan.graph.vocabulary) {
-            return fail(format!("token {token} is not one of the {} of the vocabulary", self.plan.graph.vocabulary));
-        }
-        let mut row = 0;
-        for sequence in &step.sequences {
-            let Some(pages) = step.page_table.get(sequence.pages.clone()) else {
-                return fail("a sequence's pages are not in the page table".to_owned());
-            };
-            if sequence.rows.start != row || sequence.rows.is_empty() || sequence.rows.end > tokens {
-                return fail("the rows of sequences do not follow each other".to_owned());
-            }
-            row = sequence.rows.end;
-            let positions = &step.positions[sequence.rows.clone()];
-            if positions.windows(2).any(|pair| pair[1] != pair[0] + 1) {
-                return fail("positions of a sequence do not follow each other".to_owned());
-            }
-            let last = positions[positions.len() - 1] as usize;
-            if pages.len() <= last / PAGE || pages.iter().any(|&page| page as usize >= self.pages) {
-                return fail(format!("position {last} has no page"));
-            }
-        }
-        if row == tokens { Ok(()) } else { fail("tokens without a sequence".to_owned()) }
-    }
 }
 
 impl Baked for CpuBaked {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
-        self.check(step)?;
+        step.check(&self.plan, self.pages, PAGE)?;
         for op in &self.ops {
             op.work.reset();
             op.prepare.reset();

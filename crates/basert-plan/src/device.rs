@@ -106,6 +106,46 @@ impl StepState {
         self.page_table.extend_from_slice(pages);
         self.sequences.push(SequenceRows { rows, pages: first..self.page_table.len() });
     }
+
+    /// Refuses a step that would reach outside what `plan` and a cache of `pages` pages have room for.
+    ///
+    /// # Errors
+    /// [`DeviceError::Step`], with what is wrong.
+    pub fn check(&self, plan: &Plan, pages: usize, page_tokens: usize) -> Result<(), DeviceError> {
+        let fail = |what: String| Err(DeviceError::Step(what));
+        let (tokens, wanted, limits) = (self.tokens.len(), self.wanted.len(), plan.limits);
+        if tokens == 0 || tokens > limits.tokens || wanted > limits.wanted {
+            return fail(format!(
+                "{tokens} tokens with {wanted} rows of logits, within {} and {}",
+                limits.tokens, limits.wanted
+            ));
+        }
+        if self.positions.len() != tokens || self.wanted.iter().any(|&row| row as usize >= tokens) {
+            return fail("rows and tokens do not agree".to_owned());
+        }
+        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= plan.graph.vocabulary) {
+            return fail(format!("token {token} is not one of the {} of the vocabulary", plan.graph.vocabulary));
+        }
+        let mut row = 0;
+        for sequence in &self.sequences {
+            let Some(table) = self.page_table.get(sequence.pages.clone()) else {
+                return fail("a sequence's pages are not in the page table".to_owned());
+            };
+            if sequence.rows.start != row || sequence.rows.is_empty() || sequence.rows.end > tokens {
+                return fail("the rows of sequences do not follow each other".to_owned());
+            }
+            row = sequence.rows.end;
+            let positions = &self.positions[sequence.rows.clone()];
+            if positions.windows(2).any(|pair| pair[1] != pair[0] + 1) {
+                return fail("positions of a sequence do not follow each other".to_owned());
+            }
+            let last = positions[positions.len() - 1] as usize;
+            if table.len() <= last / page_tokens || table.iter().any(|&page| page as usize >= pages) {
+                return fail(format!("position {last} has no page"));
+            }
+        }
+        if row == tokens { Ok(()) } else { fail("tokens without a sequence".to_owned()) }
+    }
 }
 
 /// Why a device could not do what it was asked.

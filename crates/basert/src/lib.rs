@@ -49,7 +49,7 @@ pub use basert_text::{ChatRequest, ChatTemplate, Detokenizer, EncodeOptions, Tok
 pub use chat::Message;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};
-pub use model::{Model, Options, Progress};
+pub use model::{DeviceKind, Model, Options, Progress};
 pub use session::Session;
 
 pub use {basert_core as core, basert_files as files, basert_graph as graph, basert_hub as hub, basert_plan as plan};

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_cpu::CpuDevice;
+use basert_cpu::reference::ReferenceDevice;
 use basert_engine::{Engine, EngineError};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
@@ -17,9 +18,21 @@ use crate::{Error, Message, Session, text};
 /// Told how many bytes of weights are ready, and of how many.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
+/// What a model runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceKind {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// The oracle that devices are compared with: exact to f32, and very slow.
+    Reference,
+}
+
 /// How a model is opened.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// What it runs on.
+    pub device: DeviceKind,
     /// Threads of the CPU device; as many as there are cores where this is none.
     pub threads: Option<usize>,
     /// The most tokens a session can have; where this is none, what the model was trained for, but at most
@@ -45,6 +58,7 @@ impl Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            device: DeviceKind::default(),
             threads: None,
             max_context: None,
             sessions: 4,
@@ -87,7 +101,10 @@ impl Model {
         let file = Arc::new(ModelFile::open(path.as_ref())?);
         let name = file.path().display().to_string();
         let plan = Arc::new(Model::plan_of(&file, &options)?);
-        let device = CpuDevice::new(options.threads)?;
+        let device: Box<dyn Device> = match options.device {
+            DeviceKind::Cpu => Box::new(CpuDevice::new(options.threads)?),
+            DeviceKind::Reference => Box::new(ReferenceDevice::default()),
+        };
         let facts = device.facts().clone();
 
         let trained = plan.graph.context;

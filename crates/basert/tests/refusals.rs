@@ -126,7 +126,10 @@ fn scales_that_are_not_numbers() {
         check(&Copy::of(file).damage(tensor, offset, &nan).error(), &[tensor, "not finite"]);
     }
     let nan = f32::NAN.to_le_bytes();
-    check(&Copy::of("quantised/q4_0.gguf").damage("blk.0.attn_norm.weight", 8, &nan).error(), &["attn_norm", "value 2"]);
+    check(
+        &Copy::of("quantised/q4_0.gguf").damage("blk.0.attn_norm.weight", 8, &nan).error(),
+        &["attn_norm", "value 2"],
+    );
 }
 
 #[test]

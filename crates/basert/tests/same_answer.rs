@@ -1,7 +1,7 @@
 //! The answer does not depend on how it is computed: in one step or many, alone or with others, fresh or continued.
 //! Logits are compared to the bit.
 
-use basert::{Generation, Message, Model, Options, Sampling};
+use basert::{DeviceKind, Generation, Message, Model, Options, Sampling};
 use basert_testkit::{gemma3, smollm2};
 
 const TEXT: &str = "The lighthouse keeper counted the ships that passed each night, and wrote their names into a \
@@ -193,4 +193,28 @@ fn a_prompt_longer_than_a_step() {
     let mut last = Vec::new();
     model.score(&tokens, 50, &mut |_, logits| last = logits.to_vec()).unwrap();
     assert!(last == expected);
+}
+
+/// Through the whole engine, with chunks, batches and forks, the reference device computes what the oracle does.
+#[test]
+fn the_reference_is_a_device() {
+    let path = basert_testkit::tiny().join("gemma3.gguf");
+    let open = |device| {
+        let options = Options { device, max_context: Some(200), threads: Some(2), ..Options::default() };
+        Model::open(&path, options).unwrap()
+    };
+    let (reference, cpu) = (open(DeviceKind::Reference), open(DeviceKind::Cpu));
+    let tokens: Vec<u32> = (0..150).map(|i| 3 + i * 31 % 250).collect();
+    let expected = logits_in_chunks(&reference, &tokens, usize::MAX);
+    assert_eq!(logits_in_chunks(&reference, &tokens, 37), expected);
+    let mut origin = reference.session();
+    origin.sync(&tokens[..149]).unwrap();
+    let mut fork = origin.fork();
+    origin.step(5).unwrap();
+    fork.step(tokens[149]).unwrap();
+    assert_eq!(fork.logits(), expected);
+    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    for (a, b) in expected.iter().zip(logits_in_chunks(&cpu, &tokens, usize::MAX)) {
+        assert!((a - b).abs() < 2e-2 * largest, "{a} and {b}");
+    }
 }

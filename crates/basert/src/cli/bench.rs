@@ -39,9 +39,8 @@ pub struct Args {
     /// How often each test is run before it is measured
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = count(0))]
     warmup: usize,
-    /// Threads of the CPU device [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    threads: Option<usize>,
+    #[command(flatten)]
+    device: model::DeviceArgs,
     /// Print JSON, with the time of every repetition
     #[arg(long, conflicts_with = "markdown")]
     json: bool,
@@ -95,11 +94,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     // Two sessions: the depth, and the repetition that goes on from it.
     let options = Options {
-        threads: args.threads,
         max_context: Some(longest + deepest),
         sessions: 2,
         step_tokens: Options::default().step_tokens,
-        ..args.model.options()
+        ..args.device.choose(args.model.options())
     };
     let model = model::open(&args.model.path()?, options)?;
 

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Store};
-use basert::{Message, Model, Options};
+use basert::{DeviceKind, Message, Model, Options};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
@@ -18,6 +18,34 @@ pub struct ModelArgs {
     /// Describe the model's architecture by this TOML file; may be given several times
     #[arg(long, value_name = "FILE")]
     pub arch_file: Vec<PathBuf>,
+}
+
+/// What the model runs on.
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// What to run on: the CPU, or the slow and exact reference that it is checked against
+    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
+    device: DeviceName,
+    /// Threads of the CPU device [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Reference,
+}
+
+impl DeviceArgs {
+    /// The options, with the device and its threads.
+    pub fn choose(&self, options: Options) -> Options {
+        let device = match self.device {
+            DeviceName::Cpu => DeviceKind::Cpu,
+            DeviceName::Reference => DeviceKind::Reference,
+        };
+        Options { device, threads: self.threads, ..options }
+    }
 }
 
 impl ModelArgs {
@@ -62,9 +90,8 @@ pub struct RunArgs {
     /// The most tokens that prompt and answer have together [default: what the model was trained for, up to 8192]
     #[arg(long, value_name = "TOKENS", value_parser = count(1))]
     max_context: Option<usize>,
-    /// Threads of the CPU device [default: one for each core]
-    #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
-    threads: Option<usize>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Instructions for the whole chat
     #[arg(long, value_name = "TEXT", help_heading = "Chat")]
     pub system: Option<String>,
@@ -87,8 +114,8 @@ impl RunArgs {
     pub fn open(&self, model: &ModelArgs) -> anyhow::Result<Model> {
         let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
         let path = model.path()?;
-        let (threads, max_context) = (self.threads, self.max_context);
-        open(&path, Options { threads, max_context, chat_template, ..model.options() })
+        let options = self.device.choose(model.options());
+        open(&path, Options { max_context: self.max_context, chat_template, ..options })
     }
 
     /// The option of a chat that was given, if any was.
