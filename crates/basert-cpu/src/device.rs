@@ -83,7 +83,7 @@ impl Device for CpuDevice {
         }
         let shared = Shared {
             arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
-            cache: binder.buffer(pages * page_len * size_of::<u16>(), "the KV cache")?,
+            cache: binder.buffer(pages.saturating_mul(page_len * size_of::<u16>()), "the KV cache")?,
             prepared: binder.prepared()?,
             partials: binder.partials()?,
         };
@@ -289,7 +289,7 @@ impl Binder<'_> {
             PlanOp::Attention { cache, heads, .. } => Some(heads * (self.plan.graph.caches[cache.0].head_dim + 2)),
             _ => None,
         });
-        self.buffer(ops.max().unwrap_or(0) * self.pages * size_of::<f32>(), "partial attention")
+        self.buffer(self.pages.saturating_mul(ops.max().unwrap_or(0) * size_of::<f32>()), "partial attention")
     }
 
     /// The attention op that needs the most memory.

@@ -226,7 +226,14 @@ impl Device for ReferenceDevice {
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
         let reference = Reference::new(plan.graph.clone(), &file)?;
         let logits = Matrix::new(0, plan.graph.vocabulary);
-        Ok(Box::new(ReferenceBaked { reference, plan, pages: vec![[0; PAGE]; options.pages], logits }))
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(options.pages).map_err(|_| DeviceError::OutOfMemory {
+            device: self.facts.name.clone(),
+            bytes: options.pages.saturating_mul(size_of::<[u32; PAGE]>()),
+            what: "the cache".to_owned(),
+        })?;
+        pages.resize(options.pages, [0; PAGE]);
+        Ok(Box::new(ReferenceBaked { reference, plan, pages, logits }))
     }
 }
 

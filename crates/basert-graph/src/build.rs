@@ -118,6 +118,15 @@ impl Builder<'_> {
         let logits = self.names.get("logits").copied();
         self.graph.logits = logits.ok_or_else(|| self.wrong("no op computes 'logits'".to_owned()))?;
         self.graph.vocabulary = self.graph.values[self.graph.logits.0].width;
+        for node in &self.graph.nodes {
+            let Op::Embed { weight, .. } = node.op else { continue };
+            let Weight { ref tensor, rows, .. } = self.graph.weights[weight.0];
+            if rows < self.graph.vocabulary {
+                let what =
+                    format!("tensor '{tensor}' has {rows} rows, and there are logits for {}", self.graph.vocabulary);
+                return Err(self.fail(what));
+            }
+        }
         self.refuse_unused()
     }
 
