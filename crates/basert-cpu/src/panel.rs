@@ -297,7 +297,7 @@ fn shape(format: Format, k: usize, rows: &[usize], order: Order) -> Result<(usiz
     }
     let (rows, panels) = match (order, rows) {
         (Order::Stacked, _) => {
-            let rows = rows.iter().sum::<usize>();
+            let rows = rows.iter().fold(0, |sum: usize, &rows| sum.saturating_add(rows));
             (rows, rows.div_ceil(LANES))
         }
         (Order::Paired, [a, b]) if a == b => (*a, 2 * a.div_ceil(LANES)),
