@@ -89,17 +89,8 @@ impl Device for CpuDevice {
         };
         let ropes = binder.ropes();
         let workers = (0..self.pool.threads()).map(|_| binder.worker()).collect::<Result<_, _>>()?;
-        Ok(Box::new(CpuBaked::new(
-            self.pool.clone(),
-            self.isa,
-            plan,
-            file,
-            ops,
-            shared,
-            (pages, page_len),
-            ropes,
-            workers,
-        )))
+        let (pool, isa) = (self.pool.clone(), self.isa);
+        Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, shared, pages, page_len, ropes, workers }))
     }
 }
 

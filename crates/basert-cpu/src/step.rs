@@ -152,34 +152,17 @@ impl RopeTable {
 
 /// A plan bound to the CPU.
 pub(crate) struct CpuBaked {
-    pool: Arc<Pool>,
-    isa: Isa,
-    plan: Arc<Plan>,
-    file: Arc<ModelFile>,
-    ops: Vec<Bound>,
-    shared: Shared,
-    pages: usize,
+    pub pool: Arc<Pool>,
+    pub isa: Isa,
+    pub plan: Arc<Plan>,
+    pub file: Arc<ModelFile>,
+    pub ops: Vec<Bound>,
+    pub shared: Shared,
+    pub pages: usize,
     /// f16 values in a page, all layers together.
-    page_len: usize,
-    ropes: Vec<RopeTable>,
-    workers: Vec<WorkerScratch>,
-}
-
-impl CpuBaked {
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        pool: Arc<Pool>,
-        isa: Isa,
-        plan: Arc<Plan>,
-        file: Arc<ModelFile>,
-        ops: Vec<Bound>,
-        shared: Shared,
-        (pages, page_len): (usize, usize),
-        ropes: Vec<RopeTable>,
-        workers: Vec<WorkerScratch>,
-    ) -> CpuBaked {
-        CpuBaked { pool, isa, plan, file, ops, shared, pages, page_len, ropes, workers }
-    }
+    pub page_len: usize,
+    pub ropes: Vec<RopeTable>,
+    pub workers: Vec<WorkerScratch>,
 }
 
 impl Baked for CpuBaked {
