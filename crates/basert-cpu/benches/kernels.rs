@@ -64,7 +64,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         row.repeat(n)
     };
     let sources = [Source { bytes: &bytes, rows: n }];
-    let one = || pack(pool, format, k, &sources, Order::Stacked).expect("packs");
+    let one = || PackedMatrix::pack_alone(pool, format, k, &sources, Order::Stacked).expect("packs");
     let packing = best(|| drop(one()));
     let matrices: Vec<PackedMatrix> = (0..LARGE / one().bytes()).map(|_| one()).collect();
     let mut out = Vec::new();
@@ -111,17 +111,4 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         bytes.len() as f64 / packing / 1e9,
         matrices[0].bytes() as f64 / bytes.len() as f64,
     );
-}
-
-/// Repacks into memory of its own.
-fn pack(
-    pool: &Pool,
-    format: Format,
-    k: usize,
-    sources: &[Source<'_>],
-    order: Order,
-) -> Result<PackedMatrix, PackError> {
-    let rows: Vec<usize> = sources.iter().map(|source| source.rows).collect();
-    let memory = Buffer::zeroed(PackedMatrix::packed_bytes(format, k, &rows, order)?)?;
-    PackedMatrix::pack(pool, format, k, sources, order, memory, &mut |_| {})
 }

@@ -243,6 +243,22 @@ impl PackedMatrix {
         }
     }
 
+    /// Repacks into memory of its own; see [`pack`](Self::pack).
+    ///
+    /// # Errors
+    /// See [`PackError`].
+    pub fn pack_alone(
+        pool: &Pool,
+        format: Format,
+        k: usize,
+        sources: &[Source<'_>],
+        order: Order,
+    ) -> Result<PackedMatrix, PackError> {
+        let rows: Vec<usize> = sources.iter().map(|source| source.rows).collect();
+        let memory = Buffer::zeroed(PackedMatrix::packed_bytes(format, k, &rows, order)?)?;
+        PackedMatrix::pack(pool, format, k, sources, order, memory, &mut |_| {})
+    }
+
     /// Format of the weights.
     pub fn format(&self) -> Format {
         self.format

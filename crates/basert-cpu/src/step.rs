@@ -387,8 +387,7 @@ impl Run<'_> {
         }
         let (x, out) = (self.view(bound.x, rows), self.view(bound.out.0, rows));
         let quantised = bound.parts.iter().any(|(matrix, ..)| matrix.wants_quantised());
-        let float = bound.parts.iter().any(|(matrix, ..)| !matrix.wants_quantised());
-        let own = rows * x.cols() <= OWN_INPUT && rows == 1;
+        let own = rows == 1 && x.cols() <= OWN_INPUT;
         // SAFETY: prepared inputs have room for the widest; a worker's own are its own.
         let (normed, codes) = unsafe {
             if own {
@@ -402,13 +401,16 @@ impl Run<'_> {
         let prepare = |row: usize| {
             // SAFETY: each row is prepared by one worker, or by each for itself.
             unsafe {
-                let mut input = x.row(row);
-                if let Some((weight, eps)) = &bound.norm {
-                    elementwise::rms_norm(self.isa, input, weight, *eps, normed.row_mut(row));
-                    input = normed.row(row);
-                }
-                if quantised {
-                    codes.write(self.isa, row, input);
+                match &bound.norm {
+                    Some((weight, eps)) if quantised => {
+                        let scratch = normed.row_mut(row);
+                        elementwise::rms_norm_quantise(self.isa, x.row(row), weight, *eps, codes, row, scratch);
+                    }
+                    Some((weight, eps)) => {
+                        elementwise::rms_norm(self.isa, x.row(row), weight, *eps, normed.row_mut(row));
+                    }
+                    None if quantised => codes.write(self.isa, row, x.row(row)),
+                    None => {}
                 }
             }
         };
@@ -419,7 +421,6 @@ impl Run<'_> {
             worker.barrier();
         }
         let floats = if bound.norm.is_some() { normed } else { x };
-        debug_assert!(float || quantised);
 
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
         let grain = (units / (8 * worker.count())).clamp(1, 64);

@@ -73,7 +73,8 @@ fn every_kernel_agrees_with_f64_and_bit_for_bit_with_the_others() {
         let mut random = Random::new(format as u64 + 1);
         let bytes = weights(format, n, k, &mut random);
         let x = random.values(64 * k);
-        let matrix = pack(&pool, format, k, &[Source { bytes: &bytes, rows: n }], Order::Stacked).unwrap();
+        let matrix =
+            PackedMatrix::pack_alone(&pool, format, k, &[Source { bytes: &bytes, rows: n }], Order::Stacked).unwrap();
         let expected = reference(format, &bytes, &x, n, k);
         let all = product(&pool, Isa::Portable, &matrix, &x, 100, None, Epilogue::Store, 0.0);
         for (i, (y, (expected, bound))) in all.iter().zip(&expected).enumerate() {
@@ -97,11 +98,11 @@ fn threads_and_pieces_do_not_matter() {
     let source = [Source { bytes: &bytes, rows: n }];
     let one = Pool::new(Some(1)).unwrap();
     let isa = Isa::detect();
-    let matrix = pack(&one, Format::Q4_K, k, &source, Order::Stacked).unwrap();
+    let matrix = PackedMatrix::pack_alone(&one, Format::Q4_K, k, &source, Order::Stacked).unwrap();
     let expected = product(&one, isa, &matrix, &x, 1000, None, Epilogue::Store, 0.0);
     for (threads, grain) in [(2, 1), (2, 4), (3, 7), (5, 3)] {
         let pool = Pool::new(Some(threads)).unwrap();
-        let matrix = pack(&pool, Format::Q4_K, k, &source, Order::Stacked).unwrap();
+        let matrix = PackedMatrix::pack_alone(&pool, Format::Q4_K, k, &source, Order::Stacked).unwrap();
         let found = product(&pool, isa, &matrix, &x, grain, None, Epilogue::Store, 0.0);
         assert_eq!(bits(&found), bits(&expected));
     }
@@ -123,7 +124,7 @@ fn stacked_sources_are_one_matrix() {
             Source { bytes: &bytes[27 * row..], rows: 1 },
         ];
         let [whole, parts] = [&whole[..], &parts[..]].map(|sources| {
-            let matrix = pack(&pool, format, k, sources, Order::Stacked).unwrap();
+            let matrix = PackedMatrix::pack_alone(&pool, format, k, sources, Order::Stacked).unwrap();
             product(&pool, Isa::detect(), &matrix, &x, 1, None, Epilogue::Store, 0.0)
         });
         assert_eq!(bits(&whole), bits(&parts));
@@ -140,9 +141,9 @@ fn epilogues_do_what_they_say() {
     let bias = random.values(n);
     let x = random.values(m * k);
     let sources = [Source { bytes: &gate, rows: n }, Source { bytes: &up, rows: n }];
-    let stacked = pack(&pool, Format::Q4_1, k, &sources[..1], Order::Stacked).unwrap();
-    let second = pack(&pool, Format::Q4_1, k, &sources[1..], Order::Stacked).unwrap();
-    let paired = pack(&pool, Format::Q4_1, k, &sources, Order::Paired).unwrap();
+    let stacked = PackedMatrix::pack_alone(&pool, Format::Q4_1, k, &sources[..1], Order::Stacked).unwrap();
+    let second = PackedMatrix::pack_alone(&pool, Format::Q4_1, k, &sources[1..], Order::Stacked).unwrap();
+    let paired = PackedMatrix::pack_alone(&pool, Format::Q4_1, k, &sources, Order::Paired).unwrap();
     let mut first: Option<Vec<u32>> = None;
     for isa in Isa::available() {
         let run = |matrix, bias, epilogue, start| product(&pool, isa, matrix, &x, 1, bias, epilogue, start);
@@ -176,8 +177,9 @@ fn epilogues_do_what_they_say() {
 #[test]
 fn what_cannot_be_packed_is_refused() {
     let pool = Pool::new(Some(2)).unwrap();
-    let pack =
-        |format, k, bytes: &[u8], rows, order| pack(&pool, format, k, &[Source { bytes, rows }], order).map(drop);
+    let pack = |format, k, bytes: &[u8], rows, order| {
+        PackedMatrix::pack_alone(&pool, format, k, &[Source { bytes, rows }], order).map(drop)
+    };
     assert!(matches!(pack(Format::Q4_0, 33, &[], 0, Order::Stacked), Err(PackError::BadWidth { block: 32, .. })));
     assert!(matches!(pack(Format::Q4_0, 0, &[], 0, Order::Stacked), Err(PackError::BadWidth { .. })));
     let short = pack(Format::Q4_0, 32, &[0; 35], 2, Order::Stacked);
@@ -219,22 +221,9 @@ fn scales_that_are_not_finite_are_found() {
             bytes[at..at + bad.len()].copy_from_slice(&bad);
             let sources = [Source { bytes: &good, rows: 40 }, Source { bytes: &bytes, rows: 40 }];
             for order in [Order::Stacked, Order::Paired] {
-                let error = pack(&pool, format, k, &sources, order).map(drop);
+                let error = PackedMatrix::pack_alone(&pool, format, k, &sources, order).map(drop);
                 assert_eq!(error, Err(PackError::NotFinite { tensor: 1, row: 33 }), "{format}");
             }
         }
     }
-}
-
-/// Repacks into memory of its own.
-fn pack(
-    pool: &Pool,
-    format: Format,
-    k: usize,
-    sources: &[Source<'_>],
-    order: Order,
-) -> Result<PackedMatrix, PackError> {
-    let rows: Vec<usize> = sources.iter().map(|source| source.rows).collect();
-    let memory = Buffer::zeroed(PackedMatrix::packed_bytes(format, k, &rows, order)?)?;
-    PackedMatrix::pack(pool, format, k, sources, order, memory, &mut |_| {})
 }

@@ -216,9 +216,4 @@ impl Simd for Avx2 {
         let signed = both!(_mm256_sign_epi8(x, operand));
         both!(dot4(acc, magnitude, signed))
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast())
-    }
 }

@@ -181,9 +181,4 @@ impl Simd for Avx512 {
     unsafe fn dot_signed(acc: __m512i, operand: __m512i, x: __m512i) -> __m512i {
         _mm512_dpbusd_epi32(acc, operand, x)
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast())
-    }
 }

@@ -106,9 +106,6 @@ pub trait Simd {
     /// As `dot`, for signed bytes through `signed_operand` and a sum begun with `signed_start`.
     unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I;
 
-    /// Asks for the cache line at `p`, which may be any address.
-    unsafe fn prefetch(p: *const u8);
-
     /// The lanes as an array.
     #[inline(always)]
     unsafe fn lanes(x: Self::F) -> [f32; LANES] {

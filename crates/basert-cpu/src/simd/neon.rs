@@ -251,9 +251,4 @@ impl Simd for Neon {
     unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I {
         each!(sdot(acc, operand, x))
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        asm!("prfm pldl1keep, [{0}]", in(reg) p, options(nostack, preserves_flags, readonly));
-    }
 }

@@ -182,7 +182,4 @@ impl Simd for Portable {
             |i: usize| (4 * i..4 * i + 4).map(|j| i32::from(operand[j] as i8) * i32::from(x[j] as i8)).sum::<i32>();
         from_fn(|i| acc[i] + dot4(i))
     }
-
-    #[inline(always)]
-    unsafe fn prefetch(_p: *const u8) {}
 }
