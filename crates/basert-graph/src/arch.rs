@@ -121,7 +121,7 @@ impl Keys {
     }
 }
 
-/// How a tensor is called in each kind of source; `{layer}` stands for the number of the layer.
+/// How a tensor is called in each kind of source; `{layer}` stands for the number of the layer. And its shape.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorName {
@@ -134,6 +134,9 @@ pub struct TensorName {
     pub optional: bool,
     /// The tensor that takes its place where it is missing.
     pub otherwise: Option<String>,
+    /// Its dimensions, outermost first, for making one; a tensor of a file has a shape of its own.
+    #[serde(default)]
+    pub shape: Vec<Expression>,
 }
 
 /// The ops of a model: once at the start, once for every layer, once at the end.

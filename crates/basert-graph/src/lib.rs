@@ -11,11 +11,15 @@ pub mod expr;
 mod graph;
 mod parameters;
 mod rope;
+mod tensors;
 
 pub use arch::{Architecture, Expression, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
 pub use graph::{
     Activation, Cache, CacheId, Graph, Node, Norm, Op, Pairs, Rope, RopeId, Rows, Value, ValueId, Weight, WeightId,
 };
+pub use parameters::Metadata;
+pub use rope::llama3_factors;
+pub use tensors::{Part, TensorShape};
 
 /// Why no graph could be made of a model file.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! The values of an architecture's names for one model file.
+//! The values of an architecture's names for one model.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,17 +9,43 @@ use crate::GraphError;
 use crate::arch::{Architecture, Expression, Parameter};
 use crate::expr::{self, Value};
 
+/// Where hyperparameters are kept: a model file, or whatever answers like one.
+pub trait Metadata {
+    /// Whose keys it has.
+    fn kind(&self) -> Kind;
+
+    /// What error messages call it.
+    fn name(&self) -> String;
+
+    /// The value of `key`.
+    fn get(&self, key: &str) -> Option<basert_files::Value<'_>>;
+}
+
+impl Metadata for ModelFile {
+    fn kind(&self) -> Kind {
+        ModelFile::kind(self)
+    }
+
+    fn name(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    fn get(&self, key: &str) -> Option<basert_files::Value<'_>> {
+        ModelFile::get(self, key)
+    }
+}
+
 /// Looks up names: values of the layer first, then parameters, then `source` and `layer`.
 pub(crate) struct Parameters<'a> {
     arch: &'a Architecture,
-    file: &'a ModelFile,
+    file: &'a dyn Metadata,
     arch_name: String,
     found: RefCell<BTreeMap<String, Value>>,
     layer: Option<usize>,
 }
 
 impl<'a> Parameters<'a> {
-    pub(crate) fn new(arch: &'a Architecture, file: &'a ModelFile, arch_name: String) -> Self {
+    pub(crate) fn new(arch: &'a Architecture, file: &'a dyn Metadata, arch_name: String) -> Self {
         Parameters { arch, file, arch_name, found: RefCell::default(), layer: None }
     }
 
@@ -32,7 +58,7 @@ impl<'a> Parameters<'a> {
 
     /// An error about the model file.
     pub(crate) fn fail(&self, what: String) -> GraphError {
-        GraphError::Model { file: self.file.path().display().to_string(), what }
+        GraphError::Model { file: self.file.name(), what }
     }
 
     /// The value of an expression.

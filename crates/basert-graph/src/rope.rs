@@ -33,6 +33,13 @@ pub(crate) fn frequencies(dim: usize, base: f64, scaling: Scaling) -> Vec<f32> {
         .collect()
 }
 
+/// What the frequencies of `dim / 2` pairs are divided by under the scaling of Llama 3: such files as name no scaling
+/// hold these numbers as a tensor. `context` is what the model was trained for before it was scaled by `factor`.
+pub fn llama3_factors(dim: usize, base: f64, factor: f64, (low, high): (f64, f64), context: f64) -> Vec<f32> {
+    let scaled = frequencies(dim, base, Scaling::Llama3 { factor, low, high, original_context: context });
+    frequencies(dim, base, Scaling::None).iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

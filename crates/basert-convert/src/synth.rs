@@ -1,0 +1,416 @@
+//! Models of random weights.
+//!
+//! Measuring a kernel needs weights of the right sizes and formats, not ones that mean anything. What does matter is
+//! that values keep their scale on the way through the layers: a matrix of k columns has values of variance 1/k, and
+//! norms are near 1, so that each op gives values near 1 and logits have variance 1.
+//!
+//! To be as fast as the disk, a matrix is not encoded value by value. For each format and scale a pool of random
+//! blocks is encoded once, and matrices are put together out of the pool at random.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Write};
+
+use basert_core::{Format, FormatError, codec};
+use basert_files::{Kind, Problem, TensorSpec, Value, gguf};
+use basert_graph::{Architecture, GraphError, Metadata, Part, TensorShape};
+
+use crate::sizes::{self, Family, Parameter, Size};
+use crate::vocabulary::Vocabulary;
+use crate::{Place, RECIPES, Random, Recipe};
+
+/// Why a model cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum SynthError {
+    /// Something was asked for that there is not.
+    #[error("there is no {what} '{found}'; there is {known}")]
+    Unknown {
+        /// What it would be.
+        what: String,
+        /// What was asked for.
+        found: String,
+        /// What there is, joined.
+        known: String,
+    },
+    /// The table of sizes is wrong.
+    #[error("sizes.toml: {0}")]
+    Sizes(String),
+    /// The architecture does not fit the size.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// The file cannot hold the model.
+    #[error(transparent)]
+    File(#[from] Problem),
+    /// The file cannot be written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A format cannot hold a row.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+}
+
+impl SynthError {
+    fn unknown<'a>(what: impl Into<String>, found: &str, known: impl Iterator<Item = &'a str>) -> SynthError {
+        let known = known.collect::<Vec<_>>().join(", ");
+        SynthError::Unknown { what: what.into(), found: found.to_owned(), known }
+    }
+}
+
+/// A model that is to be written.
+///
+/// ```
+/// use basert_convert::Synth;
+///
+/// let model = Synth::new("qwen3", "tiny", "q4_k_m", false, 1)?;
+/// let mut file = Vec::new();
+/// model.write(&mut file, &mut |_written, _total| {})?;
+/// assert!(basert_files::gguf::parse(&file).is_ok());
+/// # Ok::<(), basert_convert::SynthError>(())
+/// ```
+#[derive(Debug)]
+pub struct Synth {
+    arch: String,
+    parameters: BTreeMap<String, Parameter>,
+    /// The parameters as a file keeps them: by metadata key.
+    metadata: Keys,
+    size: Size,
+    recipe: Recipe,
+    seed: u64,
+    tensors: Vec<(TensorShape, Format)>,
+}
+
+#[derive(Debug)]
+struct Keys {
+    name: String,
+    values: BTreeMap<String, Parameter>,
+}
+
+impl Metadata for Keys {
+    fn kind(&self) -> Kind {
+        Kind::Gguf
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn get(&self, key: &str) -> Option<Value<'_>> {
+        self.values.get(key).map(|value| match value {
+            Parameter::Count(x) => Value::Uint(u64::from(*x)),
+            Parameter::Number(x) => Value::Float(f64::from(*x)),
+            Parameter::Text(text) => Value::Str(text),
+        })
+    }
+}
+
+impl Synth {
+    /// A model of a family and size of `sizes.toml`, quantised by a recipe, or by its main format alone where it is
+    /// to be `pure`. The same `seed` gives the same bytes.
+    ///
+    /// # Errors
+    /// When there is no such family, size or recipe; the error lists those there are.
+    pub fn new(arch: &str, size: &str, quant: &str, pure: bool, seed: u64) -> Result<Synth, SynthError> {
+        let families = sizes::built_in().map_err(|error| SynthError::Sizes(error.to_string()))?;
+        let unknown = || SynthError::unknown("architecture", arch, families.keys().map(String::as_str));
+        let family = families.get(arch).ok_or_else(unknown)?;
+        let size_names = family.sizes.keys().map(String::as_str);
+        let unknown = || SynthError::unknown(format!("size of {arch}"), size, size_names);
+        let size = family.sizes.get(&size.to_lowercase()).ok_or_else(unknown)?;
+        let unknown = || SynthError::unknown("quantisation", quant, RECIPES.iter().map(|recipe| recipe.name));
+        let recipe = Recipe::named(quant).ok_or_else(unknown)?;
+        let recipe = if pure { recipe.pure() } else { recipe };
+        Synth::of(arch, family, size, recipe, seed)
+    }
+
+    fn of(arch: &str, family: &Family, size: &Size, recipe: Recipe, seed: u64) -> Result<Synth, SynthError> {
+        let wrong = |what: String| SynthError::Sizes(format!("{}: {what}", size.model));
+        let built_in = Architecture::built_in()?;
+        let architecture = built_in.iter().find(|family| family.name == arch);
+        let architecture = architecture.ok_or_else(|| wrong(format!("there is no architecture file for '{arch}'")))?;
+
+        let mut parameters = family.parameters.clone();
+        parameters.extend(size.parameters.clone());
+        let mut values = BTreeMap::new();
+        for (name, value) in &parameters {
+            let key = match architecture.parameters.get(name) {
+                Some(basert_graph::Parameter::Stored(stored)) => stored.gguf.as_slice().first(),
+                _ => None,
+            };
+            let key = key.ok_or_else(|| wrong(format!("'{name}' is not a parameter that GGUF files keep")))?;
+            values.insert(key.replace("{arch}", arch), value.clone());
+        }
+        let metadata = Keys { name: size.model.clone(), values };
+
+        let mut with: Vec<&str> = family.tensors.iter().chain(&size.tensors).map(String::as_str).collect();
+        with.extend(size.rope_factors.map(|_| "rope_factors"));
+        if let Some(unknown) = with.iter().find(|name| !architecture.tensors.contains_key(**name)) {
+            return Err(wrong(format!("there is no tensor '{unknown}'")));
+        }
+        let shapes = architecture.tensors(&metadata, arch, &|name| with.contains(&name))?;
+
+        let count = |name: &str| match parameters.get(name) {
+            Some(Parameter::Count(x)) => Ok(*x as usize),
+            _ => Err(wrong(format!("'{name}' is not a number"))),
+        };
+        let (layers, heads, kv_heads) = (count("layers")?, count("heads")?, count("kv_heads")?);
+        let tied = !with.contains(&"output");
+        let format = |tensor: &TensorShape| match (tensor.part, &tensor.shape[..]) {
+            (Part::Matrix, &[_, columns]) => recipe.format(&Place {
+                tensor: &tensor.key,
+                layer: tensor.layer.unwrap_or(0),
+                layers,
+                columns,
+                queries_per_kv: heads / kv_heads.max(1),
+                tied,
+            }),
+            _ => Format::F32,
+        };
+        let tensors = shapes.into_iter().map(|tensor| (format(&tensor), tensor)).map(|(f, t)| (t, f)).collect();
+        Ok(Synth { arch: arch.to_owned(), parameters, metadata, size: size.clone(), recipe, seed, tensors })
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> String {
+        format!("{} {}, random weights", self.size.model, self.recipe.name)
+    }
+
+    /// Name and format of each tensor, in the order of the file.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = (&str, Format)> {
+        self.tensors.iter().map(|(tensor, format)| (tensor.name.as_str(), *format))
+    }
+
+    /// Writes a GGUF file. `progress` is told how many bytes of the tensors are written, and of how many.
+    ///
+    /// # Errors
+    /// When the output fails.
+    pub fn write(&self, out: impl Write, progress: &mut dyn FnMut(u64, u64)) -> Result<(), SynthError> {
+        let specs: Vec<_> =
+            self.tensors.iter().map(|(tensor, format)| TensorSpec::new(&tensor.name, *format, &tensor.shape)).collect();
+        let lengths = specs.iter().map(TensorSpec::byte_len).collect::<Result<Vec<_>, _>>()?;
+        let mut writer = self.header()?;
+        specs.into_iter().try_for_each(|spec| writer.declare(spec))?;
+
+        let total: u64 = lengths.iter().map(|&len| len as u64).sum();
+        let mut written = 0;
+        let mut pools = Pools { seed: self.seed, most: self.most_tiles(), pools: HashMap::new() };
+        let mut out = writer.begin(out)?;
+        let mut chunk = Vec::with_capacity(CHUNK);
+        for (stream, ((tensor, format), &len)) in self.tensors.iter().zip(&lengths).enumerate() {
+            // Streams of pools are numbered by format and columns, and there are no formats as high as this.
+            let mut random = Random::new(self.seed, 1 << 63 | stream as u64);
+            let mut left = len;
+            while left > 0 {
+                chunk.clear();
+                match tensor.part {
+                    Part::Matrix => {
+                        let pool = pools.of(*format, tensor.shape.last().copied().unwrap_or(1))?;
+                        while chunk.len() < CHUNK.min(left) {
+                            chunk.extend_from_slice(pool.draw(&mut random));
+                        }
+                    }
+                    part => self.vector(part, len / size_of::<f32>(), &mut random, &mut chunk),
+                }
+                chunk.truncate(left);
+                out.append(&chunk)?;
+                left -= chunk.len();
+                written += chunk.len() as u64;
+                progress(written, total);
+            }
+        }
+        out.finish()?;
+        Ok(())
+    }
+
+    /// Everything but the tensors.
+    fn header(&self) -> Result<gguf::Writer, SynthError> {
+        let mut writer = gguf::Writer::new();
+        writer.set("general.architecture", self.arch.as_str())?;
+        writer.set("general.type", "model")?;
+        writer.set("general.name", &self.name())?;
+        writer.set("general.file_type", &self.recipe.file_type)?;
+        writer.set("general.quantization_version", &2u32)?;
+        for (key, value) in &self.metadata.values {
+            match value {
+                Parameter::Count(x) => writer.set(key, x)?,
+                Parameter::Number(x) => writer.set(key, x)?,
+                Parameter::Text(text) => writer.set(key, text)?,
+            }
+        }
+        let count = match self.parameters.get("vocabulary") {
+            Some(Parameter::Count(count)) => *count as usize,
+            _ => Vocabulary::LEAST,
+        };
+        let vocabulary = Vocabulary::new(count);
+        writer.set("tokenizer.ggml.model", "gpt2")?;
+        writer.set("tokenizer.ggml.pre", "gpt-2")?;
+        writer.set("tokenizer.ggml.tokens", &vocabulary.tokens)?;
+        writer.set("tokenizer.ggml.token_type", &vocabulary.types)?;
+        writer.set("tokenizer.ggml.merges", &vocabulary.merges)?;
+        writer.set("tokenizer.ggml.bos_token_id", &vocabulary.bos)?;
+        writer.set("tokenizer.ggml.eos_token_id", &vocabulary.eos)?;
+        writer.set("tokenizer.ggml.add_bos_token", &false)?;
+        Ok(writer)
+    }
+
+    /// Appends a vector of f32.
+    fn vector(&self, part: Part, len: usize, random: &mut Random, out: &mut Vec<u8>) {
+        let mut normal = |mean: f32| (0..len).map(|_| mean + 0.1 * random.normal()).collect::<Vec<_>>();
+        let values = match (part, self.size.rope_factors) {
+            (Part::RopeFactors, Some(scaling)) => {
+                let base = match self.parameters.get("rope_base") {
+                    Some(Parameter::Number(base)) => f64::from(*base),
+                    _ => 10_000.0,
+                };
+                let sizes::Llama3Scaling { factor, low, high, context } = scaling;
+                basert_graph::llama3_factors(2 * len, base, factor, (low, high), context)
+            }
+            (Part::Bias, _) => normal(0.0),
+            _ => normal(1.0),
+        };
+        out.extend(values.into_iter().flat_map(f32::to_le_bytes));
+    }
+
+    /// Tiles that the largest matrix has, up to what a pool has at most.
+    fn most_tiles(&self) -> usize {
+        let values = self.tensors.iter().map(|(tensor, _)| tensor.shape.iter().product::<usize>()).max().unwrap_or(0);
+        values.div_ceil(TILE).min(TILES)
+    }
+}
+
+/// Bytes that are written at once.
+const CHUNK: usize = 1 << 20;
+/// Values of the pieces that matrices are made of: a multiple of every block.
+const TILE: usize = 256;
+/// Different tiles of one format and scale.
+const TILES: usize = 4096;
+
+/// Encoded tiles of one format and scale.
+struct Pool {
+    bytes: Vec<u8>,
+    tile: usize,
+}
+
+impl Pool {
+    /// Tiles of normal values of variance 1 / `columns`.
+    fn new(format: Format, columns: usize, tiles: usize, seed: u64) -> Result<Pool, FormatError> {
+        let tile = format.row_bytes(TILE)?;
+        let mut random = Random::new(seed, (format as u64) << 48 | columns as u64);
+        let deviation = 1.0 / (columns as f32).sqrt();
+        let mut bytes = vec![0; tiles * tile];
+        let mut values = [0.0; TILE];
+        for bytes in bytes.chunks_exact_mut(tile) {
+            values.fill_with(|| deviation * random.normal());
+            codec::encode(format, &values, bytes)?;
+        }
+        Ok(Pool { bytes, tile })
+    }
+
+    /// A tile at random.
+    fn draw(&self, random: &mut Random) -> &[u8] {
+        let start = self.tile * random.below(self.bytes.len() / self.tile);
+        &self.bytes[start..start + self.tile]
+    }
+}
+
+/// Pools by format and columns, made when they are first needed.
+struct Pools {
+    seed: u64,
+    most: usize,
+    pools: HashMap<(Format, usize), Pool>,
+}
+
+impl Pools {
+    fn of(&mut self, format: Format, columns: usize) -> Result<&Pool, FormatError> {
+        use std::collections::hash_map::Entry;
+        match self.pools.entry((format, columns)) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => Ok(entry.insert(Pool::new(format, columns, self.most, self.seed)?)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(arch: &str, size: &str, quant: &str, seed: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        Synth::new(arch, size, quant, false, seed).unwrap().write(&mut out, &mut |_, _| {}).unwrap();
+        out
+    }
+
+    #[test]
+    fn a_seed_fixes_every_byte() {
+        let one = bytes("llama", "tiny", "q5_k_m", 1);
+        assert!(one == bytes("llama", "tiny", "q5_k_m", 1));
+        let other = bytes("llama", "tiny", "q5_k_m", 2);
+        assert!(one != other && one.len() == other.len());
+    }
+
+    #[test]
+    fn matrices_have_the_scale_of_their_columns() {
+        for recipe in &RECIPES {
+            let file = bytes("gemma3", "tiny", recipe.name, 1);
+            let parsed = gguf::parse(&file).unwrap();
+            for (name, tensor) in &parsed.tensors {
+                let mut values = vec![0.0; tensor.shape.iter().product()];
+                codec::decode(tensor.format, &file[tensor.range.clone()], &mut values).unwrap();
+                let n = values.len() as f64;
+                let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+                let variance = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+                let (is_norm, columns) = (tensor.shape.len() == 1, tensor.shape[tensor.shape.len() - 1] as f64);
+                let (centre, expected) = if is_norm { (1.0, 0.01) } else { (0.0, 1.0 / columns) };
+                let what = format!("{} {name}: {mean} {variance}", recipe.name);
+                assert!((mean - centre).abs() < 0.3 * expected.sqrt(), "{what}");
+                assert!((0.5..1.5).contains(&(variance / expected)), "{what}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_published_size_has_its_parameters() {
+        let published = [
+            ("llama 135m", 134.5),
+            ("llama 360m", 361.8),
+            ("llama 1.7b", 1711.4),
+            ("llama 1b", 1235.8),
+            ("llama 3b", 3212.7),
+            ("llama 8b", 8030.3),
+            ("qwen2 0.5b", 494.0),
+            ("qwen2 1.5b", 1543.7),
+            ("qwen2 3b", 3085.9),
+            ("qwen2 7b", 7615.6),
+            ("qwen3 0.6b", 596.0),
+            ("qwen3 1.7b", 1720.6),
+            ("qwen3 4b", 4022.5),
+            ("qwen3 8b", 8190.7),
+            ("gemma3 270m", 268.1),
+            ("gemma3 1b", 999.9),
+            ("gemma3 4b", 3880.1),
+        ];
+        let mut seen = 0;
+        for (arch, family) in sizes::built_in().unwrap() {
+            for size in family.sizes.keys().filter(|size| *size != "tiny") {
+                let model = Synth::new(&arch, size, "q4_0", false, 0).unwrap();
+                let values: usize =
+                    model.tensors.iter().map(|(tensor, _)| tensor.shape.iter().product::<usize>()).sum();
+                let name = format!("{arch} {size}");
+                let expected = published.iter().find(|row| row.0 == name).unwrap().1;
+                assert!((values as f64 / 1e6 - expected).abs() < 0.1, "{name}: {values}");
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, published.len());
+    }
+
+    #[test]
+    fn what_there_is_not_is_answered_with_what_there_is() {
+        let error = |arch, size, quant| Synth::new(arch, size, quant, false, 0).unwrap_err().to_string();
+        assert_eq!(
+            error("qwen9", "8b", "q4_0"),
+            "there is no architecture 'qwen9'; there is gemma3, llama, qwen2, qwen3"
+        );
+        assert_eq!(error("qwen3", "70b", "q4_0"), "there is no size of qwen3 '70b'; there is 0.6b, 1.7b, 4b, 8b, tiny");
+        let unknown = error("qwen3", "8b", "q4_9");
+        assert!(unknown.starts_with("there is no quantisation 'q4_9'; there is f32, ") && unknown.contains("q4_k_m"));
+    }
+}
