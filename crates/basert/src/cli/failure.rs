@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use basert::files::{FileError, Problem};
 use basert::graph::GraphError;
 use basert::{Error, hub};
+use basert_convert::SynthError;
 use basert_engine::EngineError;
 
 /// Something that the user asked for cannot be, and another command line would be right.
@@ -55,6 +56,7 @@ fn is_mistake(error: &anyhow::Error) -> bool {
         cause.is::<Mistake>()
             || cause.downcast_ref().is_some_and(is_mistaken_use)
             || cause.downcast_ref().is_some_and(is_mistaken_name)
+            || cause.downcast_ref().is_some_and(|error| matches!(error, SynthError::Unknown { .. }))
     })
 }
 

@@ -11,6 +11,7 @@ mod plan;
 mod progress;
 mod sampling;
 mod store;
+mod synth;
 mod units;
 
 use std::io;
@@ -54,6 +55,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Show how a model is computed, and what bounds its speed
     Plan(plan::Args),
+    /// Write a model of random weights, to measure with
+    Synth(synth::Args),
     /// Fetch a model, or bring it up to date
     Pull(store::PullArgs),
     /// List the models that are here, and those known by name
@@ -76,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),
         Command::Rm(args) => store::remove(&args),

@@ -1,0 +1,78 @@
+//! `basert synth`.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use basert_convert::Synth;
+
+use super::failure::mistake;
+use super::{progress, units};
+
+/// Writes a model of random weights: right in every size, format and key, and without any meaning. It runs here and
+/// in other engines as fast as the model it is shaped after.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  basert synth --arch qwen3 --size 1.7b --quant q8_0 qwen3.gguf
+  basert synth --arch llama --size 135m --quant q4_k_m smollm2.gguf && basert bench ./smollm2.gguf
+
+Architectures are llama (SmolLM2, Llama 3.x), qwen2 (Qwen2.5), qwen3 and gemma3; a name that is unknown is answered \
+with those there are. Quantisations are the mixtures of llama.cpp: q4_k_m and so on have a few tensors in a finer \
+format, and of q4_0 and so on the output matrix is Q6_K or Q8_0; --pure has every matrix in the same.")]
+pub struct Args {
+    /// The file to write
+    #[arg(value_name = "OUT.gguf")]
+    out: PathBuf,
+    /// The architecture
+    #[arg(long, value_name = "NAME")]
+    arch: String,
+    /// One of the sizes in which models of that architecture were published, such as 1.7b; or tiny
+    #[arg(long, value_name = "NAME")]
+    size: String,
+    /// The quantisation: f32, f16, bf16, q8_0, q4_0, q4_k_m, …
+    #[arg(long, value_name = "NAME")]
+    quant: String,
+    /// Every matrix in the same format
+    #[arg(long)]
+    pure: bool,
+    /// The same seed gives the same file
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Replace the file if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let model = Synth::new(&args.arch, &args.size, &args.quant, args.pure, args.seed)?;
+    let taken = || mistake(format!("'{}' exists already; --force replaces it", args.out.display()));
+    if !args.force && args.out.exists() {
+        return Err(taken());
+    }
+    // Never a part of a model under the name of one, and never a change under whoever has the old one open.
+    let mut part = args.out.clone().into_os_string();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let done = write(&model, &part).with_context(|| format!("cannot write '{}'", part.display())).and_then(|()| {
+        if !args.force && args.out.exists() {
+            return Err(taken());
+        }
+        fs::rename(&part, &args.out).with_context(|| format!("cannot write '{}'", args.out.display()))
+    });
+    if done.is_err() {
+        // What matters is why it failed, not whether this did as well.
+        let _ = fs::remove_file(&part);
+    }
+    done?;
+    let bytes = fs::metadata(&args.out)?.len() as f64;
+    Ok(writeln!(io::stdout(), "{} ({}) is at {}", model.name(), units::bytes(bytes), args.out.display())?)
+}
+
+fn write(model: &Synth, path: &Path) -> anyhow::Result<()> {
+    let mut bar = progress::LateBar::bytes("writing");
+    let file = BufWriter::new(File::create(path)?);
+    Ok(model.write(file, &mut |done, total| bar.set(done as usize, total as usize))?)
+}

@@ -1,0 +1,52 @@
+//! Models of random weights, as `basert synth` makes them, run.
+
+use std::fs::File;
+
+use basert::{DeviceKind, Model, Options};
+use basert_convert::{RECIPES, Synth, sizes};
+
+/// Logits after a few tokens.
+fn logits(path: &std::path::Path, device: DeviceKind, tokens: &[u32]) -> Vec<f32> {
+    let model = Model::open(path, Options { device, threads: Some(1), ..Options::default() }).unwrap();
+    let mut session = model.session();
+    session.sync(tokens).unwrap();
+    session.logits().to_vec()
+}
+
+/// One more token makes one more pass over the cache; the window of Gemma's tiny model is passed.
+const TOKENS: [u32; 20] =
+    [72, 101, 108, 108, 111, 32, 119, 111, 114, 108, 100, 300, 301, 302, 303, 304, 305, 256, 10, 9];
+
+#[test]
+fn every_family_runs_in_every_quantisation() {
+    let folder = tempfile::tempdir().unwrap();
+    for arch in sizes::built_in().unwrap().keys() {
+        for recipe in &RECIPES {
+            let path = folder.path().join(format!("{arch}-{}.gguf", recipe.name));
+            Synth::new(arch, "tiny", recipe.name, false, 7)
+                .unwrap()
+                .write(File::create(&path).unwrap(), &mut |_, _| {})
+                .unwrap();
+            let fast = logits(&path, DeviceKind::Cpu, &TOKENS);
+            let exact = logits(&path, DeviceKind::Reference, &TOKENS);
+            let name = format!("{arch} {}", recipe.name);
+            assert!(fast.len() == exact.len() && fast.len() == 384, "{name}");
+            let rms = |values: &mut dyn Iterator<Item = f32>| (values.map(|x| x * x).sum::<f32>() / 384.0).sqrt();
+            let (size, error) =
+                (rms(&mut exact.iter().copied()), rms(&mut fast.iter().zip(&exact).map(|(a, b)| a - b)));
+            assert!((0.3..3.0).contains(&size), "{name}: logits are of size {size}");
+            assert!(error < 0.1 * size, "{name}: {error} of {size}");
+        }
+    }
+}
+
+#[test]
+fn text_survives_the_vocabulary() {
+    let file = tempfile::Builder::new().suffix(".gguf").tempfile().unwrap();
+    Synth::new("qwen3", "tiny", "q8_0", false, 1).unwrap().write(file.as_file(), &mut |_, _| {}).unwrap();
+    let model = Model::open(file.path(), Options::default()).unwrap();
+    let text = "Then the näive and tothing\n 東京 \u{1f600}";
+    let tokens = model.text_tokens(text).unwrap();
+    assert!(tokens.len() < text.len(), "nothing was merged: {tokens:?}");
+    assert_eq!(model.tokenizer().decode(&tokens, false), text);
+}
