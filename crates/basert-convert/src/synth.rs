@@ -5,7 +5,7 @@
 //! norms are near 1, so that each op gives values near 1 and logits have variance 1.
 //!
 //! To be as fast as the disk, a matrix is not encoded value by value. For each format and scale a pool of random
-//! blocks is encoded once, and matrices are put together out of the pool at random.
+//! blocks is encoded once, and matrices are put together out of the pool in random order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
@@ -198,13 +198,14 @@ impl Synth {
             // Streams of pools are numbered by format and columns, and there are no formats as high as this.
             let mut random = Random::new(self.seed, 1 << 63 | stream as u64);
             let mut left = len;
+            let mut shuffle = Shuffle::default();
             while left > 0 {
                 chunk.clear();
                 match tensor.part {
                     Part::Matrix => {
                         let pool = pools.of(*format, tensor.shape.last().copied().unwrap_or(1))?;
                         while chunk.len() < CHUNK.min(left) {
-                            chunk.extend_from_slice(pool.draw(&mut random));
+                            chunk.extend_from_slice(pool.tile(shuffle.next(pool.tiles(), &mut random)));
                         }
                     }
                     part => self.vector(part, len / size_of::<f32>(), &mut random, &mut chunk),
@@ -304,10 +305,33 @@ impl Pool {
         Ok(Pool { bytes, tile })
     }
 
-    /// A tile at random.
-    fn draw(&self, random: &mut Random) -> &[u8] {
-        let start = self.tile * random.below(self.bytes.len() / self.tile);
-        &self.bytes[start..start + self.tile]
+    fn tiles(&self) -> usize {
+        self.bytes.len() / self.tile
+    }
+
+    fn tile(&self, i: usize) -> &[u8] {
+        &self.bytes[self.tile * i..self.tile * (i + 1)]
+    }
+}
+
+/// Numbers in a random order, and when all are used up, in another. So no two rows of a small matrix are equal.
+#[derive(Default)]
+struct Shuffle {
+    order: Vec<usize>,
+    used: usize,
+}
+
+impl Shuffle {
+    /// The next one of the numbers below `count`, which is always the same.
+    fn next(&mut self, count: usize, random: &mut Random) -> usize {
+        if self.used == self.order.len() {
+            self.used = 0;
+            self.order.extend(self.order.len()..count);
+        }
+        let (i, j) = (self.used, self.used + random.below(count - self.used));
+        self.order.swap(i, j);
+        self.used += 1;
+        self.order[i]
     }
 }
 
@@ -344,6 +368,19 @@ mod tests {
         assert!(one == bytes("llama", "tiny", "q5_k_m", 1));
         let other = bytes("llama", "tiny", "q5_k_m", 2);
         assert!(one != other && one.len() == other.len());
+    }
+
+    #[test]
+    fn a_shuffle_has_every_number_before_any_comes_again() {
+        let (mut shuffle, mut random) = (Shuffle::default(), Random::new(1, 1));
+        let mut pass = || (0..100).map(|_| shuffle.next(100, &mut random)).collect::<Vec<_>>();
+        let (first, second) = (pass(), pass());
+        assert_ne!(first, second);
+        for mut pass in [first, second] {
+            assert!(pass.windows(2).any(|pair| pair[0] > pair[1]));
+            pass.sort();
+            assert_eq!(pass, (0..100).collect::<Vec<_>>());
+        }
     }
 
     #[test]
