@@ -1,13 +1,14 @@
-//! What the machine can do at most: the two numbers of a roofline (Williams et al. 2009).
+//! What the machine can do at most: the numbers of a roofline (Williams et al. 2009), as measured. A shared machine
+//! differs from minute to minute, so these are to be measured together with what is compared with them.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use crate::isa::dispatch;
-use crate::simd::Simd;
+use crate::simd::{LANES, Simd};
 use crate::{AllocError, Buffer, Isa, Pool, WorkerPanicked};
 
-/// The peaks of this machine, with all its cores, as measured. A shared machine differs from minute to minute.
+/// The peaks of this machine, with all its cores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Machine {
     /// Bytes that can be read from memory in a second.
@@ -32,10 +33,10 @@ pub enum MeasureError {
 }
 
 impl Machine {
-    /// Measures for about half a second.
+    /// Measures for about a second.
     ///
     /// # Errors
-    /// When threads or 192 MB of memory cannot be had.
+    /// When threads or [`BEYOND_CACHES`] of memory cannot be had.
     pub fn measure() -> Result<Machine, MeasureError> {
         let pool = Pool::new(None)?;
         Ok(Machine { bandwidth: bandwidth(&pool)?, rate: rate(&pool, Isa::detect())? })
@@ -56,32 +57,78 @@ fn fastest(mut run: impl FnMut() -> Result<(), WorkerPanicked>) -> Result<f64, W
     Ok(best)
 }
 
-/// Bytes a second that the pool's threads read together, from a buffer larger than the last-level cache.
+/// More bytes than any last-level cache keeps.
+pub const BEYOND_CACHES: usize = 512 << 20;
+
+/// Bytes a second that the pool's threads read together from memory.
 ///
 /// # Errors
 /// When there is too little memory.
 pub fn bandwidth(pool: &Pool) -> Result<f64, MeasureError> {
-    const LARGE: usize = 192 << 20;
-    let mut buffer = Buffer::zeroed(LARGE)?;
-    buffer.fill(1);
+    Ok(read_rates(pool, Isa::detect(), &[BEYOND_CACHES])?[0])
+}
+
+/// Bytes a second that the pool's threads read together, over and over, from working sets of these sizes: small ones
+/// stay in caches.
+///
+/// # Errors
+/// When there is too little memory for the largest, or a thread fails.
+pub fn read_rates(pool: &Pool, isa: Isa, sizes: &[usize]) -> Result<Vec<f64>, MeasureError> {
+    /// What is read in one run at least: enough that waking the threads does not count.
+    const RUN: usize = 64 << 20;
+    let largest = sizes.iter().copied().max().unwrap_or(0);
+    let mut buffer = Buffer::zeroed(largest)?;
+    buffer.fill(0x3f);
     let lines = buffer.as_chunks::<64>().0;
-    let seconds = fastest(|| {
-        pool.run(|worker| {
-            let mut sum = [0u64; 8];
-            for line in &lines[worker.share(lines.len())] {
-                for (sum, word) in sum.iter_mut().zip(line.as_chunks::<8>().0) {
-                    *sum = sum.wrapping_add(u64::from_le_bytes(*word));
+    let rate = |&size: &usize| {
+        let lines = &lines[..size / 64];
+        let passes = RUN.div_ceil(size.max(1));
+        let seconds = fastest(|| {
+            pool.run(|worker| {
+                let part = lines[worker.share(lines.len())].as_flattened();
+                for _ in 0..passes {
+                    // SAFETY: it reads inside of `part`.
+                    black_box(unsafe { read(isa, black_box(part)) });
                 }
+            })
+        })?;
+        Ok((passes * lines.len() * 64) as f64 / seconds)
+    };
+    sizes.iter().map(rate).collect()
+}
+
+dispatch! {
+    /// Reads all of the bytes but a rest of less than 1 KiB, from four places at once.
+    unsafe fn read(bytes: &[u8]) -> f32 = read_kernel;
+}
+
+#[inline(always)]
+unsafe fn read_kernel<S: Simd>(bytes: &[u8]) -> f32 {
+    const STREAMS: usize = 4;
+    const VECTOR: usize = LANES * size_of::<f32>();
+    let stream = bytes.len() / STREAMS / VECTOR * VECTOR;
+    // SAFETY: the caller has the instructions; every vector lies within its stream, and the streams within the bytes.
+    unsafe {
+        let mut sums = [S::splat(0.0); STREAMS];
+        for at in (0..stream).step_by(VECTOR) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = S::add(*sum, S::load(bytes.as_ptr().add(i * stream + at).cast()));
             }
-            black_box(sum);
-        })
-    })?;
-    Ok(LARGE as f64 / seconds)
+        }
+        sums.into_iter().map(|sum| S::sum(sum)).sum()
+    }
 }
 
 const REPEAT: usize = 100_000;
-/// Dot products that do not wait for each other: enough to hide their latency.
-const CHAINS: usize = 12;
+
+/// Operations that do not wait for each other: enough to hide their latency, and no more than there are registers for.
+fn chains(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 12,
+        Isa::Avx2 => 6,
+        Isa::Neon | Isa::Portable => 4,
+    }
+}
 
 /// Operations a second of the integer dot product, by all threads of the pool together, on registers.
 ///
@@ -90,20 +137,51 @@ const CHAINS: usize = 12;
 pub fn rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
     let seconds = fastest(|| {
         pool.run(|_| {
+            let x = black_box([3; 64]);
             // SAFETY: it has no requirements but the instructions, which the machine has.
-            black_box(unsafe { dots(isa, black_box([3; 64])) });
+            black_box(unsafe {
+                match chains(isa) {
+                    12 => dots::<12>(isa, x),
+                    6 => dots::<6>(isa, x),
+                    _ => dots::<4>(isa, x),
+                }
+            });
         })
     })?;
-    Ok((2 * 64 * CHAINS * REPEAT * pool.threads()) as f64 / seconds)
+    Ok((2 * 4 * LANES * chains(isa) * REPEAT * pool.threads()) as f64 / seconds)
+}
+
+/// Operations a second of fused multiplications and additions of f32, as [`rate`].
+///
+/// # Errors
+/// When a thread fails.
+pub fn float_rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
+    let seconds = fastest(|| {
+        pool.run(|_| {
+            let x = black_box(0.5);
+            // SAFETY: it has no requirements but the instructions, which the machine has.
+            black_box(unsafe {
+                match chains(isa) {
+                    12 => fmas::<12>(isa, x),
+                    6 => fmas::<6>(isa, x),
+                    _ => fmas::<4>(isa, x),
+                }
+            });
+        })
+    })?;
+    Ok((2 * LANES * chains(isa) * REPEAT * pool.threads()) as f64 / seconds)
 }
 
 dispatch! {
     /// Many dot products of the same 64 bytes.
-    unsafe fn dots(bytes: [i8; 64]) -> f32 = dots_kernel;
+    unsafe fn dots[const CHAINS: usize](bytes: [i8; 64]) -> f32 = dots_kernel::<CHAINS>;
+
+    /// Many products of `x` with sums.
+    unsafe fn fmas[const CHAINS: usize](x: f32) -> f32 = fmas_kernel::<CHAINS>;
 }
 
 #[inline(always)]
-unsafe fn dots_kernel<S: Simd>(bytes: [i8; 64]) -> f32 {
+unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(bytes: [i8; 64]) -> f32 {
     // SAFETY: the caller has the instructions, and four bytes are there to be read.
     unsafe {
         let x = S::broadcast4(bytes.as_ptr());
@@ -117,6 +195,21 @@ unsafe fn dots_kernel<S: Simd>(bytes: [i8; 64]) -> f32 {
     }
 }
 
+#[inline(always)]
+unsafe fn fmas_kernel<S: Simd, const CHAINS: usize>(x: f32) -> f32 {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let x = S::splat(x);
+        let mut sums = [S::splat(1.0); CHAINS];
+        for _ in 0..REPEAT {
+            for sum in &mut sums {
+                *sum = S::fma(*sum, x, x);
+            }
+        }
+        sums.into_iter().map(|sum| S::sum(sum)).sum()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,5 +219,18 @@ mod tests {
         let machine = Machine::measure().unwrap();
         assert!(machine.bandwidth > 1e8 && machine.bandwidth < 1e14, "{machine:?}");
         assert!(machine.rate > machine.bandwidth && machine.rate < 1e17, "{machine:?}");
+    }
+
+    #[test]
+    fn every_instruction_set_is_measured() {
+        let pool = Pool::new(Some(1)).unwrap();
+        for isa in Isa::available() {
+            let reads = read_rates(&pool, isa, &[1 << 20, 4 << 20]).unwrap();
+            let rates = [rate(&pool, isa).unwrap(), float_rate(&pool, isa).unwrap()];
+            assert!(
+                reads.len() == 2 && reads.iter().chain(&rates).all(|&x| x > 1e7 && x < 1e16),
+                "{reads:?} {rates:?}"
+            );
+        }
     }
 }

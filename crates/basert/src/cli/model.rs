@@ -38,6 +38,16 @@ enum DeviceName {
 }
 
 impl DeviceArgs {
+    /// Threads of the CPU device, if they were given.
+    pub fn threads(&self) -> Option<usize> {
+        self.threads
+    }
+
+    /// Whether that is the CPU, as fast as it can be.
+    pub fn is_cpu(&self) -> bool {
+        matches!(self.device, DeviceName::Cpu)
+    }
+
     /// The options, with the device and its threads.
     pub fn choose(&self, options: Options) -> Options {
         let device = match self.device {

@@ -1,5 +1,8 @@
 //! The `basert` command, run as a user runs it.
 
+mod bench;
+mod synth;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
@@ -86,7 +89,7 @@ fn in_store(store: &Path, arguments: &[&str]) -> Run {
 #[test]
 fn every_command_explains_itself() {
     let overview = basert(&["--help"]).ok();
-    for name in ["complete", "chat", "bench", "inspect", "plan", "pull", "list", "rm", "completions"] {
+    for name in ["complete", "chat", "bench", "inspect", "plan", "synth", "pull", "list", "rm", "completions"] {
         assert!(overview.contains(&format!("  {name} ")), "{name}");
         let help = basert(&[name, "--help"]).ok();
         assert!(help.contains("Usage: basert") && help.contains("Example"), "{help}");
@@ -224,28 +227,6 @@ fn a_chat_through_a_pipe_remembers() {
     let cleared = chat("My name is Ann.\n/clear\nSay my name.\n").ok();
     assert!(cleared.ends_with(&second_alone), "{cleared}");
     assert!(chat("/nonsense\n").fails(2).contains("/clear"));
-}
-
-#[test]
-fn bench_measures_and_reports() {
-    let model = model();
-    let arguments = ["bench", &model, "-p", "8,16", "-n", "2", "-d", "0,4", "-r", "2", "-w", "0"];
-    let report: Value = serde_json::from_str(&basert(&[&arguments[..], &["--json"]].concat()).ok()).unwrap();
-    let tests = report["tests"].as_array().unwrap();
-    let names: Vec<_> = tests.iter().map(|t| (t["kind"].as_str().unwrap(), t["depth"].as_u64().unwrap())).collect();
-    let (prefill, decode) = ("prefill", "decode");
-    assert_eq!(names, [(prefill, 0), (prefill, 0), (decode, 0), (prefill, 4), (prefill, 4), (decode, 4)]);
-    for test in tests {
-        let rates: Vec<_> = test["seconds"].as_array().unwrap().iter().map(|s| s.as_f64().unwrap()).collect();
-        let rates: Vec<_> = rates.iter().map(|s| test["tokens"].as_f64().unwrap() / s).collect();
-        assert_eq!(rates.len(), 2);
-        let mean = rates.iter().sum::<f64>() / 2.0;
-        assert!((test["tokens_per_second"].as_f64().unwrap() / mean - 1.0).abs() < 1e-9);
-    }
-    let read = tests[2]["bytes_per_token"].as_f64().unwrap();
-    assert!(read > 90e6 && read < 98_362_432.0, "{read}");
-    let table = basert(&["bench", &model, "-p", "0", "-n", "1", "-r", "1", "-w", "0", "--markdown"]).ok();
-    assert!(table.contains("| decode 1 | "), "{table}");
 }
 
 #[test]

@@ -1,0 +1,155 @@
+//! What the machine can do at most, and what share of it a test reaches.
+
+use std::io::{self, Write};
+
+use basert::Model;
+use basert::plan::{Plan, PlanOp, StepShape};
+use basert_cpu::machine::{self, MeasureError};
+use basert_cpu::{Isa, Pool};
+use serde_json::{Value, json};
+
+use super::report;
+use super::workload::{Kind, Test};
+use crate::cli::units;
+
+/// Working sets that are read, in bytes: from what a core's own cache holds to what none does.
+const WORKING_SETS: [usize; 7] =
+    [1_000_000, 8_000_000, 32_000_000, 64_000_000, 128_000_000, 256_000_000, 1_000_000_000];
+
+/// The peaks of some threads, as measured.
+pub struct Machine {
+    pub threads: usize,
+    isa: Isa,
+    /// Bytes a second, by the size of the working set in bytes.
+    reads: Vec<(usize, f64)>,
+    /// Integer operations a second.
+    dots: f64,
+    /// Floating-point operations a second.
+    floats: f64,
+}
+
+impl Machine {
+    /// Measures for a quarter of a second each working set and kind of arithmetic.
+    fn measure(threads: Option<usize>, working_sets: &[usize]) -> Result<Machine, MeasureError> {
+        let (pool, isa) = (Pool::new(threads)?, Isa::detect());
+        let rates = machine::read_rates(&pool, isa, working_sets)?;
+        Ok(Machine {
+            threads: pool.threads(),
+            isa,
+            reads: working_sets.iter().copied().zip(rates).collect(),
+            dots: machine::rate(&pool, isa)?,
+            floats: machine::float_rate(&pool, isa)?,
+        })
+    }
+
+    /// Measures what bounds a model: reading as many bytes as its weights have, and arithmetic.
+    pub fn for_model(threads: Option<usize>, plan: &Plan) -> Result<Machine, MeasureError> {
+        let step = StepShape { tokens: 1, wanted: 1, context: 0, kv_value_bytes: 0 };
+        let weights = plan.step_cost(step, f64::INFINITY, f64::INFINITY).0.weights as usize;
+        // Whatever is larger comes from memory too.
+        Machine::measure(threads, &[weights.min(WORKING_SETS[WORKING_SETS.len() - 1])])
+    }
+
+    /// One line about what a model is bounded by.
+    pub fn line(&self) -> String {
+        let reads =
+            self.reads.iter().map(|&(bytes, rate)| format!("{} of {}", rate_of(rate), units::bytes(bytes as f64)));
+        let reads = reads.collect::<Vec<_>>().join(", ");
+        let (dots, floats) = (operations(self.dots), flops(self.floats));
+        format!("the machine, measured now with {} threads: reads {reads}; {dots} of integers, {floats}", self.threads)
+    }
+
+    pub fn json(&self) -> Value {
+        let reads: Vec<_> =
+            self.reads.iter().map(|(bytes, rate)| json!({ "bytes": bytes, "bytes_per_second": rate })).collect();
+        json!({
+            "threads": self.threads,
+            "instructions": self.isa.name(),
+            "reads": reads,
+            "integer_operations_per_second": self.dots,
+            "float_operations_per_second": self.floats,
+        })
+    }
+
+    /// The share of its peak that a test reaches: of the bandwidth for decoding, of the arithmetic for prefill. It is 1
+    /// where `seconds`, what the test takes, is all that reading or computing at those rates would.
+    pub fn share(&self, test: &Test, model: &Model, seconds: f64) -> f64 {
+        let least = match test.kind {
+            Kind::Decode => {
+                let rate = self.reads.first().map_or(f64::INFINITY, |&(_, rate)| rate);
+                bytes_per_token(test, model) * (test.tokens * test.sequences) as f64 / rate
+            }
+            Kind::Prefill => {
+                let step = shape(test, model, test.tokens, test.depth);
+                let plan = model.plan();
+                let seconds = |op: &PlanOp| {
+                    plan.cost(op, step).flops / if is_integer(plan, op) { self.dots } else { self.floats }
+                };
+                plan.ops.iter().map(|op| seconds(&op.op)).sum()
+            }
+        };
+        least / seconds
+    }
+}
+
+/// Whether the op is computed by integer dot products, as all that have quantised weights are.
+fn is_integer(plan: &Plan, op: &PlanOp) -> bool {
+    match op {
+        PlanOp::Linear { matrices, .. } => matrices.iter().any(|id| !plan.matrices[id.0].format.is_float()),
+        _ => false,
+    }
+}
+
+fn shape(test: &Test, model: &Model, tokens: usize, context: usize) -> StepShape {
+    let wanted = if test.kind == Kind::Decode { tokens } else { 1 };
+    StepShape { tokens, wanted, context, kv_value_bytes: model.device().kv_value_bytes }
+}
+
+/// Bytes that have to be read for each token, on average over the test. Sequences share the weights.
+pub fn bytes_per_token(test: &Test, model: &Model) -> f64 {
+    let context = test.depth + test.tokens / 2;
+    let cost = |tokens| model.plan().step_cost(shape(test, model, tokens, context), f64::INFINITY, f64::INFINITY).0;
+    cost(test.sequences).weights / test.sequences as f64 + cost(1).cache
+}
+
+fn rate_of(bytes: f64) -> String {
+    units::with_prefix(bytes, "B/s")
+}
+
+fn operations(rate: f64) -> String {
+    units::with_prefix(rate, "OP/s")
+}
+
+fn flops(rate: f64) -> String {
+    units::with_prefix(rate, "FLOP/s")
+}
+
+/// Runs `basert bench --machine`: one thread, and all.
+pub fn run(threads: Option<usize>, json: bool, markdown: bool) -> anyhow::Result<()> {
+    let all = Machine::measure(threads, &WORKING_SETS)?;
+    let mut machines = vec![all];
+    if machines[0].threads > 1 {
+        machines.insert(0, Machine::measure(Some(1), &WORKING_SETS)?);
+    }
+    let mut out = io::stdout().lock();
+    if json {
+        let report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "machine": machines.iter().map(Machine::json).collect::<Vec<_>>(),
+        });
+        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?);
+    }
+    let row = |name: String, cell: &dyn Fn(&Machine) -> String| -> Vec<String> {
+        [name].into_iter().chain(machines.iter().map(cell)).collect()
+    };
+    let mut rows = vec![row(format!("peaks, {}", machines[0].isa), &|machine| match machine.threads {
+        1 => "1 thread".to_owned(),
+        threads => format!("{threads} threads"),
+    })];
+    for (i, bytes) in WORKING_SETS.into_iter().enumerate() {
+        rows.push(row(format!("read {}", units::bytes(bytes as f64)), &|machine| rate_of(machine.reads[i].1)));
+    }
+    rows.push(row("integer dot products".to_owned(), &|machine| operations(machine.dots)));
+    rows.push(row("f32 multiply-adds".to_owned(), &|machine| flops(machine.floats)));
+    Ok(write!(out, "{}", report::layout(rows, markdown))?)
+}

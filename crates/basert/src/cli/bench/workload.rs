@@ -1,0 +1,174 @@
+//! What is measured, and by whom.
+
+use std::time::Instant;
+
+use basert::{Model, Session};
+use basert_convert::Random;
+
+/// Whether tokens are computed at once or one after the other.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    Prefill,
+    Decode,
+}
+
+/// One test, and how many seconds each of its repetitions took.
+pub struct Test {
+    pub kind: Kind,
+    /// Tokens of each sequence that are measured.
+    pub tokens: usize,
+    /// Tokens of each that come before.
+    pub depth: usize,
+    /// Sequences that are computed together.
+    pub sequences: usize,
+    pub seconds: Vec<f64>,
+    /// Those of the engine that it is compared with.
+    pub peer_seconds: Vec<f64>,
+}
+
+impl Test {
+    pub fn new(kind: Kind, tokens: usize, depth: usize, sequences: usize) -> Test {
+        Test { kind, tokens, depth, sequences, seconds: Vec::new(), peer_seconds: Vec::new() }
+    }
+
+    pub fn name(&self) -> String {
+        let kind = if self.kind == Kind::Prefill { "prefill" } else { "decode" };
+        let sequences = if self.sequences == 1 { String::new() } else { format!(" ×{}", self.sequences) };
+        let depth = if self.depth == 0 { String::new() } else { format!(" @ {}", self.depth) };
+        format!("{kind} {}{sequences}{depth}", self.tokens)
+    }
+
+    /// Tokens a second of all sequences together, for each of these times.
+    pub fn rates(&self, seconds: &[f64]) -> Vec<f64> {
+        seconds.iter().map(|seconds| (self.tokens * self.sequences) as f64 / seconds).collect()
+    }
+
+    /// How many times as fast as the peer each repetition was.
+    pub fn ratios(&self) -> Vec<f64> {
+        self.seconds.iter().zip(&self.peer_seconds).map(|(ours, theirs)| theirs / ours).collect()
+    }
+
+    /// Tokens for each sequence: they look random, and are the same every time.
+    fn timelines(&self, vocabulary: usize) -> Vec<Vec<u32>> {
+        let timeline = |sequence| {
+            let mut random = Random::new(0, sequence as u64);
+            (0..self.depth + self.tokens).map(|_| random.below(vocabulary.max(1)) as u32).collect()
+        };
+        (0..self.sequences).map(timeline).collect()
+    }
+
+    /// Measures in turn what `ours` and `peer` need, after some rounds that do not count.
+    pub fn run(
+        &mut self,
+        vocabulary: usize,
+        ours: &mut dyn Engine,
+        mut peer: Option<&mut dyn Engine>,
+        (warmup, rounds): (usize, usize),
+    ) -> anyhow::Result<()> {
+        let timelines = self.timelines(vocabulary);
+        ours.prepare(self, &timelines)?;
+        if let Some(peer) = peer.as_deref_mut() {
+            peer.prepare(self, &timelines)?;
+        }
+        for round in 0..warmup + rounds {
+            let seconds = ours.measure()?;
+            let peer_seconds = peer.as_deref_mut().map(|peer| peer.measure()).transpose()?;
+            if round >= warmup {
+                self.seconds.push(seconds);
+                self.peer_seconds.extend(peer_seconds);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What can be measured.
+pub trait Engine {
+    /// Gets ready for a test: the first `depth` tokens of the timelines are computed.
+    fn prepare(&mut self, test: &Test, timelines: &[Vec<u32>]) -> anyhow::Result<()>;
+
+    /// The seconds that the rest of the timelines takes. What was prepared stays as it is.
+    fn measure(&mut self) -> anyhow::Result<f64>;
+}
+
+/// This engine.
+pub struct Ours<'m> {
+    model: &'m Model,
+    kind: Kind,
+    timelines: Vec<Vec<u32>>,
+    contexts: Vec<Session<'m>>,
+}
+
+impl<'m> Ours<'m> {
+    pub fn new(model: &'m Model) -> Ours<'m> {
+        Ours { model, kind: Kind::Prefill, timelines: Vec::new(), contexts: Vec::new() }
+    }
+}
+
+impl Engine for Ours<'_> {
+    fn prepare(&mut self, test: &Test, timelines: &[Vec<u32>]) -> anyhow::Result<()> {
+        (self.kind, self.timelines) = (test.kind, timelines.to_vec());
+        self.contexts.clear();
+        for timeline in timelines {
+            let mut context = self.model.session();
+            context.sync(&timeline[..test.depth])?;
+            self.contexts.push(context);
+        }
+        Ok(())
+    }
+
+    fn measure(&mut self) -> anyhow::Result<f64> {
+        let mut sessions: Vec<_> = self.contexts.iter().map(Session::fork).collect();
+        let depth = self.contexts.first().map_or(0, |context| context.tokens().len());
+        let length = self.timelines.first().map_or(0, Vec::len);
+        let began = Instant::now();
+        let first = if self.kind == Kind::Prefill { length } else { depth + 1 };
+        for end in first..=length {
+            for (session, timeline) in sessions.iter_mut().zip(&self.timelines) {
+                session.set(&timeline[..end]);
+            }
+            self.model.advance(&mut sessions.iter_mut().collect::<Vec<_>>())?;
+        }
+        Ok(began.elapsed().as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_the_same_every_time_and_in_the_vocabulary() {
+        let test = Test::new(Kind::Decode, 60, 40, 2);
+        let timelines = test.timelines(50);
+        assert_eq!(timelines, test.timelines(50));
+        assert!(timelines.iter().all(|timeline| timeline.len() == 100 && timeline.iter().all(|&token| token < 50)));
+        assert_ne!(timelines[0], timelines[1]);
+        assert_eq!(test.name(), "decode 60 ×2 @ 40");
+    }
+
+    #[test]
+    fn engines_take_turns() {
+        struct Fake<'a>(&'a std::cell::RefCell<String>, char, f64);
+        impl Engine for Fake<'_> {
+            fn prepare(&mut self, _: &Test, timelines: &[Vec<u32>]) -> anyhow::Result<()> {
+                self.0.borrow_mut().push_str(&timelines.len().to_string());
+                Ok(())
+            }
+
+            fn measure(&mut self) -> anyhow::Result<f64> {
+                self.0.borrow_mut().push(self.1);
+                self.2 *= 2.0;
+                Ok(self.2)
+            }
+        }
+        let log = std::cell::RefCell::default();
+        let (mut ours, mut theirs) = (Fake(&log, 'a', 1.0), Fake(&log, 'b', 3.0));
+        let mut test = Test::new(Kind::Decode, 10, 0, 3);
+        test.run(9, &mut ours, Some(&mut theirs), (1, 2)).unwrap();
+        assert_eq!(*log.borrow(), "33ababab");
+        assert_eq!((&test.seconds[..], &test.peer_seconds[..]), (&[4.0, 8.0][..], &[12.0, 24.0][..]));
+        assert_eq!(test.ratios(), [3.0, 3.0]);
+        assert_eq!(test.rates(&test.seconds), [7.5, 3.75]);
+    }
+}
