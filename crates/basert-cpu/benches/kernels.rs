@@ -3,6 +3,7 @@
 //! The peaks are measured in the same run, since a shared machine differs from minute to minute: `memory` reads a large
 //! buffer, `dot` repeats the integer dot product of 64 bytes on registers.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use basert_core::{FORMATS, Format};
@@ -68,28 +69,36 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
     let packing = best(|| drop(one()));
     let matrices: Vec<PackedMatrix> = (0..LARGE / one().bytes()).map(|_| one()).collect();
     let mut out = Vec::new();
-    // Seconds that `window` matrices take at best, when each run takes the next ones.
-    let mut run = |m: usize, window: usize| {
-        let mut x: Vec<f32> = (0..m * k).map(|i| ((i * 31 % 97) as f32 - 48.0) / 48.0).collect();
+    // Seconds that `window` matrices take at best, when each run takes the next ones, or always the same.
+    let mut run = |m: usize, window: usize, next: bool| {
+        let x: Vec<f32> = (0..m * k).map(|i| ((i * 31 % 97) as f32 - 48.0) / 48.0).collect();
         let mut memory = Buffer::zeroed(QuantisedRows::bytes(m, k)).expect("memory");
-        let quantised = QuantisedRows::new(&mut memory, m, k);
+        let mut floats = vec![0.0; m * k];
+        let (quantised, floats) = (QuantisedRows::new(&mut memory, m, k), FloatRows::new(&mut floats, m, k));
         for (row, x) in x.chunks_exact(k).enumerate() {
             // SAFETY: one thread.
-            unsafe { quantised.write(isa, row, x) };
+            unsafe {
+                quantised.write(isa, row, x);
+                floats.write(row, x);
+            }
         }
-        let input = if format.is_float() { Input::Float(Rows::new(&mut x, m, k)) } else { Input::Quantised(quantised) };
+        let input = if format.is_float() { Input::Float(floats) } else { Input::Quantised(quantised) };
         out.resize(m * n, 0.0);
         let counters: Vec<Counter> = (0..window).map(|_| Counter::new()).collect();
+        let scratch = || Mutex::new(Buffer::zeroed(matrices[0].scratch_bytes()).expect("memory"));
+        let scratch: Vec<_> = (0..pool.threads()).map(|_| scratch()).collect();
         let out = Rows::new(&mut out, m, n);
         let mut windows = matrices.chunks_exact(window).cycle();
+        let first = &matrices[..window];
         best(|| {
             counters.iter().for_each(Counter::reset);
-            let matrices = windows.next().unwrap_or_default();
+            let matrices = if next { windows.next().unwrap_or(first) } else { first };
             pool.run(|worker| {
+                let mut scratch = scratch[worker.index()].lock().expect("no panic");
                 for (matrix, counter) in matrices.iter().zip(&counters) {
                     for units in worker.chunks(counter, matrix.units(), 8) {
                         // SAFETY: each unit is claimed once.
-                        unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out) };
+                        unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out, &mut scratch) };
                     }
                     worker.barrier();
                 }
@@ -98,16 +107,17 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         })
     };
     let window = (16 << 20) / bytes.len();
-    let one = run(1, window);
-    let small = run(8, 4);
-    let many = run(120, 1);
-    let operations = |m: usize, matrices: usize| (2 * m * n * k * matrices) as f64 / 1e9;
+    let memory = run(1, window, true);
+    let cached = run(1, 1, false);
+    let operations = |m: usize, seconds: f64| (2 * m * n * k) as f64 / seconds / 1e9;
     println!(
-        "  {:7} 1 row {:6.1} GB/s   8 rows {:6.0} GOP/s   120 rows {:6.0} GOP/s   pack {:5.2} GB/s, {:4.2} of the file",
+        "  {:7} 1 row {:5.1} GB/s, cached {:5.1}   rows 4 {:5.0}, 8 {:5.0}, 240 {:5.0} GOP/s   pack {:5.2} GB/s, {:4.2} of the file",
         format.name(),
-        (window * matrices[0].bytes()) as f64 / one / 1e9,
-        operations(8, 4) / small,
-        operations(120, 1) / many,
+        (window * matrices[0].bytes()) as f64 / memory / 1e9,
+        matrices[0].bytes() as f64 / cached / 1e9,
+        operations(4, run(4, 4, true) / 4.0),
+        operations(8, run(8, 4, true) / 4.0),
+        operations(240, run(240, 1, true)),
         bytes.len() as f64 / packing / 1e9,
         matrices[0].bytes() as f64 / bytes.len() as f64,
     );

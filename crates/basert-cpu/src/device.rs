@@ -68,6 +68,7 @@ impl Device for CpuDevice {
         let parts: Vec<_> = lens.iter().map(|&len| memory.split_to(len)).collect();
         let matrices = plan.matrices.iter().zip(parts).map(|(matrix, part)| binder.pack(matrix, part, &mut packed));
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
+        let panels = matrices.iter().map(PackedMatrix::scratch_bytes).max().unwrap_or(0);
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
         let page_len: usize =
             plan.graph.caches.iter().map(|cache| KvLayer::page_len(cache.kv_heads, cache.head_dim)).sum();
@@ -88,7 +89,7 @@ impl Device for CpuDevice {
             partials: binder.partials()?,
         };
         let ropes = binder.ropes();
-        let workers = (0..self.pool.threads()).map(|_| binder.worker()).collect::<Result<_, _>>()?;
+        let workers = (0..self.pool.threads()).map(|_| binder.worker(panels)).collect::<Result<_, _>>()?;
         let (pool, isa) = (self.pool.clone(), self.isa);
         Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, shared, pages, page_len, ropes, workers }))
     }
@@ -308,10 +309,12 @@ impl Binder<'_> {
         Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window }
     }
 
-    fn worker(&self) -> Result<WorkerScratch, DeviceError> {
+    fn worker(&self, panels: usize) -> Result<WorkerScratch, DeviceError> {
         let width = self.widest().max(self.plan.values.iter().map(|value| value.width).max().unwrap_or(0));
         Ok(WorkerScratch {
             row: vec![0.0; self.widest()],
+            row_floats: vec![0.0; self.widest()],
+            panels: self.buffer(panels, "expanded weights")?,
             row_quantised: self.buffer(QuantisedRows::bytes(1, width.next_multiple_of(32)), "a worker's row")?,
             attention: self.largest_attention().map(|attention| Scratch::new(&attention)),
         })

@@ -10,7 +10,11 @@
 //!     y = fma(m, d · Σ c, y)          formats with mins only
 //! ```
 //!
-//! and for weights that are floats, with four sums of every fourth product: `(y0 + y1) + (y2 + y3)`.
+//! and for weights that are floats, one sum of products in order of k.
+//!
+//! A few rows are multiplied by a panel as it is. For more, a panel is first *expanded*: its codes unpacked to bytes, its
+//! scales multiplied out to `w` and `m`, once for many tiles of rows. So what costs most is one kernel for all formats,
+//! and small.
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -19,30 +23,88 @@ use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
 
 use crate::isa::dispatch;
 use crate::panel::PanelFormat;
-use crate::quantised::{BLOCK, Block, INTERLEAVE};
+use crate::quantised::{BLOCK, Block};
 use crate::simd::{LANES, Simd};
 
 /// Results of one row of activations.
 pub(crate) type Lanes = [f32; LANES];
-/// Rows that a kernel of quantised weights takes at most.
-pub(crate) const MAX_TILE: usize = 3 * INTERLEAVE;
+/// Tiles of at most so many rows are multiplied by panels as they are.
+pub(crate) const FEW: usize = 4;
+
+/// A panel of a quantised format after expansion: for each group of weights its codes, then its scales, then its mins, if
+/// the format has them; all vectors of 64 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Expanded {
+    /// Values of a row in a group: 16 or 32.
+    pub group: usize,
+    /// Whether groups have mins. These have unsigned codes, the others signed ones.
+    pub min: bool,
+}
+
+impl Expanded {
+    /// That of a format.
+    pub const fn of(format: &PanelFormat) -> Expanded {
+        Expanded { group: format.group, min: format.min.is_some() }
+    }
+
+    /// Bytes of a panel of `k` columns.
+    pub const fn bytes(self, k: usize) -> usize {
+        k / self.group * 64 * (self.group / 4 + 1 + self.min as usize)
+    }
+}
 
 dispatch! {
-    /// Multiplies a panel of format `F` by `C` groups of `W` interleaved rows, at `x`; result of row i at `out + i`.
+    /// Multiplies a panel of format `F` by a tile of at most `FEW` rows, at `x`; result of row i at `out + i`.
     ///
     /// # Safety
-    /// `panel` has `blocks` blocks, `x` as many columns in each of its groups, `out` room for `C · W` rows.
-    pub(crate) unsafe fn quantised_tile[const F: usize, const C: usize, const W: usize](
-        panel: *const u8, blocks: usize, x: *const Block, out: *mut Lanes
-    ) = quantised_kernel::<F, C, W>;
+    /// `panel` has `blocks` blocks, the rows as many columns, `out` room for `rows` rows.
+    pub(crate) unsafe fn quantised_tile[const F: usize](
+        panel: *const u8, blocks: usize, x: *const Block, rows: usize, out: *mut Lanes
+    ) = quantised_kernel::<F>;
 
-    /// Multiplies a panel of float format `F`, `k` wide, by `T` rows that are `stride` values apart.
+    /// Expands a panel of format `F`.
     ///
     /// # Safety
-    /// `panel` and the rows have `k` columns, `out` room for `T` rows.
-    pub(crate) unsafe fn float_tile[const F: usize, const T: usize](
-        panel: *const u8, k: usize, x: *const f32, stride: usize, out: *mut Lanes
-    ) = float_kernel::<F, T>;
+    /// `panel` has `blocks` blocks, `out` room for them and begins at a multiple of 64.
+    pub(crate) unsafe fn expand[const F: usize](panel: *const u8, blocks: usize, out: *mut u8) = expand_kernel::<F>;
+
+    /// Multiplies `P` expanded panels by a tile; result of row i and panel p at `out[p] + i`.
+    ///
+    /// # Safety
+    /// The panels have `k` columns in groups of 16 `HALVES`, and mins if `MIN`; the rows have `k` columns, `out` room
+    /// for `rows` rows.
+    pub(crate) unsafe fn expanded_tile[const HALVES: usize, const MIN: bool, const P: usize](
+        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: [*mut Lanes; P]
+    ) = expanded_kernel::<HALVES, MIN, P>;
+
+    /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at `out[p] + i`.
+    ///
+    /// # Safety
+    /// The panels and rows have `k` columns, `out` room for `rows` rows.
+    pub(crate) unsafe fn float_tile[const F: usize, const P: usize](
+        panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: [*mut Lanes; P]
+    ) = float_kernel::<F, P>;
+}
+
+/// Calls a kernel for all rows of a tile, a constant number at once: `$most`, or what is left.
+macro_rules! tiles {
+    ($most:expr, $rows:expr, |$at:ident, $width:ident| $call:expr) => {{
+        let mut $at = 0;
+        while $at < $rows {
+            $at += match $rows - $at {
+                6.. if $most >= 6 => tiles!(@ 6, $width, $call),
+                4.. if $most >= 4 => tiles!(@ 4, $width, $call),
+                4 | 2 => tiles!(@ 2, $width, $call),
+                3.. => tiles!(@ 3, $width, $call),
+                _ => tiles!(@ 1, $width, $call),
+            };
+        }
+    }};
+    (@ $n:literal, $width:ident, $call:expr) => {{
+        const $width: usize = $n;
+        $call;
+        $n
+    }};
 }
 
 /// Layout of a quantised format, as a constant.
@@ -53,7 +115,29 @@ impl<const F: usize> Packed<F> {
 }
 
 #[inline(always)]
-unsafe fn quantised_kernel<S: Simd, const F: usize, const C: usize, const W: usize>(
+unsafe fn quantised_kernel<S: Simd, const F: usize>(
+    panel: *const u8,
+    blocks: usize,
+    x: *const Block,
+    rows: usize,
+    out: *mut Lanes,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match rows {
+            4 => quantised_rows::<S, F, 4>(panel, blocks, x, out),
+            3 => quantised_rows::<S, F, 3>(panel, blocks, x, out),
+            2 => quantised_rows::<S, F, 2>(panel, blocks, x, out),
+            _ => quantised_rows::<S, F, 1>(panel, blocks, x, out),
+        }
+    }
+}
+
+/// How far ahead of its reading a panel is asked for, in bytes.
+const AHEAD: usize = 2048;
+
+#[inline(always)]
+unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
     panel: *const u8,
     blocks: usize,
     x: *const Block,
@@ -62,70 +146,202 @@ unsafe fn quantised_kernel<S: Simd, const F: usize, const C: usize, const W: usi
     let format = const { Packed::<F>::FORMAT };
     let per_block = const { Packed::<F>::FORMAT.elements / BLOCK };
     let halves = const { Packed::<F>::FORMAT.group / 16 };
-    let chunk = INTERLEAVE * blocks * per_block;
     // SAFETY: the caller's.
     unsafe {
-        let table = match format.value {
-            Value::Table(table) => S::load_table(table.as_ptr().cast()),
-            _ => S::splat_u8(0),
-        };
+        let table = table::<S, F>();
         let mut codes = panel;
         let mut scales = panel.add(format.codes_len(blocks));
         let mut x = x;
-        let mut y = [[S::splat(0.0); W]; C];
+        let mut y = [S::splat(0.0); T];
         for _ in 0..blocks {
+            for line in (0..format.code_bytes).step_by(64) {
+                S::prefetch(codes.wrapping_add(AHEAD + line));
+            }
             let base = base::<S, F>(scales);
             for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
                 let (scale, min) = group::<S, F>(base, scales, g);
                 // The activations of this group: a block, or half of one.
-                let at = x.add(g * format.group / BLOCK * W);
+                let at = x.add(g * format.group / BLOCK * T);
                 let half = g * format.group / 16 % 2;
 
-                let mut sum = [[S::splat_i32(0); W]; C];
-                for c in 0..C {
-                    for w in 0..W {
-                        let block = at.add(c * chunk + w);
-                        let neg_sum = if halves == 2 { (*block).neg_sum } else { (*block).half_neg_sums[half] };
-                        sum[c][w] = start::<S, F>(neg_sum);
+                let mut sum = [S::splat_i32(0); T];
+                for t in 0..T {
+                    let block = at.add(t);
+                    sum[t] = start::<S, F>(if halves == 2 { (*block).start } else { (*block).half_starts[half] });
+                }
+                for step in 0..4 * halves {
+                    let weights = operand::<S, F>(codes, g * format.group + 4 * step, table);
+                    for t in 0..T {
+                        let four = S::broadcast4(four(at.add(t), 16 * half + 4 * step));
+                        sum[t] = match format.value {
+                            Value::Integer { .. } => S::dot(sum[t], weights, four),
+                            _ => S::dot_signed(sum[t], weights, four),
+                        };
                     }
                 }
-                for h in 0..halves {
-                    for step in 0..4 {
-                        let element = g * format.group + 16 * h + 4 * step;
-                        let weights = operand::<S, F>(codes, element, table);
-                        for c in 0..C {
-                            for w in 0..W {
-                                let block = at.add(c * chunk + w);
-                                let four = S::broadcast4(
-                                    (&raw const (*block).codes).cast::<i8>().add(16 * (half + h) + 4 * step),
-                                );
-                                sum[c][w] = match format.value {
-                                    Value::Integer { .. } => S::dot(sum[c][w], weights, four),
-                                    _ => S::dot_signed(sum[c][w], weights, four),
-                                };
-                            }
-                        }
-                    }
-                }
-                for c in 0..C {
-                    for w in 0..W {
-                        let block = at.add(c * chunk + w);
-                        let scale = S::mul(scale, S::splat((*block).scale));
-                        y[c][w] = S::fma(S::float(sum[c][w]), scale, y[c][w]);
-                        if format.min.is_some() {
-                            let sum = if halves == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
-                            y[c][w] = S::fma(min, S::splat(sum), y[c][w]);
-                        }
+                for t in 0..T {
+                    let block = at.add(t);
+                    let scale = S::mul(scale, S::splat((*block).scale));
+                    y[t] = S::fma(S::float(sum[t]), scale, y[t]);
+                    if format.min.is_some() {
+                        let sum = if halves == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
+                        y[t] = S::fma(min, S::splat(sum), y[t]);
                     }
                 }
             }
             codes = codes.add(format.code_bytes);
             scales = scales.add(format.scale_bytes);
-            x = x.add(per_block * W);
+            x = x.add(per_block * T);
         }
-        for c in 0..C {
-            for w in 0..W {
-                S::store(out.add(c * W + w).cast(), y[c][w]);
+        for t in 0..T {
+            S::store(out.add(t).cast(), y[t]);
+        }
+    }
+}
+
+/// Codes `i` to `i + 3` of a block of activations.
+#[inline(always)]
+unsafe fn four(block: *const Block, i: usize) -> *const i8 {
+    // SAFETY: the caller's.
+    unsafe { (&raw const (*block).codes).cast::<i8>().add(i) }
+}
+
+#[inline(always)]
+unsafe fn table<S: Simd, const F: usize>() -> S::B {
+    // SAFETY: the caller's.
+    unsafe {
+        match const { Packed::<F>::FORMAT.value } {
+            Value::Table(table) => S::load_table(table.as_ptr().cast()),
+            _ => S::splat_u8(0),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize, out: *mut u8) {
+    let format = const { Packed::<F>::FORMAT };
+    // SAFETY: the caller's.
+    unsafe {
+        let table = table::<S, F>();
+        let mut codes = panel;
+        let mut scales = panel.add(format.codes_len(blocks));
+        let mut out = out;
+        for _ in 0..blocks {
+            let base = base::<S, F>(scales);
+            for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
+                let (scale, min) = group::<S, F>(base, scales, g);
+                for step in 0..format.group / 4 {
+                    let weights = operand::<S, F>(codes, g * format.group + 4 * step, table);
+                    let weights = match format.value {
+                        Value::Integer { zero } if format.min.is_none() => {
+                            S::signed_operand(S::sub_bytes(weights, S::splat_u8(zero as u8)))
+                        }
+                        _ => weights,
+                    };
+                    S::store_bytes(out, weights);
+                    out = out.add(64);
+                }
+                S::store(out.cast(), scale);
+                out = out.add(64);
+                if format.min.is_some() {
+                    S::store(out.cast(), min);
+                    out = out.add(64);
+                }
+            }
+            codes = codes.add(format.code_bytes);
+            scales = scales.add(format.scale_bytes);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P: usize>(
+    panels: [*const u8; P],
+    k: usize,
+    x: *const Block,
+    rows: usize,
+    out: [*mut Lanes; P],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if S::WIDE {
+            tiles!(6, rows, |at, T| {
+                let out = out.map(|out| out.add(at));
+                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out);
+            });
+            return;
+        }
+        for p in 0..P {
+            tiles!(3, rows, |at, T| {
+                let out = [out[p].add(at)];
+                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, out);
+            });
+        }
+    }
+}
+
+/// Some rows of a tile of `width` rows.
+#[inline(always)]
+unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: usize, const T: usize>(
+    panels: [*const u8; P],
+    k: usize,
+    x: *const Block,
+    width: usize,
+    out: [*mut Lanes; P],
+) {
+    let record = const { 64 * (4 * HALVES + 1 + MIN as usize) };
+    // SAFETY: the caller's.
+    unsafe {
+        let mut panels = panels;
+        let mut x = x;
+        let mut y = [[S::splat(0.0); P]; T];
+        for _ in 0..k / BLOCK {
+            for half in 0..2 / HALVES {
+                let mut sum = [[S::splat_i32(0); P]; T];
+                if !MIN {
+                    for t in 0..T {
+                        let block = x.add(t);
+                        let start = if HALVES == 2 { (*block).start } else { (*block).half_starts[half] };
+                        sum[t] = [S::signed_start(start); P];
+                    }
+                }
+                for step in 0..4 * HALVES {
+                    let weights = panels.map(|panel| S::load_bytes(panel.add(64 * step)));
+                    for t in 0..T {
+                        let four = S::broadcast4(four(x.add(t), 16 * half + 4 * step));
+                        for p in 0..P {
+                            sum[t][p] = match MIN {
+                                true => S::dot(sum[t][p], weights[p], four),
+                                false => S::dot_signed(sum[t][p], weights[p], four),
+                            };
+                        }
+                    }
+                }
+                let scales = panels.map(|panel| S::load(panel.add(256 * HALVES).cast()));
+                for t in 0..T {
+                    let block = x.add(t);
+                    let scale = S::splat((*block).scale);
+                    for p in 0..P {
+                        y[t][p] = S::fma(S::float(sum[t][p]), S::mul(scales[p], scale), y[t][p]);
+                    }
+                }
+                if MIN {
+                    let mins = panels.map(|panel| S::load(panel.add(256 * HALVES + 64).cast()));
+                    for t in 0..T {
+                        let block = x.add(t);
+                        let sum = if HALVES == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
+                        for p in 0..P {
+                            y[t][p] = S::fma(mins[p], S::splat(sum), y[t][p]);
+                        }
+                    }
+                }
+                panels = panels.map(|panel| panel.add(record));
+            }
+            x = x.add(width);
+        }
+        for t in 0..T {
+            for p in 0..P {
+                S::store(out[p].add(t).cast(), y[t][p]);
             }
         }
     }
@@ -133,14 +349,14 @@ unsafe fn quantised_kernel<S: Simd, const F: usize, const C: usize, const W: usi
 
 /// What a group's integer sum starts with: the codes' zero point, taken off for the whole group.
 #[inline(always)]
-unsafe fn start<S: Simd, const F: usize>(neg_sum: i32) -> S::I {
+unsafe fn start<S: Simd, const F: usize>(start: i32) -> S::I {
     // SAFETY: the caller's.
     unsafe {
         match const { Packed::<F>::FORMAT.value } {
             Value::Integer { zero: 0 } => S::splat_i32(0),
             // All zero points are powers of two.
-            Value::Integer { zero } => S::shl_i32(S::splat_i32(neg_sum), zero.trailing_zeros()),
-            _ => S::signed_start(S::splat_i32(neg_sum)),
+            Value::Integer { zero } => S::splat_i32(start >> (7 - zero.trailing_zeros())),
+            _ => S::signed_start(start),
         }
     }
 }
@@ -226,43 +442,63 @@ unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S:
 }
 
 #[inline(always)]
-unsafe fn float_kernel<S: Simd, const F: usize, const T: usize>(
-    panel: *const u8,
+unsafe fn float_kernel<S: Simd, const F: usize, const P: usize>(
+    panels: [*const u8; P],
     k: usize,
     x: *const f32,
-    stride: usize,
-    out: *mut Lanes,
+    rows: usize,
+    out: [*mut Lanes; P],
 ) {
-    const CHAINS: usize = 4;
     // SAFETY: the caller's.
     unsafe {
-        let mut y = [[S::splat(0.0); CHAINS]; T];
-        let weights = |k: usize| match FORMATS[F].format {
-            Format::F32 => S::load(panel.cast::<f32>().add(k * LANES)),
-            Format::F16 => S::load_f16(panel.cast::<u16>().add(k * LANES)),
-            _ => S::load_bf16(panel.cast::<u16>().add(k * LANES)),
-        };
-        let whole = k - k % CHAINS;
-        let mut at = 0;
-        while at < whole {
-            for chain in 0..CHAINS {
-                let weights = weights(at + chain);
-                for t in 0..T {
-                    let x = S::splat(*x.add(t * stride + at + chain));
-                    y[t][chain] = S::fma(x, weights, y[t][chain]);
+        if S::WIDE {
+            tiles!(6, rows, |at, T| {
+                float_rows::<S, F, P, T>(panels, k, x.add(at), rows, out.map(|out| out.add(at)));
+            });
+            return;
+        }
+        for p in 0..P {
+            tiles!(6, rows, |at, T| {
+                float_rows::<S, F, 1, T>([panels[p]], k, x.add(at), rows, [out[p].add(at)]);
+            });
+        }
+    }
+}
+
+/// Some rows of a tile of `width` rows.
+#[inline(always)]
+unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
+    panels: [*const u8; P],
+    k: usize,
+    x: *const f32,
+    width: usize,
+    out: [*mut Lanes; P],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut y = [[S::splat(0.0); P]; T];
+        let mut x = x;
+        for k in 0..k {
+            let mut weights = [S::splat(0.0); P];
+            for p in 0..P {
+                weights[p] = match FORMATS[F].format {
+                    Format::F32 => S::load(panels[p].cast::<f32>().add(k * LANES)),
+                    Format::F16 => S::load_f16(panels[p].cast::<u16>().add(k * LANES)),
+                    _ => S::load_bf16(panels[p].cast::<u16>().add(k * LANES)),
+                };
+            }
+            for t in 0..T {
+                let x = S::splat(*x.add(t));
+                for p in 0..P {
+                    y[t][p] = S::fma(x, weights[p], y[t][p]);
                 }
             }
-            at += CHAINS;
-        }
-        for chain in 0..k - whole {
-            let weights = weights(whole + chain);
-            for t in 0..T {
-                y[t][chain] = S::fma(S::splat(*x.add(t * stride + whole + chain)), weights, y[t][chain]);
-            }
+            x = x.add(width);
         }
         for t in 0..T {
-            let sum = S::add(S::add(y[t][0], y[t][1]), S::add(y[t][2], y[t][3]));
-            S::store(out.add(t).cast(), sum);
+            for p in 0..P {
+                S::store(out[p].add(t).cast(), y[t][p]);
+            }
         }
     }
 }

@@ -9,7 +9,6 @@
 use crate::isa::dispatch;
 use crate::linear::{activate, load_some, store_some};
 use crate::math;
-use crate::quantised::QuantisedRows;
 use crate::simd::{LANES, Simd};
 use crate::{Activation, Isa};
 
@@ -40,27 +39,6 @@ pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
     assert_eq!(x.len(), weight.len());
     // SAFETY: just checked; a vector is read before it is written.
     unsafe { norm(isa, x.as_ptr(), weight.as_ptr(), x.len(), eps, x.as_mut_ptr()) }
-}
-
-/// [`rms_norm`] into row `row` of `out`; `scratch` has the norm itself afterwards.
-///
-/// # Safety
-/// Nobody else reads or writes that row at the same time.
-///
-/// # Panics
-/// When lengths differ or there is no such row.
-pub unsafe fn rms_norm_quantise(
-    isa: Isa,
-    x: &[f32],
-    weight: &[f32],
-    eps: f32,
-    out: QuantisedRows<'_>,
-    row: usize,
-    scratch: &mut [f32],
-) {
-    rms_norm(isa, x, weight, eps, scratch);
-    // SAFETY: the caller's.
-    unsafe { out.write(isa, row, scratch) };
 }
 
 /// `x += y`.

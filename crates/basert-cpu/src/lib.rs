@@ -23,12 +23,11 @@ pub mod reference;
 mod rows;
 pub mod simd;
 mod step;
+mod tiles;
 
 pub use attention::{Attention, AttentionError, Scratch, Sequence, attend, attend_pages, merge_pages};
 pub use device::CpuDevice;
-pub use elementwise::{
-    RotaryStyle, add, gate, rms_norm, rms_norm_in_place, rms_norm_quantise, rotate, scale, soft_cap,
-};
+pub use elementwise::{RotaryStyle, add, gate, rms_norm, rms_norm_in_place, rotate, scale, soft_cap};
 pub use isa::Isa;
 pub use kv::{KvLayer, PAGE};
 pub use linear::{Activation, Epilogue, Input, linear};
@@ -37,3 +36,4 @@ pub use panel::{Order, PackError, PackedMatrix, Source};
 pub use pool::{Counter, Pool, Worker, WorkerPanicked};
 pub use quantised::QuantisedRows;
 pub use rows::Rows;
+pub use tiles::FloatRows;

@@ -2,17 +2,18 @@
 
 use std::ops::Range;
 
-use basert_core::Format;
+use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::Isa;
-use crate::dot::{Lanes, MAX_TILE, float_tile, quantised_tile};
+use crate::dot::{Expanded, FEW, Lanes, expand, expanded_tile, float_tile, quantised_tile};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
-use crate::quantised::{INTERLEAVE, QuantisedRows};
+use crate::quantised::{Block, QuantisedRows};
 use crate::rows::Rows;
 use crate::simd::{LANES, Simd};
+use crate::tiles::{FloatRows, TILE};
+use crate::{Buffer, Isa};
 
 /// What is multiplied: quantised activations, or floats where [`PackedMatrix::wants_quantised`] says no.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +21,7 @@ pub enum Input<'a> {
     /// For quantised weights.
     Quantised(QuantisedRows<'a>),
     /// For weights that are floats.
-    Float(Rows<'a>),
+    Float(FloatRows<'a>),
 }
 
 /// What becomes of the product.
@@ -34,8 +35,8 @@ pub enum Epilogue {
     Gated(Activation),
 }
 
-/// Weights that pass over a tile of rows stay in a part of a core's second-level cache until the next tile.
-const WEIGHT_BYTES: usize = 256 << 10;
+/// Activations that panels pass over together stay in a part of a core's second-level cache.
+const INPUT_BYTES: usize = 256 << 10;
 
 /// Computes 16 columns of the output for every one of `units`, for all rows of `x`.
 ///
@@ -45,8 +46,10 @@ const WEIGHT_BYTES: usize = 256 << 10;
 /// Nobody else reads or writes those columns of `out` (16 for each unit), or writes `x`, at the same time.
 ///
 /// # Panics
-/// When shapes do not agree, the input is not of the kind that the weights want, or the epilogue does not go with the
-/// order of the weights. A bias goes with [`Order::Stacked`] only.
+/// When shapes do not agree, the input is not of the kind that the weights want, the epilogue does not go with the
+/// order of the weights, or `scratch` is shorter than [`scratch_bytes`](PackedMatrix::scratch_bytes). A bias goes with
+/// [`Order::Stacked`] only.
+#[allow(clippy::too_many_arguments)]
 pub unsafe fn linear(
     isa: Isa,
     weights: &PackedMatrix,
@@ -55,118 +58,159 @@ pub unsafe fn linear(
     bias: Option<&[f32]>,
     epilogue: Epilogue,
     out: Rows<'_>,
+    scratch: &mut Buffer,
 ) {
     let (rows, k) = match x {
         Input::Quantised(x) => (x.rows(), x.k()),
-        Input::Float(x) => (x.rows(), x.cols()),
+        Input::Float(x) => (x.rows(), x.k()),
     };
     assert_eq!((k, rows, weights.rows()), (weights.k(), out.rows(), out.cols()));
     assert_eq!(matches!(x, Input::Quantised(_)), weights.wants_quantised());
     assert_eq!(matches!(epilogue, Epilogue::Gated(_)), weights.order() == Order::Paired);
     assert!(bias.is_none_or(|bias| bias.len() == weights.rows() && weights.order() == Order::Stacked));
-    assert!(units.end <= weights.units());
+    assert!(units.end <= weights.units() && scratch.len() >= weights.scratch_bytes());
 
-    let paired = usize::from(weights.order() == Order::Paired);
-    let unit_bytes = (weights.bytes() / weights.units().max(1)).max(1);
-    let step = (WEIGHT_BYTES / unit_bytes).max(1);
-    let mut results = [[[0.0; LANES]; MAX_TILE]; 2];
-    let [gate, y] = &mut results;
-    for first in units.clone().step_by(step) {
-        let units = first..units.end.min(first + step);
-        let mut row = 0;
-        while row < rows {
-            let mut count = 0;
-            for unit in units.clone() {
-                if paired == 1 {
-                    tile(isa, weights, 2 * unit, x, row..rows, gate);
+    // Two panels pass over a tile together: gate and up, or those of two units.
+    let paired = weights.order() == Order::Paired;
+    let mut results = [[[0.0; LANES]; TILE]; 2];
+    let row_bytes = k * if weights.wants_quantised() { 2 } else { size_of::<f32>() };
+    let blocks = rows.div_ceil((INPUT_BYTES / row_bytes).max(2 * TILE));
+    let block = rows.div_ceil(blocks.max(1)).next_multiple_of(TILE);
+    for first in (0..rows).step_by(block) {
+        let rows = first..rows.min(first + block);
+        for unit in units.clone().step_by(if paired { 1 } else { 2 }) {
+            let panels = if paired { 2 * unit..2 * unit + 2 } else { unit..units.end.min(unit + 2) };
+            let product = Product::new(isa, weights, panels.clone(), x, rows.len() > FEW, scratch);
+            let mut row = rows.start;
+            while row < rows.end {
+                let count = product.tile(row, &mut results);
+                let [gate, y] = &results;
+                let finish = |unit: usize, y: &[Lanes]| {
+                    let columns = unit * LANES..weights.rows().min((unit + 1) * LANES);
+                    let bias = bias.map(|bias| &bias[columns.clone()]);
+                    // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
+                    unsafe {
+                        let out_row = out.row_ptr(row).add(columns.start);
+                        finish(isa, &gate[..count], &y[..count], bias, epilogue, out_row, out.stride(), columns.len());
+                    }
+                };
+                if paired {
+                    finish(unit, y);
+                } else {
+                    panels.clone().zip([gate, y]).for_each(|(unit, y)| finish(unit, y));
                 }
-                count = tile(isa, weights, (1 + paired) * unit + paired, x, row..rows, y);
-                let columns = unit * LANES..weights.rows().min((unit + 1) * LANES);
-                let bias = bias.map(|bias| &bias[columns.clone()]);
-                let (start, stride) = (out.row_ptr(row), out.stride());
-                // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
-                unsafe {
-                    let out = start.add(columns.start);
-                    finish(isa, &gate[..count], &y[..count], bias, epilogue, out, stride, columns.len());
+                row += count;
+            }
+        }
+    }
+}
+
+/// One or two panels, ready to be multiplied by tiles of rows.
+struct Product<'a> {
+    isa: Isa,
+    weights: &'a PackedMatrix,
+    panels: [*const u8; 2],
+    count: usize,
+    x: Input<'a>,
+    /// The panels, expanded, and how.
+    expanded: Option<([*const u8; 2], Expanded)>,
+}
+
+impl<'a> Product<'a> {
+    /// Expands the panels if there are `many` rows.
+    fn new(
+        isa: Isa,
+        weights: &'a PackedMatrix,
+        panels: Range<usize>,
+        x: Input<'a>,
+        many: bool,
+        scratch: &'a mut Buffer,
+    ) -> Product<'a> {
+        let count = panels.len();
+        let panels = [weights.panel(panels.start), weights.panel(panels.end - 1)];
+        let mut product = Product { isa, weights, panels, count, x, expanded: None };
+        if let Some(expanded) = weights.expanded().filter(|_| many) {
+            let bytes = expanded.bytes(weights.k());
+            // SAFETY: scratch has room for two.
+            let out = [scratch.as_mut_ptr(), unsafe { scratch.as_mut_ptr().add(bytes) }];
+            for (panel, out) in panels.into_iter().zip(out).take(count) {
+                with_format!(weights.format(), expand_panel(isa, panel, weights.k(), out), else ());
+            }
+            product.expanded = Some((out.map(<*mut u8>::cast_const), expanded));
+        }
+        product
+    }
+
+    /// Multiplies the panels by the tile that begins with `row`, and returns how many rows that has.
+    fn tile(&self, row: usize, out: &mut [[Lanes; TILE]; 2]) -> usize {
+        let k = self.weights.k();
+        let [a, b] = out;
+        let out = [a.as_mut_ptr(), b.as_mut_ptr()];
+        match self.x {
+            Input::Quantised(x) => {
+                let (x, rows) = x.tile(row);
+                match (self.expanded, self.count) {
+                    (Some(expanded), 1) => self.expanded::<1>(expanded, x, rows, [out[0]]),
+                    (Some(expanded), _) => self.expanded::<2>(expanded, x, rows, out),
+                    (None, count) => {
+                        for (panel, out) in self.panels.into_iter().zip(out).take(count) {
+                            with_format!(self.weights.format(), quantised(self.isa, panel, k, x, rows, out), else ());
+                        }
+                    }
                 }
+                rows
             }
-            row += count;
+            Input::Float(x) => {
+                let (x, rows) = x.tile(row);
+                match (self.weights.format(), self.count) {
+                    (Format::F32, 1) => self.float::<{ Format::F32 as usize }, 1>(x, rows, [out[0]]),
+                    (Format::F32, _) => self.float::<{ Format::F32 as usize }, 2>(x, rows, out),
+                    (Format::F16, 1) => self.float::<{ Format::F16 as usize }, 1>(x, rows, [out[0]]),
+                    (Format::F16, _) => self.float::<{ Format::F16 as usize }, 2>(x, rows, out),
+                    (_, 1) => self.float::<{ Format::BF16 as usize }, 1>(x, rows, [out[0]]),
+                    _ => self.float::<{ Format::BF16 as usize }, 2>(x, rows, out),
+                }
+                rows
+            }
         }
+    }
+
+    fn expanded<const P: usize>(
+        &self,
+        (panels, kind): ([*const u8; 2], Expanded),
+        x: *const Block,
+        rows: usize,
+        out: [*mut Lanes; P],
+    ) {
+        let (isa, k) = (self.isa, self.weights.k());
+        let panels = std::array::from_fn(|p| panels[p]);
+        // SAFETY: panels and rows are `k` wide, as `linear` checked, and the panels were expanded in this way; `out` has
+        // room for the largest tile.
+        unsafe {
+            match (kind.group, kind.min) {
+                (32, false) => expanded_tile::<2, false, P>(isa, panels, k, x, rows, out),
+                (32, true) => expanded_tile::<2, true, P>(isa, panels, k, x, rows, out),
+                (_, false) => expanded_tile::<1, false, P>(isa, panels, k, x, rows, out),
+                (_, true) => expanded_tile::<1, true, P>(isa, panels, k, x, rows, out),
+            }
+        }
+    }
+
+    fn float<const F: usize, const P: usize>(&self, x: *const f32, rows: usize, out: [*mut Lanes; P]) {
+        let panels = std::array::from_fn(|p| self.panels[p]);
+        // SAFETY: panels and rows are `k` wide, as `linear` checked; `out` has room for the largest tile.
+        unsafe { float_tile::<F, P>(self.isa, panels, self.weights.k(), x, rows, out) }
     }
 }
 
-/// Multiplies a panel by as many of the rows as the best kernel takes, and returns how many these were.
-fn tile(
-    isa: Isa,
-    weights: &PackedMatrix,
-    panel: usize,
-    x: Input<'_>,
-    rows: Range<usize>,
-    out: &mut [Lanes; MAX_TILE],
-) -> usize {
-    let (panel, k, out) = (weights.panel(panel), weights.k(), out.as_mut_ptr());
-    match x {
-        Input::Quantised(x) => {
-            with_format!(weights.format(), quantised(isa, panel, k, x, rows, out), else 0)
-        }
-        Input::Float(x) => match weights.format() {
-            Format::F32 => float::<{ Format::F32 as usize }>(isa, panel, k, x, rows, out),
-            Format::F16 => float::<{ Format::F16 as usize }>(isa, panel, k, x, rows, out),
-            _ => float::<{ Format::BF16 as usize }>(isa, panel, k, x, rows, out),
-        },
-    }
+fn expand_panel<const F: usize>(isa: Isa, panel: *const u8, k: usize, out: *mut u8) {
+    // SAFETY: the panel is `k` wide, and `out` one of the buffers of `Product::new`.
+    unsafe { expand::<F>(isa, panel, k / FORMATS[F].elements, out) }
 }
 
-fn quantised<const F: usize>(
-    isa: Isa,
-    panel: *const u8,
-    k: usize,
-    x: QuantisedRows<'_>,
-    rows: Range<usize>,
-    out: *mut Lanes,
-) -> usize {
-    let blocks = k / basert_core::FORMATS[F].elements;
-    let (start, width) = x.group(rows.start);
-    // SAFETY: the panel and the rows are `k` wide, as `linear` checked; `out` has room for the largest tile.
-    unsafe {
-        match width {
-            // With fewer registers, larger tiles spill.
-            4 if isa == Isa::Avx512 && rows.len() >= 12 => {
-                quantised_tile::<F, 3, 4>(isa, panel, blocks, start, out);
-                return 12;
-            }
-            4 if isa == Isa::Avx512 && rows.len() >= 8 => {
-                quantised_tile::<F, 2, 4>(isa, panel, blocks, start, out);
-                return 8;
-            }
-            4 => quantised_tile::<F, 1, 4>(isa, panel, blocks, start, out),
-            3 => quantised_tile::<F, 1, 3>(isa, panel, blocks, start, out),
-            2 => quantised_tile::<F, 1, 2>(isa, panel, blocks, start, out),
-            _ => quantised_tile::<F, 1, 1>(isa, panel, blocks, start, out),
-        }
-    }
-    width
-}
-
-fn float<const F: usize>(
-    isa: Isa,
-    panel: *const u8,
-    k: usize,
-    x: Rows<'_>,
-    rows: Range<usize>,
-    out: *mut Lanes,
-) -> usize {
-    let start = x.row_ptr(rows.start);
-    // SAFETY: the panel and the rows are `k` wide, as `linear` checked; `out` has room for the largest tile.
-    unsafe {
-        if rows.len() >= INTERLEAVE {
-            float_tile::<F, INTERLEAVE>(isa, panel, k, start, x.stride(), out);
-            INTERLEAVE
-        } else {
-            float_tile::<F, 1>(isa, panel, k, start, x.stride(), out);
-            1
-        }
-    }
+fn quantised<const F: usize>(isa: Isa, panel: *const u8, k: usize, x: *const Block, rows: usize, out: *mut Lanes) {
+    // SAFETY: panel and rows are `k` wide, as `linear` checked; `out` has room for the largest tile.
+    unsafe { quantised_tile::<F>(isa, panel, k / FORMATS[F].elements, x, rows, out) }
 }
 
 dispatch! {

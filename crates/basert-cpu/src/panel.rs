@@ -19,6 +19,7 @@ use basert_core::{Base, BlockFormat, Codes, FORMATS, Format, GroupScales, Plane,
 pub use basert_plan::Order;
 use half::f16;
 
+use crate::dot::Expanded;
 use crate::memory::{AllocError, Buffer};
 use crate::pool::{Counter, Pool, WorkerPanicked};
 use crate::simd::LANES;
@@ -287,6 +288,16 @@ impl PackedMatrix {
     /// Bytes that it takes, which are those that a product with it reads.
     pub fn bytes(&self) -> usize {
         self.panels * self.panel_len
+    }
+
+    /// Memory that a worker needs to multiply many rows by it.
+    pub fn scratch_bytes(&self) -> usize {
+        self.expanded().map_or(0, |expanded| 2 * expanded.bytes(self.k))
+    }
+
+    /// What its panels become when they are expanded.
+    pub(crate) fn expanded(&self) -> Option<Expanded> {
+        self.wants_quantised().then(|| Expanded::of(&PanelFormat::of(self.format.block())))
     }
 
     /// Whether it multiplies quantised activations, not floats.

@@ -15,7 +15,9 @@ use basert_plan::{Baked, DeviceError, Place, Plan, StepState};
 
 use crate::attention::{Attention, Scratch, Sequence, attend, attend_pages, merge_pages};
 use crate::kv::{KvLayer, PAGE};
-use crate::{Buffer, Counter, Epilogue, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Rows, Worker};
+use crate::{
+    Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Rows, Worker,
+};
 use crate::{elementwise, linear};
 
 /// A value's place, and which tokens it has rows for.
@@ -115,7 +117,11 @@ pub(crate) struct Shared {
 /// Memory of one worker.
 pub(crate) struct WorkerScratch {
     pub row: Vec<f32>,
+    /// The input of a linear op with a single row.
+    pub row_floats: Vec<f32>,
     pub row_quantised: Buffer,
+    /// Panels of weights, expanded.
+    pub panels: Buffer,
     /// None where no op is attention.
     pub attention: Option<Scratch>,
 }
@@ -386,41 +392,37 @@ impl Run<'_> {
             return;
         }
         let (x, out) = (self.view(bound.x, rows), self.view(bound.out.0, rows));
-        let quantised = bound.parts.iter().any(|(matrix, ..)| matrix.wants_quantised());
+        let any = |quantised| bound.parts.iter().any(|(matrix, ..)| matrix.wants_quantised() == quantised);
+        let (quantised, float) = (any(true), any(false));
         let own = rows == 1 && x.cols() <= OWN_INPUT;
+        let memory =
+            if own { (scratch.row_floats.as_mut_ptr(), scratch.row_quantised.as_mut_ptr()) } else { self.prepared };
         // SAFETY: prepared inputs have room for the widest; a worker's own are its own.
-        let (normed, codes) = unsafe {
-            if own {
-                let normed = Rows::new(&mut scratch.row[..x.cols()], 1, x.cols());
-                (normed, QuantisedRows::from_raw(scratch.row_quantised.as_mut_ptr(), 1, x.cols()))
-            } else {
-                let normed = Rows::from_raw(self.prepared.0, rows, x.cols(), x.cols());
-                (normed, QuantisedRows::from_raw(self.prepared.1, rows, x.cols()))
-            }
-        };
-        let prepare = |row: usize| {
+        let floats = float.then(|| unsafe { FloatRows::from_raw(memory.0, rows, x.cols()) });
+        // SAFETY: as above.
+        let codes = quantised.then(|| unsafe { QuantisedRows::from_raw(memory.1, rows, x.cols()) });
+        let mut prepare = |row: usize| {
             // SAFETY: each row is prepared by one worker, or by each for itself.
             unsafe {
-                match &bound.norm {
-                    Some((weight, eps)) if quantised => {
-                        let scratch = normed.row_mut(row);
-                        elementwise::rms_norm_quantise(self.isa, x.row(row), weight, *eps, codes, row, scratch);
-                    }
-                    Some((weight, eps)) => {
-                        elementwise::rms_norm(self.isa, x.row(row), weight, *eps, normed.row_mut(row));
-                    }
-                    None if quantised => codes.write(self.isa, row, x.row(row)),
-                    None => {}
+                let mut values = x.row(row);
+                if let Some((weight, eps)) = &bound.norm {
+                    elementwise::rms_norm(self.isa, values, weight, *eps, &mut scratch.row[..x.cols()]);
+                    values = &scratch.row[..x.cols()];
+                }
+                if let Some(codes) = codes {
+                    codes.write(self.isa, row, values);
+                }
+                if let Some(floats) = floats {
+                    floats.write(row, values);
                 }
             }
         };
         if own {
             prepare(0);
-        } else if bound.norm.is_some() || quantised {
+        } else {
             worker.chunks(&op.prepare, rows, ROWS).flatten().for_each(prepare);
             worker.barrier();
         }
-        let floats = if bound.norm.is_some() { normed } else { x };
 
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
         let grain = (units / (8 * worker.count())).clamp(1, 64);
@@ -433,10 +435,17 @@ impl Run<'_> {
                 if start >= end {
                     continue;
                 }
-                let input = if matrix.wants_quantised() { Input::Quantised(codes) } else { Input::Float(floats) };
+                let input = match matrix.wants_quantised() {
+                    true => codes.map(Input::Quantised),
+                    false => floats.map(Input::Float),
+                };
+                let Some(input) = input else { continue };
                 let out = out.columns(columns.clone());
                 // SAFETY: the columns of a unit are computed by whoever took it.
-                unsafe { linear(self.isa, matrix, start..end, input, bias.as_deref(), bound.epilogue, out) };
+                unsafe {
+                    let (bias, panels) = (bias.as_deref(), &mut scratch.panels);
+                    linear(self.isa, matrix, start..end, input, bias, bound.epilogue, out, panels);
+                }
             }
         }
     }

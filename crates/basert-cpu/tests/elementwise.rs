@@ -40,23 +40,6 @@ fn rms_norm_is_that_of_the_paper() {
     }
 }
 
-#[test]
-fn norm_and_quantise_is_the_one_after_the_other() {
-    let mut random = Random::new(1);
-    let (x, weight) = (random.values(96), random.values(96));
-    for isa in Isa::available() {
-        let mut normed = vec![0.0; 96];
-        rms_norm(isa, &x, &weight, 1e-6, &mut normed);
-        let mut scratch = vec![0.0; 96];
-        let mut fused = Buffer::zeroed(QuantisedRows::bytes(1, 96)).unwrap();
-        let view = QuantisedRows::new(&mut fused, 1, 96);
-        // SAFETY: one thread.
-        unsafe { rms_norm_quantise(isa, &x, &weight, 1e-6, view, 0, &mut scratch) };
-        assert_eq!(&fused[..], &common::quantise(isa, &normed, 1, 96)[..]);
-        assert_eq!(bits(&scratch), bits(&normed));
-    }
-}
-
 /// Values of every magnitude, and the ends of the functions' ranges.
 fn wide() -> Vec<f32> {
     let mut random = Random::new(7);

@@ -6,7 +6,7 @@ use basert_core::{FORMATS, Format};
 use basert_cpu::*;
 use common::{Random, bits, quantise, weights};
 
-const ROWS: [usize; 9] = [1, 2, 3, 5, 8, 13, 16, 27, 64];
+const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 6, 8, 13, 16, 27, 64];
 
 /// All outputs for `m` rows, computed by all workers of the pool in pieces of `grain` units.
 #[allow(clippy::too_many_arguments)]
@@ -22,20 +22,24 @@ fn product(
 ) -> Vec<f32> {
     let (k, n) = (matrix.k(), matrix.rows());
     let m = x.len() / k;
-    let mut x = x.to_vec();
+    let mut floats = vec![0.0; m * k];
     let mut memory = quantise(isa, &x[..if matrix.wants_quantised() { x.len() } else { 0 }], m, k / 32 * 32);
     let input = if matrix.wants_quantised() {
         Input::Quantised(QuantisedRows::new(&mut memory, m, k))
     } else {
-        Input::Float(Rows::new(&mut x, m, k))
+        let view = FloatRows::new(&mut floats, m, k);
+        // SAFETY: one thread.
+        x.chunks_exact(k).enumerate().for_each(|(row, x)| unsafe { view.write(row, x) });
+        Input::Float(view)
     };
     let mut out = vec![start; m * n];
     let view = Rows::new(&mut out, m, n);
     let counter = Counter::new();
     pool.run(|worker| {
+        let mut scratch = Buffer::zeroed(matrix.scratch_bytes()).unwrap();
         for units in worker.chunks(&counter, matrix.units(), grain) {
             // SAFETY: each unit is claimed once.
-            unsafe { linear(isa, matrix, units, input, bias, epilogue, view) };
+            unsafe { linear(isa, matrix, units, input, bias, epilogue, view, &mut scratch) };
         }
     })
     .unwrap();

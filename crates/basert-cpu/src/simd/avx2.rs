@@ -25,6 +25,8 @@ unsafe fn dot4(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
 }
 
 impl Simd for Avx2 {
+    const WIDE: bool = false;
+
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
@@ -162,6 +164,19 @@ impl Simd for Avx2 {
         [_mm256_load_si256(p.cast()), _mm256_load_si256(p.add(32).cast())]
     }
     #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, x: Self::B) {
+        _mm256_store_si256(p.cast(), x[0]);
+        _mm256_store_si256(p.add(32).cast(), x[1]);
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(a: Self::B, b: Self::B) -> Self::B {
+        both!(_mm256_sub_epi8(a, b))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn load_table(p: *const u8) -> Self::B {
         [_mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())); 2]
     }
@@ -206,7 +221,7 @@ impl Simd for Avx2 {
         x
     }
     #[inline(always)]
-    unsafe fn signed_start(_neg_sum: Self::I) -> Self::I {
+    unsafe fn signed_start(_start: i32) -> Self::I {
         [_mm256_setzero_si256(); 2]
     }
     // |w| · (x with the sign of w): pairs are at most 2·128·127, which 16 bits hold.

@@ -31,6 +31,9 @@ pub const LANES: usize = 16;
 /// alignment unless said.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd {
+    /// Whether a vector is one register, and there are 32.
+    const WIDE: bool;
+
     /// 16 `f32`.
     type F: Copy;
     /// 16 `i32`.
@@ -83,6 +86,10 @@ pub trait Simd {
 
     /// Loads 64 bytes from an address that is a multiple of 64.
     unsafe fn load_bytes(p: *const u8) -> Self::B;
+    /// Stores 64 bytes at an address that is a multiple of 64.
+    unsafe fn store_bytes(p: *mut u8, x: Self::B);
+    /// Wrapping difference of bytes.
+    unsafe fn sub_bytes(a: Self::B, b: Self::B) -> Self::B;
     /// Repeats the 16 bytes at `p` four times.
     unsafe fn load_table(p: *const u8) -> Self::B;
     /// Repeats the four bytes at `p` in every lane.
@@ -101,8 +108,8 @@ pub trait Simd {
     unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
     /// What `dot_signed` takes for the signed bytes `x`.
     unsafe fn signed_operand(x: Self::B) -> Self::B;
-    /// What a sum of `dot_signed` starts with, given minus the sum of the x that it will see.
-    unsafe fn signed_start(neg_sum: Self::I) -> Self::I;
+    /// What a sum of `dot_signed` starts with, given −128 times the sum of the x that it will see.
+    unsafe fn signed_start(start: i32) -> Self::I;
     /// As `dot`, for signed bytes through `signed_operand` and a sum begun with `signed_start`.
     unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I;
 
@@ -113,6 +120,28 @@ pub trait Simd {
         // SAFETY: the array has 16 values.
         unsafe { Self::store(lanes.as_mut_ptr(), x) };
         lanes
+    }
+
+    /// Asks for a cache line that will be read soon. The address need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch(_p: *const u8) {}
+
+    /// The wrapping sum of the lanes.
+    #[inline(always)]
+    unsafe fn sum_i32(x: Self::I) -> i32 {
+        let mut lanes = [0; LANES];
+        // SAFETY: the array has 16 values.
+        unsafe { Self::store_i32(lanes.as_mut_ptr(), x) };
+        lanes.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    /// The largest lane.
+    #[inline(always)]
+    unsafe fn largest_i32(x: Self::I) -> i32 {
+        let mut lanes = [0; LANES];
+        // SAFETY: the array has 16 values.
+        unsafe { Self::store_i32(lanes.as_mut_ptr(), x) };
+        lanes.into_iter().fold(i32::MIN, i32::max)
     }
 
     /// The sum of the lanes, halves onto halves.

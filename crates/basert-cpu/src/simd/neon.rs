@@ -54,6 +54,8 @@ unsafe fn fused(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
 }
 
 impl Simd for Neon {
+    const WIDE: bool = false;
+
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
@@ -205,6 +207,17 @@ impl Simd for Neon {
         [vld1q_u8(p), vld1q_u8(p.add(16)), vld1q_u8(p.add(32)), vld1q_u8(p.add(48))]
     }
     #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, x: Self::B) {
+        vst1q_u8(p, x[0]);
+        vst1q_u8(p.add(16), x[1]);
+        vst1q_u8(p.add(32), x[2]);
+        vst1q_u8(p.add(48), x[3]);
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(a: Self::B, b: Self::B) -> Self::B {
+        each!(vsubq_u8(a, b))
+    }
+    #[inline(always)]
     unsafe fn load_table(p: *const u8) -> Self::B {
         [vld1q_u8(p); 4]
     }
@@ -244,7 +257,7 @@ impl Simd for Neon {
         x
     }
     #[inline(always)]
-    unsafe fn signed_start(_neg_sum: Self::I) -> Self::I {
+    unsafe fn signed_start(_start: i32) -> Self::I {
         [vdupq_n_s32(0); 4]
     }
     #[inline(always)]

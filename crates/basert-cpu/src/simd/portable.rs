@@ -13,6 +13,8 @@ use super::{LANES, Simd};
 pub struct Portable;
 
 impl Simd for Portable {
+    const WIDE: bool = false;
+
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 4 * LANES];
@@ -136,6 +138,14 @@ impl Simd for Portable {
         p.cast::<Self::B>().read()
     }
     #[inline(always)]
+    unsafe fn store_bytes(p: *mut u8, x: Self::B) {
+        p.cast::<Self::B>().write(x)
+    }
+    #[inline(always)]
+    unsafe fn sub_bytes(a: Self::B, b: Self::B) -> Self::B {
+        from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+    #[inline(always)]
     unsafe fn load_table(p: *const u8) -> Self::B {
         from_fn(|i| *p.add(i % 16))
     }
@@ -173,7 +183,7 @@ impl Simd for Portable {
         x
     }
     #[inline(always)]
-    unsafe fn signed_start(_neg_sum: Self::I) -> Self::I {
+    unsafe fn signed_start(_start: i32) -> Self::I {
         [0; LANES]
     }
     #[inline(always)]
