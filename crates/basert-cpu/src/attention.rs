@@ -111,7 +111,7 @@ pub struct Sequence<'a> {
 
 /// A worker's memory for attention.
 pub struct Scratch {
-    /// Queries, side by side.
+    /// Queries in tiles, interleaved within a tile.
     q: Vec<f32>,
     /// Weights of a page's tokens, for a tile of queries.
     p: Vec<f32>,
@@ -139,11 +139,17 @@ impl Scratch {
     }
 
     /// Copies the queries of some rows and one head of keys.
-    fn load(&mut self, attention: &Attention, q: Rows<'_>, kv_head: usize, rows: Range<usize>) {
-        let width = attention.group() * attention.head_dim;
-        for (row, to) in rows.zip(self.q.chunks_exact_mut(width)) {
-            // SAFETY: `attend` and `attend_pages` ask their callers that nobody writes `q`.
-            to.copy_from_slice(unsafe { q.columns(kv_head * width..(kv_head + 1) * width).row(row) });
+    fn load(&mut self, isa: Isa, attention: &Attention, q: Rows<'_>, kv_head: usize, rows: Range<usize>) {
+        let (dim, group) = (attention.head_dim, attention.group());
+        let count = rows.len() * group;
+        for tile in tiles(isa, count) {
+            let to = &mut self.q[tile.start * dim..tile.end * dim];
+            for (i, query) in tile.clone().enumerate() {
+                let head = kv_head * group + query % group;
+                // SAFETY: `attend` and `attend_pages` ask their callers that nobody writes `q`.
+                let from = unsafe { q.columns(head * dim..(head + 1) * dim).row(rows.start + query / group) };
+                from.iter().zip(to[i..].iter_mut().step_by(tile.len())).for_each(|(from, to)| *to = *from);
+            }
         }
     }
 }
@@ -175,30 +181,23 @@ pub unsafe fn attend(
     let Some(last) = rows.clone().last() else { return };
     let (dim, group) = (attention.head_dim, attention.group());
     let count = rows.len() * group;
-    scratch.load(attention, q, kv_head, rows.clone());
+    scratch.load(isa, attention, q, kv_head, rows.clone());
     let merged = &mut scratch.merged[..count * partial_len(dim)];
     clear(merged, dim);
 
     let position = |query: usize| sequence.position + rows.start + query / group;
     let blocks = attention.blocks(position(0)).start..attention.blocks(sequence.position + last).end;
     for block in blocks {
-        let mut first = 0;
-        while first < count {
-            let queries = first..count.min(first + tile(isa, count - first));
-            let visible = |query: usize| attention.visible(position(first + query), block);
+        let pages = Pages::of(sequence, block);
+        for tile in tiles(isa, count) {
+            let visible = |i: usize| attention.visible(position(tile.start + i), block);
             // SAFETY: the caller's.
             unsafe {
-                let pages = &mut scratch.page[..queries.len() * partial_len(dim)];
-                let q = &scratch.q[first * dim..queries.end * dim];
-                partials(isa, attention, kv, sequence.pages[block], kv_head, q, &visible, &mut scratch.p, pages);
-                let merged = merged[first * partial_len(dim)..].chunks_exact_mut(partial_len(dim));
-                for (i, (page, merged)) in pages.chunks_exact(partial_len(dim)).zip(merged).enumerate() {
-                    if !visible(i).is_empty() {
-                        merge(isa, merged, page);
-                    }
-                }
+                let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
+                let q = &scratch.q[tile.start * dim..tile.end * dim];
+                partials(isa, attention, kv, pages, kv_head, q, &visible, &mut scratch.p, partial);
+                merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
             }
-            first = queries.end;
         }
     }
     for (row, merged) in rows.zip(merged.chunks_exact(group * partial_len(dim))) {
@@ -235,22 +234,20 @@ pub unsafe fn attend_pages(
     let all = attention.blocks(position);
     assert!(all.start <= blocks.start && blocks.end <= all.end);
     assert_eq!(partials_out.cols(), partial_len(dim));
-    scratch.load(attention, q, kv_head, row..row + 1);
+    scratch.load(isa, attention, q, kv_head, row..row + 1);
     for block in blocks {
         let visible = |_| attention.visible(position, block);
-        let mut first = 0;
-        while first < group {
-            let queries = first..group.min(first + tile(isa, group - first));
-            let pages = &mut scratch.page[..queries.len() * partial_len(dim)];
-            let q = &scratch.q[first * dim..queries.end * dim];
+        for tile in tiles(isa, group) {
+            let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
+            let q = &scratch.q[tile.start * dim..tile.end * dim];
             // SAFETY: the caller's.
             unsafe {
-                partials(isa, attention, kv, sequence.pages[block], kv_head, q, &visible, &mut scratch.p, pages);
-                for (head, page) in queries.clone().zip(pages.chunks_exact(partial_len(dim))) {
-                    partials_out.row_mut((block - all.start) * group + head).copy_from_slice(page);
+                let pages = Pages::of(sequence, block);
+                partials(isa, attention, kv, pages, kv_head, q, &visible, &mut scratch.p, partial);
+                for (head, partial) in tile.zip(partial.chunks_exact(partial_len(dim))) {
+                    partials_out.row_mut((block - all.start) * group + head).copy_from_slice(partial);
                 }
             }
-            first = queries.end;
         }
     }
 }
@@ -279,9 +276,14 @@ pub unsafe fn merge_pages(
     let merged = &mut scratch.merged[..group * partial_len(dim)];
     clear(merged, dim);
     for block in 0..attention.blocks(sequence.position + row).len() {
-        for (head, merged) in merged.chunks_exact_mut(partial_len(dim)).enumerate() {
-            // SAFETY: the caller's.
-            unsafe { merge(isa, merged, partials.row(block * group + head)) };
+        for tile in tiles(isa, group) {
+            // SAFETY: the caller's; rows of partials follow each other.
+            unsafe {
+                let first = partials.row_ptr(block * group + tile.start);
+                assert_eq!(partials.stride(), partial_len(dim));
+                let partial = std::slice::from_raw_parts(first, tile.len() * partial_len(dim));
+                merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
+            }
         }
     }
     // SAFETY: the caller's.
@@ -305,12 +307,33 @@ fn clear(merged: &mut [f32], dim: usize) {
 /// Queries that the kernels take together at most.
 const MAX_TILE: usize = 6;
 
-/// How many of `count` queries are taken together: as many as leave registers for the rest.
-fn tile(isa: Isa, count: usize) -> usize {
-    match (isa, count) {
-        (Isa::Avx512, 6..) => 6,
-        (Isa::Avx512, 4..) => 4,
-        _ => count.min(3),
+/// Divides `count` queries into tiles, each as large as leaves registers for the rest.
+fn tiles(isa: Isa, count: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut first = 0;
+    std::iter::from_fn(move || {
+        let width = match (isa, count - first) {
+            (Isa::Avx512, 8) => 4,
+            (Isa::Avx512, MAX_TILE..) => MAX_TILE,
+            (Isa::Avx512, 4..) => 4,
+            (_, 4) => 2,
+            (_, rest) => rest.min(3),
+        };
+        first += width;
+        (width > 0).then(|| first - width..first)
+    })
+}
+
+/// A page of a sequence, and the one that comes after it, or the last one again.
+#[derive(Clone, Copy)]
+struct Pages {
+    this: usize,
+    next: usize,
+}
+
+impl Pages {
+    fn of(sequence: &Sequence<'_>, block: usize) -> Pages {
+        let page = |block: usize| sequence.pages[block] as usize;
+        Pages { this: page(block), next: page((block + 1).min(sequence.pages.len() - 1)) }
     }
 }
 
@@ -320,7 +343,7 @@ unsafe fn partials(
     isa: Isa,
     attention: &Attention,
     kv: KvLayer<'_>,
-    page: u32,
+    pages: Pages,
     kv_head: usize,
     q: &[f32],
     visible: &dyn Fn(usize) -> Range<usize>,
@@ -328,120 +351,140 @@ unsafe fn partials(
     out: &mut [f32],
 ) {
     let dim = attention.head_dim;
-    let (keys, values) = (kv.keys(page as usize, kv_head), kv.values(page as usize, kv_head));
+    let (keys, values) = (kv.keys(pages.this, kv_head), kv.values(pages.this, kv_head));
+    let next = kv.keys(pages.next, kv_head);
     let count = q.len() / dim;
     let (mut first, mut last) = (PAGE, 0);
+    for range in (0..count).map(visible).filter(|range| !range.is_empty()) {
+        (first, last) = (first.min(range.start), last.max(range.end));
+    }
+    let columns = first.min(last) / LANES * LANES..last.next_multiple_of(LANES);
     // SAFETY: a page has `dim` rows of keys and `PAGE` rows of values; the buffers are as long as the shapes say.
     unsafe {
-        product(isa, count, q.as_ptr(), dim, 0..dim, keys, PAGE, p.as_mut_ptr(), PAGE);
+        product::<true>(isa, count, q.as_ptr(), 0..dim, keys, PAGE, columns, p.as_mut_ptr(), PAGE, values);
         for (i, p) in p.as_chunks_mut::<PAGE>().0[..count].iter_mut().enumerate() {
-            let range = visible(i);
-            let (m, l) = softmax(isa, p, range.clone(), attention.scale, attention.soft_cap);
+            let (m, l) = softmax(isa, p, visible(i), attention.scale, attention.soft_cap);
             out[i * partial_len(dim) + dim] = m;
             out[i * partial_len(dim) + dim + 1] = l;
-            if !range.is_empty() {
-                (first, last) = (first.min(range.start), last.max(range.end));
-            }
         }
-        product(isa, count, p.as_ptr(), PAGE, first..last, values, dim, out.as_mut_ptr(), partial_len(dim));
+        let tokens = first.min(last)..last;
+        product::<false>(isa, count, p.as_ptr(), tokens, values, dim, 0..dim, out.as_mut_ptr(), partial_len(dim), next);
     }
 }
 
 /// [`product_tile`] for a number of rows known only now.
 #[allow(clippy::too_many_arguments)]
-unsafe fn product(
+unsafe fn product<const INTERLEAVED: bool>(
     isa: Isa,
     rows: usize,
     a: *const f32,
-    a_stride: usize,
     k: Range<usize>,
     b: *const u16,
     n: usize,
+    columns: Range<usize>,
     out: *mut f32,
     out_stride: usize,
+    ahead: *const u16,
 ) {
     // SAFETY: the caller's.
     unsafe {
         match rows {
-            6 => product_tile::<6>(isa, a, a_stride, k, b, n, out, out_stride),
-            4 => product_tile::<4>(isa, a, a_stride, k, b, n, out, out_stride),
-            3 => product_tile::<3>(isa, a, a_stride, k, b, n, out, out_stride),
-            2 => product_tile::<2>(isa, a, a_stride, k, b, n, out, out_stride),
-            1 => product_tile::<1>(isa, a, a_stride, k, b, n, out, out_stride),
-            _ => unreachable!("`tile` makes no tiles of {rows}"),
+            6 => product_tile::<6, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
+            4 => product_tile::<4, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
+            3 => product_tile::<3, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
+            2 => product_tile::<2, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
+            1 => product_tile::<1, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
+            _ => unreachable!("`tiles` makes no tiles of {rows}"),
         }
     }
 }
 
 dispatch! {
-    /// `out[i][j] = Σ a[i][k] · b[k][j]` for `Q` rows of `a` and the `n` columns of `b`, an f16 matrix, in order of k.
-    unsafe fn product_tile[const Q: usize](
-        a: *const f32, a_stride: usize, k: Range<usize>, b: *const u16, n: usize, out: *mut f32, out_stride: usize
-    ) = product_kernel::<Q>;
+    /// `out[i][j] = Σ a[i][k] · b[k][j]` for `Q` rows of `a` and some of the `n` columns of `b`, an f16 matrix, in order of
+    /// k. Rows of `a` are interleaved, or `PAGE` values apart. As much as is read of `b` is asked for of `ahead`.
+    unsafe fn product_tile[const Q: usize, const INTERLEAVED: bool](
+        a: *const f32, k: Range<usize>, b: *const u16, n: usize, columns: Range<usize>, out: *mut f32, out_stride: usize,
+        ahead: *const u16
+    ) = product_kernel::<Q, INTERLEAVED>;
 
     /// Turns dot products into weights, those outside of `visible` into zeros; returns the largest score and the sum.
     unsafe fn softmax(
         scores: &mut [f32; PAGE], visible: Range<usize>, scale: f32, soft_cap: Option<f32>
     ) -> (f32, f32) = softmax_kernel;
 
-    /// Merges a page's partial.
-    unsafe fn merge(merged: &mut [f32], page: &[f32]) = merge_kernel;
+    /// Merges a page's partials of some queries into theirs.
+    unsafe fn merge(merged: &mut [f32], page: &[f32], dim: usize) = merge_kernel;
 
     /// Divides the merged sums, side by side, by their weights.
     unsafe fn finish(merged: &[f32], dim: usize, out: *mut f32) = finish_kernel;
 }
 
 #[inline(always)]
-unsafe fn product_kernel<S: Simd, const Q: usize>(
+#[allow(clippy::too_many_arguments)]
+unsafe fn product_kernel<S: Simd, const Q: usize, const INTERLEAVED: bool>(
     a: *const f32,
-    a_stride: usize,
     k: Range<usize>,
     b: *const u16,
     n: usize,
+    columns: Range<usize>,
     out: *mut f32,
     out_stride: usize,
+    ahead: *const u16,
 ) {
-    let mut at = 0;
+    let mut at = columns.start;
     // SAFETY: the caller's.
     unsafe {
-        while at + 2 * LANES <= n {
-            product_columns::<S, Q, 2>(a, a_stride, k.clone(), b.add(at), n, out.add(at), out_stride);
-            at += 2 * LANES;
-        }
-        if at < n {
-            product_columns::<S, Q, 1>(a, a_stride, k, b.add(at), n, out.add(at), out_stride);
+        while at < columns.end {
+            let (k, b, out, ahead) = (k.clone(), b.add(at), out.add(at), ahead.wrapping_add(at));
+            at += match columns.end - at {
+                64.. if S::WIDE => {
+                    product_columns::<S, Q, 4, INTERLEAVED>(a, k, b, n, out, out_stride, ahead);
+                    64
+                }
+                32.. => {
+                    product_columns::<S, Q, 2, INTERLEAVED>(a, k, b, n, out, out_stride, ahead);
+                    32
+                }
+                _ => {
+                    product_columns::<S, Q, 1, INTERLEAVED>(a, k, b, n, out, out_stride, ahead);
+                    16
+                }
+            };
         }
     }
 }
 
 #[inline(always)]
-unsafe fn product_columns<S: Simd, const Q: usize, const V: usize>(
+unsafe fn product_columns<S: Simd, const Q: usize, const V: usize, const INTERLEAVED: bool>(
     a: *const f32,
-    a_stride: usize,
     k: Range<usize>,
     b: *const u16,
     n: usize,
     out: *mut f32,
     out_stride: usize,
+    ahead: *const u16,
 ) {
     // SAFETY: the caller's.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; Q];
         for k in k {
             let mut columns = [S::splat(0.0); V];
-            for (v, column) in columns.iter_mut().enumerate() {
-                *column = S::load_f16(b.add(k * n + v * LANES));
+            for v in 0..V {
+                columns[v] = S::load_f16(b.add(k * n + v * LANES));
             }
-            for (q, sums) in sums.iter_mut().enumerate() {
-                let a = S::splat(*a.add(q * a_stride + k));
-                for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = S::fma(a, column, *sum);
+            for line in (0..V * LANES).step_by(32) {
+                S::prefetch(ahead.wrapping_add(k * n + line).cast());
+            }
+            for q in 0..Q {
+                let a = S::splat(*a.add(if INTERLEAVED { k * Q + q } else { q * PAGE + k }));
+                for v in 0..V {
+                    sums[q][v] = S::fma(a, columns[v], sums[q][v]);
                 }
             }
         }
-        for (q, sums) in sums.into_iter().enumerate() {
-            for (v, sum) in sums.into_iter().enumerate() {
-                S::store(out.add(q * out_stride + v * LANES), sum);
+        for q in 0..Q {
+            for v in 0..V {
+                S::store(out.add(q * out_stride + v * LANES), sums[q][v]);
             }
         }
     }
@@ -457,9 +500,14 @@ unsafe fn softmax_kernel<S: Simd>(
     soft_cap: Option<f32>,
 ) -> (f32, f32) {
     const VECTORS: usize = PAGE / LANES;
+    if visible.is_empty() {
+        scores.fill(0.0);
+        return (f32::NEG_INFINITY, 0.0);
+    }
     // SAFETY: a page is whole vectors.
     unsafe {
         let hidden = S::splat(f32::NEG_INFINITY);
+        let all = visible == (0..PAGE);
         let (first, end) = (S::splat(visible.start as f32), S::splat(visible.end as f32));
         let mut s = [hidden; VECTORS];
         let mut m = hidden;
@@ -468,13 +516,16 @@ unsafe fn softmax_kernel<S: Simd>(
             if let Some(cap) = soft_cap {
                 score = math::soft_cap::<S>(score, cap);
             }
-            let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat((v * LANES) as f32));
-            *s = S::select_less(token, first, hidden, S::select_less(token, end, score, hidden));
+            *s = score;
+            if !all {
+                let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat((v * LANES) as f32));
+                *s = S::select_less(token, first, hidden, S::select_less(token, end, score, hidden));
+            }
             m = S::max(m, *s);
         }
         let m = S::largest(m);
         for (v, s) in s.iter_mut().enumerate() {
-            *s = math::exp::<S>(S::sub(*s, S::splat(m)));
+            *s = math::exp_negative::<S>(S::sub(*s, S::splat(m)));
             S::store(scores.as_mut_ptr().add(v * LANES), *s);
         }
         let l = S::sum(S::add(S::add(s[0], s[1]), S::add(s[2], s[3])));
@@ -483,21 +534,31 @@ unsafe fn softmax_kernel<S: Simd>(
 }
 
 #[inline(always)]
-unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32]) {
-    let dim = merged.len() - 2;
-    let (m, m_page) = (merged[dim], page[dim]);
-    let largest = if m > m_page { m } else { m_page };
-    // SAFETY: both have `dim` values, which are whole vectors, and two more.
+unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32], dim: usize) {
+    let len = partial_len(dim);
+    let count = page.len() / len;
+    let (mut old, mut new) = ([0.0; LANES], [0.0; LANES]);
+    for i in 0..count {
+        let (m, m_page) = (merged[i * len + dim], page[i * len + dim]);
+        let largest = if m > m_page { m } else { m_page };
+        merged[i * len + dim] = largest;
+        // Where nothing has been seen yet, infinities would give NaN.
+        let finite = largest > f32::NEG_INFINITY;
+        (old[i], new[i]) = if finite { (m - largest, m_page - largest) } else { (0.0, 0.0) };
+    }
+    // SAFETY: a tile has no more queries than a vector lanes; both have `dim` values a query, which are whole vectors,
+    // and two more.
     unsafe {
-        let a = math::exp::<S>(S::splat(m - largest));
-        let b = math::exp::<S>(S::splat(m_page - largest));
-        for at in (0..dim).step_by(LANES) {
-            let to = merged.as_mut_ptr().add(at);
-            let from = S::load(page.as_ptr().add(at));
-            S::store(to, S::fma(from, b, S::mul(S::load(to), a)));
+        let a = S::lanes(math::exp_negative::<S>(S::load(old.as_ptr())));
+        let b = S::lanes(math::exp_negative::<S>(S::load(new.as_ptr())));
+        for i in 0..count {
+            let (to, from) = (merged.as_mut_ptr().add(i * len), page.as_ptr().add(i * len));
+            for at in (0..dim).step_by(LANES) {
+                let old = S::mul(S::load(to.add(at)), S::splat(a[i]));
+                S::store(to.add(at), S::fma(S::load(from.add(at)), S::splat(b[i]), old));
+            }
+            *to.add(dim + 1) = (*from.add(dim + 1)).mul_add(b[i], *to.add(dim + 1) * a[i]);
         }
-        merged[dim] = largest;
-        merged[dim + 1] = page[dim + 1].mul_add(S::lanes(b)[0], merged[dim + 1] * S::lanes(a)[0]);
     }
 }
 

@@ -266,21 +266,19 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
     unsafe {
         if S::WIDE {
             tiles!(6, rows, |at, T| {
-                let out = out.map(|out| out.add(at));
-                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out);
+                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out, at);
             });
             return;
         }
         for p in 0..P {
             tiles!(3, rows, |at, T| {
-                let out = [out[p].add(at)];
-                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, out);
+                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, [out[p]], at);
             });
         }
     }
 }
 
-/// Some rows of a tile of `width` rows.
+/// Some rows, from row `at` on, of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
 unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: usize, const T: usize>(
     panels: [*const u8; P],
@@ -288,6 +286,7 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
     x: *const Block,
     width: usize,
     out: [*mut Lanes; P],
+    at: usize,
 ) {
     let record = const { 64 * (4 * HALVES + 1 + MIN as usize) };
     // SAFETY: the caller's.
@@ -306,7 +305,10 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
                     }
                 }
                 for step in 0..4 * HALVES {
-                    let weights = panels.map(|panel| S::load_bytes(panel.add(64 * step)));
+                    let mut weights = [S::splat_u8(0); P];
+                    for p in 0..P {
+                        weights[p] = S::load_bytes(panels[p].add(64 * step));
+                    }
                     for t in 0..T {
                         let four = S::broadcast4(four(x.add(t), 16 * half + 4 * step));
                         for p in 0..P {
@@ -317,31 +319,30 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
                         }
                     }
                 }
-                let scales = panels.map(|panel| S::load(panel.add(256 * HALVES).cast()));
-                for t in 0..T {
-                    let block = x.add(t);
-                    let scale = S::splat((*block).scale);
-                    for p in 0..P {
-                        y[t][p] = S::fma(S::float(sum[t][p]), S::mul(scales[p], scale), y[t][p]);
+                for p in 0..P {
+                    let scale = S::load(panels[p].add(256 * HALVES).cast());
+                    for t in 0..T {
+                        let scale = S::mul(scale, S::splat((*x.add(t)).scale));
+                        y[t][p] = S::fma(S::float(sum[t][p]), scale, y[t][p]);
                     }
                 }
-                if MIN {
-                    let mins = panels.map(|panel| S::load(panel.add(256 * HALVES + 64).cast()));
-                    for t in 0..T {
-                        let block = x.add(t);
-                        let sum = if HALVES == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
-                        for p in 0..P {
-                            y[t][p] = S::fma(mins[p], S::splat(sum), y[t][p]);
+                for p in 0..P {
+                    if MIN {
+                        let min = S::load(panels[p].add(256 * HALVES + 64).cast());
+                        for t in 0..T {
+                            let block = x.add(t);
+                            let sum = if HALVES == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
+                            y[t][p] = S::fma(min, S::splat(sum), y[t][p]);
                         }
                     }
+                    panels[p] = panels[p].add(record);
                 }
-                panels = panels.map(|panel| panel.add(record));
             }
             x = x.add(width);
         }
         for t in 0..T {
             for p in 0..P {
-                S::store(out[p].add(t).cast(), y[t][p]);
+                S::store(out[p].add(at + t).cast(), y[t][p]);
             }
         }
     }
@@ -453,19 +454,19 @@ unsafe fn float_kernel<S: Simd, const F: usize, const P: usize>(
     unsafe {
         if S::WIDE {
             tiles!(6, rows, |at, T| {
-                float_rows::<S, F, P, T>(panels, k, x.add(at), rows, out.map(|out| out.add(at)));
+                float_rows::<S, F, P, T>(panels, k, x.add(at), rows, out, at);
             });
             return;
         }
         for p in 0..P {
             tiles!(6, rows, |at, T| {
-                float_rows::<S, F, 1, T>([panels[p]], k, x.add(at), rows, [out[p].add(at)]);
+                float_rows::<S, F, 1, T>([panels[p]], k, x.add(at), rows, [out[p]], at);
             });
         }
     }
 }
 
-/// Some rows of a tile of `width` rows.
+/// Some rows, from row `at` on, of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
 unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
     panels: [*const u8; P],
@@ -473,6 +474,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
     x: *const f32,
     width: usize,
     out: [*mut Lanes; P],
+    at: usize,
 ) {
     // SAFETY: the caller's.
     unsafe {
@@ -497,7 +499,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
         }
         for t in 0..T {
             for p in 0..P {
-                S::store(out[p].add(t).cast(), y[t][p]);
+                S::store(out[p].add(at + t).cast(), y[t][p]);
             }
         }
     }

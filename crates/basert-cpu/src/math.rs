@@ -12,9 +12,20 @@ use crate::simd::Simd;
 pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     // SAFETY: the caller's.
     unsafe {
-        let (lowest, highest) = (S::splat(-87.33), S::splat(88.37));
-        // The constants first: then NaN passes.
-        let clamped = S::min(highest, S::max(lowest, x));
+        let highest = S::splat(88.37);
+        // The constant first: then NaN passes.
+        let y = exp_negative::<S>(S::min(highest, x));
+        S::select_less(highest, x, S::splat(f32::INFINITY), y)
+    }
+}
+
+/// [`exp`] for what is no larger than 88.37.
+#[inline(always)]
+pub(crate) unsafe fn exp_negative<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller's.
+    unsafe {
+        let lowest = S::splat(-87.33);
+        let clamped = S::max(lowest, x);
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
         let n_f = S::float(n);
         let r = S::fma(n_f, S::splat(-0.693_359_4), clamped);
@@ -25,8 +36,7 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
         }
         let y = S::add(S::fma(S::mul(p, r), r, r), S::splat(1.0));
         let power = S::from_bits(S::shl_i32(S::add_i32(n, S::splat_i32(127)), 23));
-        let y = S::select_less(highest, x, S::splat(f32::INFINITY), S::mul(y, power));
-        S::select_less(x, lowest, S::splat(0.0), y)
+        S::select_less(x, lowest, S::splat(0.0), S::mul(y, power))
     }
 }
 

@@ -125,7 +125,7 @@ unsafe fn quantise_kernel<S: Simd>(x: &[f32], out: *mut Block, step: usize) {
             let block = &mut *out.add(b * step);
             let halves = [S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES))];
             // Magnitudes compare as integers, with infinity and NaN above all.
-            let [low, high] = halves.map(|x| S::and_i32(S::bits(x), magnitude));
+            let (low, high) = (S::and_i32(S::bits(halves[0]), magnitude), S::and_i32(S::bits(halves[1]), magnitude));
             let largest = f32::from_bits(S::largest_i32(S::max_i32(low, high)) as u32);
             let (scale, inverse) = if !largest.is_finite() {
                 (f32::NAN, 0.0)

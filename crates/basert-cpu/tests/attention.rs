@@ -172,14 +172,14 @@ fn how_it_is_divided_does_not_matter() {
             let mut case = Case::new(attention, len, isa);
             let width = case.width();
             let all = case.attend(isa, 0, attention.row_block());
-            assert_eq!(expected.get_or_insert_with(|| bits(&all)), &bits(&all), "{attention:?} {isa}");
-            assert_eq!(bits(&case.attend(isa, 0, 1)), bits(&all), "{attention:?} {isa}");
+            assert!(expected.get_or_insert_with(|| bits(&all)) == &bits(&all), "{attention:?} {isa}");
+            assert!(bits(&case.attend(isa, 0, 1)) == bits(&all), "{attention:?} {isa}");
             let start = len / 3;
             let step = attention.row_block().min(3);
-            assert_eq!(bits(&case.attend(isa, start, step)), bits(&all[start * width..]), "{attention:?} {isa}");
+            assert!(bits(&case.attend(isa, start, step)) == bits(&all[start * width..]), "{attention:?} {isa}");
             for step in [1, 2, 100] {
                 let last = case.attend_divided(isa, step);
-                assert_eq!(bits(&last), bits(&all[(len - 1) * width..]), "{attention:?} {isa} {step}");
+                assert!(bits(&last) == bits(&all[(len - 1) * width..]), "{attention:?} {isa} {step}");
             }
         }
     }
