@@ -93,11 +93,18 @@ impl Attention {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// The tokens of a block that a query at `position` sees; empty ranges may lie anywhere.
-    fn visible(&self, position: usize, block: usize) -> Range<usize> {
+    /// The tokens of a block that a query at `position` sees.
+    fn visible(&self, position: usize, block: usize) -> Visible {
         let within = |position: usize| position.saturating_sub(block * PAGE).min(PAGE);
-        within(self.first_key(position))..within(position + 1)
+        Visible { start: within(self.first_key(position)), end: within(position + 1) }
     }
+}
+
+/// Some tokens of a page.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Visible {
+    start: usize,
+    end: usize,
 }
 
 /// Where a sequence's keys and values are.
@@ -113,6 +120,8 @@ pub struct Sequence<'a> {
 pub struct Scratch {
     /// Queries in tiles, interleaved within a tile.
     q: Vec<f32>,
+    /// The tokens of a page that each query sees.
+    visible: Vec<Visible>,
     /// Weights of a page's tokens, for a tile of queries.
     p: Vec<f32>,
     /// Partials of a tile, and what has been merged for all queries: o, m, l.
@@ -132,6 +141,7 @@ impl Scratch {
         let partials = queries * partial_len(attention.head_dim);
         Scratch {
             q: vec![0.0; queries * attention.head_dim],
+            visible: vec![Visible::default(); queries],
             p: vec![0.0; MAX_TILE * PAGE],
             page: vec![0.0; MAX_TILE * partial_len(attention.head_dim)],
             merged: vec![0.0; partials],
@@ -185,17 +195,20 @@ pub unsafe fn attend(
     let merged = &mut scratch.merged[..count * partial_len(dim)];
     clear(merged, dim);
 
-    let position = |query: usize| sequence.position + rows.start + query / group;
-    let blocks = attention.blocks(position(0)).start..attention.blocks(sequence.position + last).end;
+    let first = sequence.position + rows.start;
+    let blocks = attention.blocks(first).start..attention.blocks(sequence.position + last).end;
     for block in blocks {
         let pages = Pages::of(sequence, block);
+        for (row, visible) in scratch.visible.chunks_exact_mut(group).take(rows.len()).enumerate() {
+            visible.fill(attention.visible(first + row, block));
+        }
         for tile in tiles(isa, count) {
-            let visible = |i: usize| attention.visible(position(tile.start + i), block);
             // SAFETY: the caller's.
             unsafe {
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
                 let q = &scratch.q[tile.start * dim..tile.end * dim];
-                partials(isa, attention, kv, pages, kv_head, q, &visible, &mut scratch.p, partial);
+                let visible = &scratch.visible[tile.clone()];
+                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial);
                 merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
             }
         }
@@ -236,14 +249,15 @@ pub unsafe fn attend_pages(
     assert_eq!(partials_out.cols(), partial_len(dim));
     scratch.load(isa, attention, q, kv_head, row..row + 1);
     for block in blocks {
-        let visible = |_| attention.visible(position, block);
+        scratch.visible[..group].fill(attention.visible(position, block));
         for tile in tiles(isa, group) {
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
             let q = &scratch.q[tile.start * dim..tile.end * dim];
             // SAFETY: the caller's.
             unsafe {
                 let pages = Pages::of(sequence, block);
-                partials(isa, attention, kv, pages, kv_head, q, &visible, &mut scratch.p, partial);
+                let visible = &scratch.visible[tile.clone()];
+                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial);
                 for (head, partial) in tile.zip(partial.chunks_exact(partial_len(dim))) {
                     partials_out.row_mut((block - all.start) * group + head).copy_from_slice(partial);
                 }
@@ -346,7 +360,7 @@ unsafe fn partials(
     pages: Pages,
     kv_head: usize,
     q: &[f32],
-    visible: &dyn Fn(usize) -> Range<usize>,
+    visible: &[Visible],
     p: &mut [f32],
     out: &mut [f32],
 ) {
@@ -354,21 +368,17 @@ unsafe fn partials(
     let (keys, values) = (kv.keys(pages.this, kv_head), kv.values(pages.this, kv_head));
     let next = kv.keys(pages.next, kv_head);
     let count = q.len() / dim;
-    let (mut first, mut last) = (PAGE, 0);
-    for range in (0..count).map(visible).filter(|range| !range.is_empty()) {
-        (first, last) = (first.min(range.start), last.max(range.end));
-    }
-    let columns = first.min(last) / LANES * LANES..last.next_multiple_of(LANES);
+    // What any of them sees. None may see anything.
+    let seen = || visible.iter().filter(|visible| visible.start < visible.end);
+    let last = seen().map(|visible| visible.end).max().unwrap_or(0);
+    let first = seen().map(|visible| visible.start).min().unwrap_or(0);
+    let columns = first / LANES * LANES..last.next_multiple_of(LANES);
     // SAFETY: a page has `dim` rows of keys and `PAGE` rows of values; the buffers are as long as the shapes say.
     unsafe {
         product::<true>(isa, count, q.as_ptr(), 0..dim, keys, PAGE, columns, p.as_mut_ptr(), PAGE, values);
-        for (i, p) in p.as_chunks_mut::<PAGE>().0[..count].iter_mut().enumerate() {
-            let (m, l) = softmax(isa, p, visible(i), attention.scale, attention.soft_cap);
-            out[i * partial_len(dim) + dim] = m;
-            out[i * partial_len(dim) + dim + 1] = l;
-        }
-        let tokens = first.min(last)..last;
-        product::<false>(isa, count, p.as_ptr(), tokens, values, dim, 0..dim, out.as_mut_ptr(), partial_len(dim), next);
+        softmax(isa, p, visible, attention.scale, attention.soft_cap, out, dim);
+        let (p, out, stride) = (p.as_ptr(), out.as_mut_ptr(), partial_len(dim));
+        product::<false>(isa, count, p, first..last, values, dim, 0..dim, out, stride, next);
     }
 }
 
@@ -407,10 +417,11 @@ dispatch! {
         ahead: *const u16
     ) = product_kernel::<Q, INTERLEAVED>;
 
-    /// Turns dot products into weights, those outside of `visible` into zeros; returns the largest score and the sum.
+    /// Turns dot products into weights, those of tokens that are not visible into zeros, for a tile of queries; puts the
+    /// largest score and the sum behind the `dim` values of each one's partial.
     unsafe fn softmax(
-        scores: &mut [f32; PAGE], visible: Range<usize>, scale: f32, soft_cap: Option<f32>
-    ) -> (f32, f32) = softmax_kernel;
+        scores: &mut [f32], visible: &[Visible], scale: f32, soft_cap: Option<f32>, out: &mut [f32], dim: usize
+    ) = softmax_kernel;
 
     /// Merges a page's partials of some queries into theirs.
     unsafe fn merge(merged: &mut [f32], page: &[f32], dim: usize) = merge_kernel;
@@ -492,44 +503,52 @@ unsafe fn product_columns<S: Simd, const Q: usize, const V: usize, const INTERLE
 
 const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
+/// All queries take each step before the next one, so that their latencies overlap.
 #[inline(always)]
 unsafe fn softmax_kernel<S: Simd>(
-    scores: &mut [f32; PAGE],
-    visible: Range<usize>,
+    scores: &mut [f32],
+    visible: &[Visible],
     scale: f32,
     soft_cap: Option<f32>,
-) -> (f32, f32) {
-    const VECTORS: usize = PAGE / LANES;
-    if visible.is_empty() {
-        scores.fill(0.0);
-        return (f32::NEG_INFINITY, 0.0);
-    }
+    out: &mut [f32],
+    dim: usize,
+) {
+    let scores = &mut scores.as_chunks_mut::<PAGE>().0[..visible.len()];
+    let mut largest = [0.0; MAX_TILE];
     // SAFETY: a page is whole vectors.
     unsafe {
         let hidden = S::splat(f32::NEG_INFINITY);
-        let all = visible == (0..PAGE);
-        let (first, end) = (S::splat(visible.start as f32), S::splat(visible.end as f32));
-        let mut s = [hidden; VECTORS];
-        let mut m = hidden;
-        for (v, s) in s.iter_mut().enumerate() {
-            let mut score = S::mul(S::load(scores.as_ptr().add(v * LANES)), S::splat(scale));
-            if let Some(cap) = soft_cap {
-                score = math::soft_cap::<S>(score, cap);
+        for (i, (scores, visible)) in scores.iter_mut().zip(visible).enumerate() {
+            let all = *visible == Visible { start: 0, end: PAGE };
+            let (first, end) = (S::splat(visible.start as f32), S::splat(visible.end as f32));
+            let mut m = hidden;
+            for at in (0..PAGE).step_by(LANES) {
+                let mut score = S::mul(S::load(scores.as_ptr().add(at)), S::splat(scale));
+                if let Some(cap) = soft_cap {
+                    score = math::soft_cap::<S>(score, cap);
+                }
+                if !all {
+                    let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat(at as f32));
+                    score = S::select_less(token, first, hidden, S::select_less(token, end, score, hidden));
+                }
+                S::store(scores.as_mut_ptr().add(at), score);
+                m = S::max(m, score);
             }
-            *s = score;
-            if !all {
-                let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat((v * LANES) as f32));
-                *s = S::select_less(token, first, hidden, S::select_less(token, end, score, hidden));
+            largest[i] = S::largest(m);
+        }
+        for (i, scores) in scores.iter_mut().enumerate() {
+            // Where nothing is visible, the difference of infinities would be NaN.
+            let m = S::splat(if largest[i] > f32::NEG_INFINITY { largest[i] } else { 0.0 });
+            for at in (0..PAGE).step_by(LANES) {
+                let score = S::load(scores.as_ptr().add(at));
+                S::store(scores.as_mut_ptr().add(at), math::exp_negative::<S>(S::sub(score, m)));
             }
-            m = S::max(m, *s);
         }
-        let m = S::largest(m);
-        for (v, s) in s.iter_mut().enumerate() {
-            *s = math::exp_negative::<S>(S::sub(*s, S::splat(m)));
-            S::store(scores.as_mut_ptr().add(v * LANES), *s);
+        for (i, scores) in scores.iter().enumerate() {
+            let p = |v: usize| S::load(scores.as_ptr().add(v * LANES));
+            out[i * partial_len(dim) + dim] = largest[i];
+            out[i * partial_len(dim) + dim + 1] = S::sum(S::add(S::add(p(0), p(1)), S::add(p(2), p(3))));
         }
-        let l = S::sum(S::add(S::add(s[0], s[1]), S::add(s[2], s[3])));
-        (m, l)
     }
 }
 
