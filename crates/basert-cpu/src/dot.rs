@@ -54,12 +54,13 @@ impl Expanded {
 }
 
 dispatch! {
-    /// Multiplies a panel of format `F` by a tile of at most `FEW` rows, at `x`; result of row i at `out + i`.
+    /// Multiplies `panels` panels of format `F`, which lie `panel_len` bytes apart, by a tile of at most `FEW` rows, at
+    /// `x`; result of row i and panel p at `out + p · rows + i`.
     ///
     /// # Safety
-    /// `panel` has `blocks` blocks, the rows as many columns, `out` room for `rows` rows.
-    pub(crate) unsafe fn quantised_tile[const F: usize](
-        panel: *const u8, blocks: usize, x: *const Block, rows: usize, out: *mut Lanes
+    /// Panels have `blocks` blocks, the rows as many columns, `out` room for all results.
+    pub(crate) unsafe fn quantised_panels[const F: usize](
+        panel: *const u8, panel_len: usize, panels: usize, blocks: usize, x: *const Block, rows: usize, out: *mut Lanes
     ) = quantised_kernel::<F>;
 
     /// Expands a panel of format `F`.
@@ -68,21 +69,22 @@ dispatch! {
     /// `panel` has `blocks` blocks, `out` room for them and begins at a multiple of 64.
     pub(crate) unsafe fn expand[const F: usize](panel: *const u8, blocks: usize, out: *mut u8) = expand_kernel::<F>;
 
-    /// Multiplies `P` expanded panels by a tile; result of row i and panel p at `out[p] + i`.
+    /// Multiplies `P` expanded panels by a tile; result of row i and panel p at `out + p · rows + i`.
     ///
     /// # Safety
     /// The panels have `k` columns in groups of 16 `HALVES`, and mins if `MIN`; the rows have `k` columns, `out` room
-    /// for `rows` rows.
+    /// for all results.
     pub(crate) unsafe fn expanded_tile[const HALVES: usize, const MIN: bool, const P: usize](
-        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: [*mut Lanes; P]
+        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes
     ) = expanded_kernel::<HALVES, MIN, P>;
 
-    /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at `out[p] + i`.
+    /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at
+    /// `out + p · rows + i`.
     ///
     /// # Safety
-    /// The panels and rows have `k` columns, `out` room for `rows` rows.
+    /// The panels and rows have `k` columns, `out` room for all results.
     pub(crate) unsafe fn float_tile[const F: usize, const P: usize](
-        panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: [*mut Lanes; P]
+        panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: *mut Lanes
     ) = float_kernel::<F, P>;
 }
 
@@ -115,26 +117,32 @@ impl<const F: usize> Packed<F> {
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn quantised_kernel<S: Simd, const F: usize>(
     panel: *const u8,
+    panel_len: usize,
+    panels: usize,
     blocks: usize,
     x: *const Block,
     rows: usize,
     out: *mut Lanes,
 ) {
-    // SAFETY: the caller's.
-    unsafe {
-        match rows {
-            4 => quantised_rows::<S, F, 4>(panel, blocks, x, out),
-            3 => quantised_rows::<S, F, 3>(panel, blocks, x, out),
-            2 => quantised_rows::<S, F, 2>(panel, blocks, x, out),
-            _ => quantised_rows::<S, F, 1>(panel, blocks, x, out),
+    for p in 0..panels {
+        // SAFETY: the caller's.
+        unsafe {
+            let (panel, out) = (panel.add(p * panel_len), out.add(p * rows));
+            match rows {
+                4 => quantised_rows::<S, F, 4>(panel, blocks, x, out),
+                3 => quantised_rows::<S, F, 3>(panel, blocks, x, out),
+                2 => quantised_rows::<S, F, 2>(panel, blocks, x, out),
+                _ => quantised_rows::<S, F, 1>(panel, blocks, x, out),
+            }
         }
     }
 }
 
 /// How far ahead of its reading a panel is asked for, in bytes.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 #[inline(always)]
 unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
@@ -260,7 +268,7 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
     k: usize,
     x: *const Block,
     rows: usize,
-    out: [*mut Lanes; P],
+    out: *mut Lanes,
 ) {
     // SAFETY: the caller's.
     unsafe {
@@ -272,7 +280,7 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
         }
         for p in 0..P {
             tiles!(3, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, [out[p]], at);
+                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, out.add(p * rows), at);
             });
         }
     }
@@ -285,7 +293,7 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
     k: usize,
     x: *const Block,
     width: usize,
-    out: [*mut Lanes; P],
+    out: *mut Lanes,
     at: usize,
 ) {
     let record = const { 64 * (4 * HALVES + 1 + MIN as usize) };
@@ -342,7 +350,7 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
         }
         for t in 0..T {
             for p in 0..P {
-                S::store(out[p].add(at + t).cast(), y[t][p]);
+                S::store(out.add(p * width + at + t).cast(), y[t][p]);
             }
         }
     }
@@ -448,7 +456,7 @@ unsafe fn float_kernel<S: Simd, const F: usize, const P: usize>(
     k: usize,
     x: *const f32,
     rows: usize,
-    out: [*mut Lanes; P],
+    out: *mut Lanes,
 ) {
     // SAFETY: the caller's.
     unsafe {
@@ -460,7 +468,7 @@ unsafe fn float_kernel<S: Simd, const F: usize, const P: usize>(
         }
         for p in 0..P {
             tiles!(6, rows, |at, T| {
-                float_rows::<S, F, 1, T>([panels[p]], k, x.add(at), rows, [out[p]], at);
+                float_rows::<S, F, 1, T>([panels[p]], k, x.add(at), rows, out.add(p * rows), at);
             });
         }
     }
@@ -473,7 +481,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
     k: usize,
     x: *const f32,
     width: usize,
-    out: [*mut Lanes; P],
+    out: *mut Lanes,
     at: usize,
 ) {
     // SAFETY: the caller's.
@@ -499,7 +507,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
         }
         for t in 0..T {
             for p in 0..P {
-                S::store(out[p].add(at + t).cast(), y[t][p]);
+                S::store(out.add(p * width + at + t).cast(), y[t][p]);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::dot::{Expanded, FEW, Lanes, expand, expanded_tile, float_tile, quantised_tile};
+use crate::dot::{FEW, Lanes, expand, expanded_tile, float_tile, quantised_panels};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
@@ -35,6 +35,8 @@ pub enum Epilogue {
     Gated(Activation),
 }
 
+/// Rows times panels that are computed before they are brought to the output, at most.
+const RESULTS: usize = 64;
 /// Activations that panels pass over together stay in a part of a core's second-level cache.
 const INPUT_BYTES: usize = 256 << 10;
 
@@ -70,34 +72,29 @@ pub unsafe fn linear(
     assert!(bias.is_none_or(|bias| bias.len() == weights.rows() && weights.order() == Order::Stacked));
     assert!(units.end <= weights.units() && scratch.len() >= weights.scratch_bytes());
 
-    // Two panels pass over a tile together: gate and up, or those of two units.
     let paired = weights.order() == Order::Paired;
-    let mut results = [[[0.0; LANES]; TILE]; 2];
+    let width = 1 + usize::from(paired);
+    let mut results = [[0.0; LANES]; RESULTS];
+    // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
+    let step = if rows <= FEW { RESULTS / FEW / width } else { 2 / width };
     let row_bytes = k * if weights.wants_quantised() { 2 } else { size_of::<f32>() };
     let blocks = rows.div_ceil((INPUT_BYTES / row_bytes).max(2 * TILE));
     let block = rows.div_ceil(blocks.max(1)).next_multiple_of(TILE);
     for first in (0..rows).step_by(block) {
         let rows = first..rows.min(first + block);
-        for unit in units.clone().step_by(if paired { 1 } else { 2 }) {
-            let panels = if paired { 2 * unit..2 * unit + 2 } else { unit..units.end.min(unit + 2) };
-            let product = Product::new(isa, weights, panels.clone(), x, rows.len() > FEW, scratch);
+        for unit in units.clone().step_by(step) {
+            let units = unit..units.end.min(unit + step);
+            let columns = units.start * LANES..weights.rows().min(units.end * LANES);
+            let bias = bias.map(|bias| &bias[columns.clone()]);
+            let panels = width * units.start..width * units.end;
+            let product = Product::new(isa, weights, panels, x, rows.len() > FEW, scratch);
             let mut row = rows.start;
             while row < rows.end {
                 let count = product.tile(row, &mut results);
-                let [gate, y] = &results;
-                let finish = |unit: usize, y: &[Lanes]| {
-                    let columns = unit * LANES..weights.rows().min((unit + 1) * LANES);
-                    let bias = bias.map(|bias| &bias[columns.clone()]);
-                    // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
-                    unsafe {
-                        let out_row = out.row_ptr(row).add(columns.start);
-                        finish(isa, &gate[..count], &y[..count], bias, epilogue, out_row, out.stride(), columns.len());
-                    }
-                };
-                if paired {
-                    finish(unit, y);
-                } else {
-                    panels.clone().zip([gate, y]).for_each(|(unit, y)| finish(unit, y));
+                // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
+                unsafe {
+                    let out_row = out.row_ptr(row).add(columns.start);
+                    finish(isa, &results, count, bias, epilogue, out_row, out.stride(), columns.len());
                 }
                 row += count;
             }
@@ -105,101 +102,97 @@ pub unsafe fn linear(
     }
 }
 
-/// One or two panels, ready to be multiplied by tiles of rows.
+/// Some panels, ready to be multiplied by tiles of rows.
 struct Product<'a> {
     isa: Isa,
     weights: &'a PackedMatrix,
-    panels: [*const u8; 2],
-    count: usize,
+    panels: Range<usize>,
     x: Input<'a>,
-    /// The panels, expanded, and how.
-    expanded: Option<([*const u8; 2], Expanded)>,
+    /// The panels, expanded.
+    expanded: Option<[*const u8; 2]>,
 }
 
 impl<'a> Product<'a> {
-    /// Expands the panels if there are `many` rows.
+    /// Expands the panels, at most two, if there are `many` rows.
     fn new(
         isa: Isa,
         weights: &'a PackedMatrix,
         panels: Range<usize>,
         x: Input<'a>,
         many: bool,
-        scratch: &'a mut Buffer,
+        scratch: &mut Buffer,
     ) -> Product<'a> {
-        let count = panels.len();
-        let panels = [weights.panel(panels.start), weights.panel(panels.end - 1)];
-        let mut product = Product { isa, weights, panels, count, x, expanded: None };
-        if let Some(expanded) = weights.expanded().filter(|_| many) {
-            let bytes = expanded.bytes(weights.k());
+        let mut product = Product { isa, weights, panels, x, expanded: None };
+        if let Some(kind) = weights.expanded().filter(|_| many) {
+            let first = scratch.as_mut_ptr();
             // SAFETY: scratch has room for two.
-            let out = [scratch.as_mut_ptr(), unsafe { scratch.as_mut_ptr().add(bytes) }];
-            for (panel, out) in panels.into_iter().zip(out).take(count) {
-                with_format!(weights.format(), expand_panel(isa, panel, weights.k(), out), else ());
+            let out = [first, unsafe { first.add(kind.bytes(weights.k())) }];
+            for (panel, out) in product.panels.clone().zip(out) {
+                with_format!(weights.format(), expand_panel(isa, weights.panel(panel), weights.k(), out), else ());
             }
-            product.expanded = Some((out.map(<*mut u8>::cast_const), expanded));
+            product.expanded = Some(out.map(<*mut u8>::cast_const));
         }
         product
     }
 
-    /// Multiplies the panels by the tile that begins with `row`, and returns how many rows that has.
-    fn tile(&self, row: usize, out: &mut [[Lanes; TILE]; 2]) -> usize {
-        let k = self.weights.k();
-        let [a, b] = out;
-        let out = [a.as_mut_ptr(), b.as_mut_ptr()];
+    /// Multiplies the panels by the tile that begins with `row`, and returns how many rows that has: those of the first
+    /// panel, then those of the next one.
+    fn tile(&self, row: usize, out: &mut [Lanes; RESULTS]) -> usize {
+        let out = out.as_mut_ptr();
         match self.x {
             Input::Quantised(x) => {
                 let (x, rows) = x.tile(row);
-                match (self.expanded, self.count) {
-                    (Some(expanded), 1) => self.expanded::<1>(expanded, x, rows, [out[0]]),
-                    (Some(expanded), _) => self.expanded::<2>(expanded, x, rows, out),
-                    (None, count) => {
-                        for (panel, out) in self.panels.into_iter().zip(out).take(count) {
-                            with_format!(self.weights.format(), quantised(self.isa, panel, k, x, rows, out), else ());
-                        }
-                    }
+                match self.expanded {
+                    Some(panels) if self.panels.len() == 1 => self.expanded::<1>([panels[0]], x, rows, out),
+                    Some(panels) => self.expanded::<2>(panels, x, rows, out),
+                    None => with_format!(self.weights.format(), quantised(self, x, rows, out), else ()),
                 }
                 rows
             }
             Input::Float(x) => {
                 let (x, rows) = x.tile(row);
-                match (self.weights.format(), self.count) {
-                    (Format::F32, 1) => self.float::<{ Format::F32 as usize }, 1>(x, rows, [out[0]]),
-                    (Format::F32, _) => self.float::<{ Format::F32 as usize }, 2>(x, rows, out),
-                    (Format::F16, 1) => self.float::<{ Format::F16 as usize }, 1>(x, rows, [out[0]]),
-                    (Format::F16, _) => self.float::<{ Format::F16 as usize }, 2>(x, rows, out),
-                    (_, 1) => self.float::<{ Format::BF16 as usize }, 1>(x, rows, [out[0]]),
-                    _ => self.float::<{ Format::BF16 as usize }, 2>(x, rows, out),
+                match self.weights.format() {
+                    Format::F32 => self.float::<{ Format::F32 as usize }>(x, rows, out),
+                    Format::F16 => self.float::<{ Format::F16 as usize }>(x, rows, out),
+                    _ => self.float::<{ Format::BF16 as usize }>(x, rows, out),
                 }
                 rows
             }
         }
     }
 
-    fn expanded<const P: usize>(
-        &self,
-        (panels, kind): ([*const u8; 2], Expanded),
-        x: *const Block,
-        rows: usize,
-        out: [*mut Lanes; P],
-    ) {
+    fn expanded<const P: usize>(&self, panels: [*const u8; P], x: *const Block, rows: usize, out: *mut Lanes) {
         let (isa, k) = (self.isa, self.weights.k());
-        let panels = std::array::from_fn(|p| panels[p]);
+        let kind = self.weights.expanded().map(|kind| (kind.group, kind.min));
         // SAFETY: panels and rows are `k` wide, as `linear` checked, and the panels were expanded in this way; `out` has
-        // room for the largest tile.
+        // room for two of the largest tiles.
         unsafe {
-            match (kind.group, kind.min) {
-                (32, false) => expanded_tile::<2, false, P>(isa, panels, k, x, rows, out),
-                (32, true) => expanded_tile::<2, true, P>(isa, panels, k, x, rows, out),
-                (_, false) => expanded_tile::<1, false, P>(isa, panels, k, x, rows, out),
-                (_, true) => expanded_tile::<1, true, P>(isa, panels, k, x, rows, out),
+            match kind {
+                Some((32, false)) => expanded_tile::<2, false, P>(isa, panels, k, x, rows, out),
+                Some((32, true)) => expanded_tile::<2, true, P>(isa, panels, k, x, rows, out),
+                Some((_, false)) => expanded_tile::<1, false, P>(isa, panels, k, x, rows, out),
+                Some((_, true)) => expanded_tile::<1, true, P>(isa, panels, k, x, rows, out),
+                None => {}
             }
         }
     }
 
-    fn float<const F: usize, const P: usize>(&self, x: *const f32, rows: usize, out: [*mut Lanes; P]) {
-        let panels = std::array::from_fn(|p| self.panels[p]);
-        // SAFETY: panels and rows are `k` wide, as `linear` checked; `out` has room for the largest tile.
-        unsafe { float_tile::<F, P>(self.isa, panels, self.weights.k(), x, rows, out) }
+    fn float<const F: usize>(&self, x: *const f32, rows: usize, out: *mut Lanes) {
+        let k = self.weights.k();
+        let mut panels = self.panels.clone();
+        let mut out = out;
+        // SAFETY: panels and rows are `k` wide, as `linear` checked; `out` has room for the tiles of all panels.
+        unsafe {
+            while panels.len() >= 2 {
+                let pair = [self.weights.panel(panels.start), self.weights.panel(panels.start + 1)];
+                float_tile::<F, 2>(self.isa, pair, k, x, rows, out);
+                out = out.add(2 * rows);
+                panels.start += 2;
+            }
+            if !panels.is_empty() {
+                float_tile::<F, 1>(self.isa, [self.weights.panel(panels.start)], k, x, rows, out);
+            }
+        }
     }
 }
 
@@ -208,42 +201,53 @@ fn expand_panel<const F: usize>(isa: Isa, panel: *const u8, k: usize, out: *mut 
     unsafe { expand::<F>(isa, panel, k / FORMATS[F].elements, out) }
 }
 
-fn quantised<const F: usize>(isa: Isa, panel: *const u8, k: usize, x: *const Block, rows: usize, out: *mut Lanes) {
-    // SAFETY: panel and rows are `k` wide, as `linear` checked; `out` has room for the largest tile.
-    unsafe { quantised_tile::<F>(isa, panel, k / FORMATS[F].elements, x, rows, out) }
+fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize, out: *mut Lanes) {
+    let weights = product.weights;
+    let (panel, blocks) = (weights.panel(product.panels.start), weights.k() / FORMATS[F].elements);
+    // SAFETY: panels and rows are `k` wide, as `linear` checked; `out` has room for the tiles of all panels.
+    unsafe {
+        quantised_panels::<F>(product.isa, panel, weights.panel_len(), product.panels.len(), blocks, x, rows, out);
+    }
 }
 
 dispatch! {
+    /// Brings the products of some panels with a tile of `rows` rows to `columns` columns of the output.
     unsafe fn finish(
-        gate: &[Lanes], y: &[Lanes], bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize, columns: usize
+        results: &[Lanes; RESULTS], rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
+        columns: usize
     ) = finish_kernel;
 }
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn finish_kernel<S: Simd>(
-    gate: &[Lanes],
-    y: &[Lanes],
+    results: &[Lanes; RESULTS],
+    rows: usize,
     bias: Option<&[f32]>,
     epilogue: Epilogue,
     out: *mut f32,
     stride: usize,
     columns: usize,
 ) {
-    for (i, (gate, y)) in gate.iter().zip(y).enumerate() {
-        // SAFETY: rows of `out` and `bias` have `columns` values.
-        unsafe {
-            let out = out.add(i * stride);
-            let mut y = S::load(y.as_ptr());
-            if let Some(bias) = bias {
-                y = S::add(y, load_some::<S>(bias.as_ptr(), columns));
+    let panels = if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 };
+    for (unit, column) in (0..columns).step_by(LANES).enumerate() {
+        let count = LANES.min(columns - column);
+        for row in 0..rows {
+            let result = |panel: usize| results[(panels * unit + panel) * rows + row].as_ptr();
+            // SAFETY: rows of `out` and `bias` have `columns` values.
+            unsafe {
+                let out = out.add(row * stride + column);
+                let mut y = S::load(result(panels - 1));
+                if let Some(bias) = bias {
+                    y = S::add(y, load_some::<S>(bias.as_ptr().add(column), count));
+                }
+                y = match epilogue {
+                    Epilogue::Store => y,
+                    Epilogue::Add => S::add(load_some::<S>(out, count), y),
+                    Epilogue::Gated(activation) => S::mul(activate::<S>(activation, S::load(result(0))), y),
+                };
+                store_some::<S>(out, count, y);
             }
-            y = match epilogue {
-                Epilogue::Store => y,
-                Epilogue::Add => S::add(load_some::<S>(out, columns), y),
-                Epilogue::Gated(activation) => S::mul(activate::<S>(activation, S::load(gate.as_ptr())), y),
-            };
-            store_some::<S>(out, columns, y);
         }
     }
 }

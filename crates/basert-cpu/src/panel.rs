@@ -165,6 +165,8 @@ pub struct PackedMatrix {
     order: Order,
     panel_len: usize,
     panels: usize,
+    /// What panels become when they are expanded.
+    expanded: Option<Expanded>,
     data: Buffer,
 }
 
@@ -236,7 +238,10 @@ impl PackedMatrix {
             }
         }
         match bad.into_inner() {
-            usize::MAX => Ok(PackedMatrix { format, k, rows, order, panel_len, panels, data }),
+            usize::MAX => {
+                let expanded = (!format.is_float()).then(|| Expanded::of(&PanelFormat::of(format.block())));
+                Ok(PackedMatrix { format, k, rows, order, panel_len, panels, expanded, data })
+            }
             row => {
                 let (tensor, row) = locate(sources, row);
                 Err(PackError::NotFinite { tensor, row })
@@ -297,7 +302,12 @@ impl PackedMatrix {
 
     /// What its panels become when they are expanded.
     pub(crate) fn expanded(&self) -> Option<Expanded> {
-        self.wants_quantised().then(|| Expanded::of(&PanelFormat::of(self.format.block())))
+        self.expanded
+    }
+
+    /// Bytes from one panel to the next.
+    pub(crate) fn panel_len(&self) -> usize {
+        self.panel_len
     }
 
     /// Whether it multiplies quantised activations, not floats.
