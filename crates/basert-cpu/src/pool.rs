@@ -14,8 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// How often a waiting thread looks before it sleeps: with `pause` taking 15 to 50 ns, some 100 µs.
-const SPINS: u32 = 3000;
+/// How often a waiting thread looks before it sleeps: some 5 µs, longer than most waits of a step take. Whoever spins
+/// longer keeps the system from running the thread that it waits for on its core, when a neighbour has taken the other's.
+const SPINS: u32 = 150;
 
 /// A worker panicked; the others were released from their barriers and the run was abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
