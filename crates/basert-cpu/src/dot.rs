@@ -28,8 +28,8 @@ use crate::simd::{LANES, Simd};
 
 /// Results of one row of activations.
 pub(crate) type Lanes = [f32; LANES];
-/// Tiles of at most so many rows are multiplied by panels as they are.
-pub(crate) const FEW: usize = 4;
+/// At most so many rows are multiplied by panels as they are: to read those once takes longer than all else.
+pub(crate) const FEW: usize = 8;
 
 /// A panel of a quantised format after expansion: for each group of weights its codes, then its scales, then its mins, if
 /// the format has them; all vectors of 64 bytes.
@@ -54,8 +54,7 @@ impl Expanded {
 }
 
 dispatch! {
-    /// Multiplies `panels` panels of format `F`, which lie `panel_len` bytes apart, by a tile of at most `FEW` rows, at
-    /// `x`; result of row i and panel p at `out + p · rows + i`.
+    /// Multiplies `panels` panels of format `F`, which lie `panel_len` bytes apart, by a tile at `x`; result of row i and panel p at `out + p · rows + i`.
     ///
     /// # Safety
     /// Panels have `blocks` blocks, the rows as many columns, `out` room for all results.
@@ -75,7 +74,7 @@ dispatch! {
     /// The panels have `k` columns in groups of 16 `HALVES`, and mins if `MIN`; the rows have `k` columns, `out` room
     /// for all results.
     pub(crate) unsafe fn expanded_tile[const HALVES: usize, const MIN: bool, const P: usize](
-        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes
+        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes, ahead: Ahead
     ) = expanded_kernel::<HALVES, MIN, P>;
 
     /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at
@@ -86,6 +85,14 @@ dispatch! {
     pub(crate) unsafe fn float_tile[const F: usize, const P: usize](
         panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: *mut Lanes
     ) = float_kernel::<F, P>;
+}
+
+/// What comes after the panels that a kernel works on, to be asked for evenly while it works.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ahead {
+    pub start: *const u8,
+    /// Cache lines for each 32 columns.
+    pub lines: usize,
 }
 
 /// Calls a kernel for all rows of a tile, a constant number at once: `$most`, or what is left.
@@ -131,12 +138,9 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
         // SAFETY: the caller's.
         unsafe {
             let (panel, out) = (panel.add(p * panel_len), out.add(p * rows));
-            match rows {
-                4 => quantised_rows::<S, F, 4>(panel, blocks, x, out),
-                3 => quantised_rows::<S, F, 3>(panel, blocks, x, out),
-                2 => quantised_rows::<S, F, 2>(panel, blocks, x, out),
-                _ => quantised_rows::<S, F, 1>(panel, blocks, x, out),
-            }
+            tiles!(if S::WIDE { 4 } else { 3 }, rows, |at, T| {
+                quantised_rows::<S, F, T>(panel, blocks, x.add(at), rows, out.add(at));
+            });
         }
     }
 }
@@ -144,11 +148,13 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
 /// How far ahead of its reading a panel is asked for, in bytes.
 const AHEAD: usize = 4096;
 
+/// Some rows of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
 unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
     panel: *const u8,
     blocks: usize,
     x: *const Block,
+    width: usize,
     out: *mut Lanes,
 ) {
     let format = const { Packed::<F>::FORMAT };
@@ -169,7 +175,7 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
             for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
                 let (scale, min) = group::<S, F>(base, scales, g);
                 // The activations of this group: a block, or half of one.
-                let at = x.add(g * format.group / BLOCK * T);
+                let at = x.add(g * format.group / BLOCK * width);
                 let half = g * format.group / 16 % 2;
 
                 let mut sum = [S::splat_i32(0); T];
@@ -199,7 +205,7 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
             }
             codes = codes.add(format.code_bytes);
             scales = scales.add(format.scale_bytes);
-            x = x.add(per_block * T);
+            x = x.add(per_block * width);
         }
         for t in 0..T {
             S::store(out.add(t).cast(), y[t]);
@@ -269,18 +275,19 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
     x: *const Block,
     rows: usize,
     out: *mut Lanes,
+    ahead: Ahead,
 ) {
     // SAFETY: the caller's.
     unsafe {
         if S::WIDE {
             tiles!(6, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out, at);
+                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out, at, ahead);
             });
             return;
         }
         for p in 0..P {
             tiles!(3, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, out.add(p * rows), at);
+                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, out.add(p * rows), at, ahead);
             });
         }
     }
@@ -288,6 +295,7 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
 
 /// Some rows, from row `at` on, of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: usize, const T: usize>(
     panels: [*const u8; P],
     k: usize,
@@ -295,6 +303,7 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
     width: usize,
     out: *mut Lanes,
     at: usize,
+    ahead: Ahead,
 ) {
     let record = const { 64 * (4 * HALVES + 1 + MIN as usize) };
     // SAFETY: the caller's.
@@ -302,7 +311,12 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
         let mut panels = panels;
         let mut x = x;
         let mut y = [[S::splat(0.0); P]; T];
+        let mut ahead_line = ahead.start;
         for _ in 0..k / BLOCK {
+            for _ in 0..ahead.lines {
+                S::prefetch(ahead_line);
+                ahead_line = ahead_line.wrapping_add(64);
+            }
             for half in 0..2 / HALVES {
                 let mut sum = [[S::splat_i32(0); P]; T];
                 if !MIN {
@@ -491,6 +505,9 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
         for k in 0..k {
             let mut weights = [S::splat(0.0); P];
             for p in 0..P {
+                if T <= 4 {
+                    S::prefetch(panels[p].wrapping_add(k * LANES * FORMATS[F].bytes + AHEAD));
+                }
                 weights[p] = match FORMATS[F].format {
                     Format::F32 => S::load(panels[p].cast::<f32>().add(k * LANES)),
                     Format::F16 => S::load_f16(panels[p].cast::<u16>().add(k * LANES)),

@@ -5,11 +5,11 @@ use std::ops::Range;
 use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::dot::{FEW, Lanes, expand, expanded_tile, float_tile, quantised_panels};
+use crate::dot::{Ahead, FEW, Lanes, expand, expanded_tile, float_tile, quantised_panels};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
-use crate::quantised::{Block, QuantisedRows};
+use crate::quantised::{BLOCK, Block, QuantisedRows};
 use crate::rows::Rows;
 use crate::simd::{LANES, Simd};
 use crate::tiles::{FloatRows, TILE};
@@ -90,7 +90,7 @@ pub unsafe fn linear(
             let product = Product::new(isa, weights, panels, x, rows.len() > FEW, scratch);
             let mut row = rows.start;
             while row < rows.end {
-                let count = product.tile(row, &mut results);
+                let count = product.tile(row, row == rows.start, &mut results);
                 // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
                 unsafe {
                     let out_row = out.row_ptr(row).add(columns.start);
@@ -135,16 +135,16 @@ impl<'a> Product<'a> {
         product
     }
 
-    /// Multiplies the panels by the tile that begins with `row`, and returns how many rows that has: those of the first
-    /// panel, then those of the next one.
-    fn tile(&self, row: usize, out: &mut [Lanes; RESULTS]) -> usize {
+    /// Multiplies the panels by the tile that begins with `row`, which is the `first` of several or not, and returns how
+    /// many rows that has. Results are those of the first panel, then those of the next one.
+    fn tile(&self, row: usize, first: bool, out: &mut [Lanes; RESULTS]) -> usize {
         let out = out.as_mut_ptr();
         match self.x {
             Input::Quantised(x) => {
                 let (x, rows) = x.tile(row);
                 match self.expanded {
-                    Some(panels) if self.panels.len() == 1 => self.expanded::<1>([panels[0]], x, rows, out),
-                    Some(panels) => self.expanded::<2>(panels, x, rows, out),
+                    Some(panels) if self.panels.len() == 1 => self.expanded::<1>([panels[0]], x, rows, out, first),
+                    Some(panels) => self.expanded::<2>(panels, x, rows, out, first),
                     None => with_format!(self.weights.format(), quantised(self, x, rows, out), else ()),
                 }
                 rows
@@ -161,17 +161,28 @@ impl<'a> Product<'a> {
         }
     }
 
-    fn expanded<const P: usize>(&self, panels: [*const u8; P], x: *const Block, rows: usize, out: *mut Lanes) {
+    fn expanded<const P: usize>(
+        &self,
+        panels: [*const u8; P],
+        x: *const Block,
+        rows: usize,
+        out: *mut Lanes,
+        first: bool,
+    ) {
         let (isa, k) = (self.isa, self.weights.k());
+        // The first tile brings the panels that will be expanded next.
+        let bytes = P * self.weights.panel_len();
+        let lines = if first { bytes.div_ceil(64).div_ceil(k / BLOCK) } else { 0 };
+        let ahead = Ahead { start: self.weights.panel(self.panels.start).wrapping_add(bytes), lines };
         let kind = self.weights.expanded().map(|kind| (kind.group, kind.min));
         // SAFETY: panels and rows are `k` wide, as `linear` checked, and the panels were expanded in this way; `out` has
         // room for two of the largest tiles.
         unsafe {
             match kind {
-                Some((32, false)) => expanded_tile::<2, false, P>(isa, panels, k, x, rows, out),
-                Some((32, true)) => expanded_tile::<2, true, P>(isa, panels, k, x, rows, out),
-                Some((_, false)) => expanded_tile::<1, false, P>(isa, panels, k, x, rows, out),
-                Some((_, true)) => expanded_tile::<1, true, P>(isa, panels, k, x, rows, out),
+                Some((32, false)) => expanded_tile::<2, false, P>(isa, panels, k, x, rows, out, ahead),
+                Some((32, true)) => expanded_tile::<2, true, P>(isa, panels, k, x, rows, out, ahead),
+                Some((_, false)) => expanded_tile::<1, false, P>(isa, panels, k, x, rows, out, ahead),
+                Some((_, true)) => expanded_tile::<1, true, P>(isa, panels, k, x, rows, out, ahead),
                 None => {}
             }
         }

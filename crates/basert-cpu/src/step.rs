@@ -261,6 +261,9 @@ const ROWS: usize = 4;
 const OWN_INPUT: usize = 8192;
 /// A context of at least this many pages is divided among the workers when a sequence has a single token.
 const DIVIDED_PAGES: usize = 4;
+/// How many pieces a worker takes of such contexts, about, and how many pages a piece has at most.
+const UNITS: usize = 8;
+const PAGES: usize = 8;
 
 impl Run<'_> {
     fn tokens(&self) -> usize {
@@ -516,18 +519,21 @@ impl Run<'_> {
             && pages >= DIVIDED_PAGES * self.step.sequences.len()
             && needed <= self.partials.1;
 
-        // A unit of work: some rows of a sequence, or one page of its context, for one head of keys.
+        // A unit of work: some rows of a sequence, or some pages of its context, for one head of keys.
+        let run = (pages * attention.kv_heads / (UNITS * worker.count())).clamp(1, PAGES);
         let units = |rows: &Range<usize>, sequence: &Sequence| {
-            attention.kv_heads
-                * if divided { attention.blocks(sequence.position).len() } else { rows.len().div_ceil(block) }
+            let blocks = attention.blocks(sequence.position).len();
+            attention.kv_heads * if divided { blocks.div_ceil(run) } else { rows.len().div_ceil(block) }
         };
         let total = sequences().map(|(rows, sequence)| units(&rows, &sequence)).sum();
         for unit in worker.chunks(&op.work, total, 1).flatten() {
-            let mut before = 0;
+            let (mut before, mut pages_before) = (0, 0);
             for (rows, sequence) in sequences() {
                 let count = units(&rows, &sequence);
+                let blocks = attention.blocks(sequence.position);
                 if unit >= before + count {
                     before += count;
+                    pages_before += blocks.len();
                     continue;
                 }
                 let (part, head) = ((unit - before) / attention.kv_heads, (unit - before) % attention.kv_heads);
@@ -535,21 +541,10 @@ impl Run<'_> {
                 // SAFETY: each unit is one worker's, and writes rows, heads or partials of its own.
                 unsafe {
                     if divided {
-                        let blocks = attention.blocks(sequence.position);
-                        let partials = self.partials(before / attention.kv_heads, head, blocks.len(), pages, attention);
-                        let block = blocks.start + part;
-                        attend_pages(
-                            self.isa,
-                            attention,
-                            layer,
-                            &sequence,
-                            q,
-                            head,
-                            0,
-                            block..block + 1,
-                            partials,
-                            scratch,
-                        );
+                        let partials = self.partials(pages_before, head, blocks.len(), pages, attention);
+                        let first = blocks.start + part * run;
+                        let some = first..blocks.end.min(first + run);
+                        attend_pages(self.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
                     } else {
                         let taken = part * block..rows.len().min((part + 1) * block);
                         attend(self.isa, attention, layer, &sequence, q, head, taken, out, scratch);
