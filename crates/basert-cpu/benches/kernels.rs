@@ -96,7 +96,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
             pool.run(|worker| {
                 let mut scratch = scratch[worker.index()].lock().expect("no panic");
                 for (matrix, counter) in matrices.iter().zip(&counters) {
-                    for units in worker.chunks(counter, matrix.units(), 8) {
+                    for units in worker.chunks(counter, matrix.units(), 3) {
                         // SAFETY: each unit is claimed once.
                         unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out, &mut scratch) };
                     }

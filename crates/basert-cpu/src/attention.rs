@@ -11,6 +11,9 @@
 //! So a result depends on the query and the cache alone. Queries of a step share the reading of a page ([`attend`]), or
 //! workers share the pages of a query ([`attend_pages`], [`merge_pages`]): both do these operations in this order.
 
+// Row and vector numbers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::ops::Range;
 
 use crate::Isa;

@@ -146,7 +146,7 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
 }
 
 /// How far ahead of its reading a panel is asked for, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 6144;
 
 /// Some rows of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
@@ -163,13 +163,15 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
     // SAFETY: the caller's.
     unsafe {
         let table = table::<S, F>();
+        let mut ahead = panel.wrapping_add(AHEAD);
         let mut codes = panel;
         let mut scales = panel.add(format.codes_len(blocks));
         let mut x = x;
         let mut y = [S::splat(0.0); T];
         for _ in 0..blocks {
-            for line in (0..format.code_bytes).step_by(64) {
-                S::prefetch(codes.wrapping_add(AHEAD + line));
+            for _ in 0..(format.code_bytes + format.scale_bytes).div_ceil(64) {
+                S::prefetch(ahead);
+                ahead = ahead.wrapping_add(64);
             }
             let base = base::<S, F>(scales);
             for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {

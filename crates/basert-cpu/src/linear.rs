@@ -1,5 +1,6 @@
 //! Matrix products: y = x·Wᵀ, for one row or many.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use basert_core::{FORMATS, Format};
@@ -74,7 +75,7 @@ pub unsafe fn linear(
 
     let paired = weights.order() == Order::Paired;
     let width = 1 + usize::from(paired);
-    let mut results = [[0.0; LANES]; RESULTS];
+    let mut results = [MaybeUninit::uninit(); RESULTS];
     // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
     let step = if rows <= FEW { RESULTS / FEW / width } else { 2 / width };
     let row_bytes = k * if weights.wants_quantised() { 2 } else { size_of::<f32>() };
@@ -137,8 +138,8 @@ impl<'a> Product<'a> {
 
     /// Multiplies the panels by the tile that begins with `row`, which is the `first` of several or not, and returns how
     /// many rows that has. Results are those of the first panel, then those of the next one.
-    fn tile(&self, row: usize, first: bool, out: &mut [Lanes; RESULTS]) -> usize {
-        let out = out.as_mut_ptr();
+    fn tile(&self, row: usize, first: bool, out: &mut [MaybeUninit<Lanes>; RESULTS]) -> usize {
+        let out = out.as_mut_ptr().cast();
         match self.x {
             Input::Quantised(x) => {
                 let (x, rows) = x.tile(row);
@@ -224,7 +225,7 @@ fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize
 dispatch! {
     /// Brings the products of some panels with a tile of `rows` rows to `columns` columns of the output.
     unsafe fn finish(
-        results: &[Lanes; RESULTS], rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
+        results: &[MaybeUninit<Lanes>; RESULTS], rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
         columns: usize
     ) = finish_kernel;
 }
@@ -232,7 +233,7 @@ dispatch! {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn finish_kernel<S: Simd>(
-    results: &[Lanes; RESULTS],
+    results: &[MaybeUninit<Lanes>; RESULTS],
     rows: usize,
     bias: Option<&[f32]>,
     epilogue: Epilogue,
@@ -244,8 +245,8 @@ unsafe fn finish_kernel<S: Simd>(
     for (unit, column) in (0..columns).step_by(LANES).enumerate() {
         let count = LANES.min(columns - column);
         for row in 0..rows {
-            let result = |panel: usize| results[(panels * unit + panel) * rows + row].as_ptr();
-            // SAFETY: rows of `out` and `bias` have `columns` values.
+            let result = |panel: usize| results[(panels * unit + panel) * rows + row].as_ptr().cast();
+            // SAFETY: rows of `out` and `bias` have `columns` values, and the results of these panels and rows are there.
             unsafe {
                 let out = out.add(row * stride + column);
                 let mut y = S::load(result(panels - 1));

@@ -256,17 +256,23 @@ impl Worker<'_> {
         }
     }
 
-    /// Claims pieces of `0..total`, of `grain` each, until `counter` says that all are taken.
+    /// Claims pieces of `0..total` until `counter` says that all are taken: each a share of what is left, and `grain` at
+    /// least. So most of the work comes in long runs, which memory is read best by, and the last of it in small pieces,
+    /// which let all finish together.
     pub fn chunks<'c>(
         &self,
         counter: &'c Counter,
         total: usize,
         grain: usize,
     ) -> impl Iterator<Item = Range<usize>> + 'c {
-        let grain = grain.max(1);
+        let shares = 2 * self.shared.count;
         std::iter::from_fn(move || {
-            let start = counter.0.fetch_add(grain, Ordering::Relaxed);
-            (start < total).then(|| start..total.min(start.saturating_add(grain)))
+            let claim = |start: usize| {
+                let left = total.checked_sub(start).filter(|left| *left > 0)?;
+                Some(start + (left / shares).max(grain).clamp(1, left))
+            };
+            let start = counter.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+            Some(start..claim(start)?)
         })
     }
 

@@ -428,7 +428,7 @@ impl Run<'_> {
         }
 
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
-        let grain = (units / (8 * worker.count())).clamp(1, 64);
+        let grain = (units / (16 * worker.count())).clamp(1, 16);
         for range in worker.chunks(&op.work, units, grain) {
             let mut first = 0;
             for (matrix, bias, columns) in &bound.parts {
