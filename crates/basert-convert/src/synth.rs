@@ -164,7 +164,11 @@ impl Synth {
             }),
             _ => Format::F32,
         };
-        let tensors = shapes.into_iter().map(|tensor| (format(&tensor), tensor)).map(|(f, t)| (t, f)).collect();
+        let with_format = |tensor: TensorShape| {
+            let format = format(&tensor);
+            (tensor, format)
+        };
+        let tensors = shapes.into_iter().map(with_format).collect();
         Ok(Synth { arch: arch.to_owned(), parameters, metadata, size: size.clone(), recipe, seed, tensors })
     }
 

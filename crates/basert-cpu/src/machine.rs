@@ -126,7 +126,7 @@ fn chains(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => 12,
         Isa::Avx2 => 6,
-        Isa::Neon | Isa::Portable => 4,
+        _ => 4,
     }
 }
 

@@ -33,7 +33,8 @@ A test 'prefill P' computes P tokens at once, 'decode N' one after the other, 'Ã
 D tokens of context. Tokens are random, and the same every time. GB/s is the weights, keys and values that decoding \
 reads, by the time it takes. The share of the peak is that of the read bandwidth for decoding, with a working set of the \
 model's size, and that of the arithmetic for prefill, both measured in the same run. A comparison measures both engines \
-in turn on the same file with as many threads; the ratio is above 1 where basert is faster.")]
+in turn on the same file with as many threads, llama.cpp otherwise with its defaults; the ratio is above 1 where basert \
+is faster.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

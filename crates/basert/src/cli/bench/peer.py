@@ -18,8 +18,9 @@ def answer(**fields):
 
 try:
     import llama_cpp
-except ImportError as error:
-    answer(missing=str(error))
+except Exception as error:
+    # It is not there, or cannot be loaded.
+    answer(**{"missing" if getattr(error, "name", "") == "llama_cpp" else "error": str(error)})
     sys.exit()
 
 silent = llama_cpp.llama_log_callback(lambda *_: None)
@@ -47,7 +48,6 @@ class Test:
         parameters = llama_cpp.llama_context_default_params()
         parameters.n_ctx = sum(len(timeline) for timeline in self.timelines) + 64
         parameters.n_seq_max = len(self.timelines)
-        parameters.kv_unified = True
         parameters.n_threads = parameters.n_threads_batch = model.threads
         self.context = llama_cpp.llama_init_from_model(model.model, parameters)
         if not self.context:

@@ -38,7 +38,7 @@ impl Peer {
             bail!("the peer has no stdin or stdout");
         };
         let (python, answers) = (python.to_owned(), BufReader::new(answers));
-        let mut peer = Peer { python, child, requests, answers, name: String::new() };
+        let mut peer = Peer { python, child, requests, answers, name: "llama-cpp-python".to_owned() };
         let hello = peer.answer()?;
         if !hello["missing"].is_null() {
             let python = peer.python.display();
@@ -53,7 +53,8 @@ impl Peer {
 
     /// Loads a model, to be run by that many threads.
     pub fn load(&mut self, model: &Path, threads: usize) -> anyhow::Result<()> {
-        self.ask(&json!({ "model": model, "threads": threads }))?;
+        let path = model.to_str().ok_or_else(|| mistake(format!("'{}' is not UTF-8 text", model.display())))?;
+        self.ask(&json!({ "model": path, "threads": threads }))?;
         Ok(())
     }
 
