@@ -19,6 +19,8 @@
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use std::ops::Range;
+
 use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
 
 use crate::isa::dispatch;
@@ -62,19 +64,23 @@ dispatch! {
         panel: *const u8, panel_len: usize, panels: usize, blocks: usize, x: *const Block, rows: usize, out: *mut Lanes
     ) = quantised_kernel::<F>;
 
-    /// Expands a panel of format `F`.
+    /// Expands some blocks of a panel of format `F`.
     ///
     /// # Safety
-    /// `panel` has `blocks` blocks, `out` room for them and begins at a multiple of 64.
-    pub(crate) unsafe fn expand[const F: usize](panel: *const u8, blocks: usize, out: *mut u8) = expand_kernel::<F>;
+    /// `panel` has `blocks` blocks, `out` room for `some` of them and begins at a multiple of 64.
+    pub(crate) unsafe fn expand[const F: usize](
+        panel: *const u8, blocks: usize, some: Range<usize>, out: *mut u8
+    ) = expand_kernel::<F>;
 
-    /// Multiplies `P` expanded panels by a tile; result of row i and panel p at `out + p · rows + i`.
+    /// Multiplies `P` expanded panels by a tile; result of row i and panel p at `out + p · rows + i`, where sums go on
+    /// from what is there if they are `begun`.
     ///
     /// # Safety
     /// The panels have `k` columns in groups of 16 `HALVES`, and mins if `MIN`; the rows have `k` columns, `out` room
     /// for all results.
     pub(crate) unsafe fn expanded_tile[const HALVES: usize, const MIN: bool, const P: usize](
-        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes, ahead: Ahead
+        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes, begun: bool,
+        ahead: Ahead
     ) = expanded_kernel::<HALVES, MIN, P>;
 
     /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at
@@ -234,15 +240,15 @@ unsafe fn table<S: Simd, const F: usize>() -> S::B {
 }
 
 #[inline(always)]
-unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize, out: *mut u8) {
+unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize, some: Range<usize>, out: *mut u8) {
     let format = const { Packed::<F>::FORMAT };
     // SAFETY: the caller's.
     unsafe {
         let table = table::<S, F>();
-        let mut codes = panel;
-        let mut scales = panel.add(format.codes_len(blocks));
+        let mut codes = panel.add(format.codes_len(some.start));
+        let mut scales = panel.add(format.codes_len(blocks) + some.start * format.scale_bytes);
         let mut out = out;
-        for _ in 0..blocks {
+        for _ in some {
             let base = base::<S, F>(scales);
             for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
                 let (scale, min) = group::<S, F>(base, scales, g);
@@ -277,19 +283,29 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
     x: *const Block,
     rows: usize,
     out: *mut Lanes,
+    begun: bool,
     ahead: Ahead,
 ) {
     // SAFETY: the caller's.
     unsafe {
         if S::WIDE {
             tiles!(6, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out, at, ahead);
+                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out, at, begun, ahead);
             });
             return;
         }
         for p in 0..P {
             tiles!(3, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, 1, T>([panels[p]], k, x.add(at), rows, out.add(p * rows), at, ahead);
+                expanded_rows::<S, HALVES, MIN, 1, T>(
+                    [panels[p]],
+                    k,
+                    x.add(at),
+                    rows,
+                    out.add(p * rows),
+                    at,
+                    begun,
+                    ahead,
+                );
             });
         }
     }
@@ -305,6 +321,7 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
     width: usize,
     out: *mut Lanes,
     at: usize,
+    begun: bool,
     ahead: Ahead,
 ) {
     let record = const { 64 * (4 * HALVES + 1 + MIN as usize) };
@@ -313,6 +330,13 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
         let mut panels = panels;
         let mut x = x;
         let mut y = [[S::splat(0.0); P]; T];
+        if begun {
+            for t in 0..T {
+                for p in 0..P {
+                    y[t][p] = S::load(out.add(p * width + at + t).cast());
+                }
+            }
+        }
         let mut ahead_line = ahead.start;
         for _ in 0..k / BLOCK {
             for _ in 0..ahead.lines {

@@ -1,12 +1,11 @@
 //! Matrix products: y = x·Wᵀ, for one row or many.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::dot::{Ahead, FEW, Lanes, expand, expanded_tile, float_tile, quantised_panels};
+use crate::dot::{Ahead, Expanded, FEW, Lanes, expand, expanded_tile, float_tile, quantised_panels};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
@@ -36,10 +35,14 @@ pub enum Epilogue {
     Gated(Activation),
 }
 
-/// Rows times panels that are computed before they are brought to the output, at most.
+/// Rows times panels that are computed in a call, of a few rows.
 const RESULTS: usize = 64;
 /// Activations that panels pass over together stay in a part of a core's second-level cache.
-const INPUT_BYTES: usize = 256 << 10;
+const INPUT_BYTES: usize = 512 << 10;
+/// And their results as well.
+const INPUT_ROWS: usize = 240;
+/// The results of so many rows and two panels.
+const RESULT_BYTES: usize = 2 * INPUT_ROWS * size_of::<Lanes>();
 
 /// Computes 16 columns of the output for every one of `units`, for all rows of `x`.
 ///
@@ -73,123 +76,155 @@ pub unsafe fn linear(
     assert!(bias.is_none_or(|bias| bias.len() == weights.rows() && weights.order() == Order::Stacked));
     assert!(units.end <= weights.units() && scratch.len() >= weights.scratch_bytes());
 
-    let paired = weights.order() == Order::Paired;
-    let width = 1 + usize::from(paired);
-    let mut results = [MaybeUninit::uninit(); RESULTS];
+    let width = if weights.order() == Order::Paired { 2 } else { 1 };
+    let few = rows <= FEW;
+    let expanded = weights.expanded().filter(|_| !few);
     // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
-    let step = if rows <= FEW { RESULTS / FEW / width } else { 2 / width };
+    let step = if few { RESULTS / FEW / width } else { 2 / width };
     let row_bytes = k * if weights.wants_quantised() { 2 } else { size_of::<f32>() };
-    let blocks = rows.div_ceil((INPUT_BYTES / row_bytes).max(2 * TILE));
+    let blocks = rows.div_ceil((INPUT_BYTES / row_bytes).clamp(2 * TILE, INPUT_ROWS));
     let block = rows.div_ceil(blocks.max(1)).next_multiple_of(TILE);
+    let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
+    let results = results.as_mut_ptr().cast::<Lanes>();
     for first in (0..rows).step_by(block) {
         let rows = first..rows.min(first + block);
         for unit in units.clone().step_by(step) {
             let units = unit..units.end.min(unit + step);
+            let product = Product { isa, weights, panels: width * units.start..width * units.end };
+            let tiles = || Tiles { x, row: rows.start, end: rows.end };
+            // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
+            // rows and two panels, or a few rows and more panels.
+            let result = |row: usize| unsafe { results.add((row - rows.start) * product.panels.len()) };
+            match (x, expanded) {
+                (Input::Quantised(x), Some(kind)) => {
+                    for columns in chunks(k) {
+                        product.expand(kind, columns.clone(), panels);
+                        for (row, count) in tiles() {
+                            let x = x.tile(row).0.wrapping_add(columns.start / BLOCK * count);
+                            product.expanded(kind, columns.clone(), panels, x, count, result(row), row == rows.start);
+                        }
+                    }
+                }
+                (Input::Quantised(x), None) => tiles().for_each(|(row, count)| {
+                    let x = x.tile(row).0;
+                    with_format!(weights.format(), quantised(&product, x, count, result(row)), else ());
+                }),
+                (Input::Float(x), _) => {
+                    tiles().for_each(|(row, count)| product.float(x.tile(row).0, count, result(row)))
+                }
+            }
             let columns = units.start * LANES..weights.rows().min(units.end * LANES);
             let bias = bias.map(|bias| &bias[columns.clone()]);
-            let panels = width * units.start..width * units.end;
-            let product = Product::new(isa, weights, panels, x, rows.len() > FEW, scratch);
-            let mut row = rows.start;
-            while row < rows.end {
-                let count = product.tile(row, row == rows.start, &mut results);
-                // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on.
+            for (row, count) in tiles() {
+                // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
+                // have just been computed.
                 unsafe {
                     let out_row = out.row_ptr(row).add(columns.start);
-                    finish(isa, &results, count, bias, epilogue, out_row, out.stride(), columns.len());
+                    finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), columns.len());
                 }
-                row += count;
             }
         }
     }
 }
 
-/// Some panels, ready to be multiplied by tiles of rows.
+/// Columns that are expanded at a time: two panels of so many stay in a core's first-level cache.
+const CHUNK: usize = 512;
+
+/// Divides `k` columns, unless they are few.
+fn chunks(k: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = if k <= CHUNK + CHUNK / 4 { k } else { CHUNK };
+    (0..k).step_by(step).map(move |first| first..k.min(first + step))
+}
+
+/// Bytes that a worker needs to multiply by quantised weights of this kind, or by floats.
+pub(crate) fn scratch_bytes(expanded: Option<Expanded>) -> usize {
+    RESULT_BYTES + expanded.map_or(0, |kind| 2 * kind.bytes(CHUNK + CHUNK / 4))
+}
+
+/// First row and number of rows of the tiles of some rows.
+struct Tiles<'a> {
+    x: Input<'a>,
+    row: usize,
+    end: usize,
+}
+
+impl Iterator for Tiles<'_> {
+    type Item = (usize, usize);
+
+    fn next(&mut self) -> Option<(usize, usize)> {
+        let row = self.row;
+        if row >= self.end {
+            return None;
+        }
+        let count = match self.x {
+            Input::Quantised(x) => x.tile(row).1,
+            Input::Float(x) => x.tile(row).1,
+        };
+        self.row += count;
+        Some((row, count))
+    }
+}
+
+/// Some panels, to be multiplied by tiles of rows. Results are those of all rows with the first panel, then with the next.
 struct Product<'a> {
     isa: Isa,
     weights: &'a PackedMatrix,
     panels: Range<usize>,
-    x: Input<'a>,
-    /// The panels, expanded.
-    expanded: Option<[*const u8; 2]>,
 }
 
-impl<'a> Product<'a> {
-    /// Expands the panels, at most two, if there are `many` rows.
-    fn new(
-        isa: Isa,
-        weights: &'a PackedMatrix,
-        panels: Range<usize>,
-        x: Input<'a>,
-        many: bool,
-        scratch: &mut Buffer,
-    ) -> Product<'a> {
-        let mut product = Product { isa, weights, panels, x, expanded: None };
-        if let Some(kind) = weights.expanded().filter(|_| many) {
-            let first = scratch.as_mut_ptr();
-            // SAFETY: scratch has room for two.
-            let out = [first, unsafe { first.add(kind.bytes(weights.k())) }];
-            for (panel, out) in product.panels.clone().zip(out) {
-                with_format!(weights.format(), expand_panel(isa, weights.panel(panel), weights.k(), out), else ());
-            }
-            product.expanded = Some(out.map(<*mut u8>::cast_const));
-        }
-        product
-    }
-
-    /// Multiplies the panels by the tile that begins with `row`, which is the `first` of several or not, and returns how
-    /// many rows that has. Results are those of the first panel, then those of the next one.
-    fn tile(&self, row: usize, first: bool, out: &mut [MaybeUninit<Lanes>; RESULTS]) -> usize {
-        let out = out.as_mut_ptr().cast();
-        match self.x {
-            Input::Quantised(x) => {
-                let (x, rows) = x.tile(row);
-                match self.expanded {
-                    Some(panels) if self.panels.len() == 1 => self.expanded::<1>([panels[0]], x, rows, out, first),
-                    Some(panels) => self.expanded::<2>(panels, x, rows, out, first),
-                    None => with_format!(self.weights.format(), quantised(self, x, rows, out), else ()),
-                }
-                rows
-            }
-            Input::Float(x) => {
-                let (x, rows) = x.tile(row);
-                match self.weights.format() {
-                    Format::F32 => self.float::<{ Format::F32 as usize }>(x, rows, out),
-                    Format::F16 => self.float::<{ Format::F16 as usize }>(x, rows, out),
-                    _ => self.float::<{ Format::BF16 as usize }>(x, rows, out),
-                }
-                rows
-            }
+impl Product<'_> {
+    /// Expands some columns of the panels, of which there are two at most.
+    fn expand(&self, kind: Expanded, columns: Range<usize>, out: &mut [u8]) {
+        let outs = out.chunks_exact_mut(kind.bytes(columns.len()));
+        for (panel, out) in self.panels.clone().zip(outs) {
+            with_format!(self.weights.format(), expand_panel(self, panel, columns.clone(), out), else ());
         }
     }
 
-    fn expanded<const P: usize>(
+    /// Multiplies by what [`expand`](Self::expand) left in `panels`; `first` says that it is the first tile of several.
+    #[allow(clippy::too_many_arguments)]
+    fn expanded(
         &self,
-        panels: [*const u8; P],
+        kind: Expanded,
+        columns: Range<usize>,
+        panels: &[u8],
         x: *const Block,
         rows: usize,
         out: *mut Lanes,
         first: bool,
     ) {
-        let (isa, k) = (self.isa, self.weights.k());
         // The first tile brings the panels that will be expanded next.
-        let bytes = P * self.weights.panel_len();
-        let lines = if first { bytes.div_ceil(64).div_ceil(k / BLOCK) } else { 0 };
-        let ahead = Ahead { start: self.weights.panel(self.panels.start).wrapping_add(bytes), lines };
-        let kind = self.weights.expanded().map(|kind| (kind.group, kind.min));
-        // SAFETY: panels and rows are `k` wide, as `linear` checked, and the panels were expanded in this way; `out` has
-        // room for two of the largest tiles.
+        let bytes = self.panels.len() * self.weights.panel_len();
+        let lines = if first { bytes.div_ceil(64).div_ceil(self.weights.k() / BLOCK) } else { 0 };
+        let start = self.weights.panel(self.panels.start).wrapping_add(bytes + columns.start / BLOCK * 64 * lines);
+        let ahead = Ahead { start, lines };
+        let (isa, k, begun) = (self.isa, columns.len(), columns.start > 0);
+        let (a, b) = (panels.as_ptr(), panels[kind.bytes(k)..].as_ptr());
+        // SAFETY: panels and rows have these columns, as `linear` checked, and the panels were expanded in this way; `out`
+        // has room for two of the largest tiles.
         unsafe {
-            match kind {
-                Some((32, false)) => expanded_tile::<2, false, P>(isa, panels, k, x, rows, out, ahead),
-                Some((32, true)) => expanded_tile::<2, true, P>(isa, panels, k, x, rows, out, ahead),
-                Some((_, false)) => expanded_tile::<1, false, P>(isa, panels, k, x, rows, out, ahead),
-                Some((_, true)) => expanded_tile::<1, true, P>(isa, panels, k, x, rows, out, ahead),
-                None => {}
+            match (kind.group, kind.min, self.panels.len()) {
+                (32, false, 1) => expanded_tile::<2, false, 1>(isa, [a], k, x, rows, out, begun, ahead),
+                (32, false, _) => expanded_tile::<2, false, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
+                (32, true, 1) => expanded_tile::<2, true, 1>(isa, [a], k, x, rows, out, begun, ahead),
+                (32, true, _) => expanded_tile::<2, true, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
+                (_, false, 1) => expanded_tile::<1, false, 1>(isa, [a], k, x, rows, out, begun, ahead),
+                (_, false, _) => expanded_tile::<1, false, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
+                (_, true, 1) => expanded_tile::<1, true, 1>(isa, [a], k, x, rows, out, begun, ahead),
+                (_, true, _) => expanded_tile::<1, true, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
             }
         }
     }
 
-    fn float<const F: usize>(&self, x: *const f32, rows: usize, out: *mut Lanes) {
+    fn float(&self, x: *const f32, rows: usize, out: *mut Lanes) {
+        match self.weights.format() {
+            Format::F32 => self.float_of::<{ Format::F32 as usize }>(x, rows, out),
+            Format::F16 => self.float_of::<{ Format::F16 as usize }>(x, rows, out),
+            _ => self.float_of::<{ Format::BF16 as usize }>(x, rows, out),
+        }
+    }
+
+    fn float_of<const F: usize>(&self, x: *const f32, rows: usize, out: *mut Lanes) {
         let k = self.weights.k();
         let mut panels = self.panels.clone();
         let mut out = out;
@@ -208,9 +243,11 @@ impl<'a> Product<'a> {
     }
 }
 
-fn expand_panel<const F: usize>(isa: Isa, panel: *const u8, k: usize, out: *mut u8) {
-    // SAFETY: the panel is `k` wide, and `out` one of the buffers of `Product::new`.
-    unsafe { expand::<F>(isa, panel, k / FORMATS[F].elements, out) }
+fn expand_panel<const F: usize>(product: &Product<'_>, panel: usize, columns: Range<usize>, out: &mut [u8]) {
+    let (weights, elements) = (product.weights, FORMATS[F].elements);
+    let some = columns.start / elements..columns.end / elements;
+    // SAFETY: the panel is `k` wide, and `out` has room for these columns.
+    unsafe { expand::<F>(product.isa, weights.panel(panel), weights.k() / elements, some, out.as_mut_ptr()) }
 }
 
 fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize, out: *mut Lanes) {
@@ -225,7 +262,7 @@ fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize
 dispatch! {
     /// Brings the products of some panels with a tile of `rows` rows to `columns` columns of the output.
     unsafe fn finish(
-        results: &[MaybeUninit<Lanes>; RESULTS], rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
+        results: *const Lanes, rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
         columns: usize
     ) = finish_kernel;
 }
@@ -233,7 +270,7 @@ dispatch! {
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn finish_kernel<S: Simd>(
-    results: &[MaybeUninit<Lanes>; RESULTS],
+    results: *const Lanes,
     rows: usize,
     bias: Option<&[f32]>,
     epilogue: Epilogue,
@@ -245,9 +282,9 @@ unsafe fn finish_kernel<S: Simd>(
     for (unit, column) in (0..columns).step_by(LANES).enumerate() {
         let count = LANES.min(columns - column);
         for row in 0..rows {
-            let result = |panel: usize| results[(panels * unit + panel) * rows + row].as_ptr().cast();
             // SAFETY: rows of `out` and `bias` have `columns` values, and the results of these panels and rows are there.
             unsafe {
+                let result = |panel: usize| results.add((panels * unit + panel) * rows + row).cast();
                 let out = out.add(row * stride + column);
                 let mut y = S::load(result(panels - 1));
                 if let Some(bias) = bias {

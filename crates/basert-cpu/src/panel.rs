@@ -20,6 +20,7 @@ pub use basert_plan::Order;
 use half::f16;
 
 use crate::dot::Expanded;
+use crate::linear;
 use crate::memory::{AllocError, Buffer};
 use crate::pool::{Counter, Pool, WorkerPanicked};
 use crate::simd::LANES;
@@ -295,9 +296,9 @@ impl PackedMatrix {
         self.panels * self.panel_len
     }
 
-    /// Memory that a worker needs to multiply many rows by it.
+    /// Memory that a worker needs to multiply by it.
     pub fn scratch_bytes(&self) -> usize {
-        self.expanded().map_or(0, |expanded| 2 * expanded.bytes(self.k))
+        linear::scratch_bytes(self.expanded)
     }
 
     /// What its panels become when they are expanded.

@@ -73,7 +73,7 @@ fn reference(format: Format, bytes: &[u8], x: &[f32], n: usize, k: usize) -> Vec
 fn every_kernel_agrees_with_f64_and_bit_for_bit_with_the_others() {
     let pool = Pool::new(Some(1)).unwrap();
     for format in FORMATS.iter().map(|row| row.format) {
-        let (n, k) = (37, if format.is_float() { 131 } else { 512 });
+        let (n, k) = (37, if format.is_float() { 131 } else { 1280 });
         let mut random = Random::new(format as u64 + 1);
         let bytes = weights(format, n, k, &mut random);
         let x = random.values(64 * k);
