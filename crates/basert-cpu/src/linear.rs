@@ -86,22 +86,25 @@ pub unsafe fn linear(
     let block = rows.div_ceil(blocks.max(1)).next_multiple_of(TILE);
     let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
     let results = results.as_mut_ptr().cast::<Lanes>();
-    for first in (0..rows).step_by(block) {
-        let rows = first..rows.min(first + block);
+    let mut next = 0;
+    while next < rows {
+        let first = next;
+        let ends = TileRows { x, row: first, end: rows }.map(|(row, count)| row + count);
+        next = ends.take_while(|end| end - first <= block).last().unwrap_or(rows);
+        let tiles = || TileRows { x, row: first, end: next };
         for unit in units.clone().step_by(step) {
             let units = unit..units.end.min(unit + step);
             let product = Product { isa, weights, panels: width * units.start..width * units.end };
-            let tiles = || Tiles { x, row: rows.start, end: rows.end };
             // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
             // rows and two panels, or a few rows and more panels.
-            let result = |row: usize| unsafe { results.add((row - rows.start) * product.panels.len()) };
+            let result = |row: usize| unsafe { results.add((row - first) * product.panels.len()) };
             match (x, expanded) {
                 (Input::Quantised(x), Some(kind)) => {
                     for columns in chunks(k) {
                         product.expand(kind, columns.clone(), panels);
                         for (row, count) in tiles() {
                             let x = x.tile(row).0.wrapping_add(columns.start / BLOCK * count);
-                            product.expanded(kind, columns.clone(), panels, x, count, result(row), row == rows.start);
+                            product.expanded(kind, columns.clone(), panels, x, count, result(row), row == first);
                         }
                     }
                 }
@@ -142,13 +145,13 @@ pub(crate) fn scratch_bytes(expanded: Option<Expanded>) -> usize {
 }
 
 /// First row and number of rows of the tiles of some rows.
-struct Tiles<'a> {
+struct TileRows<'a> {
     x: Input<'a>,
     row: usize,
     end: usize,
 }
 
-impl Iterator for Tiles<'_> {
+impl Iterator for TileRows<'_> {
     type Item = (usize, usize);
 
     fn next(&mut self) -> Option<(usize, usize)> {
