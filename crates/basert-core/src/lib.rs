@@ -1,4 +1,4 @@
-//! Number formats of model weights.
+//! Number formats of model weights, and of cached keys and values.
 //!
 //! A weight is a matrix whose rows are cut into *blocks*: a few bytes that stand for a fixed number of values.
 //! [`Format`] names every format, [`BlockFormat`] describes one as data (geometry, where scales and codes lie,
@@ -8,6 +8,8 @@
 pub mod codec;
 mod error;
 mod format;
+mod kv;
 
 pub use error::FormatError;
 pub use format::{Base, BlockFormat, Codes, FORMATS, Format, GroupScales, Plane, Value};
+pub use kv::KvFormat;

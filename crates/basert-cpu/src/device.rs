@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use basert_core::codec;
+use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
 use basert_graph::{Norm, Pairs, WeightId};
 use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matrix, Plan, PlanOp};
@@ -38,7 +38,6 @@ impl CpuDevice {
             name: "cpu".to_owned(),
             description: format!("{} threads, {isa}", pool.threads()),
             page_tokens: PAGE,
-            kv_value_bytes: size_of::<u16>(),
         };
         Ok(CpuDevice { pool, isa, facts })
     }
@@ -55,7 +54,11 @@ impl Device for CpuDevice {
     }
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
-        let LoadOptions { pages, progress } = options;
+        let LoadOptions { pages, kv, progress } = options;
+        if kv != KvFormat::F16 {
+            let what = format!("keys and values in {kv}; they can be in f16");
+            return Err(DeviceError::Unsupported { device: self.facts.name.clone(), what });
+        }
         let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages };
         let (mut ready, total) = (0, plan.weight_bytes());
         let mut packed = |bytes| {

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use crate::kv::PAGE;
-use basert_core::codec;
+use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
 use basert_graph::{Activation, Graph, Norm, Op, Pairs, Rope, ValueId, WeightId};
 use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Plan, StepState};
@@ -201,7 +201,7 @@ fn attention(
 }
 
 /// The oracle as a device. Its cache holds tokens instead of keys and values, and every step computes whole sequences
-/// anew.
+/// anew. It has nothing to quantise, so it refuses formats of keys and values other than the default.
 pub struct ReferenceDevice {
     facts: Facts,
 }
@@ -212,7 +212,6 @@ impl Default for ReferenceDevice {
             name: "reference".to_owned(),
             description: "the textbook, f32, one thread".to_owned(),
             page_tokens: PAGE,
-            kv_value_bytes: size_of::<f32>(),
         };
         ReferenceDevice { facts }
     }
@@ -224,6 +223,13 @@ impl Device for ReferenceDevice {
     }
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
+        if options.kv != KvFormat::default() {
+            let what = format!(
+                "keys and values in {}; it caches tokens, and computes with keys and values in f32",
+                options.kv
+            );
+            return Err(DeviceError::Unsupported { device: self.facts.name.clone(), what });
+        }
         let reference = Reference::new(plan.graph.clone(), &file)?;
         let logits = Matrix::new(0, plan.graph.vocabulary);
         let mut pages = Vec::new();

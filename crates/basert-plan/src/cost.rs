@@ -2,7 +2,8 @@
 
 use std::ops::AddAssign;
 
-use basert_graph::Rows;
+use basert_core::KvFormat;
+use basert_graph::{Cache, Rows};
 
 use crate::plan::{Plan, PlanOp};
 
@@ -15,8 +16,8 @@ pub struct StepShape {
     pub wanted: usize,
     /// Tokens that come before them in the sequence.
     pub context: usize,
-    /// Bytes of one cached key or value.
-    pub kv_value_bytes: usize,
+    /// How keys and values are stored.
+    pub kv: KvFormat,
 }
 
 /// The least that an op has to move and do.
@@ -82,17 +83,15 @@ impl Plan {
                 }
             }
             PlanOp::RopeCache { cache, .. } => {
-                let cache = self.graph.caches[cache.0];
-                cost.cache = m * (2 * cache.kv_heads * cache.head_dim * step.kv_value_bytes) as f64;
+                cost.cache = m * token_bytes(self.graph.caches[cache.0], step.kv);
                 cost.flops = 3.0 * moved / 4.0;
             }
             PlanOp::Attention { cache, window, .. } => {
-                let cache = self.graph.caches[cache.0];
                 let window = window.unwrap_or(usize::MAX);
                 let seen = |i: usize| (step.context + i + 1).min(window) as f64;
                 let scores: f64 = (0..step.tokens).map(seen).sum();
                 let read = (step.context + step.tokens).min(window.saturating_add(step.tokens)) as f64;
-                cost.cache = read * (2 * cache.kv_heads * cache.head_dim * step.kv_value_bytes) as f64;
+                cost.cache = read * token_bytes(self.graph.caches[cache.0], step.kv);
                 cost.flops = 4.0 * scores * out.width as f64;
             }
             PlanOp::Norm { .. } => cost.flops = 4.0 * m * out.width as f64,
@@ -114,4 +113,9 @@ impl Plan {
         }
         (total, seconds)
     }
+}
+
+/// Bytes of a token's keys and values in one layer.
+fn token_bytes(cache: Cache, kv: KvFormat) -> f64 {
+    (2 * cache.kv_heads * kv.bytes(cache.head_dim)) as f64
 }

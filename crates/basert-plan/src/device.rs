@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use basert_core::KvFormat;
 use basert_files::ModelFile;
 
 use crate::Plan;
@@ -16,14 +17,14 @@ pub struct Facts {
     pub description: String,
     /// Tokens whose keys and values lie in one page of the cache.
     pub page_tokens: usize,
-    /// Bytes of one cached key or value.
-    pub kv_value_bytes: usize,
 }
 
 /// How a plan is to be loaded.
 pub struct LoadOptions<'a> {
     /// Pages of the KV cache.
     pub pages: usize,
+    /// How it stores keys and values. A device that lacks the format refuses.
+    pub kv: KvFormat,
     /// Called with bytes of weights made ready, and how many there are in all.
     pub progress: &'a mut dyn FnMut(usize, usize),
 }

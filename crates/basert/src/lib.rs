@@ -44,6 +44,7 @@ mod model;
 mod session;
 mod text;
 
+pub use basert_core::KvFormat;
 pub use basert_engine::{Sampler, Sampling};
 pub use basert_text::{ChatRequest, ChatTemplate, Detokenizer, EncodeOptions, Tokenizer};
 pub use chat::Message;

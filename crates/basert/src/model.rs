@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use basert_core::KvFormat;
 use basert_cpu::CpuDevice;
 use basert_cpu::reference::ReferenceDevice;
 use basert_engine::{Engine, EngineError};
@@ -38,6 +39,8 @@ pub struct Options {
     /// The most tokens a session can have; where this is none, what the model was trained for, but at most
     /// [`Options::DEFAULT_CONTEXT`].
     pub max_context: Option<usize>,
+    /// How the KV cache stores keys and values.
+    pub kv: KvFormat,
     /// Sessions of that length which the KV cache has room for. Its memory is taken as it is used.
     pub sessions: usize,
     /// The most tokens that are computed at once.
@@ -61,6 +64,7 @@ impl Default for Options {
             device: DeviceKind::default(),
             threads: None,
             max_context: None,
+            kv: KvFormat::default(),
             sessions: 4,
             step_tokens: 512,
             arch_files: Vec::new(),
@@ -74,6 +78,7 @@ pub struct Model {
     file: Arc<ModelFile>,
     plan: Arc<Plan>,
     facts: Facts,
+    kv: KvFormat,
     tokenizer: Tokenizer,
     template: Option<ChatTemplate>,
     engine: Mutex<Engine>,
@@ -113,7 +118,7 @@ impl Model {
         // The tokenizer is built while the weights are packed.
         let (tokenizer, baked) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| text::tokenizer(&file));
-            let baked = device.load(plan.clone(), file.clone(), LoadOptions { pages, progress });
+            let baked = device.load(plan.clone(), file.clone(), LoadOptions { pages, kv: options.kv, progress });
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (tokenizer, baked)
         });
@@ -133,7 +138,7 @@ impl Model {
         };
         let template = source.map(|source| text::template(&source, &tokenizer, &name)).transpose()?;
         let engine = Engine::new(baked, plan.limits, (pages, facts.page_tokens), context, plan.graph.vocabulary);
-        Ok(Model { file, plan, facts, tokenizer, template, engine: Mutex::new(engine), context })
+        Ok(Model { file, plan, facts, kv: options.kv, tokenizer, template, engine: Mutex::new(engine), context })
     }
 
     /// The plan of a model file, as [`Model::open`] would make it.
@@ -161,6 +166,11 @@ impl Model {
     /// What it is computed on.
     pub fn device(&self) -> &Facts {
         &self.facts
+    }
+
+    /// How its KV cache stores keys and values.
+    pub fn kv(&self) -> KvFormat {
+        self.kv
     }
 
     /// Its tokenizer.

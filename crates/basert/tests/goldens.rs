@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use basert::core::{FORMATS, Format};
+use basert::core::{FORMATS, Format, KvFormat};
 use basert::files::ModelFile;
 use basert::graph::Graph;
 use basert::plan::{Device, FUSIONS, Limits, LoadOptions, Plan};
@@ -44,7 +44,7 @@ impl Golden {
         let device = CpuDevice::with_isa(Some(threads), isa).unwrap();
         let limits = Limits { tokens: 32, wanted: 32 };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
-        let options = LoadOptions { pages: 4, progress: &mut |_, _| {} };
+        let options = LoadOptions { pages: 4, kv: KvFormat::default(), progress: &mut |_, _| {} };
         let page_tokens = device.facts().page_tokens;
         let baked =
             device.load(plan, self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use basert::KvFormat;
 use basert::files::ModelFile;
 use basert::graph::Graph;
 use basert::plan::{FUSIONS, Limits, Plan, StepShape};
@@ -67,13 +68,17 @@ fn live_values_are_apart() {
 #[test]
 fn costs_are_what_they_are() {
     let plan = plan(smollm2(), &FUSIONS);
-    let shape = StepShape { tokens: 1, wanted: 1, context: 0, kv_value_bytes: 2 };
+    let shape = StepShape { tokens: 1, wanted: 1, context: 0, kv: KvFormat::F16 };
     let (cost, seconds) = plan.step_cost(shape, 1e9, 1e15);
     let matrices: usize = plan.weight_bytes();
     let row = 576 / 32 * 34;
     assert_eq!(cost.weights, (matrices + row) as f64);
     // 30 layers · 3 heads · 64 dimensions · keys and values · 2 bytes, written once and read once.
     assert_eq!(cost.cache, (30 * 3 * 64 * 2 * 2 * 2) as f64);
+    let cached = |kv| plan.step_cost(StepShape { kv, ..shape }, 1e9, 1e15).0.cache;
+    // Blocks of 32 with a scale of 2 bytes.
+    assert_eq!(cached(KvFormat::Q8), cost.cache / 64.0 * 34.0);
+    assert_eq!(cached(KvFormat::Q4), cost.cache / 64.0 * 18.0);
     assert!((seconds - cost.memory_bytes() / 1e9).abs() < 1e-9);
     let parameters = 30 * (576 * 960 + 576 * 576 + 3 * 576 * 1536) + 49152 * 576;
     assert!(cost.flops >= 2.0 * f64::from(parameters) && cost.flops < 2.05 * f64::from(parameters));

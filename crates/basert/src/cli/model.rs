@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Store};
-use basert::{DeviceKind, Message, Model, Options};
+use basert::{DeviceKind, KvFormat, Message, Model, Options};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
@@ -29,6 +29,16 @@ pub struct DeviceArgs {
     /// Threads of the CPU device [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
+    #[command(flatten)]
+    kv: KvArgs,
+}
+
+/// How the KV cache stores keys and values.
+#[derive(clap::Args)]
+pub struct KvArgs {
+    /// Bits of a cached key or value: 16, or quantised to 8 or 4
+    #[arg(long = "kv-bits", value_name = "BITS", default_value = "16")]
+    pub format: KvFormat,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -48,13 +58,13 @@ impl DeviceArgs {
         matches!(self.device, DeviceName::Cpu)
     }
 
-    /// The options, with the device and its threads.
+    /// The options, with the device, its threads, and its format of keys and values.
     pub fn choose(&self, options: Options) -> Options {
         let device = match self.device {
             DeviceName::Cpu => DeviceKind::Cpu,
             DeviceName::Reference => DeviceKind::Reference,
         };
-        Options { device, threads: self.threads, ..options }
+        Options { device, threads: self.threads, kv: self.kv.format, ..options }
     }
 }
 

@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde_json::json;
 
 use super::failure::mistake;
-use super::model::ModelArgs;
+use super::model::{KvArgs, ModelArgs};
 use super::{count, units};
 
 /// Shows how a model is computed: each op with its output, what it works on, bytes and operations; and how fast a chip
@@ -35,6 +35,8 @@ pub struct Args {
     /// Tokens that come before them
     #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = count(0))]
     context: usize,
+    #[command(flatten)]
+    kv: KvArgs,
     /// Bound the speed by that of a chip, such as m4-pro or h100, or of this machine as measured now; may be given
     /// several times
     #[arg(long, value_name = "NAME|this")]
@@ -53,9 +55,6 @@ pub struct Args {
     json: bool,
 }
 
-/// Bytes of one cached key or value: f16.
-const KV_VALUE_BYTES: usize = 2;
-
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let chips = chips(args)?;
@@ -63,7 +62,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.model.options();
     let step_tokens = options.step_tokens.max(args.tokens);
     let plan = Model::plan_of(&file, &Options { step_tokens, ..options })?;
-    let step = StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv_value_bytes: KV_VALUE_BYTES };
+    let step = StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv: args.kv.format };
     let mut out = io::stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report(&plan, step, &chips))?)?);

@@ -105,7 +105,7 @@ fn mistakes_are_told_from_failures() {
     let latin1 = folder.path().join("latin1");
     fs::write(&latin1, b"caf\xe9").unwrap();
     let latin1 = latin1.display().to_string();
-    let mistakes: [(&[&str], &str); 17] = [
+    let mistakes: [(&[&str], &str); 21] = [
         (&["complete", &model], "there is no prompt"),
         (&["complete", "/no/such.gguf", "-p", "x"], "/no/such.gguf"),
         (&["complete", "smolm2", "-p", "x"], "did you mean `smollm2`"),
@@ -121,6 +121,10 @@ fn mistakes_are_told_from_failures() {
         (&["complete", &model, "--file", &latin1], "UTF-8"),
         (&["bench", &model, "-p", "0", "-n", "0"], "nothing to measure"),
         (&["plan", &model, "--chip", "m99"], "m4-pro"),
+        (&["complete", &model, "-p", "x", "--kv-bits", "3"], "16, 8 or 4"),
+        (&["chat", &model, "--kv-bits", "q8"], "16, 8 or 4"),
+        (&["bench", &model, "--kv-bits", "0"], "16, 8 or 4"),
+        (&["plan", &model, "--kv-bits", "32"], "16, 8 or 4"),
         (&["rm", "smollm2"], "smollm2"),
         (&["pull", "./here"], "it is a path"),
     ];

@@ -2,8 +2,8 @@
 
 use std::io::{self, Write};
 
-use basert::Model;
 use basert::plan::{Plan, PlanOp, StepShape};
+use basert::{KvFormat, Model};
 use basert_cpu::machine::{self, MeasureError};
 use basert_cpu::{Isa, Pool};
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ impl Machine {
 
     /// Measures what bounds a model: reading as many bytes as its weights have, and arithmetic.
     pub fn for_model(threads: Option<usize>, plan: &Plan) -> Result<Machine, MeasureError> {
-        let step = StepShape { tokens: 1, wanted: 1, context: 0, kv_value_bytes: 0 };
+        let step = StepShape { tokens: 1, wanted: 1, context: 0, kv: KvFormat::default() };
         let weights = plan.step_cost(step, f64::INFINITY, f64::INFINITY).0.weights as usize;
         // Whatever is larger comes from memory too.
         Machine::measure(threads, &[weights.min(WORKING_SETS[WORKING_SETS.len() - 1])])
@@ -102,7 +102,7 @@ fn is_integer(plan: &Plan, op: &PlanOp) -> bool {
 
 fn shape(test: &Test, model: &Model, tokens: usize, context: usize) -> StepShape {
     let wanted = if test.kind == Kind::Decode { tokens } else { 1 };
-    StepShape { tokens, wanted, context, kv_value_bytes: model.device().kv_value_bytes }
+    StepShape { tokens, wanted, context, kv: model.kv() }
 }
 
 /// Bytes that have to be read for each token, on average over the test. Sequences share the weights.

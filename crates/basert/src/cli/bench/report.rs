@@ -1,6 +1,6 @@
 //! How measurements are shown.
 
-use basert::Model;
+use basert::{KvFormat, Model};
 use serde_json::{Value, json};
 
 use super::machine::{Machine, bytes_per_token};
@@ -22,7 +22,11 @@ impl Report<'_> {
     pub fn subject(&self) -> Vec<String> {
         let (file, device) = (self.model.file(), self.model.device());
         let size = units::bytes(file.total_bytes() as f64);
-        let model = format!("{}, {size}, on {}: {}", file.path().display(), device.name, device.description);
+        let kv = match self.model.kv() {
+            KvFormat::F16 => String::new(),
+            kv => format!(", keys and values in {kv}"),
+        };
+        let model = format!("{}, {size}, on {}: {}{kv}", file.path().display(), device.name, device.description);
         let peer = self.peer.map(|peer| format!("in turn with {peer}; medians, and the range of the ratio"));
         [Some(model), self.machine.map(Machine::line), peer].into_iter().flatten().collect()
     }
@@ -74,6 +78,7 @@ impl Report<'_> {
             "file_bytes": file.total_bytes(),
             "device": device.name,
             "device_description": device.description,
+            "kv_bits": self.model.kv().bits(),
             "machine": self.machine.map(Machine::json),
             "peer": self.peer,
             "tests": self.tests.iter().map(|test| self.test_json(test)).collect::<Vec<_>>(),
