@@ -1,0 +1,34 @@
+// Puts the parts of an attention over a divided context together: a threadgroup for each head of each token.
+#include "common/base.h"
+#include "common/step.h"
+#include "common/attention.h"
+
+kernel void attention_combine(
+    device const float *partial [[buffer(0)]],
+    device float *out [[buffer(1)]],
+    device const uint *step [[buffer(2)]],
+    uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]])
+{
+    RELEASE_NEXT();
+    AWAIT_INPUTS();
+    const uint head = threadgroup_position.x, row = threadgroup_position.y;
+    if (row >= step[STEP_COUNT_TOKENS]) return;
+    const uint parts = parts_of_context(step[STEP_POSITIONS + row]);
+    if (parts == 1) return;
+    device const float *from = partial + (ulong(row) * Q_HEADS + head) * SPLITS * (HEAD_DIM + 2);
+    float most = -INFINITY, total = 0.0f;
+    for (uint p = 0; p < parts; ++p) most = max(most, from[p * (HEAD_DIM + 2) + HEAD_DIM]);
+    for (uint p = 0; p < parts; ++p) {
+        device const float *of_part = from + p * (HEAD_DIM + 2) + HEAD_DIM;
+        total = fma(of_part[1], exp(of_part[0] - most), total);
+    }
+    for (uint d = thread_index; d < HEAD_DIM; d += THREADS) {
+        float x = 0.0f;
+        for (uint p = 0; p < parts; ++p) {
+            device const float *of_part = from + p * (HEAD_DIM + 2);
+            x = fma(of_part[d], exp(of_part[HEAD_DIM] - most), x);
+        }
+        out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
+    }
+}

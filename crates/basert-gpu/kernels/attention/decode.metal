@@ -1,0 +1,151 @@
+// Attention of single tokens over a part of their context.
+//
+// A threadgroup has one token, HEADS query heads that share a head of keys, and one part of the context. Eight lanes
+// have a token of the context at a time, and keep a running softmax of their own, which are put together at the end.
+// A result of more than one part goes to `partial` instead: for each head of each part the weighted sum, its largest
+// score and its sum of weights.
+#include "common/base.h"
+#include "common/step.h"
+#include "common/attention.h"
+
+#define CHUNKS (HEAD_DIM / 64)    // eight values each, of a lane
+#define STATES (SIMDGROUPS * 4)   // sets of eight lanes
+#define HEAD_SETS ((GROUP + HEADS - 1) / HEADS)
+
+kernel void attention_decode(
+    device const float *q [[buffer(0)]],
+    device const uchar *cache [[buffer(1)]],
+    device float *out [[buffer(2)]],
+    device float *partial [[buffer(3)]],
+    device const uint *step [[buffer(4)]],
+    uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]])
+{
+    threadgroup float sums[SIMDGROUPS * HEADS * HEAD_DIM];
+    threadgroup float largest[SIMDGROUPS * HEADS];
+    threadgroup float weights[SIMDGROUPS * HEADS];
+
+    RELEASE_NEXT();
+    AWAIT_INPUTS();
+    const uint row = threadgroup_position.y, part = threadgroup_position.z;
+    if (row >= step[STEP_COUNT_TOKENS]) return;
+    const uint kv_head = threadgroup_position.x / HEAD_SETS;
+    const uint first_head = kv_head * GROUP + threadgroup_position.x % HEAD_SETS * HEADS;
+    const uint position = step[STEP_POSITIONS + row];
+    const uint begin = first_of_parts(position) + part * tokens_of_part(position);
+    if (begin > position) return;
+    const uint end = min(position + 1, begin + tokens_of_part(position)), first = first_seen(position);
+    device const uint *pages = step + STEP_PAGES + step[STEP_TABLES + row];
+
+    // Lane l of eight has values 64c + 8l … 64c + 8l + 7.
+    const uint state = simdgroup * 4 + lane / 8, l = lane & 7;
+    float4 query[HEADS][CHUNKS * 2], sum[HEADS][CHUNKS * 2];
+    float max_score[HEADS], weight[HEADS];
+#pragma unroll
+    for (uint h = 0; h < HEADS; ++h) {
+        const uint head = min(first_head + h, uint(Q_HEADS - 1));
+        device const float4 *from = (device const float4 *)(q + ulong(row) * Q_STRIDE + head * HEAD_DIM);
+#pragma unroll
+        for (uint c = 0; c < CHUNKS; ++c) {
+            query[h][2 * c] = from[c * 16 + l * 2] * float(SCALE);
+            query[h][2 * c + 1] = from[c * 16 + l * 2 + 1] * float(SCALE);
+            sum[h][2 * c] = float4(0.0f);
+            sum[h][2 * c + 1] = float4(0.0f);
+        }
+        max_score[h] = -INFINITY;
+        weight[h] = 0.0f;
+    }
+
+    // All sets of lanes of a simdgroup take the same number of turns, for their shuffles.
+    for (uint turn = begin; turn < end; turn += STATES) {
+        const uint token = turn + state;
+        const bool seen = token >= first && token < end;
+        device const uchar *keys = cache + kv_keys(pages[min(token, position) / PAGE], kv_head);
+        float score[HEADS];
+#pragma unroll
+        for (uint h = 0; h < HEADS; ++h) score[h] = 0.0f;
+        float4 value[CHUNKS * 2];
+#pragma unroll
+        for (uint c = 0; c < CHUNKS; ++c) {
+            float4 a, b;
+            kv_load(keys, token % PAGE, c * 8 + l, a, b);
+            kv_load(keys + KV_PART, token % PAGE, c * 8 + l, value[2 * c], value[2 * c + 1]);
+#pragma unroll
+            for (uint h = 0; h < HEADS; ++h) score[h] += dot4(query[h][2 * c], a) + dot4(query[h][2 * c + 1], b);
+        }
+#pragma unroll
+        for (uint h = 0; h < HEADS; ++h) {
+            score[h] += simd_shuffle_xor(score[h], 1);
+            score[h] += simd_shuffle_xor(score[h], 2);
+            score[h] += simd_shuffle_xor(score[h], 4);
+            if (seen) {
+                const float s = capped(score[h]), most = max(max_score[h], s);
+                const float keep = exp(max_score[h] - most), share = exp(s - most);
+                max_score[h] = most;
+                weight[h] = fma(weight[h], keep, share);
+#pragma unroll
+                for (uint c = 0; c < CHUNKS * 2; ++c) sum[h][c] = sum[h][c] * keep + value[c] * share;
+            }
+        }
+    }
+
+    // The four states of a simdgroup, then those of all simdgroups.
+#pragma unroll
+    for (uint h = 0; h < HEADS; ++h) {
+        float most = max(max_score[h], simd_shuffle_xor(max_score[h], 8));
+        most = max(most, simd_shuffle_xor(most, 16));
+        const float factor = max_score[h] == -INFINITY ? 0.0f : exp(max_score[h] - most);
+        float total = weight[h] * factor;
+        total += simd_shuffle_xor(total, 8);
+        total += simd_shuffle_xor(total, 16);
+#pragma unroll
+        for (uint c = 0; c < CHUNKS * 2; ++c) {
+            float4 x = sum[h][c] * factor;
+            x.x += simd_shuffle_xor(x.x, 8);
+            x.y += simd_shuffle_xor(x.y, 8);
+            x.z += simd_shuffle_xor(x.z, 8);
+            x.w += simd_shuffle_xor(x.w, 8);
+            x.x += simd_shuffle_xor(x.x, 16);
+            x.y += simd_shuffle_xor(x.y, 16);
+            x.z += simd_shuffle_xor(x.z, 16);
+            x.w += simd_shuffle_xor(x.w, 16);
+            if (lane < 8) {
+                const uint at = (simdgroup * HEADS + h) * HEAD_DIM + c / 2 * 64 + l * 8 + c % 2 * 4;
+                sums[at] = x.x;
+                sums[at + 1] = x.y;
+                sums[at + 2] = x.z;
+                sums[at + 3] = x.w;
+            }
+        }
+        if (lane == 0) {
+            largest[simdgroup * HEADS + h] = most;
+            weights[simdgroup * HEADS + h] = total;
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    const uint parts = parts_of_context(position);
+    for (uint i = thread_index; i < HEADS * HEAD_DIM; i += THREADS) {
+        const uint h = i / HEAD_DIM, d = i % HEAD_DIM, head = first_head + h;
+        if (head >= (kv_head + 1) * GROUP) continue;
+        float most = -INFINITY, x = 0.0f, total = 0.0f;
+        for (uint s = 0; s < SIMDGROUPS; ++s) most = max(most, largest[s * HEADS + h]);
+        for (uint s = 0; s < SIMDGROUPS; ++s) {
+            const float before = largest[s * HEADS + h], factor = before == -INFINITY ? 0.0f : exp(before - most);
+            x = fma(sums[(s * HEADS + h) * HEAD_DIM + d], factor, x);
+            total = fma(weights[s * HEADS + h], factor, total);
+        }
+        if (parts == 1) {
+            out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
+        } else {
+            device float *to = partial + ((ulong(row) * Q_HEADS + head) * SPLITS + part) * (HEAD_DIM + 2);
+            to[d] = x;
+            if (d == 0) {
+                to[HEAD_DIM] = most;
+                to[HEAD_DIM + 1] = total;
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+// What the attention kernels share.
+//
+// Q_HEADS, KV_HEADS, HEAD_DIM; SCALE; WINDOW, how many tokens one sees, or 0 for all; CAP, the soft cap of scores, or 0.
+#include "common/kv.h"
+
+#define GROUP (Q_HEADS / KV_HEADS)
+
+// The first token that the one at `position` sees.
+static inline uint first_seen(uint position) {
+#if WINDOW
+    return position + 1 > WINDOW ? position + 1 - WINDOW : 0;
+#else
+    return 0;
+#endif
+}
+
+// The score of a product of query and key, the query having been scaled.
+static inline float capped(float score) {
+#if CAP_SCORES
+    return CAP * tanh(score / CAP);
+#else
+    return score;
+#endif
+}
+
+// A context is cut into at most SPLITS parts of whole pages, but none shorter than LEAST_SPLIT tokens, which is a
+// whole number of pages: parts of `tokens_of_part` tokens from `first_of_parts` on.
+static inline uint first_of_parts(uint position) { return first_seen(position) / PAGE * PAGE; }
+
+static inline uint tokens_of_part(uint position) {
+    const uint tokens = position + 1 - first_of_parts(position);
+    const uint even = (tokens + SPLITS - 1) / SPLITS;
+    return max(uint(LEAST_SPLIT), (even + PAGE - 1) / PAGE * PAGE);
+}
+
+static inline uint parts_of_context(uint position) {
+    const uint tokens = position + 1 - first_of_parts(position), each = tokens_of_part(position);
+    return (tokens + each - 1) / each;
+}

@@ -1,0 +1,37 @@
+// The paged cache of keys and values.
+//
+// A page holds PAGE tokens of all layers, and takes PAGE_BYTES. What a layer has of it begins LAYER_AT bytes in: for
+// each head the keys of its tokens, one after the other, and then the values. They are halves (KV_BITS 16), or blocks
+// of 32 codes of 8 or 4 bits, which come first, with the blocks' scales, halves, after all of them. The codes of 4
+// bits are those of Q4_0: value i of a block in the low nibble of byte i, value i + 16 in the high one, 8 subtracted.
+#if KV_BITS == 16
+#define KV_PART (PAGE * HEAD_DIM * 2)
+#else
+#define KV_SCALES_AT (PAGE * HEAD_DIM * KV_BITS / 8)
+#define KV_PART (KV_SCALES_AT + PAGE * (HEAD_DIM / 32) * 2)
+#endif
+
+// Where the keys of a head in a page begin; its values follow KV_PART bytes later.
+static inline ulong kv_keys(uint page, uint head) { return ulong(page) * PAGE_BYTES + LAYER_AT + ulong(head) * 2 * KV_PART; }
+
+// Values 8c … 8c + 7 of a token.
+static inline void kv_load(device const uchar *part, uint token, uint c, thread float4 &a, thread float4 &b) {
+#if KV_BITS == 16
+    const uint4 eight = ((device const uint4 *)part)[token * (HEAD_DIM / 8) + c];
+    const float2 p = floats_of(eight.x), q = floats_of(eight.y), r = floats_of(eight.z), s = floats_of(eight.w);
+    a = float4(p.x, p.y, q.x, q.y);
+    b = float4(r.x, r.y, s.x, s.y);
+#else
+    const float scale = float(((device const half *)(part + KV_SCALES_AT))[token * (HEAD_DIM / 32) + c / 4]);
+#if KV_BITS == 8
+    const uint2 eight = ((device const uint2 *)part)[token * (HEAD_DIM / 8) + c];
+    a = scale * float4(float(char(eight.x & 255)), float(char((eight.x >> 8) & 255)), float(char((eight.x >> 16) & 255)), float(char(eight.x >> 24)));
+    b = scale * float4(float(char(eight.y & 255)), float(char((eight.y >> 8) & 255)), float(char((eight.y >> 16) & 255)), float(char(eight.y >> 24)));
+#else
+    const uint2 bytes = ((device const uint2 *)part)[token * (HEAD_DIM / 16) + (c / 4) * 2 + (c & 1)];
+    const uint shift = (c & 2) * 2, p = bytes.x >> shift, q = bytes.y >> shift;
+    a = scale * (float4(float(p & 15), float((p >> 8) & 15), float((p >> 16) & 15), float((p >> 24) & 15)) - 8.0f);
+    b = scale * (float4(float(q & 15), float((q >> 8) & 15), float((q >> 16) & 15), float((q >> 24) & 15)) - 8.0f);
+#endif
+#endif
+}

@@ -1,0 +1,11 @@
+// The buffer that holds all that varies from step to step, as words. The macros say where each section begins.
+#define STEP_COUNT_TOKENS 0
+#define STEP_COUNT_WANTED 1
+#define STEP_COUNT_TILES 2
+// STEP_TOKENS      token of each row
+// STEP_POSITIONS   its position in its sequence
+// STEP_SLOTS       where its key and value go: page · PAGE + place in the page
+// STEP_TABLES      where its sequence's pages begin, in words from STEP_PAGES
+// STEP_WANTED      rows whose logits are wanted
+// STEP_TILES       first row, and number of rows, of each tile of queries
+// STEP_PAGES       the pages of all sequences

@@ -1,0 +1,30 @@
+// out = SCALE · row of w for each token, by a threadgroup.
+//
+// COLUMNS, OUT_STRIDE, SCALE, ROWS_OF_W; the word STEP_TOKENS of the step.
+#include "common/base.h"
+#include "common/format.h"
+#include "common/step.h"
+
+#define GROUPS (COLUMNS / 32)
+
+kernel void embed(
+    device const uchar *w [[buffer(0)]],
+    device float *out [[buffer(1)]],
+    device const uint *step [[buffer(2)]],
+    uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]])
+{
+    RELEASE_NEXT();
+    AWAIT_INPUTS();
+    const uint row = threadgroup_position.x;
+    if (row >= step[STEP_COUNT_TOKENS]) return;
+    const uint token = min(step[STEP_TOKENS + row], uint(ROWS_OF_W - 1));
+    device float4 *to = (device float4 *)(out + ulong(row) * OUT_STRIDE);
+    for (uint i = thread_index; i < GROUPS * 4; i += THREADS) {
+        const uint g = i / 4, j = i % 4;
+        float4 low, high;
+        decode(w, ulong(token) * GROUPS + g, j, low, high);
+        to[g * 8 + j] = low * float(SCALE);
+        to[g * 8 + j + 4] = high * float(SCALE);
+    }
+}

@@ -1,0 +1,132 @@
+// out = epilogue(x · wᵀ) for many rows of x, which are halves: arithmetic-bound.
+//
+// A threadgroup computes TILE_M rows by TILE_N columns of the output, SIMDGROUPS_M by SIMDGROUPS_N simdgroups of it a
+// part each, 32 columns of x and w at a time: the next ones are on their way while those at hand are multiplied.
+//
+// ROWS_OF_W, COLUMNS; COUNT, the word of the step that says how many rows of x there are; OUT_STRIDE; EPILOGUE; HAS_BIAS.
+#include "common/base.h"
+#include "common/epilogue.h"
+#include "common/format.h"
+#include "common/step.h"
+#include "common/tile.h"
+
+#define GROUPS (COLUMNS / 32)
+#define SIMDGROUPS_N (SIMDGROUPS / SIMDGROUPS_M)
+#define PARTS_M (TILE_M / SIMDGROUPS_M / 16)
+#define PARTS_N (TILE_N / SIMDGROUPS_N / 16)
+// Eight values each of x, and sixteen of w, that a thread brings at a time.
+#define LOADS_X ((TILE_M * 4 + THREADS - 1) / THREADS)
+#define LOADS_W ((TILE_N * 2 + THREADS - 1) / THREADS)
+
+struct brought {
+    uint4 x[LOADS_X];
+    float4 w[LOADS_W][4];
+};
+
+static inline void bring(
+    thread brought &b, device const uchar *w, device const uint4 *x, uint first_m, uint first_n, uint g, uint thread_index)
+{
+#pragma unroll
+    for (uint i = 0; i < LOADS_X; ++i) {
+        const uint at = i * THREADS + thread_index;
+        if (at < TILE_M * 4) b.x[i] = x[ulong(first_m + at / 4) * (COLUMNS / 8) + g * 4 + at % 4];
+    }
+#pragma unroll
+    for (uint i = 0; i < LOADS_W; ++i) {
+        const uint at = i * THREADS + thread_index;
+        if (at < TILE_N * 2) {
+            const ulong group = ulong(min(first_n + at % TILE_N, uint(ROWS_OF_W - 1))) * GROUPS + g;
+            decode(w, group, at / TILE_N * 2, b.w[i][0], b.w[i][2]);
+            decode(w, group, at / TILE_N * 2 + 1, b.w[i][1], b.w[i][3]);
+        }
+    }
+}
+
+static inline uint4 eight_halves(float4 a, float4 b) {
+    return uint4(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w));
+}
+
+static inline void keep(thread const brought &b, threadgroup half *xs, threadgroup half *ws, uint thread_index) {
+#pragma unroll
+    for (uint i = 0; i < LOADS_X; ++i) {
+        const uint at = i * THREADS + thread_index;
+        if (at < TILE_M * 4) *(threadgroup uint4 *)(xs + tile_at(4, at / 4, at % 4)) = b.x[i];
+    }
+#pragma unroll
+    for (uint i = 0; i < LOADS_W; ++i) {
+        const uint at = i * THREADS + thread_index;
+        if (at < TILE_N * 2) {
+            const uint row = at % TILE_N, chunk = at / TILE_N;
+            *(threadgroup uint4 *)(ws + tile_at(4, row, chunk)) = eight_halves(b.w[i][0], b.w[i][1]);
+            *(threadgroup uint4 *)(ws + tile_at(4, row, chunk + 2)) = eight_halves(b.w[i][2], b.w[i][3]);
+        }
+    }
+}
+
+kernel void gemm(
+    device const uchar *w [[buffer(0)]],
+    device const uint4 *x [[buffer(1)]],
+    device float *out [[buffer(2)]],
+    device const float *bias [[buffer(3)]],
+    device const uint *step [[buffer(4)]],
+    uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]])
+{
+    threadgroup half xs[2 * TILE_M * 32];
+    threadgroup half ws[2 * TILE_N * 32];
+
+    RELEASE_NEXT();
+    AWAIT_INPUTS();
+    const uint rows = step[COUNT], first_m = threadgroup_position.x * TILE_M, first_n = threadgroup_position.y * TILE_N;
+    if (first_m >= rows) return;
+
+    const uint m = simdgroup / SIMDGROUPS_N * PARTS_M * 16, n = simdgroup % SIMDGROUPS_N * PARTS_N * 16;
+    tile_sums sums[PARTS_M][PARTS_N];
+#pragma unroll
+    for (uint i = 0; i < PARTS_M; ++i)
+#pragma unroll
+        for (uint k = 0; k < PARTS_N; ++k) tile_clear(sums[i][k]);
+
+    brought next;
+    bring(next, w, x, first_m, first_n, 0, thread_index);
+    keep(next, xs, ws, thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint g = 0; g < GROUPS; ++g) {
+        const uint now = g & 1;
+        if (g + 1 < GROUPS) bring(next, w, x, first_m, first_n, g + 1, thread_index);
+#pragma unroll
+        for (uint chunk = 0; chunk < 4; chunk += 2) {
+            tile_operand a[PARTS_M];
+#pragma unroll
+            for (uint i = 0; i < PARTS_M; ++i) {
+                a[i] = tile_load_rows(xs + now * TILE_M * 32, 4, m + 16 * i, chunk, lane);
+            }
+#pragma unroll
+            for (uint k = 0; k < PARTS_N; ++k) {
+                const tile_operand b = tile_load_columns(ws + now * TILE_N * 32, 4, n + 16 * k, chunk, lane);
+#pragma unroll
+                for (uint i = 0; i < PARTS_M; ++i) tile_multiply(sums[i][k], a[i], b);
+            }
+        }
+        if (g + 1 < GROUPS) keep(next, xs + (1 - now) * TILE_M * 32, ws + (1 - now) * TILE_N * 32, thread_index);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+
+#pragma unroll
+    for (uint i = 0; i < PARTS_M; ++i) {
+#pragma unroll
+        for (uint k = 0; k < PARTS_N; ++k) {
+#pragma unroll
+            for (uint e = 0; e < 8; e += 2) {
+                const uint row = first_m + m + 16 * i + tile_row(lane) + 8 * (e / 2 % 2);
+                const uint column = first_n + n + 16 * k + tile_column(lane) + 8 * (e / 4);
+                if (row < rows && column < ROWS_OF_W) {
+                    device float *to = out + ulong(row) * OUT_STRIDE;
+                    store_pair(to, bias, column, ROWS_OF_W, tile_get(sums[i][k], e), tile_get(sums[i][k], e + 1));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,49 @@
+// Each row of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight.
+//
+// WIDTH, X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
+// stored as it is; NORM_EPS; ADD, where the result is added to what is there; TO_HALF, where it is stored as halves.
+#include "common/base.h"
+#include "common/step.h"
+
+kernel void rms_norm(
+    device const float *x [[buffer(0)]],
+    device const float *weight [[buffer(1)]],
+    device uchar *out [[buffer(2)]],
+    device const uint *step [[buffer(3)]],
+    uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]])
+{
+    threadgroup float partial[SIMDGROUPS];
+    RELEASE_NEXT();
+    AWAIT_INPUTS();
+    const uint row = threadgroup_position.x;
+    if (row >= step[COUNT]) return;
+    device const float *from = x + ulong(row) * X_STRIDE;
+    float factor = 1.0f;
+#if NORM
+    float squares = 0.0f;
+    for (uint i = thread_index; i < WIDTH; i += THREADS) squares = fma(from[i], from[i], squares);
+    factor = rsqrt(threadgroup_sum(squares, partial, simdgroup, lane) / WIDTH + NORM_EPS);
+#endif
+    for (uint i = thread_index; i < WIDTH / 2; i += THREADS) {
+        float a = from[2 * i], b = from[2 * i + 1];
+#if NORM
+        a *= factor * weight[2 * i];
+        b *= factor * weight[2 * i + 1];
+#endif
+#if TO_HALF
+        ((device uint *)out)[ulong(row) * (OUT_STRIDE / 2) + i] = two_halves(a, b);
+#else
+        device float *to = (device float *)out + ulong(row) * OUT_STRIDE + 2 * i;
+#if ADD
+        to[0] += a;
+        to[1] += b;
+#else
+        to[0] = a;
+        to[1] = b;
+#endif
+#endif
+    }
+}

@@ -1,0 +1,137 @@
+//! What the rest of this crate sees of a GPU.
+
+use crate::Kernel;
+
+/// What a GPU is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpuFacts {
+    /// The name it is chosen by, such as `cuda:0`.
+    pub name: String,
+    /// What it is made of, for people.
+    pub description: String,
+    /// The tuning table that its kernels are chosen from, such as `cuda`.
+    pub tuning: &'static str,
+    /// Bytes of memory that can still be allocated, where that is known.
+    pub free_memory: Option<usize>,
+    /// Cores (streaming multiprocessors) that threadgroups are spread over.
+    pub cores: usize,
+}
+
+/// Memory of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Buffer(pub u32);
+
+/// A compiled kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Pipeline(pub u32);
+
+/// A list of dispatches, ready to be submitted any number of times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Recording(pub u32);
+
+/// What a kernel argument points to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// Memory.
+    pub buffer: Buffer,
+    /// Bytes from its start; a multiple of 16.
+    pub offset: usize,
+}
+
+/// One launch of a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dispatch {
+    /// What runs.
+    pub pipeline: Pipeline,
+    /// Its arguments `[[buffer(0)]]`, `[[buffer(1)]]`, …
+    pub bindings: Vec<Binding>,
+    /// Threadgroups in each direction.
+    pub groups: [u32; 3],
+    /// Threads of a threadgroup, in whole simdgroups of 32.
+    pub threads: u32,
+    /// Whether all dispatches before it have to be complete.
+    pub barrier: bool,
+}
+
+/// A machine that kernels run on. Everything that is submitted is carried out in order.
+pub trait Gpu: Send {
+    /// What it is.
+    fn facts(&self) -> &GpuFacts;
+
+    /// Takes memory, which holds zeros; `what` it is for is said in the error.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer, GpuError>;
+
+    /// Compiles kernels, or finds them compiled already. `progress` is called with how many are ready.
+    ///
+    /// # Errors
+    /// [`GpuError::Compile`], with the kernel's name and what the compiler said.
+    fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError>;
+
+    /// Makes a list of dispatches ready.
+    ///
+    /// # Errors
+    /// When the device refuses it.
+    fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError>;
+
+    /// Puts bytes into memory, after all that was submitted. They may be reused at once.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn write(&mut self, to: Binding, bytes: &[u8]) -> Result<(), GpuError>;
+
+    /// Copies within the device's memory, after all that was submitted.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn copy(&mut self, from: Binding, to: Binding, bytes: usize) -> Result<(), GpuError>;
+
+    /// Begins a recording.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn submit(&mut self, recording: Recording) -> Result<(), GpuError>;
+
+    /// Gets bytes out of memory, after all that was submitted is complete.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError>;
+
+    /// Waits until all that was submitted is complete.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn wait(&mut self) -> Result<(), GpuError>;
+}
+
+/// Why a GPU could not do what it was asked.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum GpuError {
+    /// There is no such device, or no driver for it.
+    #[error("{0}")]
+    Missing(String),
+    /// Not enough memory.
+    #[error("cannot get {bytes} bytes for {what}; {free} bytes are free")]
+    OutOfMemory {
+        /// How much was asked for.
+        bytes: usize,
+        /// What for.
+        what: String,
+        /// How much there is.
+        free: usize,
+    },
+    /// A kernel does not compile.
+    #[error("kernel {kernel} does not compile: {log}")]
+    Compile {
+        /// Its name and what it is specialised for.
+        kernel: String,
+        /// What the compiler said.
+        log: String,
+    },
+    /// The device failed.
+    #[error("{0}")]
+    Failed(String),
+}

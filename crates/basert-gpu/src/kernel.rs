@@ -1,0 +1,133 @@
+//! A kernel's source and what it is specialised for.
+
+use std::fmt::{self, Write};
+use std::hash::{Hash, Hasher};
+
+macro_rules! sources {
+    ($($path:literal),* $(,)?) => {
+        /// All kernel sources, by their path in `kernels/`.
+        pub const SOURCES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../kernels/", $path)))),*];
+    };
+}
+
+sources![
+    "common/attention.h",
+    "common/base.h",
+    "common/epilogue.h",
+    "common/format.h",
+    "common/kv.h",
+    "common/step.h",
+    "common/tile.h",
+    "attention/decode.metal",
+    "attention/combine.metal",
+    "attention/prefill.metal",
+    "elementwise/elementwise.metal",
+    "elementwise/embed.metal",
+    "linear/gemm.metal",
+    "linear/gemv.metal",
+    "norm/rms_norm.metal",
+    "rope/rope_cache.metal",
+];
+
+/// A kernel specialised by macros: what a compiler gets.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Kernel {
+    /// Path of its source in `kernels/`.
+    pub file: &'static str,
+    /// Name of the kernel function in it.
+    pub function: &'static str,
+    /// Preprocessor macros and their values, in order of their names.
+    pub macros: Vec<(&'static str, String)>,
+    /// Threads of the threadgroups it is launched with: the macro `THREADS`.
+    pub threads: u32,
+}
+
+impl Kernel {
+    /// A kernel without macros but `THREADS`.
+    pub fn new(file: &'static str, function: &'static str, threads: u32) -> Kernel {
+        let kernel = Kernel { file, function, macros: Vec::new(), threads };
+        kernel.define("THREADS", threads)
+    }
+
+    /// With another macro; the last definition of a name counts.
+    #[must_use]
+    pub fn define(mut self, name: &'static str, value: impl fmt::Display) -> Kernel {
+        match self.macros.binary_search_by_key(&name, |(name, _)| name) {
+            Ok(i) => self.macros[i].1 = value.to_string(),
+            Err(i) => self.macros.insert(i, (name, value.to_string())),
+        }
+        self
+    }
+
+    /// The source with all its `#include "…"` in place, each once, and without the macros.
+    ///
+    /// # Panics
+    /// When a source includes a file that does not exist, which a test rules out.
+    pub fn source(&self) -> String {
+        let mut out = String::new();
+        include(self.file, &mut out, &mut Vec::new());
+        out
+    }
+
+    /// The macros as preprocessor lines.
+    pub fn defines(&self) -> String {
+        self.macros.iter().fold(String::new(), |mut out, (name, value)| {
+            let _ = writeln!(out, "#define {name} {value}");
+            out
+        })
+    }
+
+    /// A number that differs for kernels that differ, in source or macros; the same on every machine.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hasher = Fnv::default();
+        (self.defines(), self.source(), self.function).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.function)?;
+        self.macros.iter().try_for_each(|(name, value)| write!(f, " {name}={value}"))
+    }
+}
+
+fn include(path: &'static str, out: &mut String, seen: &mut Vec<&'static str>) {
+    seen.push(path);
+    let text = SOURCES.iter().find(|(name, _)| *name == path).expect("every source is in the table").1;
+    for line in text.lines() {
+        match line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"')) {
+            Some(name) => {
+                let (name, _) = SOURCES.iter().find(|(path, _)| *path == name).expect("every include is in the table");
+                if !seen.contains(name) {
+                    include(name, out, seen);
+                }
+            }
+            None => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+}
+
+/// FNV-1a: stable across machines and releases, which the standard library's hasher need not be.
+struct Fnv(u64);
+
+impl Default for Fnv {
+    fn default() -> Self {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for Fnv {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

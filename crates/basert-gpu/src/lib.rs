@@ -1,0 +1,14 @@
+//! GPU devices: kernels written once, in Metal Shading Language (`kernels/`), and the machines that they run on.
+//!
+//! A plan is lowered to a flat list of dispatches of kernels, each specialised by macros for the model at hand. A
+//! [`Gpu`] compiles them and carries them out; [`Kernel`] is what its compiler gets. Apple's gets the source as it is;
+//! the other compilers get it with the kernel's declaration put in their terms ([`Signature`]), and a header that spells
+//! Metal's standard library for them.
+
+mod gpu;
+mod kernel;
+mod signature;
+
+pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording};
+pub use kernel::{Kernel, SOURCES};
+pub use signature::{Argument, Signature};
