@@ -5,10 +5,17 @@
 //! the other compilers get it with the kernel's declaration put in their terms ([`Signature`]), and a header that spells
 //! Metal's standard library for them.
 
+mod device;
 mod gpu;
 mod kernel;
+mod layout;
+mod lower;
 mod signature;
+mod step;
+mod tuning;
+mod weights;
 
+pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording};
 pub use kernel::{Kernel, SOURCES};
 pub use signature::{Argument, Signature};

@@ -8,7 +8,8 @@
 #include "common/step.h"
 #include "common/attention.h"
 
-#define CHUNKS (HEAD_DIM / 64)    // eight values each, of a lane
+#define CHUNKS ((HEAD_DIM + 63) / 64)  // eight values each, of a lane
+#define HAS(c) ((c) * 64 + l * 8 < HEAD_DIM)
 #define STATES (SIMDGROUPS * 4)   // sets of eight lanes
 #define HEAD_SETS ((GROUP + HEADS - 1) / HEADS)
 
@@ -49,8 +50,8 @@ kernel void attention_decode(
         device const float4 *from = (device const float4 *)(q + ulong(row) * Q_STRIDE + head * HEAD_DIM);
 #pragma unroll
         for (uint c = 0; c < CHUNKS; ++c) {
-            query[h][2 * c] = from[c * 16 + l * 2] * float(SCALE);
-            query[h][2 * c + 1] = from[c * 16 + l * 2 + 1] * float(SCALE);
+            query[h][2 * c] = HAS(c) ? from[c * 16 + l * 2] * float(SCALE) : float4(0.0f);
+            query[h][2 * c + 1] = HAS(c) ? from[c * 16 + l * 2 + 1] * float(SCALE) : float4(0.0f);
             sum[h][2 * c] = float4(0.0f);
             sum[h][2 * c + 1] = float4(0.0f);
         }
@@ -69,9 +70,10 @@ kernel void attention_decode(
         float4 value[CHUNKS * 2];
 #pragma unroll
         for (uint c = 0; c < CHUNKS; ++c) {
+            const uint chunk = HAS(c) ? c * 8 + l : 0;
             float4 a, b;
-            kv_load(keys, token % PAGE, c * 8 + l, a, b);
-            kv_load(keys + KV_PART, token % PAGE, c * 8 + l, value[2 * c], value[2 * c + 1]);
+            kv_load(keys, token % PAGE, chunk, a, b);
+            kv_load(keys + KV_PART, token % PAGE, chunk, value[2 * c], value[2 * c + 1]);
 #pragma unroll
             for (uint h = 0; h < HEADS; ++h) score[h] += dot4(query[h][2 * c], a) + dot4(query[h][2 * c + 1], b);
         }
@@ -111,7 +113,7 @@ kernel void attention_decode(
             x.y += simd_shuffle_xor(x.y, 16);
             x.z += simd_shuffle_xor(x.z, 16);
             x.w += simd_shuffle_xor(x.w, 16);
-            if (lane < 8) {
+            if (lane < 8 && HAS(c / 2)) {
                 const uint at = (simdgroup * HEADS + h) * HEAD_DIM + c / 2 * 64 + l * 8 + c % 2 * 4;
                 sums[at] = x.x;
                 sums[at + 1] = x.y;

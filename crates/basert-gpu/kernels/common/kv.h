@@ -1,7 +1,7 @@
 // The paged cache of keys and values.
 //
-// A page holds PAGE tokens of all layers, and takes PAGE_BYTES. What a layer has of it begins LAYER_AT bytes in: for
-// each head the keys of its tokens, one after the other, and then the values. They are halves (KV_BITS 16), or blocks
+// A page holds PAGE tokens of all layers, and takes PAGE_BYTES. A kernel's `cache` begins at what its layer has of the
+// first page: for each head the keys of its tokens, one after the other, and then the values. They are halves (KV_BITS 16), or blocks
 // of 32 codes of 8 or 4 bits, which come first, with the blocks' scales, halves, after all of them. The codes of 4
 // bits are those of Q4_0: value i of a block in the low nibble of byte i, value i + 16 in the high one, 8 subtracted.
 #if KV_BITS == 16
@@ -12,7 +12,7 @@
 #endif
 
 // Where the keys of a head in a page begin; its values follow KV_PART bytes later.
-static inline ulong kv_keys(uint page, uint head) { return ulong(page) * PAGE_BYTES + LAYER_AT + ulong(head) * 2 * KV_PART; }
+static inline ulong kv_keys(uint page, uint head) { return ulong(page) * PAGE_BYTES + ulong(head) * 2 * KV_PART; }
 
 // Values 8c … 8c + 7 of a token.
 static inline void kv_load(device const uchar *part, uint token, uint c, thread float4 &a, thread float4 &b) {

@@ -1,0 +1,480 @@
+//! From a plan to the dispatches of a step: which kernels, specialised for what, over which memory.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use basert_core::KvFormat;
+use basert_graph::{Activation, CacheId, Norm, Pairs, Rows, ValueId};
+use basert_plan::{DeviceError, Epilogue, MatrixId, Place, Plan, PlanOp, PlannedOp};
+
+use crate::Kernel;
+use crate::step::{PAGE, StepLayout};
+use crate::tuning::{Gemm, Product, Tuning};
+use crate::weights::{Placed, Vector, Weights};
+
+/// Threadgroup memory that every chip has.
+const THREADGROUP_BYTES: usize = 32 << 10;
+/// The most parts that a context is divided into.
+const MOST_SPLITS: usize = 32;
+/// Simdgroups of attention over tiles of queries.
+const PREFILL_SIMDGROUPS: usize = crate::step::QUERY_TILE / 16;
+
+/// What a step is like, as far as its dispatches are concerned. Kernels find out themselves how many rows there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Shape {
+    /// Tokens, at most.
+    pub tokens: usize,
+    /// Tokens whose logits are wanted, at most.
+    pub wanted: usize,
+    /// How attention is computed.
+    pub attention: AttentionKind,
+}
+
+/// How attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AttentionKind {
+    /// Token by token, each over its whole context.
+    Whole,
+    /// Token by token, over parts of the context that are put together.
+    Divided,
+    /// Tiles of consecutive tokens.
+    Tiles,
+}
+
+/// A part of the device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Memory {
+    /// Weights.
+    Weights,
+    /// Intermediate values.
+    Arena,
+    /// Keys and values.
+    Cache,
+    /// What varies from step to step.
+    Step,
+    /// Inputs of a linear op, normed or rounded.
+    Prepared,
+    /// Parts of attention over a divided context.
+    Partial,
+}
+
+/// A dispatch whose memory has no address yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Launch {
+    /// Index into [`Lowering::kernels`].
+    pub kernel: usize,
+    /// What its arguments point to: the memory, and bytes from its start.
+    pub bindings: Vec<(Memory, usize)>,
+    /// Threadgroups in each direction.
+    pub groups: [usize; 3],
+    /// Whether all launches before it have to be complete.
+    pub barrier: bool,
+}
+
+/// Lowers one plan for steps of any shape, and collects the kernels.
+pub struct Lowering<'p> {
+    plan: &'p Plan,
+    weights: &'p Weights,
+    tuning: &'p Tuning,
+    step: StepLayout,
+    kv: KvFormat,
+    cores: usize,
+    device: &'p str,
+    /// The kernels of all that was lowered so far.
+    pub kernels: Vec<Kernel>,
+    known: BTreeMap<Kernel, usize>,
+    /// Bytes of [`Memory::Prepared`] that they need.
+    pub prepared_bytes: usize,
+    /// Bytes of [`Memory::Partial`] that they need.
+    pub partial_bytes: usize,
+}
+
+/// The launches of one op so far.
+struct Op {
+    launches: Vec<Launch>,
+    barrier: bool,
+}
+
+impl<'p> Lowering<'p> {
+    /// For a device of so many `cores`.
+    pub(crate) fn new(
+        plan: &'p Plan,
+        weights: &'p Weights,
+        tuning: &'p Tuning,
+        (step, kv): (StepLayout, KvFormat),
+        cores: usize,
+        device: &'p str,
+    ) -> Lowering<'p> {
+        let (kernels, known) = (Vec::new(), BTreeMap::new());
+        Lowering { plan, weights, tuning, step, kv, cores, device, kernels, known, prepared_bytes: 0, partial_bytes: 0 }
+    }
+
+    /// The launches of a step of this shape.
+    ///
+    /// # Errors
+    /// When there is no kernel for an op.
+    pub fn lower(&mut self, shape: Shape) -> Result<Vec<Launch>, DeviceError> {
+        let mut all = Vec::new();
+        // Prepared inputs are memory that the plan knows nothing of.
+        let mut prepared_in_use = false;
+        for PlannedOp { op, barrier } in &self.plan.ops {
+            if self.rows(op, shape).0 == 0 {
+                continue;
+            }
+            let mut lowered = Op { launches: Vec::new(), barrier: true };
+            self.op(op, shape, &mut lowered)?;
+            let uses = |launch: &Launch| launch.bindings.iter().any(|(memory, _)| *memory == Memory::Prepared);
+            let prepares = lowered.launches.iter().any(uses);
+            if let Some(first) = lowered.launches.first_mut() {
+                first.barrier = *barrier || (prepares && prepared_in_use);
+                prepared_in_use = prepares || (prepared_in_use && !first.barrier);
+            }
+            all.extend(lowered.launches);
+        }
+        Ok(all)
+    }
+
+    /// Rows that an op has at most, and the word of the step that says how many there are.
+    fn rows(&self, op: &PlanOp, shape: Shape) -> (usize, &'static str) {
+        match self.plan.values[op.out().0].rows {
+            Rows::Tokens => (shape.tokens, "STEP_COUNT_TOKENS"),
+            Rows::Wanted => (shape.wanted, "STEP_COUNT_WANTED"),
+        }
+    }
+
+    fn unsupported(&self, what: String) -> DeviceError {
+        DeviceError::Unsupported { device: self.device.to_owned(), what }
+    }
+
+    fn place(&self, value: ValueId) -> Place {
+        self.plan.places[value.0]
+    }
+
+    fn at(&self, value: ValueId) -> (Memory, usize) {
+        let place = self.place(value);
+        (Memory::Arena, place.offset + place.column * size_of::<f32>())
+    }
+
+    fn kernel(&mut self, kernel: Kernel) -> usize {
+        let kernel = self.step.define(kernel);
+        let next = self.kernels.len();
+        let index = *self.known.entry(kernel.clone()).or_insert(next);
+        if index == next {
+            self.kernels.push(kernel);
+        }
+        index
+    }
+
+    fn launch(&mut self, op: &mut Op, kernel: Kernel, bindings: Vec<(Memory, usize)>, groups: [usize; 3]) {
+        let kernel = self.kernel(kernel);
+        op.launches.push(Launch { kernel, bindings, groups, barrier: op.barrier });
+    }
+
+    fn op(&mut self, op: &PlanOp, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {
+        let (rows, count) = self.rows(op, shape);
+        match *op {
+            PlanOp::Embed { weight, scale, out: value } => {
+                let Some(Placed { layout, offset, .. }) = self.weights.embedding(weight) else {
+                    return Err(self.unsupported("an embedding without a matrix".to_owned()));
+                };
+                let basert_graph::Weight { rows: tokens, columns, .. } = self.plan.graph.weights[weight.0];
+                let kernel = Kernel::new("elementwise/embed.metal", "embed", 128)
+                    .define("COLUMNS", columns)
+                    .define("ROWS_OF_W", tokens)
+                    .define("OUT_STRIDE", self.place(value).stride)
+                    .define("SCALE", Float(scale));
+                let bindings = vec![(Memory::Weights, *offset), self.at(value), (Memory::Step, 0)];
+                let kernel = layout.define(kernel);
+                self.launch(out, kernel, bindings, [rows, 1, 1]);
+            }
+            PlanOp::Norm { x, norm, residual, out: value } => {
+                let place = self.place(value);
+                let kernel = self.norm_kernel(x, Some(norm), count).define("OUT_STRIDE", place.stride);
+                let kernel = kernel.define("ADD", u32::from(residual.is_some())).define("TO_HALF", 0);
+                let bindings = vec![self.at(x), self.vector(Vector::Norm(norm)), self.at(value), (Memory::Step, 0)];
+                self.launch(out, kernel, bindings, [rows, 1, 1]);
+            }
+            PlanOp::Linear { x, norm, ref matrices, epilogue, out: value } => {
+                self.linear(x, norm, matrices, epilogue, value, (rows, count), out)?;
+            }
+            PlanOp::RopeCache { .. } => self.rope_cache(op, rows, out)?,
+            PlanOp::Attention { .. } => self.attention(op, shape, out)?,
+            PlanOp::Gate { gate, up, activation, out: value } => {
+                let function = match activation {
+                    Activation::Silu => "FUNCTION_SILU",
+                    Activation::GeluTanh => "FUNCTION_GELU",
+                };
+                self.elementwise(function, gate, up, value, None, (rows, count), out);
+            }
+            PlanOp::Add { a, b, out: value } => {
+                self.elementwise("FUNCTION_ADD", a, b, value, None, (rows, count), out);
+            }
+            PlanOp::Select { x, out: value } => {
+                self.elementwise("FUNCTION_SELECT", x, x, value, None, (rows, count), out);
+            }
+            PlanOp::SoftCap { x, cap, out: value } => {
+                self.elementwise("FUNCTION_SOFT_CAP", x, x, value, Some(cap), (rows, count), out);
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn elementwise(
+        &mut self,
+        function: &str,
+        a: ValueId,
+        b: ValueId,
+        value: ValueId,
+        cap: Option<f32>,
+        (rows, count): (usize, &str),
+        out: &mut Op,
+    ) {
+        let (place, threads) = (self.place(value), 256);
+        let mut kernel = Kernel::new("elementwise/elementwise.metal", "elementwise", threads)
+            .define("FUNCTION", function)
+            .define("WIDTH", place.width)
+            .define("A_STRIDE", self.place(a).stride)
+            .define("B_STRIDE", self.place(b).stride)
+            .define("OUT_STRIDE", place.stride)
+            .define("COUNT", count);
+        if let Some(cap) = cap {
+            kernel = kernel.define("CAP", Float(cap));
+        }
+        let bindings = vec![self.at(a), self.at(b), self.at(value), (Memory::Step, 0)];
+        self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
+    }
+
+    /// The kernel that norms or copies rows of `x`, but for what is said of its output.
+    fn norm_kernel(&self, x: ValueId, norm: Option<Norm>, count: &str) -> Kernel {
+        let place = self.place(x);
+        let threads = place.width.div_ceil(8).next_multiple_of(32).clamp(32, 512) as u32;
+        let kernel = Kernel::new("norm/rms_norm.metal", "rms_norm", threads)
+            .define("WIDTH", place.width)
+            .define("X_STRIDE", place.stride)
+            .define("COUNT", count)
+            .define("NORM", u32::from(norm.is_some()));
+        norm.map_or(kernel.clone(), |norm| kernel.define("NORM_EPS", Float(norm.eps)))
+    }
+
+    /// Where a vector is; anywhere, where there is none and none is read.
+    fn vector(&self, vector: Vector) -> (Memory, usize) {
+        (Memory::Weights, self.weights.vector_at(vector).unwrap_or(0))
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn linear(
+        &mut self,
+        x: ValueId,
+        norm: Option<Norm>,
+        matrices: &[MatrixId],
+        epilogue: Epilogue,
+        value: ValueId,
+        (rows, count): (usize, &'static str),
+        out: &mut Op,
+    ) -> Result<(), DeviceError> {
+        let (epilogue, per_column) = match epilogue {
+            Epilogue::Store => ("EPILOGUE_STORE", 1),
+            Epilogue::Add(_) => ("EPILOGUE_ADD", 1),
+            Epilogue::Gated(Activation::Silu) => ("EPILOGUE_SILU", 2),
+            Epilogue::Gated(Activation::GeluTanh) => ("EPILOGUE_GELU", 2),
+        };
+        let columns = self.place(x).width;
+        let few = rows <= self.tuning.few_tokens;
+        let norm_inside = few && norm.is_some() && rows * columns * size_of::<f32>() + (8 << 10) <= THREADGROUP_BYTES;
+        let input = if !few || (norm.is_some() && !norm_inside) {
+            self.prepare(x, norm, !few, (rows, count), out);
+            ((Memory::Prepared, 0), columns)
+        } else {
+            (self.at(x), self.place(x).stride)
+        };
+        let (mut to, place) = (self.at(value), self.place(value));
+        for &id in matrices {
+            let Placed { layout, offset, .. } = self.weights.matrix(id);
+            let of_w = self.plan.matrices[id.0].rows;
+            let bias = self.weights.vector_at(Vector::Bias(id));
+            let product = Product { tokens: rows, rows: of_w, columns };
+            let (w, bias_at) = ((Memory::Weights, *offset), (Memory::Weights, bias.unwrap_or(0)));
+            let (kernel, bindings, groups) = if few {
+                let choice = self.tuning.gemv(product);
+                let mut kernel = Kernel::new("linear/gemv.metal", "gemv", choice.simdgroups as u32 * 32)
+                    .define("ROWS", choice.each)
+                    .define("SPLIT", choice.split)
+                    .define("TOKENS", rows)
+                    .define("X_STRIDE", input.1)
+                    .define("NORM", u32::from(norm_inside));
+                let mut bindings = vec![w, input.0, to, bias_at, (Memory::Weights, 0), (Memory::Step, 0)];
+                if let (Some(norm), true) = (norm, norm_inside) {
+                    kernel = kernel.define("NORM_EPS", Float(norm.eps));
+                    bindings[4] = self.vector(Vector::Norm(norm));
+                }
+                let each = choice.simdgroups / choice.split * choice.each;
+                (kernel, bindings, [of_w.div_ceil(each), 1, 1])
+            } else {
+                let Gemm { m, n, simdgroups, simdgroups_m } = self.tuning.gemm(product);
+                let kernel = Kernel::new("linear/gemm.metal", "gemm", simdgroups as u32 * 32)
+                    .define("TILE_M", m)
+                    .define("TILE_N", n)
+                    .define("SIMDGROUPS_M", simdgroups_m);
+                let bindings = vec![w, input.0, to, bias_at, (Memory::Step, 0)];
+                (kernel, bindings, [rows.div_ceil(m), of_w.div_ceil(n), 1])
+            };
+            let kernel = kernel
+                .define("ROWS_OF_W", of_w)
+                .define("COLUMNS", columns)
+                .define("COUNT", count)
+                .define("OUT_STRIDE", place.stride)
+                .define("EPILOGUE", epilogue)
+                .define("HAS_BIAS", u32::from(bias.is_some()));
+            let kernel = layout.define(kernel);
+            self.launch(out, kernel, bindings, groups);
+            // The matrices of an op write columns of their own.
+            out.barrier = false;
+            to.1 += of_w / per_column * size_of::<f32>();
+        }
+        Ok(())
+    }
+
+    /// Norms the input of a linear op, or rounds it to halves, or both.
+    fn prepare(&mut self, x: ValueId, norm: Option<Norm>, halves: bool, (rows, count): (usize, &str), out: &mut Op) {
+        // A tile reads whole rows up to its end.
+        const TILE: usize = 128;
+        let columns = self.place(x).width;
+        let size = if halves { size_of::<half::f16>() } else { size_of::<f32>() };
+        self.prepared_bytes = self.prepared_bytes.max(rows.next_multiple_of(TILE) * columns * size);
+        let kernel = self.norm_kernel(x, norm, count).define("OUT_STRIDE", columns);
+        let kernel = kernel.define("ADD", 0).define("TO_HALF", u32::from(halves));
+        let weight = norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
+        let bindings = vec![self.at(x), weight, (Memory::Prepared, 0), (Memory::Step, 0)];
+        self.launch(out, kernel, bindings, [rows, 1, 1]);
+    }
+
+    /// Bytes that a layer has in a page.
+    fn page_bytes(&self, cache: &basert_graph::Cache) -> usize {
+        2 * cache.kv_heads * self.kv.bytes(cache.head_dim) * PAGE
+    }
+
+    /// Bytes of a page, all layers together.
+    pub fn all_page_bytes(&self) -> usize {
+        self.plan.graph.caches.iter().map(|cache| self.page_bytes(cache)).sum()
+    }
+
+    /// The cache of a layer, and the kernel with the macros that say how it lies.
+    fn cache(&self, id: CacheId, kernel: Kernel) -> Result<((Memory, usize), Kernel), DeviceError> {
+        let cache = &self.plan.graph.caches[id.0];
+        if !cache.head_dim.is_multiple_of(16) || cache.head_dim > 256 {
+            return Err(self.unsupported(format!("heads of {} values, not a multiple of 16 up to 256", cache.head_dim)));
+        }
+        if self.kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(self.kv.block()) {
+            let what = format!("{} keys and values of heads of {} values, not whole blocks", self.kv, cache.head_dim);
+            return Err(self.unsupported(what));
+        }
+        let before: usize = self.plan.graph.caches[..id.0].iter().map(|cache| self.page_bytes(cache)).sum();
+        let kernel = kernel
+            .define("KV_HEADS", cache.kv_heads)
+            .define("HEAD_DIM", cache.head_dim)
+            .define("KV_BITS", self.kv.bits())
+            .define("PAGE", PAGE)
+            .define("PAGE_BYTES", format!("{}ul", self.all_page_bytes()));
+        Ok(((Memory::Cache, before), kernel))
+    }
+
+    fn rope_cache(&mut self, op: &PlanOp, rows: usize, out: &mut Op) -> Result<(), DeviceError> {
+        let PlanOp::RopeCache { q, k, v, q_norm, k_norm, rope, cache, out: value } = *op else { return Ok(()) };
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
+        let (heads, table) = (self.place(q).width / head_dim, &self.plan.graph.ropes[rope.0]);
+        let simdgroups = 4;
+        let kernel = Kernel::new("rope/rope_cache.metal", "rope_cache", simdgroups * 32)
+            .define("Q_HEADS", heads)
+            .define("ROTATED", 2 * table.frequencies.len())
+            .define("INTERLEAVED", u32::from(table.pairs == Pairs::Interleaved))
+            .define("Q_STRIDE", self.place(q).stride)
+            .define("K_STRIDE", self.place(k).stride)
+            .define("V_STRIDE", self.place(v).stride)
+            .define("OUT_STRIDE", self.place(value).stride)
+            .define("Q_NORM", u32::from(q_norm.is_some()))
+            .define("K_NORM", u32::from(k_norm.is_some()));
+        let kernel = q_norm.map_or(kernel.clone(), |norm| kernel.define("Q_EPS", Float(norm.eps)));
+        let kernel = k_norm.map_or(kernel.clone(), |norm| kernel.define("K_EPS", Float(norm.eps)));
+        let (cache, kernel) = self.cache(cache, kernel)?;
+        let norm = |norm: Option<Norm>| norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
+        let bindings = vec![
+            self.at(q),
+            self.at(k),
+            self.at(v),
+            norm(q_norm),
+            norm(k_norm),
+            self.vector(Vector::Frequencies(rope)),
+            self.at(value),
+            cache,
+            (Memory::Step, 0),
+        ];
+        let groups = [(heads + 2 * kv_heads).div_ceil(simdgroups as usize), rows, 1];
+        self.launch(out, kernel, bindings, groups);
+        Ok(())
+    }
+
+    fn attention(&mut self, op: &PlanOp, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {
+        let PlanOp::Attention { q, cache, heads, scale, window, cap, out: value } = *op else { return Ok(()) };
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
+        }
+        let choice = self.tuning.decode;
+        // Enough threadgroups for every core, as far as the rows do not give them already.
+        let wanted = (choice.groups_per_core * self.cores).div_ceil(shape.tokens * kv_heads);
+        let splits = if shape.attention == AttentionKind::Divided { wanted.clamp(2, MOST_SPLITS) } else { 1 };
+        let common = |kernel: Kernel| {
+            kernel
+                .define("Q_HEADS", heads)
+                .define("SCALE", Float(scale))
+                .define("WINDOW", window.unwrap_or(0))
+                .define("CAP_SCORES", u32::from(cap.is_some()))
+                .define("CAP", Float(cap.unwrap_or(0.0)))
+                .define("SPLITS", splits)
+                .define("LEAST_SPLIT", choice.least_split)
+                .define("Q_STRIDE", self.place(q).stride)
+                .define("OUT_STRIDE", self.place(value).stride)
+        };
+        let (query, to, step, partial) = (self.at(q), self.at(value), (Memory::Step, 0), (Memory::Partial, 0));
+        if shape.attention == AttentionKind::Tiles {
+            let kernel = Kernel::new("attention/prefill.metal", "attention_prefill", PREFILL_SIMDGROUPS as u32 * 32);
+            let (cache, kernel) = self.cache(cache, common(kernel))?;
+            let bindings = vec![query, cache, to, step];
+            self.launch(out, kernel, bindings, [heads, tiles(shape.tokens), 1]);
+            return Ok(());
+        }
+        let group = heads / kv_heads;
+        // Head sets of even size, of no more values than a simdgroup is to hold.
+        let sets = group.div_ceil((choice.values / head_dim).max(1));
+        let at_once = group.div_ceil(sets);
+        let kernel = Kernel::new("attention/decode.metal", "attention_decode", choice.simdgroups as u32 * 32);
+        let (cache_at, kernel) = self.cache(cache, common(kernel).define("HEADS", at_once))?;
+        let bindings = vec![query, cache_at, to, partial, step];
+        let combine = Kernel::new("attention/combine.metal", "attention_combine", head_dim.min(128) as u32);
+        let (_, combine) = self.cache(cache, common(combine))?;
+        self.launch(out, kernel, bindings, [kv_heads * group.div_ceil(at_once), shape.tokens, splits]);
+        if splits > 1 {
+            let bytes = shape.tokens * heads * splits * (head_dim + 2) * size_of::<f32>();
+            self.partial_bytes = self.partial_bytes.max(bytes);
+            out.barrier = true;
+            self.launch(out, combine, vec![partial, to, step], [heads, shape.tokens, 1]);
+        }
+        Ok(())
+    }
+}
+
+/// Tiles that a step of so many tokens has room for: full ones, and one more for each of some sequences.
+pub fn tiles(tokens: usize) -> usize {
+    const SEQUENCES: usize = 16;
+    (tokens / crate::step::QUERY_TILE + SEQUENCES).min(tokens)
+}
+
+/// An f32 as C++ reads it back exactly.
+struct Float(f32);
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:e}f", self.0)
+    }
+}

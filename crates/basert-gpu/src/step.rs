@@ -1,0 +1,87 @@
+//! The one buffer that holds all that varies from step to step.
+
+use basert_plan::{DeviceError, Limits, StepState};
+
+use crate::Kernel;
+
+/// Tokens in a page of the cache.
+pub const PAGE: usize = 64;
+/// Rows of a tile of queries: what one threadgroup of the attention of many tokens has.
+pub const QUERY_TILE: usize = 64;
+/// Words before the sections.
+const HEADER: usize = 4;
+
+/// Where the sections of the buffer begin, in words; `kernels/common/step.h` says what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepLayout {
+    positions: usize,
+    slots: usize,
+    tables: usize,
+    wanted: usize,
+    tiles: usize,
+    pages: usize,
+    /// Words in all.
+    pub words: usize,
+}
+
+impl StepLayout {
+    /// For steps within `limits` over a cache of `pages` pages.
+    pub fn new(limits: Limits, pages: usize) -> StepLayout {
+        // However many sequences share them, page tables are not longer than this.
+        const TABLES: usize = 1 << 20;
+        let positions = HEADER + limits.tokens;
+        let slots = positions + limits.tokens;
+        let tables = slots + limits.tokens;
+        let wanted = tables + limits.tokens;
+        let tiles = wanted + limits.wanted;
+        let pages_at = tiles + 2 * limits.tokens;
+        let words = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
+        StepLayout { positions, slots, tables, wanted, tiles, pages: pages_at, words }
+    }
+
+    /// The kernel with the macros that say where the sections are.
+    #[must_use]
+    pub fn define(&self, kernel: Kernel) -> Kernel {
+        kernel
+            .define("STEP_TOKENS", HEADER)
+            .define("STEP_POSITIONS", self.positions)
+            .define("STEP_SLOTS", self.slots)
+            .define("STEP_TABLES", self.tables)
+            .define("STEP_WANTED", self.wanted)
+            .define("STEP_TILES", self.tiles)
+            .define("STEP_PAGES", self.pages)
+    }
+
+    /// Fills `words` with a step that was checked. Returns how many of them are used, and how many tiles there are.
+    ///
+    /// # Errors
+    /// When the page tables are longer than the buffer.
+    pub fn encode(&self, step: &StepState, words: &mut [u32]) -> Result<(usize, usize), DeviceError> {
+        let used = self.pages + step.page_table.len();
+        if used > self.words {
+            let what =
+                format!("page tables of {} pages, of at most {}", step.page_table.len(), self.words - self.pages);
+            return Err(DeviceError::Step(what));
+        }
+        words[HEADER..][..step.tokens.len()].copy_from_slice(&step.tokens);
+        words[self.positions..][..step.positions.len()].copy_from_slice(&step.positions);
+        words[self.wanted..][..step.wanted.len()].copy_from_slice(&step.wanted);
+        words[self.pages..][..step.page_table.len()].copy_from_slice(&step.page_table);
+        let mut tiles = 0;
+        for sequence in &step.sequences {
+            let table = &step.page_table[sequence.pages.clone()];
+            for row in sequence.rows.clone() {
+                let position = step.positions[row] as usize;
+                words[self.slots + row] = table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
+                words[self.tables + row] = sequence.pages.start as u32;
+            }
+            for first in sequence.rows.clone().step_by(QUERY_TILE) {
+                words[self.tiles + 2 * tiles] = first as u32;
+                words[self.tiles + 2 * tiles + 1] = (sequence.rows.end - first).min(QUERY_TILE) as u32;
+                tiles += 1;
+            }
+        }
+        words[..HEADER].copy_from_slice(&[step.tokens.len() as u32, step.wanted.len() as u32, tiles as u32, 0]);
+        Ok((used, tiles))
+    }
+}

@@ -1,0 +1,253 @@
+//! Where the weights of a plan lie in a GPU's memory, and how they get there.
+
+use std::ops::Range;
+
+use basert_core::codec;
+use basert_files::{ModelFile, Tensor};
+use basert_graph::{Norm, RopeId, WeightId};
+use basert_plan::{DeviceError, Matrix, MatrixId, Order, Plan, PlanOp};
+
+use crate::layout::Layout;
+use crate::{Binding, Buffer, Gpu, GpuError};
+
+/// Where vectors begin.
+const ALIGNMENT: usize = 256;
+
+/// A vector of f32 that kernels read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Vector {
+    /// The weights of a norm, with its offset added.
+    Norm(Norm),
+    /// The biases of a matrix.
+    Bias(MatrixId),
+    /// The frequencies of a rotary embedding.
+    Frequencies(RopeId),
+}
+
+/// A matrix and where it begins.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Placed {
+    matrix: Matrix,
+    pub layout: Layout,
+    pub offset: usize,
+}
+
+/// Where everything lies that does not change.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Weights {
+    matrices: Vec<Placed>,
+    /// For each embedding the matrix that holds it.
+    embeddings: Vec<(WeightId, usize)>,
+    vectors: Vec<(Vector, usize)>,
+    pub bytes: usize,
+}
+
+impl Weights {
+    /// Gives every weight of a plan a place.
+    ///
+    /// # Errors
+    /// When the rows of a matrix are not whole groups.
+    pub fn new(plan: &Plan, device: &str) -> Result<Weights, DeviceError> {
+        let mut weights = Weights { matrices: Vec::new(), embeddings: Vec::new(), vectors: Vec::new(), bytes: 0 };
+        for matrix in &plan.matrices {
+            weights.place(plan, matrix.clone(), device)?;
+        }
+        for op in &plan.ops {
+            match op.op {
+                PlanOp::Embed { weight, .. } => {
+                    let alone = |placed: &Placed| matches!(placed.matrix.parts[..], [(part, _)] if part == weight);
+                    let at = match weights.matrices.iter().position(alone) {
+                        Some(at) => at,
+                        None => {
+                            let basert_graph::Weight { rows, columns, format, .. } = plan.graph.weights[weight.0];
+                            let parts = vec![(weight, None)];
+                            let matrix = Matrix { parts, order: Order::Stacked, format, rows, columns };
+                            weights.place(plan, matrix, device)?;
+                            weights.matrices.len() - 1
+                        }
+                    };
+                    weights.embeddings.push((weight, at));
+                }
+                PlanOp::Norm { norm, .. } => weights.vector(plan, Vector::Norm(norm)),
+                PlanOp::Linear { norm, ref matrices, .. } => {
+                    norm.into_iter().for_each(|norm| weights.vector(plan, Vector::Norm(norm)));
+                    matrices.iter().for_each(|&id| weights.vector(plan, Vector::Bias(id)));
+                }
+                PlanOp::RopeCache { q_norm, k_norm, rope, .. } => {
+                    q_norm.into_iter().chain(k_norm).for_each(|norm| weights.vector(plan, Vector::Norm(norm)));
+                    weights.vector(plan, Vector::Frequencies(rope));
+                }
+                _ => {}
+            }
+        }
+        Ok(weights)
+    }
+
+    fn place(&mut self, plan: &Plan, matrix: Matrix, device: &str) -> Result<(), DeviceError> {
+        let tensor = &plan.graph.weights[matrix.parts[0].0.0].tensor;
+        let unsupported =
+            |what| DeviceError::Unsupported { device: device.to_owned(), what: format!("tensor '{tensor}': {what}") };
+        let layout = Layout::new(matrix.format, matrix.rows, matrix.columns).map_err(unsupported)?;
+        let offset = self.bytes;
+        self.bytes += layout.bytes;
+        self.matrices.push(Placed { matrix, layout, offset });
+        Ok(())
+    }
+
+    fn vector(&mut self, plan: &Plan, vector: Vector) {
+        let len = self.len(plan, vector);
+        if len > 0 && self.vectors.iter().all(|(known, _)| *known != vector) {
+            self.vectors.push((vector, self.bytes));
+            self.bytes = (self.bytes + len * size_of::<f32>()).next_multiple_of(ALIGNMENT);
+        }
+    }
+
+    /// Values of a vector: none for the biases of a matrix that has none.
+    fn len(&self, plan: &Plan, vector: Vector) -> usize {
+        match vector {
+            Vector::Norm(norm) => plan.graph.weights[norm.weight.0].columns * plan.graph.weights[norm.weight.0].rows,
+            Vector::Bias(id) if plan.matrices[id.0].parts.iter().all(|(_, bias)| bias.is_none()) => 0,
+            Vector::Bias(id) => plan.matrices[id.0].rows,
+            Vector::Frequencies(rope) => plan.graph.ropes[rope.0].frequencies.len(),
+        }
+    }
+
+    /// A matrix of the plan.
+    pub fn matrix(&self, id: MatrixId) -> &Placed {
+        &self.matrices[id.0]
+    }
+
+    /// The matrix whose rows are embeddings.
+    pub fn embedding(&self, weight: WeightId) -> Option<&Placed> {
+        self.embeddings.iter().find(|(known, _)| *known == weight).map(|&(_, at)| &self.matrices[at])
+    }
+
+    /// Where a vector begins, if it has any values.
+    pub fn vector_at(&self, vector: Vector) -> Option<usize> {
+        self.vectors.iter().find(|(known, _)| *known == vector).map(|&(_, at)| at)
+    }
+
+    /// Brings all weights from the file to `buffer`. `progress` is called with bytes ready and in all.
+    ///
+    /// # Errors
+    /// When a tensor is missing or damaged, or the device fails.
+    pub fn upload(
+        &self,
+        plan: &Plan,
+        file: &ModelFile,
+        gpu: &mut dyn Gpu,
+        buffer: Buffer,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(), DeviceError> {
+        for placed in &self.matrices {
+            let memory = placed.pack(plan, file)?;
+            gpu.write(Binding { buffer, offset: placed.offset }, &memory).map_err(failed)?;
+            progress(placed.offset + placed.layout.bytes, self.bytes);
+        }
+        for &(vector, offset) in &self.vectors {
+            let values = self.values(plan, file, vector)?;
+            gpu.write(Binding { buffer, offset }, bytemuck::cast_slice(&values)).map_err(failed)?;
+        }
+        progress(self.bytes, self.bytes);
+        Ok(())
+    }
+
+    fn values(&self, plan: &Plan, file: &ModelFile, vector: Vector) -> Result<Vec<f32>, DeviceError> {
+        let decode = |id: WeightId| {
+            let tensor = tensor(plan, file, id)?;
+            let mut values = vec![0.0; tensor.elements()];
+            let fail = |what: String| DeviceError::Weight { tensor: tensor.name.to_owned(), what };
+            codec::decode(tensor.format, tensor.bytes, &mut values).map_err(|error| fail(error.to_string()))?;
+            match values.iter().position(|x| !x.is_finite()) {
+                Some(i) => Err(fail(format!("value {i} is {}, not a finite number", values[i]))),
+                None => Ok(values),
+            }
+        };
+        match vector {
+            Vector::Norm(norm) => {
+                let mut values = decode(norm.weight)?;
+                values.iter_mut().for_each(|value| *value += norm.offset);
+                Ok(values)
+            }
+            Vector::Bias(id) => {
+                let mut all = Vec::new();
+                for &(weight, bias) in &plan.matrices[id.0].parts {
+                    match bias {
+                        Some(bias) => all.extend(decode(bias)?),
+                        None => all.resize(all.len() + plan.graph.weights[weight.0].rows, 0.0),
+                    }
+                }
+                Ok(all)
+            }
+            Vector::Frequencies(rope) => Ok(plan.graph.ropes[rope.0].frequencies.clone()),
+        }
+    }
+}
+
+fn failed(error: GpuError) -> DeviceError {
+    DeviceError::Failed(error.to_string())
+}
+
+fn tensor<'f>(plan: &Plan, file: &'f ModelFile, id: WeightId) -> Result<Tensor<'f>, DeviceError> {
+    let name = &plan.graph.weights[id.0].tensor;
+    file.tensor(name).ok_or_else(|| DeviceError::Weight { tensor: name.clone(), what: "it is missing".to_owned() })
+}
+
+impl Placed {
+    /// The matrix as it lies on the device, put together by all cores.
+    fn pack(&self, plan: &Plan, file: &ModelFile) -> Result<Vec<u8>, DeviceError> {
+        let tensors = self.matrix.parts.iter().map(|&(id, _)| tensor(plan, file, id)).collect::<Result<Vec<_>, _>>()?;
+        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let blocks_per_row = self.layout.blocks() / self.matrix.rows;
+        let rows_each = self.matrix.rows.div_ceil(threads);
+        let rows: Vec<Range<usize>> = (0..self.matrix.rows)
+            .step_by(rows_each.max(1))
+            .map(|first| first..self.matrix.rows.min(first + rows_each))
+            .collect();
+        let blocks: Vec<_> = rows.iter().map(|r| r.start * blocks_per_row..r.end * blocks_per_row).collect();
+        let mut memory = vec![0; self.layout.bytes];
+        let pieces = self.layout.pieces(&mut memory, &blocks);
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = rows
+                .into_iter()
+                .zip(pieces)
+                .map(|(rows, mut piece)| {
+                    let tensors = &tensors;
+                    scope.spawn(move || {
+                        for row in rows {
+                            let (part, row_of_part) = self.source(plan, row);
+                            let tensor = &tensors[part];
+                            let fail = |what: String| DeviceError::Weight { tensor: tensor.name.to_owned(), what };
+                            let len = blocks_per_row * self.matrix.format.block().bytes;
+                            let bytes = tensor.bytes.get(row_of_part * len..(row_of_part + 1) * len);
+                            let bytes = bytes.ok_or_else(|| fail(format!("it ends before row {row_of_part}")))?;
+                            self.layout.pack(row * blocks_per_row, bytes, &mut piece).map_err(fail)?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            workers
+                .into_iter()
+                .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        tensors.iter().for_each(|tensor| file.release(tensor.bytes));
+        Ok(memory)
+    }
+
+    /// Which part a row of the matrix comes from, and which row of it.
+    fn source(&self, plan: &Plan, row: usize) -> (usize, usize) {
+        if self.matrix.order == Order::Paired {
+            return (row % 2, row / 2);
+        }
+        let mut before = 0;
+        for (part, (id, _)) in self.matrix.parts.iter().enumerate() {
+            let rows = plan.graph.weights[id.0].rows;
+            if row < before + rows {
+                return (part, row - before);
+            }
+            before += rows;
+        }
+        (0, row)
+    }
+}
