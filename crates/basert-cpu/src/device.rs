@@ -38,6 +38,7 @@ impl CpuDevice {
             name: "cpu".to_owned(),
             description: format!("{} threads, {isa}", pool.threads()),
             page_tokens: PAGE,
+            chain: 0,
         };
         Ok(CpuDevice { pool, isa, facts })
     }

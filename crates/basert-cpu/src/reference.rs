@@ -212,6 +212,7 @@ impl Default for ReferenceDevice {
             name: "reference".to_owned(),
             description: "the textbook, f32, one thread".to_owned(),
             page_tokens: PAGE,
+            chain: 0,
         };
         ReferenceDevice { facts }
     }

@@ -6,11 +6,12 @@
 //! A [`Sampler`] turns logits into the next token.
 
 mod engine;
+mod exact;
 mod pages;
 mod philox;
 mod sampler;
 
-pub use engine::{Engine, EngineError, Sequence};
+pub use engine::{Drawing, Engine, EngineError, Sequence};
 pub use pages::PagePool;
 pub use philox::Philox;
 pub use sampler::{Sampler, Sampling, SamplingError};

@@ -3,6 +3,8 @@
 //! In this order: logit bias; repeat, presence and frequency penalties; and then either the largest logit
 //! (temperature 0), or temperature, top-k, top-p, min-p, and a draw among what is left.
 //!
+//! Every step is the same on every device, to the bit: see `exact.rs`.
+//!
 //! The draw is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the token with the largest
 //! `logit / temperature + g` is drawn with the softmax's probabilities, where g is Gumbel noise of its own for each
 //! token. The noise is a function of the seed, the index of the draw and the token, so it does not depend on the order
@@ -11,9 +13,10 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
+use basert_plan::Draw;
 use serde::{Deserialize, Serialize};
 
-use crate::Philox;
+use crate::{Philox, exact};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,9 +127,53 @@ impl Sampler {
     /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         let token = self.choose(logits);
+        self.accept(token);
+        token
+    }
+
+    /// Counts a token as part of the answer that a device chose as [`Sampler::draw_on_device`] says.
+    pub fn accept(&mut self, token: u32) {
         self.drawn += 1;
         *self.seen.entry(token).or_default() += 1;
-        token
+    }
+
+    /// How a device is to choose the next token, with the history of this number where there are penalties; none where
+    /// no device knows how, because single tokens have a bias.
+    pub fn draw_on_device(&self, history: u32) -> Option<Draw> {
+        let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        self.sampling.logit_bias.is_empty().then_some(Draw {
+            temperature,
+            top_k: u32::try_from(top_k).unwrap_or(u32::MAX),
+            top_p: if top_p < 1.0 { parts(top_p) } else { Draw::PARTS },
+            log_min_p: min_p.ln(),
+            repeat_penalty,
+            presence_penalty,
+            frequency_penalty,
+            seed,
+            index: self.drawn,
+            history: self.has_penalties().then_some(history),
+        })
+    }
+
+    /// The history for a device: see [`Draw::IN_PROMPT`]. Empty where no penalty looks at it.
+    pub fn history(&self, vocabulary: usize) -> Vec<u16> {
+        if !self.has_penalties() {
+            return Vec::new();
+        }
+        let mut counts = vec![0; vocabulary];
+        for (&token, &count) in &self.seen {
+            if let Some(entry) = counts.get_mut(token as usize) {
+                // Those of the answer are seen whether or not they are in the prompt too.
+                *entry = Draw::IN_PROMPT | (count.min(u32::from(Draw::IN_PROMPT - 1)) as u16);
+            }
+        }
+        counts
+    }
+
+    fn has_penalties(&self) -> bool {
+        let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
+        repeat_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
     fn choose(&mut self, logits: &[f32]) -> u32 {
@@ -148,14 +195,14 @@ impl Sampler {
                 *logit += bias;
             }
         }
-        if repeat_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 {
+        if !self.has_penalties() {
             return;
         }
         for (&token, &count) in &self.seen {
             let Some(logit) = self.logits.get_mut(token as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
             if count > 0 {
-                *logit -= presence_penalty + frequency_penalty * count as f32;
+                *logit = (-frequency_penalty).mul_add(count as f32, *logit - presence_penalty);
             }
         }
     }
@@ -163,7 +210,8 @@ impl Sampler {
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let scaled = self.logits.iter().map(|logit| logit / temperature);
+        // The sum makes one zero of two.
+        let scaled = self.logits.iter().map(|logit| logit / temperature + 0.0);
         self.candidates.clear();
         self.candidates.extend(scaled.zip(0..).filter(|(logit, _)| *logit > f32::NEG_INFINITY));
         if top_k > 0 && top_k < self.candidates.len() {
@@ -171,7 +219,7 @@ impl Sampler {
             self.candidates.truncate(top_k);
         }
         if top_p < 1.0 {
-            let keep = nucleus(&mut self.candidates, f64::from(top_p));
+            let keep = nucleus(&mut self.candidates, top_p);
             self.candidates.truncate(keep);
         }
         if min_p > 0.0 {
@@ -183,9 +231,8 @@ impl Sampler {
 
     /// The candidate with the largest sum of logit and Gumbel noise. Without candidates, the largest logit.
     fn draw(&self) -> u32 {
-        // Noise lies between −3.2 and 22.9, for the uniform numbers below have 32 bits: what is further behind than
-        // that cannot win.
-        const REACH: f32 = 26.5;
+        // Noise lies between −2.9 and 16.7: what is further behind than that cannot win.
+        const REACH: f32 = 20.0;
         let max = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
         let within = self.candidates.iter().filter(|c| c.0 >= max - REACH);
         let noisy = within.map(|&(logit, token)| (logit + self.gumbel(token), token));
@@ -193,11 +240,9 @@ impl Sampler {
         best.unwrap_or_else(|| argmax(self.logits.iter().copied()))
     }
 
-    /// −ln(−ln(u)) for a uniform u of this draw and token.
+    /// The noise of this draw and token.
     fn gumbel(&self, token: u32) -> f32 {
-        let bits = self.random.at([token / 4, self.drawn, 0, 0])[(token % 4) as usize];
-        let u = (f64::from(bits) + 0.5) / 4_294_967_296.0;
-        (-(-u.ln()).ln()) as f32
+        exact::gumbel(self.random.at([token / 4, self.drawn, 0, 0])[(token % 4) as usize])
     }
 }
 
@@ -218,13 +263,14 @@ fn argmax(logits: impl Iterator<Item = f32>) -> u32 {
 }
 
 /// Moves the most likely candidates to the front, in order, and counts how many of them have probability `p` together.
-fn nucleus(candidates: &mut [(f32, u32)], p: f64) -> usize {
+fn nucleus(candidates: &mut [(f32, u32)], p: f32) -> usize {
     let max = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
-    let weight = |c: &(f32, u32)| f64::from(c.0 - max).exp();
-    let wanted = p * candidates.iter().map(weight).sum::<f64>();
+    let weight = |c: &(f32, u32)| exact::weight(c.0 - max);
+    let wanted = share(candidates.iter().map(weight).sum(), p);
+    // Whole numbers, whose sum does not depend on their order.
     // Few candidates have nearly all of the probability: sort more and more of them until they have enough.
     let mut sorted = 0;
-    let mut sum = 0.0;
+    let mut sum = 0;
     while sorted < candidates.len() {
         let (_, rest) = candidates.split_at_mut(sorted);
         let next = (4 * sorted).max(64).min(rest.len());
@@ -241,6 +287,16 @@ fn nucleus(candidates: &mut [(f32, u32)], p: f64) -> usize {
         sorted += next;
     }
     candidates.len()
+}
+
+/// `p` times a total of at most 2^43, rounded up.
+fn share(total: u64, p: f32) -> u64 {
+    (total * u64::from(parts(p))).div_ceil(u64::from(Draw::PARTS))
+}
+
+/// A probability in parts of [`Draw::PARTS`], rounded up.
+fn parts(p: f32) -> u32 {
+    (f64::from(p) * f64::from(Draw::PARTS)).ceil() as u32
 }
 
 #[cfg(test)]
@@ -306,11 +362,12 @@ mod tests {
         let mut candidates: Vec<(f32, u32)> = (0..50_000).map(|t| ((t * 7919 % 50_000) as f32 * 2e-4, t)).collect();
         let mut sorted = candidates.clone();
         sorted.sort_by(likelier);
-        for p in [0.1, 0.5, 0.9, 0.999] {
+        for p in [0.1f32, 0.5, 0.9, 0.999] {
             let keep = nucleus(&mut candidates, p);
             let total: f64 = sorted.iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum();
             let mass = |n: usize| sorted[..n].iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum::<f64>() / total;
-            assert!(mass(keep) >= p - 1e-9 && mass(keep - 1) < p + 1e-9, "{p}: {keep}");
+            let p64 = f64::from(p);
+            assert!(mass(keep) >= p64 - 1e-4 && mass(keep - 1) < p64 + 1e-4, "{p}: {keep}");
             assert_eq!(candidates[..keep], sorted[..keep]);
         }
     }

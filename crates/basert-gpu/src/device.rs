@@ -1,24 +1,24 @@
 //! A GPU as a [`Device`]: what it is, and how a plan is bound to it.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Place, Plan, StepState};
 
-use crate::lower::{AttentionKind, Launch, Lowering, Memory, Shape, tiles};
+use crate::lower::{AttentionKind, CHAIN, Launch, Lowering, Memory, Outcome, Shape, tiles};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::Weights;
-use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel, Pipeline, Recording};
+use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel, Pipeline, Recording, Ticket};
 
 /// Contexts up to this length are not divided.
 const WHOLE_CONTEXT: usize = 512;
 
 /// A GPU.
 pub struct GpuDevice<G> {
-    gpu: Arc<std::sync::Mutex<G>>,
+    gpu: Arc<Mutex<G>>,
     facts: Facts,
     tuning: Tuning,
     cores: usize,
@@ -28,9 +28,10 @@ impl<G: Gpu> GpuDevice<G> {
     /// This one.
     pub fn new(gpu: G) -> GpuDevice<G> {
         let found = gpu.facts();
-        let facts = Facts { name: found.name.clone(), description: found.description.clone(), page_tokens: PAGE };
+        let facts =
+            Facts { name: found.name.clone(), description: found.description.clone(), page_tokens: PAGE, chain: CHAIN };
         let (tuning, cores) = (Tuning::named(found.tuning), found.cores.max(1));
-        GpuDevice { gpu: Arc::new(std::sync::Mutex::new(gpu)), facts, tuning, cores }
+        GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
     }
 }
 
@@ -63,9 +64,11 @@ impl Lowered {
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
                 for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
-                    let shape = Shape { tokens, wanted, attention };
-                    if shape.is_used() {
-                        shapes.insert(shape, lowering.lower(shape)?);
+                    for outcome in [Outcome::Logits, Outcome::Tokens, Outcome::Chained] {
+                        let shape = Shape { tokens, wanted, attention, outcome };
+                        if shape.is_used() {
+                            shapes.insert(shape, lowering.lower(shape)?);
+                        }
                     }
                 }
             }
@@ -91,7 +94,17 @@ impl Shape {
         } else {
             AttentionKind::Divided
         };
-        Shape { tokens, wanted, attention }
+        let outcome = if step.draws.is_empty() { Outcome::Logits } else { Outcome::Tokens };
+        Shape { tokens, wanted, attention, outcome }
+    }
+
+    /// The shape of the step that follows one of this shape, none of whose positions are beyond `last`.
+    fn chained(self, last: usize) -> Shape {
+        let attention = match self.attention {
+            AttentionKind::Whole if last >= WHOLE_CONTEXT => AttentionKind::Divided,
+            attention => attention,
+        };
+        Shape { attention, outcome: Outcome::Chained, ..self }
     }
 
     /// Whether so many tokens are worth tiles.
@@ -101,7 +114,10 @@ impl Shape {
 
     /// Whether [`Shape::of`] gives it.
     fn is_used(self) -> bool {
-        self.wanted <= self.tokens && (self.attention != AttentionKind::Tiles || Shape::tiled(self.tokens))
+        // Tokens are drawn where each row wants one.
+        self.wanted <= self.tokens
+            && (self.attention != AttentionKind::Tiles || Shape::tiled(self.tokens))
+            && (self.outcome == Outcome::Logits || self.wanted == self.tokens)
     }
 }
 
@@ -119,7 +135,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
         let LoadOptions { pages, kv, progress } = options;
         let lowered = Lowered::new(&plan, &self.tuning, kv, pages, self.cores, &self.facts.name)?;
-        let mut gpu = self.gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut gpu = lock(&self.gpu);
         let gpu_ref = &mut *gpu;
         let name = &self.facts.name;
         let fail = |error| of_device(name, error);
@@ -133,27 +149,28 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             (Memory::Step, lowered.step.words * size_of::<u32>(), "the state of a step"),
             (Memory::Prepared, lowered.prepared_bytes, "prepared inputs"),
             (Memory::Partial, lowered.partial_bytes, "partial attention"),
+            (Memory::Histories, plan.limits.wanted * plan.graph.vocabulary * size_of::<u16>(), "histories of tokens"),
+            (Memory::Drawn, plan.limits.wanted * CHAIN * size_of::<u32>(), "drawn tokens"),
         ] {
             buffers.0[memory as usize] = gpu_ref.allocate(bytes.max(16), what).map_err(fail)?;
         }
         lowered.weights.upload(&plan, &file, gpu_ref, buffers.of(Memory::Weights), progress)?;
         let words = vec![0; lowered.step.words];
         let logits = vec![0.0; plan.limits.wanted * plan.graph.vocabulary];
-        let gpu = self.gpu.clone();
-        let recordings = HashMap::new();
-        let name = name.clone();
         Ok(Box::new(GpuBaked {
-            gpu,
+            gpu: self.gpu.clone(),
+            name: name.clone(),
             plan,
             lowered,
             pipelines,
             buffers,
-            recordings,
+            recordings: HashMap::new(),
             pages,
             words,
+            last: LastStep::default(),
+            under_way: VecDeque::with_capacity(CHAIN),
             logits,
-            name,
-            wanted: 0,
+            drawn: Vec::new(),
         }))
     }
 }
@@ -168,11 +185,11 @@ fn of_device(device: &str, error: GpuError) -> DeviceError {
 }
 
 /// The buffer of each [`Memory`].
-struct Buffers([Buffer; 6]);
+struct Buffers([Buffer; Memory::COUNT]);
 
 impl Default for Buffers {
     fn default() -> Self {
-        Buffers([Buffer(u32::MAX); 6])
+        Buffers([Buffer(u32::MAX); Memory::COUNT])
     }
 }
 
@@ -184,7 +201,7 @@ impl Buffers {
 
 /// A plan bound to a GPU.
 struct GpuBaked<G> {
-    gpu: Arc<std::sync::Mutex<G>>,
+    gpu: Arc<Mutex<G>>,
     plan: Arc<Plan>,
     lowered: Lowered,
     pipelines: Vec<Pipeline>,
@@ -192,13 +209,49 @@ struct GpuBaked<G> {
     recordings: HashMap<Shape, Recording>,
     pages: usize,
     words: Vec<u32>,
+    last: LastStep,
+    /// The tokens drawn in steps not waited for yet.
+    under_way: VecDeque<Ticket>,
     logits: Vec<f32>,
+    drawn: Vec<u32>,
     name: String,
-    /// Rows of logits of the step under way.
+}
+
+/// What has to be known of the last step for the next one to follow it.
+#[derive(Default)]
+struct LastStep {
+    shape: Option<Shape>,
+    /// Rows whose logits were wanted.
     wanted: usize,
+    /// Its largest position.
+    position: usize,
+    /// Steps chained since the buffer was written.
+    chained: usize,
+}
+
+/// What a panic left of a device is as good as before: its memory is not ours.
+fn lock<G>(gpu: &Mutex<G>) -> MutexGuard<'_, G> {
+    gpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<G: Gpu> GpuBaked<G> {
+    /// Submits a step of this shape, which the buffer describes.
+    fn begin(&mut self, gpu: &mut G, shape: Shape) -> Result<(), DeviceError> {
+        let fail = |error| of_device(&self.name, error);
+        let recording = match self.recordings.get(&shape) {
+            Some(&recording) => recording,
+            None => self.record(gpu, shape).map_err(fail)?,
+        };
+        self.recordings.insert(shape, recording);
+        gpu.submit(recording).map_err(fail)?;
+        if shape.outcome != Outcome::Logits {
+            let offset = self.last.chained % CHAIN * self.plan.limits.wanted * size_of::<u32>();
+            let from = Binding { buffer: self.buffers.of(Memory::Drawn), offset };
+            self.under_way.push_back(gpu.fetch(from, self.last.wanted * size_of::<u32>()).map_err(fail)?);
+        }
+        Ok(())
+    }
+
     fn record(&self, gpu: &mut G, shape: Shape) -> Result<Recording, GpuError> {
         let Some(launches) = self.lowered.shapes.get(&shape) else {
             return Err(GpuError::Failed(format!("there are no dispatches for a step like {shape:?}")));
@@ -226,25 +279,42 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         step.check(&self.plan, self.pages, PAGE)?;
         let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
         let shape = Shape::of(step, tiles, &self.plan);
+        if !self.lowered.shapes.contains_key(&shape) {
+            return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
+        }
+        let position = step.positions.iter().copied().max().unwrap_or(0) as usize;
+        self.last = LastStep { shape: Some(shape), wanted: step.wanted.len(), position, chained: 0 };
         let gpu = self.gpu.clone();
-        let mut gpu = gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let fail = |error| of_device(&self.name, error);
-        let recording = match self.recordings.get(&shape) {
-            Some(&recording) => recording,
-            None => self.record(&mut gpu, shape).map_err(fail)?,
-        };
-        self.recordings.insert(shape, recording);
+        let mut gpu = lock(&gpu);
         let at = Binding { buffer: self.buffers.of(Memory::Step), offset: 0 };
-        gpu.write(at, bytemuck::cast_slice(&self.words[..used])).map_err(fail)?;
-        self.wanted = step.wanted.len();
-        gpu.submit(recording).map_err(fail)
+        let written = gpu.write(at, bytemuck::cast_slice(&self.words[..used]));
+        written.map_err(|error| of_device(&self.name, error))?;
+        self.begin(&mut gpu, shape)
+    }
+
+    fn chain(&mut self) -> Result<(), DeviceError> {
+        let Some(shape) = self.last.shape.filter(|shape| shape.outcome != Outcome::Logits) else {
+            return Err(DeviceError::Step("no tokens were drawn that a step could go on with".to_owned()));
+        };
+        if self.under_way.len() == CHAIN {
+            return Err(DeviceError::Step(format!("{CHAIN} steps are under way already")));
+        }
+        self.last.position += 1;
+        self.last.chained += 1;
+        let gpu = self.gpu.clone();
+        self.begin(&mut lock(&gpu), shape.chained(self.last.position))
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {
-        let mut gpu = self.gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let gpu = self.gpu.clone();
+        let mut gpu = lock(&gpu);
         let fail = |error| of_device(&self.name, error);
+        if let Some(ticket) = self.under_way.pop_front() {
+            self.drawn.resize(self.last.wanted, 0);
+            return gpu.collect(ticket, bytemuck::cast_slice_mut(&mut self.drawn)).map_err(fail);
+        }
         let Place { offset, stride, column, width } = self.plan.places[self.plan.logits.0];
-        for row in 0..self.wanted {
+        for row in 0..self.last.wanted {
             let at = offset + (row * stride + column) * size_of::<f32>();
             let from = Binding { buffer: self.buffers.of(Memory::Arena), offset: at };
             let to = &mut self.logits[row * width..][..width];
@@ -253,16 +323,29 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         gpu.wait().map_err(fail)
     }
 
+    fn drawn(&self) -> &[u32] {
+        &self.drawn
+    }
+
+    fn set_history(&mut self, history: u32, counts: &[u16]) -> Result<(), DeviceError> {
+        let vocabulary = self.plan.graph.vocabulary;
+        if counts.len() != vocabulary || history as usize >= self.plan.limits.wanted {
+            return Err(DeviceError::Step(format!("history {history} of {} tokens", counts.len())));
+        }
+        let offset = history as usize * vocabulary * size_of::<u16>();
+        let to = Binding { buffer: self.buffers.of(Memory::Histories), offset };
+        lock(&self.gpu).write(to, bytemuck::cast_slice(counts)).map_err(|error| of_device(&self.name, error))
+    }
+
     fn logits(&self, i: usize) -> &[f32] {
         let width = self.plan.graph.vocabulary;
         &self.logits[i * width..][..width]
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
-        let mut gpu = self.gpu.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let bytes = self.lowered.page_bytes;
         let at = |page: u32| Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * bytes };
         // What fails here is found again by the next step.
-        let _ = gpu.copy(at(from), at(to), bytes);
+        let _ = lock(&self.gpu).copy(at(from), at(to), bytes);
     }
 }

@@ -29,12 +29,16 @@ pub struct Pipeline(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Recording(pub u32);
 
+/// Bytes on their way out of a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u32);
+
 /// What a kernel argument points to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
     /// Memory.
     pub buffer: Buffer,
-    /// Bytes from its start; a multiple of 16.
+    /// Bytes from its start; a multiple of 16 where it is an argument.
     pub offset: usize,
 }
 
@@ -99,6 +103,19 @@ pub trait Gpu: Send {
     /// # Errors
     /// When the device failed.
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError>;
+
+    /// Begins to get a few bytes (at most 4096) out of memory, after all that was submitted so far. No more than
+    /// sixteen tickets are out at a time.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn fetch(&mut self, from: Binding, bytes: usize) -> Result<Ticket, GpuError>;
+
+    /// Waits for what was fetched, but for nothing that was submitted since.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn collect(&mut self, ticket: Ticket, bytes: &mut [u8]) -> Result<(), GpuError>;
 
     /// Waits until all that was submitted is complete.
     ///

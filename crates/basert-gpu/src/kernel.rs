@@ -27,6 +27,9 @@ sources![
     "linear/gemv.metal",
     "norm/rms_norm.metal",
     "rope/rope_cache.metal",
+    "sample/advance.metal",
+    "sample/exact.h",
+    "sample/sample.metal",
 ];
 
 /// A kernel specialised by macros: what a compiler gets.
@@ -40,12 +43,14 @@ pub struct Kernel {
     pub macros: Vec<(&'static str, String)>,
     /// Threads of the threadgroups it is launched with: the macro `THREADS`.
     pub threads: u32,
+    /// Whether a product and a sum are fused only where the source says so, for results that are the same everywhere.
+    pub exact: bool,
 }
 
 impl Kernel {
     /// A kernel without macros but `THREADS`.
     pub fn new(file: &'static str, function: &'static str, threads: u32) -> Kernel {
-        let kernel = Kernel { file, function, macros: Vec::new(), threads };
+        let kernel = Kernel { file, function, macros: Vec::new(), threads, exact: false };
         kernel.define("THREADS", threads)
     }
 
@@ -80,7 +85,7 @@ impl Kernel {
     /// A number that differs for kernels that differ, in source or macros; the same on every machine.
     pub fn fingerprint(&self) -> u64 {
         let mut hasher = Fnv::default();
-        (self.defines(), self.source(), self.function).hash(&mut hasher);
+        (self.defines(), self.source(), self.function, self.exact).hash(&mut hasher);
         hasher.finish()
     }
 }

@@ -16,6 +16,6 @@ mod tuning;
 mod weights;
 
 pub use device::GpuDevice;
-pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording};
+pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
 pub use kernel::{Kernel, SOURCES};
 pub use signature::{Argument, Signature};

@@ -28,6 +28,19 @@ pub struct Shape {
     pub wanted: usize,
     /// How attention is computed.
     pub attention: AttentionKind,
+    /// What comes of the logits.
+    pub outcome: Outcome,
+}
+
+/// What comes of a step's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// They are wanted themselves.
+    Logits,
+    /// Tokens are drawn from them.
+    Tokens,
+    /// So they are, and the step began with the tokens that were drawn in the one before.
+    Chained,
 }
 
 /// How attention is computed.
@@ -56,7 +69,19 @@ pub enum Memory {
     Prepared,
     /// Parts of attention over a divided context.
     Partial,
+    /// What penalties look at.
+    Histories,
+    /// The tokens drawn in the last steps.
+    Drawn,
 }
+
+impl Memory {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+}
+
+/// Steps whose drawn tokens are kept.
+pub const CHAIN: usize = 8;
 
 /// A dispatch whose memory has no address yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +140,12 @@ impl<'p> Lowering<'p> {
     /// When there is no kernel for an op.
     pub fn lower(&mut self, shape: Shape) -> Result<Vec<Launch>, DeviceError> {
         let mut all = Vec::new();
+        if shape.outcome == Outcome::Chained {
+            let kernel = Kernel::new("sample/advance.metal", "advance", 64).define("PAGE", PAGE);
+            let bindings = vec![(Memory::Drawn, 0), (Memory::Step, 0)];
+            let kernel = self.draws(kernel);
+            all.push(self.launch_of(kernel, bindings, [1, 1, 1]));
+        }
         // Prepared inputs are memory that the plan knows nothing of.
         let mut prepared_in_use = false;
         for PlannedOp { op, barrier } in &self.plan.ops {
@@ -131,7 +162,30 @@ impl<'p> Lowering<'p> {
             }
             all.extend(lowered.launches);
         }
+        // What follows on the device waits for the tokens.
+        if let (Outcome::Chained, Some(first)) = (shape.outcome, all.get_mut(1)) {
+            first.barrier = true;
+        }
+        if shape.outcome != Outcome::Logits && shape.wanted > 0 {
+            let kernel = Kernel { exact: true, ..Kernel::new("sample/sample.metal", "sample", 1024) };
+            let kernel = self
+                .draws(kernel)
+                .define("VOCABULARY", self.plan.graph.vocabulary)
+                .define("LOGITS_STRIDE", self.place(self.plan.logits).stride);
+            let bindings =
+                vec![self.at(self.plan.logits), (Memory::Histories, 0), (Memory::Drawn, 0), (Memory::Step, 0)];
+            all.push(self.launch_of(kernel, bindings, [shape.wanted, 1, 1]));
+        }
         Ok(all)
+    }
+
+    /// The kernel with the macros that say how drawn tokens are kept.
+    fn draws(&self, kernel: Kernel) -> Kernel {
+        kernel.define("WANTED_LIMIT", self.plan.limits.wanted).define("CHAIN", CHAIN)
+    }
+
+    fn launch_of(&mut self, kernel: Kernel, bindings: Vec<(Memory, usize)>, groups: [usize; 3]) -> Launch {
+        Launch { kernel: self.kernel(kernel), bindings, groups, barrier: true }
     }
 
     /// Rows that an op has at most, and the word of the step that says how many there are.

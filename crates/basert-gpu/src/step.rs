@@ -1,6 +1,6 @@
 //! The one buffer that holds all that varies from step to step.
 
-use basert_plan::{DeviceError, Limits, StepState};
+use basert_plan::{DeviceError, Draw, Limits, StepState};
 
 use crate::Kernel;
 
@@ -8,6 +8,8 @@ use crate::Kernel;
 pub const PAGE: usize = 64;
 /// Rows of a tile of queries: what one threadgroup of the attention of many tokens has.
 pub const QUERY_TILE: usize = 64;
+/// Words of a draw.
+const DRAW_WORDS: usize = 12;
 /// Words before the sections.
 const HEADER: usize = 4;
 
@@ -18,6 +20,7 @@ pub struct StepLayout {
     slots: usize,
     tables: usize,
     wanted: usize,
+    draws: usize,
     tiles: usize,
     pages: usize,
     /// Words in all.
@@ -33,10 +36,11 @@ impl StepLayout {
         let slots = positions + limits.tokens;
         let tables = slots + limits.tokens;
         let wanted = tables + limits.tokens;
-        let tiles = wanted + limits.wanted;
+        let draws = wanted + limits.wanted;
+        let tiles = draws + limits.wanted * DRAW_WORDS;
         let pages_at = tiles + 2 * limits.tokens;
         let words = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
-        StepLayout { positions, slots, tables, wanted, tiles, pages: pages_at, words }
+        StepLayout { positions, slots, tables, wanted, draws, tiles, pages: pages_at, words }
     }
 
     /// The kernel with the macros that say where the sections are.
@@ -48,6 +52,7 @@ impl StepLayout {
             .define("STEP_SLOTS", self.slots)
             .define("STEP_TABLES", self.tables)
             .define("STEP_WANTED", self.wanted)
+            .define("STEP_DRAWS", self.draws)
             .define("STEP_TILES", self.tiles)
             .define("STEP_PAGES", self.pages)
     }
@@ -67,6 +72,9 @@ impl StepLayout {
         words[self.positions..][..step.positions.len()].copy_from_slice(&step.positions);
         words[self.wanted..][..step.wanted.len()].copy_from_slice(&step.wanted);
         words[self.pages..][..step.page_table.len()].copy_from_slice(&step.page_table);
+        for (draw, words) in step.draws.iter().zip(words[self.draws..].chunks_exact_mut(DRAW_WORDS)) {
+            words.copy_from_slice(&words_of(draw));
+        }
         let mut tiles = 0;
         for sequence in &step.sequences {
             let table = &step.page_table[sequence.pages.clone()];
@@ -84,4 +92,22 @@ impl StepLayout {
         words[..HEADER].copy_from_slice(&[step.tokens.len() as u32, step.wanted.len() as u32, tiles as u32, 0]);
         Ok((used, tiles))
     }
+}
+
+/// A draw as `kernels/sample/sample.metal` reads it.
+fn words_of(draw: &Draw) -> [u32; DRAW_WORDS] {
+    [
+        draw.temperature.to_bits(),
+        draw.top_k,
+        draw.top_p,
+        draw.log_min_p.to_bits(),
+        draw.repeat_penalty.to_bits(),
+        draw.presence_penalty.to_bits(),
+        draw.frequency_penalty.to_bits(),
+        draw.seed as u32,
+        (draw.seed >> 32) as u32,
+        draw.index,
+        draw.history.map_or(0, |history| history + 1),
+        0,
+    ]
 }

@@ -17,6 +17,9 @@ pub struct Facts {
     pub description: String,
     /// Tokens whose keys and values lie in one page of the cache.
     pub page_tokens: usize,
+    /// How many steps can be under way at once, each with the tokens that were drawn in the one before. 0 where the
+    /// device draws no tokens.
+    pub chain: usize,
 }
 
 /// How a plan is to be loaded.
@@ -43,20 +46,44 @@ pub trait Device: Send {
 
 /// A plan bound to a device. Nothing is allocated, compiled or refused any more, but for what the device itself does.
 pub trait Baked: Send {
-    /// Begins a step. The one before has to be waited for.
+    /// Begins a step. Those before have to be waited for.
     ///
     /// # Errors
     /// When the step exceeds the plan's limits, names tokens or pages that do not exist, or the device fails.
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError>;
 
-    /// Waits for the step, after which its logits can be read.
+    /// Begins the step after the last one, which drew a token for each of its rows: these, at the next positions. They
+    /// have to have pages. At most [`Facts::chain`] steps are under way.
+    ///
+    /// # Errors
+    /// When the device draws no tokens, or fails.
+    fn chain(&mut self) -> Result<(), DeviceError> {
+        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+    }
+
+    /// Waits for the oldest step under way, after which its logits, or the tokens drawn from them, can be read.
     ///
     /// # Errors
     /// When the device failed.
     fn wait(&mut self) -> Result<(), DeviceError>;
 
-    /// Logits of the `i`-th wanted token of the last step, one for each token of the vocabulary.
+    /// Logits of the `i`-th wanted token of the step waited for, one for each token of the vocabulary; of a step that
+    /// draws no tokens.
     fn logits(&self, i: usize) -> &[f32];
+
+    /// The tokens drawn in the step waited for.
+    fn drawn(&self) -> &[u32] {
+        &[]
+    }
+
+    /// Makes `counts` the history of this number: for each token of the vocabulary how often it is in the answer, and
+    /// [`Draw::IN_PROMPT`] more for those of the prompt. Tokens that are drawn are added.
+    ///
+    /// # Errors
+    /// When the device draws no tokens, or fails.
+    fn set_history(&mut self, _history: u32, _counts: &[u16]) -> Result<(), DeviceError> {
+        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+    }
 
     /// Copies the keys and values of one page to another, in all layers.
     fn copy_page(&mut self, from: u32, to: u32);
@@ -75,6 +102,40 @@ pub struct StepState {
     pub page_table: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub wanted: Vec<u32>,
+    /// How a token is drawn for each of them; empty where logits are wanted instead.
+    pub draws: Vec<Draw>,
+}
+
+/// How the device draws a token from logits: the engine's sampler, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Draw {
+    /// Divides the logits; 0 takes the largest.
+    pub temperature: f32,
+    /// Only the k most likely tokens; 0 means all.
+    pub top_k: u32,
+    /// Only the most likely tokens that together have so many of 2^20 parts of the probability.
+    pub top_p: u32,
+    /// Only tokens whose logit is at most that much (a negative number) from the largest.
+    pub log_min_p: f32,
+    /// Divides positive logits of tokens in the history, and multiplies negative ones.
+    pub repeat_penalty: f32,
+    /// Subtracted from logits of tokens in the answer.
+    pub presence_penalty: f32,
+    /// Subtracted once for every time that a token is in the answer.
+    pub frequency_penalty: f32,
+    /// Chooses the random numbers.
+    pub seed: u64,
+    /// How many tokens of the answer were drawn before.
+    pub index: u32,
+    /// The history that penalties look at.
+    pub history: Option<u32>,
+}
+
+impl Draw {
+    /// Parts that [`Draw::top_p`] counts.
+    pub const PARTS: u32 = 1 << 20;
+    /// Added to the count of a token that is in the prompt.
+    pub const IN_PROMPT: u16 = 1 << 15;
 }
 
 /// The part of a step that belongs to one sequence: its next tokens, at consecutive positions.
@@ -94,6 +155,7 @@ impl StepState {
         self.sequences.clear();
         self.page_table.clear();
         self.wanted.clear();
+        self.draws.clear();
     }
 
     /// Adds a sequence's next tokens, the first of them at `position`, with its pages. The logits of the last
@@ -120,6 +182,9 @@ impl StepState {
                 "{tokens} tokens with {wanted} rows of logits, within {} and {}",
                 limits.tokens, limits.wanted
             ));
+        }
+        if !self.draws.is_empty() && self.draws.len() != wanted {
+            return fail(format!("{} draws for {wanted} rows of logits", self.draws.len()));
         }
         if self.positions.len() != tokens || self.wanted.iter().any(|&row| row as usize >= tokens) {
             return fail("rows and tokens do not agree".to_owned());

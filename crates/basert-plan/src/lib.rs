@@ -15,6 +15,6 @@ mod plan;
 
 pub use chips::{Chip, chip, chips};
 pub use cost::{Cost, StepShape};
-pub use device::{Baked, Device, DeviceError, Facts, LoadOptions, SequenceRows, StepState};
+pub use device::{Baked, Device, DeviceError, Draw, Facts, LoadOptions, SequenceRows, StepState};
 pub use fuse::{FUSIONS, Fusion};
 pub use plan::{Epilogue, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};

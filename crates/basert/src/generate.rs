@@ -115,10 +115,13 @@ impl<'s, 'm> Pieces<'s, 'm> {
                 break;
             }
             // The token before is computed only now that one more is wanted.
-            if let Some(&last) = self.answer.tokens.last() {
-                self.session.step(last)?;
-            }
-            let token = self.sampler.next(self.session.logits());
+            let token = match self.answer.tokens.last() {
+                Some(&last) => {
+                    let more = self.options.max_tokens - self.answer.tokens.len() - 1;
+                    self.session.draw(last, &mut self.sampler, more)?
+                }
+                None => self.sampler.next(self.session.logits()),
+            };
             self.answer.tokens.push(token);
             self.answer.answer_time = self.began.elapsed();
             let ends = self.session.model().tokenizer().end_of_generation().contains(&token);

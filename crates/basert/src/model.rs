@@ -137,7 +137,7 @@ impl Model {
             None => text::template_source(&file)?,
         };
         let template = source.map(|source| text::template(&source, &tokenizer, &name)).transpose()?;
-        let engine = Engine::new(baked, plan.limits, (pages, facts.page_tokens), context, plan.graph.vocabulary);
+        let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         Ok(Model { file, plan, facts, kv: options.kv, tokenizer, template, engine: Mutex::new(engine), context })
     }
 

@@ -45,10 +45,9 @@ impl Golden {
         let limits = Limits { tokens: 32, wanted: 32 };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
         let options = LoadOptions { pages: 4, kv: KvFormat::default(), progress: &mut |_, _| {} };
-        let page_tokens = device.facts().page_tokens;
         let baked =
             device.load(plan, self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        let mut engine = Engine::new(baked, limits, (4, page_tokens), 256, self.graph.vocabulary);
+        let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
         let mut all = Vec::new();
         engine.score(&self.prompt, 0, &mut |_, logits| all.extend_from_slice(logits)).unwrap();
         all

@@ -1,0 +1,250 @@
+// Draws a token from each row of logits, by a threadgroup: the algorithm of the engine's sampler, to the bit.
+//
+// Candidates are compared by one number, their rank: the logit's bits so that larger ones are larger, and after them
+// the token, smaller ones first. A truncation is the least rank that stays. It is found by a histogram of the distance
+// to the largest logit, and then among the few candidates of one bin, or, where they are many, bit by bit.
+//
+// VOCABULARY, LOGITS_STRIDE; what STEP_DRAWS says of each row; WANTED_LIMIT and CHAIN, the size of `drawn`.
+#include "common/base.h"
+#include "common/step.h"
+#include "sample/exact.h"
+
+#define BINS 2048
+#define BINS_PER_NAT 64.0f
+#define LISTED 1024
+// Noise lies between −2.9 and 16.7: what is further behind than that cannot win.
+#define REACH 20.0f
+
+struct draw {
+    float temperature;
+    uint top_k;
+    uint top_p;       // in steps of 2^−20
+    float log_min_p;
+    float repeat;
+    float presence;
+    float frequency;
+    uint seed_low;
+    uint seed_high;
+    uint index;
+    bool has_history;
+};
+
+static inline draw draw_of(device const uint *step, uint row) {
+    device const uint *at = step + STEP_DRAWS + row * DRAW_WORDS;
+    draw d;
+    d.temperature = as_type<float>(at[0]);
+    d.top_k = at[1];
+    d.top_p = at[2];
+    d.log_min_p = as_type<float>(at[3]);
+    d.repeat = as_type<float>(at[4]);
+    d.presence = as_type<float>(at[5]);
+    d.frequency = as_type<float>(at[6]);
+    d.seed_low = at[7];
+    d.seed_high = at[8];
+    d.index = at[9];
+    d.has_history = at[10] != 0;
+    return d;
+}
+
+// The logit with its penalties, divided by the temperature where there is one. History: how often a token is in the
+// answer, and 2^15 more where it is in the prompt.
+static inline float candidate(thread const draw &d, device const float *logits, device const ushort *history, uint token) {
+    float x = logits[token];
+    if (d.has_history) {
+        const uint seen = history[token];
+        if (seen) {
+            x = x > 0.0f ? x / d.repeat : x * d.repeat;
+            if (seen & 0x7fffu) x = fma(-d.frequency, float(seen & 0x7fffu), x - d.presence);
+        }
+    }
+    if (d.temperature > 0.0f) x = x / d.temperature;
+    return x + 0.0f;
+}
+
+static inline ulong rank_of(float x, uint token) {
+    const uint bits = as_type<uint>(x);
+    const uint ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+    return (ulong(ordered) << 32) | ulong(~token);
+}
+
+static inline float value_of(ulong rank) {
+    const uint ordered = uint(rank >> 32);
+    return as_type<float>(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
+}
+
+static inline uint bin_of(float largest, float x) { return uint(min((largest - x) * BINS_PER_NAT, float(BINS - 1))); }
+
+// The larger of each thread's rank.
+static inline ulong threadgroup_max(ulong rank, threadgroup ulong *partial, uint simdgroup, uint lane) {
+    const uint high = simd_max(uint(rank >> 32));
+    const uint low = simd_max(uint(rank >> 32) == high ? uint(rank & 0xfffffffful) : 0u);
+    if (lane == 0) partial[simdgroup] = (ulong(high) << 32) | ulong(low);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    ulong most = 0;
+    for (uint i = 0; i < SIMDGROUPS; ++i) most = max(most, partial[i]);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return most;
+}
+
+// The sum of each thread's number, which is less than 2^44 / THREADS.
+static inline ulong threadgroup_total(ulong x, threadgroup ulong *partial, uint simdgroup, uint lane) {
+    const uint high = simd_sum(uint(x >> 20)), low = simd_sum(uint(x & 0xffffful));
+    if (lane == 0) partial[simdgroup] = (ulong(high) << 20) + ulong(low);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    ulong sum = 0;
+    for (uint i = 0; i < SIMDGROUPS; ++i) sum += partial[i];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return sum;
+}
+
+kernel void sample(
+    device const float *all_logits [[buffer(0)]],
+    device ushort *histories [[buffer(1)]],
+    device uint *drawn [[buffer(2)]],
+    device const uint *step [[buffer(3)]],
+    uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]])
+{
+    threadgroup ulong partial[SIMDGROUPS];
+    threadgroup atomic_uint high[BINS];
+    threadgroup atomic_uint low[BINS];
+    threadgroup ulong listed[LISTED];
+    threadgroup atomic_uint count[1];
+    threadgroup ulong found[2];
+
+    RELEASE_NEXT();
+    AWAIT_INPUTS();
+    const uint row = threadgroup_position.x;
+    if (row >= step[STEP_COUNT_WANTED]) return;
+    const draw d = draw_of(step, row);
+    device const float *logits = all_logits + ulong(row) * LOGITS_STRIDE;
+    device ushort *history = histories + (d.has_history ? ulong(step[STEP_DRAWS + row * DRAW_WORDS + 10] - 1) * VOCABULARY : 0);
+
+    ulong best = 0;
+    for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
+        const float x = candidate(d, logits, history, token);
+        if (x > -INFINITY) best = max(best, rank_of(x, token));
+    }
+    best = threadgroup_max(best, partial, simdgroup, lane);
+    const float largest = value_of(best);
+
+    if (d.temperature > 0.0f && best != 0) {
+        ulong least = 0;
+        // By their number, and then by their probability.
+        for (uint pass = 0; pass < 2; ++pass) {
+            const bool by_weight = pass == 1;
+            if (by_weight ? d.top_p >= (1u << 20) : d.top_k == 0 || d.top_k >= VOCABULARY) continue;
+            for (uint i = thread_index; i < BINS; i += THREADS) {
+                atomic_store_explicit(&high[i], 0u, memory_order_relaxed);
+                atomic_store_explicit(&low[i], 0u, memory_order_relaxed);
+            }
+            if (thread_index == 0) {
+                atomic_store_explicit(&count[0], 0u, memory_order_relaxed);
+                found[0] = BINS;
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            ulong total = 0;
+            for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
+                const float x = candidate(d, logits, history, token);
+                if (x > -INFINITY && rank_of(x, token) >= least) {
+                    const uint weight = by_weight ? exact_weight(x - largest) : 1;
+                    const uint bin = bin_of(largest, x);
+                    total += weight;
+                    if (weight >> 12) atomic_fetch_add_explicit(&high[bin], weight >> 12, memory_order_relaxed);
+                    if (weight & 0xfffu) atomic_fetch_add_explicit(&low[bin], weight & 0xfffu, memory_order_relaxed);
+                }
+            }
+            total = threadgroup_total(total, partial, simdgroup, lane);
+            const ulong wanted = by_weight ? (total * d.top_p + ((1ul << 20) - 1)) >> 20 : ulong(d.top_k);
+
+            // The bin in which the sum reaches what is wanted.
+            uint own_high = 0, own_low = 0;
+            const uint each = BINS / THREADS;
+            for (uint i = 0; i < each; ++i) {
+                own_high += atomic_load_explicit(&high[thread_index * each + i], memory_order_relaxed);
+                own_low += atomic_load_explicit(&low[thread_index * each + i], memory_order_relaxed);
+            }
+            const uint sum_high = simd_sum(own_high), sum_low = simd_sum(own_low);
+            if (lane == 0) partial[simdgroup] = (ulong(sum_high) << 12) + ulong(sum_low);
+            const uint before_high = simd_prefix_exclusive_sum(own_high), before_low = simd_prefix_exclusive_sum(own_low);
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            ulong before = (ulong(before_high) << 12) + ulong(before_low);
+            for (uint i = 0; i < simdgroup; ++i) before += partial[i];
+            for (uint i = 0; i < each; ++i) {
+                const uint bin = thread_index * each + i;
+                const ulong own = (ulong(atomic_load_explicit(&high[bin], memory_order_relaxed)) << 12) +
+                                  ulong(atomic_load_explicit(&low[bin], memory_order_relaxed));
+                if (before < wanted && wanted <= before + own) {
+                    found[0] = bin;
+                    found[1] = wanted - before;
+                }
+                before += own;
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            const uint bin = uint(found[0]);
+            const ulong needed = found[1];
+            // Fewer candidates than are wanted: all stay.
+            if (bin == BINS) continue;
+
+            for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
+                const float x = candidate(d, logits, history, token);
+                const ulong rank = rank_of(x, token);
+                if (x > -INFINITY && rank >= least && bin_of(largest, x) == bin) {
+                    const uint at = atomic_fetch_add_explicit(&count[0], 1u, memory_order_relaxed);
+                    if (at < LISTED) listed[at] = rank;
+                }
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            const uint in_bin = atomic_load_explicit(&count[0], memory_order_relaxed);
+            if (in_bin <= LISTED) {
+                for (uint i = thread_index; i < in_bin; i += THREADS) {
+                    const ulong own = listed[i];
+                    ulong ahead = 0;
+                    for (uint k = 0; k < in_bin; ++k) {
+                        if (listed[k] > own) ahead += by_weight ? exact_weight(value_of(listed[k]) - largest) : 1;
+                    }
+                    const ulong weight = by_weight ? exact_weight(value_of(own) - largest) : 1;
+                    if (ahead < needed && needed <= ahead + weight) found[0] = own;
+                }
+                threadgroup_barrier(mem_flags::mem_threadgroup);
+                least = found[0];
+                threadgroup_barrier(mem_flags::mem_threadgroup);
+            } else {
+                // The largest rank that enough weight reaches.
+                ulong reached = 0;
+                for (uint bit = 64; bit > 0; --bit) {
+                    const ulong higher = reached | (1ul << (bit - 1));
+                    ulong sum = 0;
+                    for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
+                        const float x = candidate(d, logits, history, token);
+                        const ulong rank = rank_of(x, token);
+                        if (x > -INFINITY && rank >= least && rank >= higher && bin_of(largest, x) == bin) {
+                            sum += by_weight ? exact_weight(x - largest) : 1;
+                        }
+                    }
+                    if (threadgroup_total(sum, partial, simdgroup, lane) >= needed) reached = higher;
+                }
+                least = reached;
+            }
+        }
+
+        const float lowest = max(largest + d.log_min_p, largest - REACH);
+        ulong most = 0;
+        for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
+            const float x = candidate(d, logits, history, token);
+            if (x >= lowest && rank_of(x, token) >= least) {
+                const uint bits = philox(token / 4, d.index, d.seed_low, d.seed_high, token % 4);
+                most = max(most, rank_of(x + exact_gumbel(bits), token));
+            }
+        }
+        best = threadgroup_max(most, partial, simdgroup, lane);
+    }
+
+    if (thread_index == 0) {
+        const uint token = best == 0 ? 0 : ~uint(best & 0xfffffffful);
+        drawn[step[STEP_COUNT_CHAINED] % CHAIN * WANTED_LIMIT + row] = token;
+        if (d.has_history && (history[token] & 0x7fffu) != 0x7fffu) history[token] += 1;
+    }
+}
