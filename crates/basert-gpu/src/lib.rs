@@ -6,6 +6,7 @@
 //! Metal's standard library for them.
 
 mod device;
+mod cache;
 mod gpu;
 mod kernel;
 mod layout;
@@ -17,5 +18,6 @@ mod weights;
 
 pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
+pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey};
 pub use kernel::{Kernel, SOURCES};
 pub use signature::{Argument, Signature};
