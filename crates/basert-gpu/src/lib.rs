@@ -5,8 +5,10 @@
 //! the other compilers get it with the kernel's declaration put in their terms ([`Signature`]), and a header that spells
 //! Metal's standard library for them.
 
-mod device;
 mod cache;
+#[cfg(not(target_os = "macos"))]
+mod cuda;
+mod device;
 mod gpu;
 mod kernel;
 mod layout;
@@ -16,8 +18,10 @@ mod step;
 mod tuning;
 mod weights;
 
+pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey};
+#[cfg(not(target_os = "macos"))]
+pub use cuda::{CudaCompiler, CudaGpu, CudaOptions};
 pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
-pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey};
 pub use kernel::{Kernel, SOURCES};
 pub use signature::{Argument, Signature};
