@@ -15,6 +15,9 @@ use crate::{CacheKey, GpuError, Kernel};
 /// Environment variable that names the file of the library, in place of looking for it.
 const FILE_VARIABLE: &str = "BASERT_NVRTC";
 
+const LIBRARY: &str = "libnvrtc.so";
+const BUILTINS: &str = "libnvrtc-builtins.so";
+
 /// On top of the target. Division and square roots are exact and small numbers are kept, which is the default.
 const OPTIONS: [&str; 2] = ["--std=c++17", "--device-as-default-execution-space"];
 /// And for a kernel that is exact.
@@ -25,8 +28,8 @@ pub struct Nvrtc {
     functions: Functions,
     version: (u32, u32),
     targets: Vec<u32>,
-    /// What the functions are in.
-    _library: Library,
+    /// What the functions are in, and what those look for.
+    _libraries: Vec<Library>,
 }
 
 type Program = *mut c_void;
@@ -103,8 +106,15 @@ impl Nvrtc {
         // SAFETY: loading NVRTC runs nothing that relies on anything of ours; a file that was named by the user, or is
         // called libnvrtc, is taken to be it.
         let library = unsafe { Library::new(file) }.map_err(|e| failed(&e))?;
+        // It loads another one later, by its name. Not all versions look beside themselves for it, but what has been
+        // loaded already is found.
+        let beside = file.parent().filter(|folder| folder.is_absolute()).map(|folder| entries(folder, BUILTINS));
+        // SAFETY: as above.
+        let builtins = beside.into_iter().flatten().filter_map(|file| unsafe { Library::new(file) }.ok());
+        let libraries: Vec<Library> = [library].into_iter().chain(builtins).collect();
+        let library = &libraries[0];
         // SAFETY: as above, and the library is kept beside its functions.
-        let functions = unsafe { Functions::new(&library) }.map_err(|e| failed(&e))?;
+        let functions = unsafe { Functions::new(library) }.map_err(|e| failed(&e))?;
 
         let (mut major, mut minor, mut count) = (0, 0, 0);
         // SAFETY: the pointers are to integers that the calls set.
@@ -123,7 +133,7 @@ impl Nvrtc {
         }
         let mut targets: Vec<u32> = targets.into_iter().filter_map(|target| u32::try_from(target).ok()).collect();
         targets.sort_unstable();
-        Ok(Nvrtc { functions, version: (major, minor), targets, _library: library })
+        Ok(Nvrtc { functions, version: (major, minor), targets, _libraries: libraries })
     }
 
     /// The target to compile for, such as 90, for a GPU of a compute capability such as (9, 0): its own, or the last one
@@ -287,7 +297,7 @@ fn in_site(packages: &Path) -> Vec<PathBuf> {
 }
 
 fn libraries(folder: &Path) -> Vec<PathBuf> {
-    entries(folder, "libnvrtc.so")
+    entries(folder, LIBRARY)
 }
 
 /// What is in a folder and begins so, in order.
