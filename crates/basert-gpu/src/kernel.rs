@@ -37,6 +37,8 @@ sources![
 pub struct Kernel {
     /// Path of its source in `kernels/`.
     pub file: &'static str,
+    /// What is in it.
+    pub text: &'static str,
     /// Name of the kernel function in it.
     pub function: &'static str,
     /// Preprocessor macros and their values, in order of their names.
@@ -49,8 +51,16 @@ pub struct Kernel {
 
 impl Kernel {
     /// A kernel without macros but `THREADS`.
+    ///
+    /// # Panics
+    /// When there is no such source, which a test rules out.
     pub fn new(file: &'static str, function: &'static str, threads: u32) -> Kernel {
-        let kernel = Kernel { file, function, macros: Vec::new(), threads, exact: false };
+        Kernel::of_text(file, text_of(file), function, threads)
+    }
+
+    /// The same, of a source that is not in the table.
+    pub fn of_text(file: &'static str, text: &'static str, function: &'static str, threads: u32) -> Kernel {
+        let kernel = Kernel { file, text, function, macros: Vec::new(), threads, exact: false };
         kernel.define("THREADS", threads)
     }
 
@@ -70,7 +80,7 @@ impl Kernel {
     /// When a source includes a file that does not exist, which a test rules out.
     pub fn source(&self) -> String {
         let mut out = String::new();
-        include(self.file, &mut out, &mut Vec::new());
+        include(self.text, &mut out, &mut Vec::new());
         out
     }
 
@@ -97,16 +107,17 @@ impl fmt::Display for Kernel {
     }
 }
 
-fn include(path: &'static str, out: &mut String, seen: &mut Vec<&'static str>) {
-    seen.push(path);
-    let text = SOURCES.iter().find(|(name, _)| *name == path).expect("every source is in the table").1;
+fn text_of(file: &str) -> &'static str {
+    SOURCES.iter().find(|(path, _)| *path == file).expect("every source is in the table").1
+}
+
+fn include(text: &'static str, out: &mut String, seen: &mut Vec<&'static str>) {
     for line in text.lines() {
         match line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"')) {
-            Some(name) => {
-                let (name, _) = SOURCES.iter().find(|(path, _)| *path == name).expect("every include is in the table");
-                if !seen.contains(name) {
-                    include(name, out, seen);
-                }
+            Some(path) if seen.contains(&path) => {}
+            Some(path) => {
+                seen.push(path);
+                include(text_of(path), out, seen);
             }
             None => {
                 out.push_str(line);

@@ -14,6 +14,8 @@ mod kernel;
 mod layout;
 mod lower;
 mod signature;
+#[cfg(unix)]
+mod simt;
 mod step;
 mod tuning;
 mod weights;
@@ -25,3 +27,5 @@ pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
 pub use kernel::{Kernel, SOURCES};
 pub use signature::{Argument, Signature};
+#[cfg(unix)]
+pub use simt::{SimtGpu, SimtOptions};

@@ -1,0 +1,346 @@
+//! A GPU in the CPU: kernels run as they are written, thread by thread, and what they must not do is found.
+//!
+//! Each kernel is compiled by the machine's C++ compiler ([`compiler`]), from its own source with pointers that know what
+//! they point into ([`source`], `metal.h`). Threadgroups run as coroutines ([`threadgroup`]), in an order that a seed
+//! fixes: launches without a barrier between them, threadgroups, simdgroups and lanes all may come in any order, so a
+//! kernel or a plan that needs one it has not asked for gives another result under another seed.
+
+mod compiler;
+mod memory;
+mod order;
+mod source;
+mod threadgroup;
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+
+use compiler::{Compiled, Compiler};
+use memory::Allocation;
+use order::{Order, Random};
+use threadgroup::{Fault, LANES, Launch, MOST_THREADS, Memory, Worker};
+
+use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
+
+/// Fewer threadgroups than this for each are not worth another thread of the system.
+const LEAST_GROUPS: u64 = 4;
+/// What offsets of bindings are multiples of.
+const OFFSETS: usize = 16;
+
+/// How kernels are run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SimtOptions {
+    /// The order in which all is done that may be done in any order.
+    pub seed: u64,
+    /// Threads of the system that threadgroups are spread over.
+    pub workers: usize,
+}
+
+impl Default for SimtOptions {
+    fn default() -> SimtOptions {
+        SimtOptions { seed: 0, workers: thread::available_parallelism().map_or(1, usize::from) }
+    }
+}
+
+/// The CPU as a GPU that finds mistakes.
+pub struct SimtGpu {
+    facts: GpuFacts,
+    options: SimtOptions,
+    compiler: Compiler,
+    workers: Vec<Worker>,
+    buffers: Vec<Allocation>,
+    pipelines: Vec<Loaded>,
+    recordings: Vec<Vec<Run>>,
+    /// What was fetched and not collected yet, and how many times there was something.
+    fetched: HashMap<Ticket, Vec<u8>>,
+    fetches: u32,
+    /// Launches so far.
+    launched: u64,
+}
+
+/// A kernel, and how its arguments are called: of each buffer's index, its name.
+struct Loaded {
+    compiled: Compiled,
+    arguments: Vec<Option<CString>>,
+}
+
+/// A dispatch, ready to be run.
+struct Run {
+    pipeline: usize,
+    arguments: Vec<Memory>,
+    groups: [u32; 3],
+    threads: u32,
+    barrier: bool,
+}
+
+impl SimtGpu {
+    /// A machine without memory in use.
+    ///
+    /// # Errors
+    /// When there is no C++ compiler.
+    pub fn new(options: SimtOptions) -> Result<SimtGpu, GpuError> {
+        let compiler = Compiler::find(Cache::open_default())?;
+        let options = SimtOptions { workers: options.workers.max(1), ..options };
+        let facts = GpuFacts {
+            name: "simt".to_owned(),
+            description: "the CPU, running GPU kernels thread by thread".to_owned(),
+            tuning: "simt",
+            free_memory: memory::available(),
+            cores: options.workers,
+        };
+        let workers = (0..options.workers).map(|_| Worker::default()).collect();
+        Ok(SimtGpu {
+            facts,
+            options,
+            compiler,
+            workers,
+            buffers: Vec::new(),
+            pipelines: Vec::new(),
+            recordings: Vec::new(),
+            fetched: HashMap::new(),
+            fetches: 0,
+            launched: 0,
+        })
+    }
+
+    /// What is between a binding and the end of its buffer.
+    fn memory(&self, binding: Binding) -> Result<(*mut u8, usize), GpuError> {
+        let Binding { buffer: Buffer(id), offset } = binding;
+        let buffer = self.buffers.get(id as usize).ok_or_else(|| failed(format!("there is no buffer {id}")))?;
+        let rest = buffer.bytes().checked_sub(offset).ok_or_else(|| {
+            failed(format!("offset {offset} is beyond the end of buffer {id}, which has {} bytes", buffer.bytes()))
+        })?;
+        Ok((buffer.begin().wrapping_add(offset), rest))
+    }
+
+    /// The same, where it has to have so many bytes.
+    fn bytes(&self, binding: Binding, bytes: usize) -> Result<*mut u8, GpuError> {
+        let (begin, rest) = self.memory(binding)?;
+        if bytes > rest {
+            return Err(failed(format!(
+                "{bytes} bytes at {} of buffer {}: it ends after {rest}",
+                binding.offset, binding.buffer.0
+            )));
+        }
+        Ok(begin)
+    }
+
+    fn prepare(&self, dispatch: &Dispatch) -> Result<Run, GpuError> {
+        let Pipeline(id) = dispatch.pipeline;
+        let loaded = self.pipelines.get(id as usize).ok_or_else(|| failed(format!("there is no pipeline {id}")))?;
+        let refuse = |what: String| failed(format!("{}: {what}", loaded.compiled.kernel));
+        let threads = dispatch.threads;
+        if threads == 0 || !(threads as usize).is_multiple_of(LANES) || threads as usize > MOST_THREADS {
+            return Err(refuse(format!(
+                "{threads} threads: whole simdgroups of {LANES}, up to {MOST_THREADS}, are wanted"
+            )));
+        }
+        if threads != loaded.compiled.kernel.threads {
+            return Err(refuse(format!(
+                "{threads} threads, but it is compiled for {}",
+                loaded.compiled.kernel.threads
+            )));
+        }
+        let argument = |(i, name): (usize, &Option<CString>)| {
+            let nothing = Memory { begin: std::ptr::null_mut(), bytes: 0, name: c"".as_ptr() };
+            let Some(name) = name else { return Ok(nothing) };
+            let said = name.to_string_lossy();
+            let binding =
+                *dispatch.bindings.get(i).ok_or_else(|| refuse(format!("nothing is bound to {said}, buffer({i})")))?;
+            if !binding.offset.is_multiple_of(OFFSETS) {
+                return Err(refuse(format!("{said} is bound at {}, not a multiple of {OFFSETS}", binding.offset)));
+            }
+            let (begin, bytes) = self.memory(binding).map_err(|e| refuse(format!("{said}: {e}")))?;
+            Ok(Memory { begin, bytes: bytes as u64, name: name.as_ptr() })
+        };
+        let arguments = loaded.arguments.iter().enumerate().map(argument).collect::<Result<_, _>>()?;
+        Ok(Run { pipeline: id as usize, arguments, groups: dispatch.groups, threads, barrier: dispatch.barrier })
+    }
+
+    fn run(&mut self, recording: usize, index: usize) -> Result<(), GpuError> {
+        let run = &self.recordings[recording][index];
+        let compiled = &self.pipelines[run.pipeline].compiled;
+        let launch =
+            Launch { entry: compiled.entry, arguments: &run.arguments, groups: run.groups, threads: run.threads };
+        self.launched += 1;
+        let mut random = Random::new(self.options.seed, self.launched);
+        let count = run.groups.iter().map(|&n| u64::from(n)).product::<u64>();
+        if count == 0 {
+            return Ok(());
+        }
+        let order = Order::new(count as usize, &mut random);
+        let seed = random.next();
+        let next = AtomicU64::new(0);
+        let fault = Mutex::new(None);
+        let work = |worker: &mut Worker| {
+            loop {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                if place >= count {
+                    break;
+                }
+                let group = order.at(place as usize) as u64;
+                let (x, y) = (u64::from(run.groups[0]), u64::from(run.groups[1]));
+                let position = [group % x, group / x % y, group / x / y].map(|i| i as u32);
+                // SAFETY: the kernel was compiled from such a source, each of its arguments was given memory by
+                // `prepare`, and buffers are kept as long as the recordings that name them.
+                let result = unsafe { worker.run(launch, position, &mut Random::new(seed, group)) };
+                if let Err(found) = result {
+                    next.store(count, Ordering::Relaxed);
+                    let mut first = fault.lock().unwrap_or_else(|e| e.into_inner());
+                    first.get_or_insert((position, found));
+                }
+            }
+        };
+        let useful = (count / LEAST_GROUPS).clamp(1, self.workers.len() as u64) as usize;
+        if let Some((here, others)) = self.workers[..useful].split_first_mut() {
+            thread::scope(|scope| {
+                for worker in others {
+                    scope.spawn(|| work(worker));
+                }
+                work(here);
+            });
+        }
+        match fault.into_inner().unwrap_or_else(|e| e.into_inner()) {
+            Some((position, fault)) => Err(describe(&compiled.kernel, position, &fault)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Gpu for SimtGpu {
+    fn facts(&self) -> &GpuFacts {
+        &self.facts
+    }
+
+    fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer, GpuError> {
+        let allocation = Allocation::zeroed(bytes).ok_or_else(|| {
+            let free = memory::available().unwrap_or(0);
+            GpuError::OutOfMemory { bytes, what: what.to_owned(), free }
+        })?;
+        self.buffers.push(allocation);
+        Ok(Buffer(self.buffers.len() as u32 - 1))
+    }
+
+    fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError> {
+        let next = AtomicU64::new(0);
+        let (sender, receiver) = mpsc::channel();
+        let mut all: Vec<Option<Compiled>> = kernels.iter().map(|_| None).collect();
+        thread::scope(|scope| {
+            for _ in 0..self.workers.len().min(kernels.len()) {
+                let (sender, next, compiler) = (sender.clone(), &next, &self.compiler);
+                scope.spawn(move || {
+                    loop {
+                        let i = next.fetch_add(1, Ordering::Relaxed) as usize;
+                        let Some(kernel) = kernels.get(i) else { break };
+                        // Nobody listens any more after an error.
+                        if sender.send((i, compiler.compile(kernel))).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for (ready, (i, compiled)) in receiver.into_iter().enumerate() {
+                all[i] = Some(compiled?);
+                progress(ready + 1);
+            }
+            Ok(())
+        })?;
+        let first = self.pipelines.len() as u32;
+        self.pipelines.extend(all.into_iter().flatten().map(Loaded::new));
+        Ok((first..self.pipelines.len() as u32).map(Pipeline).collect())
+    }
+
+    fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError> {
+        let runs = dispatches.iter().map(|dispatch| self.prepare(dispatch)).collect::<Result<_, _>>()?;
+        self.recordings.push(runs);
+        Ok(Recording(self.recordings.len() as u32 - 1))
+    }
+
+    fn write(&mut self, to: Binding, bytes: &[u8]) -> Result<(), GpuError> {
+        let to = self.bytes(to, bytes.len())?;
+        // SAFETY: there are so many bytes, and no kernel runs.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        Ok(())
+    }
+
+    fn copy(&mut self, from: Binding, to: Binding, bytes: usize) -> Result<(), GpuError> {
+        let (from, to) = (self.bytes(from, bytes)?, self.bytes(to, bytes)?);
+        // SAFETY: there are so many bytes at both, and no kernel runs.
+        unsafe { std::ptr::copy(from, to, bytes) };
+        Ok(())
+    }
+
+    fn submit(&mut self, recording: Recording) -> Result<(), GpuError> {
+        let Recording(id) = recording;
+        let runs = self.recordings.get(id as usize).ok_or_else(|| failed(format!("there is no recording {id}")))?;
+        let mut starts: Vec<usize> = (0..runs.len()).filter(|&i| i == 0 || runs[i].barrier).collect();
+        starts.push(runs.len());
+        for bounds in starts.windows(2) {
+            // What no barrier divides may come in any order.
+            let together = bounds[1] - bounds[0];
+            let order = Order::new(together, &mut Random::new(self.options.seed, self.launched));
+            for place in 0..together {
+                self.run(id as usize, bounds[0] + order.at(place))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {
+        let from = self.bytes(from, bytes.len())?;
+        // SAFETY: there are so many bytes, and no kernel runs.
+        unsafe { std::ptr::copy_nonoverlapping(from, bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn fetch(&mut self, from: Binding, bytes: usize) -> Result<Ticket, GpuError> {
+        let mut fetched = vec![0; bytes];
+        self.read(from, &mut fetched)?;
+        let ticket = Ticket(self.fetches);
+        self.fetches = self.fetches.wrapping_add(1);
+        self.fetched.insert(ticket, fetched);
+        Ok(ticket)
+    }
+
+    fn collect(&mut self, ticket: Ticket, bytes: &mut [u8]) -> Result<(), GpuError> {
+        let fetched =
+            self.fetched.remove(&ticket).ok_or_else(|| failed("nothing was fetched under this ticket".into()))?;
+        let fetched =
+            fetched.get(..bytes.len()).ok_or_else(|| failed(format!("only {} bytes were fetched", fetched.len())))?;
+        bytes.copy_from_slice(fetched);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), GpuError> {
+        Ok(())
+    }
+}
+
+impl Loaded {
+    fn new(compiled: Compiled) -> Loaded {
+        let mut arguments = Vec::new();
+        for argument in &compiled.signature.arguments {
+            if let Some(i) = argument.buffer() {
+                arguments.resize(arguments.len().max(i + 1), None);
+                arguments[i] = CString::new(argument.name.as_str()).ok();
+            }
+        }
+        Loaded { compiled, arguments }
+    }
+}
+
+fn failed(what: String) -> GpuError {
+    GpuError::Failed(what)
+}
+
+fn describe(kernel: &Kernel, [x, y, z]: [u32; 3], fault: &Fault) -> GpuError {
+    let Fault { thread, what, line } = fault;
+    let source = kernel.source();
+    let place = (*line as usize).checked_sub(1).and_then(|i| source.lines().nth(i));
+    let place = place.map_or(String::new(), |text| format!(", at `{}`", text.trim()));
+    failed(format!("{kernel}: thread {thread} of threadgroup ({x}, {y}, {z}) {what}{place}"))
+}

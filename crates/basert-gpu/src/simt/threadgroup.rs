@@ -1,0 +1,284 @@
+//! One threadgroup: a coroutine for each thread, switched at barriers and operations of simdgroups.
+//!
+//! A simdgroup that can go on is chosen at random; its lanes run, one after the other in random order, up to where each
+//! waits or ends, which has to be the same place for all. So what a kernel does right under many seeds it does without
+//! help from the order that a real device happens to have.
+
+use std::cell::Cell;
+use std::ffi::{CStr, c_char};
+use std::ptr;
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, CoroutineResult, Yielder};
+
+use super::order::{Order, Random};
+
+/// Threads of a simdgroup.
+pub const LANES: usize = 32;
+/// The most threads of a threadgroup.
+pub const MOST_THREADS: usize = 1024;
+/// The threadgroup memory that every chip has.
+const THREADGROUP_BYTES: usize = 32 << 10;
+/// What each byte of it is at first: floats of these are not numbers.
+const POISON: u8 = 0xff;
+/// Bytes of an exchange between lanes: `bytes_of_slot` in `metal.h`, for each of them.
+const EXCHANGE: usize = 64 * LANES;
+/// Kernels keep little on the stack; what is not touched takes no memory.
+const STACK: usize = 256 << 10;
+
+/// Memory that a kernel may touch: the twin of `simt::memory` in `metal.h`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct Memory {
+    pub begin: *mut u8,
+    pub bytes: u64,
+    pub name: *const c_char,
+}
+
+// SAFETY: it only says where memory is; who accesses it answers for that.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+/// What a kernel sees of its threadgroup: the twin of `simt::group` in `metal.h`.
+#[repr(C)]
+pub struct Shared {
+    wait: extern "C" fn(*const Shared, u32, *const c_char, u32),
+    fail: extern "C" fn(*const Shared, u32, *const Memory, u64, u64, u32),
+    arguments: *const Memory,
+    threadgroup_memory: Memory,
+    slots: *mut u8,
+    turns: *const Cell<u32>,
+    position: [u32; 3],
+    groups: [u32; 3],
+    threads: u32,
+    running: Cell<u32>,
+}
+
+/// Runs one thread: `simt_thread` of a compiled kernel.
+pub type Entry = unsafe extern "C" fn(*const Shared);
+
+/// A launch of a kernel.
+#[derive(Clone, Copy)]
+pub struct Launch<'a> {
+    pub entry: Entry,
+    pub arguments: &'a [Memory],
+    pub groups: [u32; 3],
+    pub threads: u32,
+}
+
+/// What a thread did that it must not do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Its index in the threadgroup.
+    pub thread: u32,
+    /// What it did.
+    pub what: String,
+    /// The line of the kernel's source, or 0.
+    pub line: u32,
+}
+
+/// Where a thread stops.
+enum Stop {
+    Wait(Wait),
+    Fault(Fault),
+}
+
+/// What a thread waits at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wait {
+    scope: u32,
+    operation: *const c_char,
+    line: u32,
+}
+
+const WHOLE_THREADGROUP: u32 = 0;
+
+/// How far the lanes of a simdgroup have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Running,
+    Waiting(Wait),
+    Ended,
+}
+
+type Thread = Coroutine<(), Stop, (), DefaultStack>;
+type Suspender = Yielder<(), Stop>;
+
+/// The threadgroup that runs. Its threads come back to the scheduler through it.
+#[repr(C)]
+struct Group {
+    shared: Shared,
+    /// How each thread is suspended, once it has begun.
+    suspenders: Vec<Cell<*const Suspender>>,
+}
+
+/// Runs threadgroups, one at a time, with stacks and memory that it keeps.
+#[derive(Default)]
+pub struct Worker {
+    stacks: Vec<DefaultStack>,
+    threadgroup: Vec<u128>,
+    slots: Vec<u128>,
+}
+
+// SAFETY: a stack in the pool is mere memory.
+unsafe impl Send for Worker {}
+
+impl Worker {
+    /// Runs the threadgroup at `position`.
+    ///
+    /// # Errors
+    /// The first fault; the threadgroup then has stopped.
+    ///
+    /// # Safety
+    /// The entry must be that of a kernel compiled from what [`Source`](super::source::Source) makes, which takes no
+    /// more arguments than there are, and their memory must not be given back meanwhile.
+    pub unsafe fn run(&mut self, launch: Launch, position: [u32; 3], random: &mut Random) -> Result<(), Fault> {
+        let threads = launch.threads as usize;
+        self.threadgroup.clear();
+        self.threadgroup.resize(THREADGROUP_BYTES / 16, u128::from_ne_bytes([POISON; 16]));
+        self.slots.resize(threads / LANES * 2 * EXCHANGE / 16, 0);
+        let turns = vec![Cell::new(0); threads / LANES];
+        let group = Group {
+            shared: Shared {
+                wait,
+                fail,
+                arguments: launch.arguments.as_ptr(),
+                threadgroup_memory: Memory {
+                    begin: self.threadgroup.as_mut_ptr().cast(),
+                    bytes: THREADGROUP_BYTES as u64,
+                    name: c"threadgroup memory".as_ptr(),
+                },
+                slots: self.slots.as_mut_ptr().cast(),
+                turns: turns.as_ptr(),
+                position,
+                groups: launch.groups,
+                threads: launch.threads,
+                running: Cell::new(0),
+            },
+            suspenders: vec![Cell::new(ptr::null()); threads],
+        };
+        let mut coroutines = Vec::with_capacity(threads);
+        for _ in 0..threads {
+            let stack = self.stack()?;
+            coroutines.push(start(&group, launch.entry, stack));
+        }
+        let result = schedule(&group, &turns, &mut coroutines, random);
+        for mut coroutine in coroutines {
+            // SAFETY: what is on its stack, frames of a kernel and of `wait` or `fail`, has nothing to drop.
+            unsafe { coroutine.force_reset() };
+            self.stacks.push(coroutine.into_stack());
+        }
+        result
+    }
+
+    fn stack(&mut self) -> Result<DefaultStack, Fault> {
+        let fresh =
+            || DefaultStack::new(STACK).map_err(|e| Fault { thread: 0, what: format!("has no stack: {e}"), line: 0 });
+        self.stacks.pop().map_or_else(fresh, Ok)
+    }
+}
+
+/// A thread that has not begun.
+fn start(group: &Group, entry: Entry, stack: DefaultStack) -> Thread {
+    let group = ptr::from_ref(group);
+    Coroutine::with_stack(stack, move |suspender: &Suspender, ()| {
+        // SAFETY: the group outlives its threads, see `Worker::run`.
+        let group = unsafe { &*group };
+        group.suspenders[group.shared.running.get() as usize].set(suspender);
+        // SAFETY: what `Worker::run` asks for.
+        unsafe { entry(&group.shared) };
+    })
+}
+
+fn schedule(group: &Group, turns: &[Cell<u32>], threads: &mut [Thread], random: &mut Random) -> Result<(), Fault> {
+    let mut simdgroups = vec![Progress::Running; turns.len()];
+    loop {
+        let running = simdgroups.iter().filter(|s| **s == Progress::Running).count();
+        if running == 0 {
+            if simdgroups.iter().all(|s| *s == Progress::Ended) {
+                return Ok(());
+            }
+            same(simdgroups.iter().enumerate().map(|(i, s)| (i * LANES, *s)))?;
+            simdgroups.fill(Progress::Running);
+            continue;
+        }
+        let chosen = random.below(running);
+        let chosen = (0..simdgroups.len()).filter(|&i| simdgroups[i] == Progress::Running).nth(chosen).unwrap_or(0);
+        let first = chosen * LANES;
+        let mut lanes = [Progress::Running; LANES];
+        let order = Order::new(LANES, random);
+        for i in 0..LANES {
+            let lane = order.at(i);
+            group.shared.running.set((first + lane) as u32);
+            lanes[lane] = match threads[first + lane].resume(()) {
+                CoroutineResult::Yield(Stop::Wait(wait)) => Progress::Waiting(wait),
+                CoroutineResult::Yield(Stop::Fault(fault)) => return Err(fault),
+                CoroutineResult::Return(()) => Progress::Ended,
+            };
+        }
+        same(lanes.iter().enumerate().map(|(lane, p)| (first + lane, *p)))?;
+        simdgroups[chosen] = lanes[0];
+        if let Progress::Waiting(Wait { scope, .. }) = lanes[0]
+            && scope != WHOLE_THREADGROUP
+        {
+            turns[chosen].set(turns[chosen].get().wrapping_add(1));
+            simdgroups[chosen] = Progress::Running;
+        }
+    }
+}
+
+/// That all threads, or simdgroups by their first threads, wait at the same place, or that all have ended.
+fn same(all: impl Iterator<Item = (usize, Progress)> + Clone) -> Result<(), Fault> {
+    let waiting = |(thread, progress)| match progress {
+        Progress::Waiting(wait) => Some((thread, wait)),
+        _ => None,
+    };
+    let Some((one, wait)) = all.clone().find_map(waiting) else { return Ok(()) };
+    let Some((other, progress)) = all.clone().find(|(_, p)| *p != Progress::Waiting(wait)) else { return Ok(()) };
+    let at = name(wait.operation);
+    Err(match progress {
+        Progress::Waiting(Wait { operation, line, .. }) => Fault {
+            thread: one as u32,
+            what: format!("waits at {at} while thread {other} waits at {} (line {line})", name(operation)),
+            line: wait.line,
+        },
+        _ => {
+            Fault { thread: one as u32, what: format!("waits at {at} while thread {other} has ended"), line: wait.line }
+        }
+    })
+}
+
+fn name<'a>(name: *const c_char) -> std::borrow::Cow<'a, str> {
+    // SAFETY: names are string literals of the kernel's library or of this one, or belong to the pipeline.
+    unsafe { CStr::from_ptr(name) }.to_string_lossy()
+}
+
+fn suspend(shared: *const Shared, stop: Stop) {
+    // SAFETY: kernels hand on the pointer they got, which is to the first field of a group.
+    let group = unsafe { &*shared.cast::<Group>() };
+    let suspender = group.suspenders[group.shared.running.get() as usize].get();
+    // SAFETY: the thread that calls has set it, and is within the coroutine that it belongs to.
+    unsafe { (*suspender).suspend(stop) };
+}
+
+extern "C" fn wait(shared: *const Shared, scope: u32, operation: *const c_char, line: u32) {
+    suspend(shared, Stop::Wait(Wait { scope, operation, line }));
+}
+
+/// Stops the calling thread for good.
+extern "C" fn fail(shared: *const Shared, fault: u32, memory: *const Memory, at: u64, bytes: u64, line: u32) {
+    // SAFETY: as in `suspend`.
+    let thread = unsafe { &*shared }.running.get();
+    // SAFETY: null, or memory that the kernel was given or has declared, which it points to.
+    let (memory, size) = unsafe { memory.as_ref() }.map_or(("a null pointer".into(), 0), |m| (name(m.name), m.bytes));
+    let what = match fault {
+        0 => format!("accesses {bytes} bytes at {} of {memory}, which has {size}", at.cast_signed()),
+        1 => format!("accesses {memory} at {}, not a multiple of {bytes}", at.cast_signed()),
+        2 => format!("declares {} bytes of threadgroup memory, of which there are {size}", at + bytes),
+        _ => format!("reads lane {at} of a simdgroup"),
+    };
+    suspend(shared, Stop::Fault(Fault { thread, what, line }));
+    // The scheduler does not come back to a thread that failed.
+    std::process::abort();
+}
