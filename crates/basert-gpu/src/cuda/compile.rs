@@ -7,6 +7,9 @@ use std::thread;
 use super::nvrtc::Nvrtc;
 use crate::{Cache, GpuError, Kernel};
 
+/// Bytes of a worker's stack: what main threads have, and more; compilers recurse.
+const STACK: usize = 16 << 20;
+
 /// Compiles kernels for one kind of CUDA GPU. It needs no GPU for that, and no driver.
 pub struct CudaCompiler {
     nvrtc: Nvrtc,
@@ -38,7 +41,8 @@ impl CudaCompiler {
             let (sender, receiver) = mpsc::channel();
             for _ in 0..workers {
                 let (sender, next) = (sender.clone(), &next);
-                scope.spawn(move || {
+                let worker = thread::Builder::new().stack_size(STACK);
+                let spawned = worker.spawn_scoped(scope, move || {
                     while let i = next.fetch_add(1, Ordering::Relaxed)
                         && let Some(kernel) = kernels.get(i)
                     {
@@ -48,6 +52,7 @@ impl CudaCompiler {
                         }
                     }
                 });
+                spawned.map_err(|e| GpuError::Failed(format!("no thread to compile kernels in: {e}")))?;
             }
             drop(sender);
             for (ready, (i, result)) in (1..).zip(receiver) {
