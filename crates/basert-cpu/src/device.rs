@@ -12,6 +12,9 @@ use crate::kv::{KvLayer, PAGE};
 use crate::step::{Bound, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, WorkerScratch};
 use crate::{Buffer, Counter, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
 
+/// Tokens of a step beyond which a prompt is not read faster.
+pub const STEP_TOKENS: usize = 512;
+
 /// The CPU.
 pub struct CpuDevice {
     pool: Arc<Pool>,
@@ -38,6 +41,7 @@ impl CpuDevice {
             name: "cpu".to_owned(),
             description: format!("{} threads, {isa}", pool.threads()),
             page_tokens: PAGE,
+            step_tokens: STEP_TOKENS,
             chain: 0,
         };
         Ok(CpuDevice { pool, isa, facts })

@@ -26,7 +26,7 @@ mod step;
 mod tiles;
 
 pub use attention::{Attention, AttentionError, Scratch, Sequence, attend, attend_pages, merge_pages};
-pub use device::CpuDevice;
+pub use device::{CpuDevice, STEP_TOKENS};
 pub use elementwise::{RotaryStyle, add, gate, rms_norm, rms_norm_in_place, rotate, scale, soft_cap};
 pub use isa::Isa;
 pub use kv::{KvLayer, PAGE};

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::STEP_TOKENS;
 use crate::kv::PAGE;
 use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
@@ -212,6 +213,7 @@ impl Default for ReferenceDevice {
             name: "reference".to_owned(),
             description: "the textbook, f32, one thread".to_owned(),
             page_tokens: PAGE,
+            step_tokens: STEP_TOKENS,
             chain: 0,
         };
         ReferenceDevice { facts }

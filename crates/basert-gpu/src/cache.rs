@@ -42,13 +42,17 @@ impl CacheKey {
     }
 }
 
+/// The folder of what can be made again, if there is a home.
+pub(crate) fn cache_dir() -> Option<PathBuf> {
+    let named = std::env::var_os(CACHE_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
+    named.or_else(|| Some(std::env::home_dir()?.join(".cache/baseRT")))
+}
+
 impl Cache {
     /// The cache in `$BASERT_CACHE_DIR/kernels`, or else in `~/.cache/baseRT/kernels`; without a home, one that keeps
     /// nothing.
     pub fn open_default() -> Cache {
-        let named = std::env::var_os(CACHE_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
-        let root = named.or_else(|| Some(std::env::home_dir()?.join(".cache/baseRT")));
-        Cache { folder: root.map(|root| root.join("kernels")) }
+        Cache { folder: cache_dir().map(|root| root.join("kernels")) }
     }
 
     /// The cache in `folder`, which need not exist.

@@ -26,12 +26,16 @@ pub struct GpuDevice<G> {
 
 impl<G: Gpu> GpuDevice<G> {
     /// This one.
-    pub fn new(gpu: G) -> GpuDevice<G> {
+    ///
+    /// # Errors
+    /// When the machine's own table of tuning is not well-formed.
+    pub fn new(gpu: G) -> Result<GpuDevice<G>, GpuError> {
         let found = gpu.facts();
+        let (tuning, cores) = (Tuning::of_device(found.tuning)?, found.cores.max(1));
         let facts =
-            Facts { name: found.name.clone(), description: found.description.clone(), page_tokens: PAGE, chain: CHAIN };
-        let (tuning, cores) = (Tuning::named(found.tuning), found.cores.max(1));
-        GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
+            Facts { name: found.name.clone(), description: found.description.clone(), page_tokens: PAGE,
+            step_tokens: tuning.step_tokens, chain: CHAIN };
+        Ok(GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores })
     }
 }
 

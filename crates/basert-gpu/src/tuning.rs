@@ -2,6 +2,9 @@
 
 use serde::Deserialize;
 
+use crate::GpuError;
+use crate::cache::cache_dir;
+
 /// The shape of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Product {
@@ -70,6 +73,8 @@ struct Rule<T> {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
+    /// Tokens of the largest step that is worth it.
+    pub step_tokens: usize,
     /// Products of at most so many rows are computed as those of few.
     pub few_tokens: usize,
     gemv: Vec<Rule<Gemv>>,
@@ -83,11 +88,28 @@ const TABLES: [(&str, &str); 2] =
     [("cuda", include_str!("../tuning/cuda.toml")), ("simt", include_str!("../tuning/simt.toml"))];
 
 impl Tuning {
-    /// The table of this name.
+    /// The table of this name: the one in `~/.cache/baseRT/tuning/NAME.toml`, if this machine has its own, or else the
+    /// one that comes with the project.
+    ///
+    /// # Errors
+    /// When the machine's own table is not well-formed.
+    pub fn of_device(name: &str) -> Result<Tuning, GpuError> {
+        let Some(path) = cache_dir().map(|root| root.join("tuning").join(format!("{name}.toml"))) else {
+            return Ok(Tuning::named(name));
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| {
+                GpuError::Failed(format!("{}: {}; remove it to use the built-in table", path.display(), error.message()))
+            }),
+            Err(_) => Ok(Tuning::named(name)),
+        }
+    }
+
+    /// The table of this name that comes with the project.
     ///
     /// # Panics
     /// When there is none, or it is not well-formed, which a test rules out.
-    pub fn named(name: &str) -> Tuning {
+    fn named(name: &str) -> Tuning {
         let (_, text) = TABLES.iter().find(|(table, _)| *table == name).expect("every device has its table");
         toml::from_str(text).expect("tables are well-formed")
     }

@@ -17,6 +17,8 @@ pub struct Facts {
     pub description: String,
     /// Tokens whose keys and values lie in one page of the cache.
     pub page_tokens: usize,
+    /// Tokens of the largest step that is worth it.
+    pub step_tokens: usize,
     /// How many steps can be under way at once, each with the tokens that were drawn in the one before. 0 where the
     /// device draws no tokens.
     pub chain: usize,

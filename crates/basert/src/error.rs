@@ -56,6 +56,15 @@ pub enum Error {
     /// The device could not be started.
     #[error("the cpu device cannot start its threads: {0}")]
     Threads(#[from] std::io::Error),
+    /// The GPU is not there, or lacks what it needs.
+    #[error(transparent)]
+    Gpu(#[from] basert_gpu::GpuError),
+    /// There is no such device on this system.
+    #[error("there is no {device} device on this system")]
+    NoDevice {
+        /// The device.
+        device: String,
+    },
     /// A sequence could not be computed.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -118,7 +118,8 @@ impl<'s, 'm> Pieces<'s, 'm> {
             let token = match self.answer.tokens.last() {
                 Some(&last) => {
                     let more = self.options.max_tokens - self.answer.tokens.len() - 1;
-                    self.session.draw(last, &mut self.sampler, more)?
+                    let model = self.session.model();
+                    model.draw(&mut [(&mut *self.session, &mut self.sampler, last)], more)?[0]
                 }
                 None => self.sampler.next(self.session.logits()),
             };

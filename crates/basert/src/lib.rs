@@ -38,6 +38,7 @@
 //! ```
 
 mod chat;
+mod device;
 mod error;
 mod generate;
 mod model;
@@ -50,7 +51,8 @@ pub use basert_text::{ChatRequest, ChatTemplate, Detokenizer, EncodeOptions, Tok
 pub use chat::Message;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};
-pub use model::{DeviceKind, Model, Options, Progress};
+pub use device::DeviceKind;
+pub use model::{Model, Options, Progress};
 pub use session::Session;
 
 pub use {basert_core as core, basert_files as files, basert_graph as graph, basert_hub as hub, basert_plan as plan};

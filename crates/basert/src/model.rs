@@ -4,30 +4,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
-use basert_cpu::CpuDevice;
-use basert_cpu::reference::ReferenceDevice;
-use basert_engine::{Engine, EngineError};
+use basert_engine::{Engine, EngineError, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
-use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
+use basert_plan::{FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert_text::{ChatRequest, ChatTemplate, EncodeOptions, Tokenizer};
 use serde_json::{Map, Value};
 
 use crate::generate::{Answer, Generation};
-use crate::{Error, Message, Session, text};
+use crate::{DeviceKind, Error, Message, Session, text};
 
 /// Told how many bytes of weights are ready, and of how many.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
-
-/// What a model runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum DeviceKind {
-    /// The CPU.
-    #[default]
-    Cpu,
-    /// The oracle that devices are compared with: exact to f32, and very slow.
-    Reference,
-}
 
 /// How a model is opened.
 #[derive(Debug, Clone)]
@@ -43,8 +31,8 @@ pub struct Options {
     pub kv: KvFormat,
     /// Sessions of that length which the KV cache has room for. Its memory is taken as it is used.
     pub sessions: usize,
-    /// The most tokens that are computed at once.
-    pub step_tokens: usize,
+    /// The most tokens that are computed at once; as many as suit the device where this is none.
+    pub step_tokens: Option<usize>,
     /// Further architecture files, which come before the built-in ones.
     pub arch_files: Vec<PathBuf>,
     /// The source of a chat template to be used instead of the model's own.
@@ -66,7 +54,7 @@ impl Default for Options {
             max_context: None,
             kv: KvFormat::default(),
             sessions: 4,
-            step_tokens: 512,
+            step_tokens: None,
             arch_files: Vec::new(),
             chat_template: None,
         }
@@ -105,12 +93,10 @@ impl Model {
     ) -> Result<Model, Error> {
         let file = Arc::new(ModelFile::open(path.as_ref())?);
         let name = file.path().display().to_string();
-        let plan = Arc::new(Model::plan_of(&file, &options)?);
-        let device: Box<dyn Device> = match options.device {
-            DeviceKind::Cpu => Box::new(CpuDevice::new(options.threads)?),
-            DeviceKind::Reference => Box::new(ReferenceDevice::default()),
-        };
+        let device = options.device.open(options.threads)?;
         let facts = device.facts().clone();
+        let step_tokens = options.step_tokens.unwrap_or(facts.step_tokens);
+        let plan = Arc::new(Model::plan_for(&file, &options, step_tokens)?);
 
         let trained = plan.graph.context;
         let context = options.max_context.unwrap_or(trained.min(Options::DEFAULT_CONTEXT)).max(1);
@@ -141,15 +127,19 @@ impl Model {
         Ok(Model { file, plan, facts, kv: options.kv, tokenizer, template, engine: Mutex::new(engine), context })
     }
 
-    /// The plan of a model file, as [`Model::open`] would make it.
+    /// The plan of a model file, as [`Model::open`] would make it for the CPU.
     ///
     /// # Errors
     /// When the architecture is unknown, or the file does not fit it.
     pub fn plan_of(file: &ModelFile, options: &Options) -> Result<Plan, Error> {
+        Model::plan_for(file, options, options.step_tokens.unwrap_or(basert_cpu::STEP_TOKENS))
+    }
+
+    fn plan_for(file: &ModelFile, options: &Options, step_tokens: usize) -> Result<Plan, Error> {
         let extra = options.arch_files.iter().map(|path| Architecture::open(path));
         let extra = extra.collect::<Result<Vec<_>, _>>()?;
         let graph = Graph::open(file, &extra)?;
-        let limits = Limits { tokens: options.step_tokens.max(1), wanted: Options::WANTED };
+        let limits = Limits { tokens: step_tokens.max(1), wanted: Options::WANTED };
         Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
     }
 
@@ -228,6 +218,17 @@ impl Model {
     pub fn advance(&self, sessions: &mut [&mut Session<'_>]) -> Result<(), Error> {
         let mut sequences: Vec<_> = sessions.iter_mut().map(|session| session.sequence_mut()).collect();
         Ok(self.engine().advance(&mut sequences, usize::MAX, &mut |_| true)?)
+    }
+
+    /// Adds a token to each session, of which all before is computed, and draws the next ones together. About `more`
+    /// further calls with what was drawn are expected: a device may run ahead of them.
+    ///
+    /// # Errors
+    /// As for [`Model::advance`].
+    pub fn draw(&self, rows: &mut [(&mut Session<'_>, &mut Sampler, u32)], more: usize) -> Result<Vec<u32>, Error> {
+        let mut rows: Vec<_> =
+            rows.iter_mut().map(|(session, sampler, token)| (session.sequence_mut(), &mut **sampler, *token)).collect();
+        Ok(self.engine().draw(&mut rows, more)?)
     }
 
     /// Calls `each` with every position of `tokens` from `from` on, and the logits of what follows it.

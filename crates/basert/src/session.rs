@@ -1,6 +1,6 @@
 //! A timeline of tokens.
 
-use basert_engine::{Sampler, Sequence};
+use basert_engine::Sequence;
 
 use crate::generate::{Generation, Pieces};
 use crate::{Error, Model};
@@ -62,12 +62,6 @@ impl<'m> Session<'m> {
         let mut engine = self.model.engine();
         engine.push(&mut self.sequence, token);
         Ok(engine.advance(&mut [&mut self.sequence], usize::MAX, &mut |_| true)?)
-    }
-
-    /// Adds one token, computes it, and draws the next one. About `more` further calls with what was drawn are expected.
-    pub(crate) fn draw(&mut self, token: u32, sampler: &mut Sampler, more: usize) -> Result<u32, Error> {
-        let drawn = self.model.engine().draw(&mut [(&mut self.sequence, sampler, token)], more)?;
-        Ok(drawn[0])
     }
 
     /// Another session with the same timeline; what is computed is shared.

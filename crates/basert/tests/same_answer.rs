@@ -185,7 +185,7 @@ fn a_chat_continues_from_what_is_computed() {
 /// Steps in the middle of a prompt want no logits at all.
 #[test]
 fn a_prompt_longer_than_a_step() {
-    let model = Model::open(smollm2(), Options { step_tokens: 40, ..Options::default() }).unwrap();
+    let model = Model::open(smollm2(), Options { step_tokens: Some(40), ..Options::default() }).unwrap();
     let other = open(smollm2(), 2);
     let tokens = prompt(&model, 3);
     let expected = logits_in_chunks(&other, &tokens, usize::MAX);

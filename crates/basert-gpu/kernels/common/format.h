@@ -32,33 +32,87 @@
 #define HALVES 1
 #endif
 
-#if FLOAT_BITS == 0
-// Code words j and j + 4 of a group, j from 0 to 3.
-static inline void codes(device const uchar *w, ulong group, uint j, thread uint &low, thread uint &high) {
-#if defined(BYTES_AT)
-    const uint2 bytes = ((device const uint2 *)(w + BYTES_AT))[group * 4 + j];
-    low = bytes.x;
-    high = bytes.y;
-#endif
-#if defined(NIBBLES_AT)
-    const uint nibbles = ((device const uint *)(w + NIBBLES_AT))[group * 4 + j];
-    low = nibbles & 0x0f0f0f0fu;
-    high = (nibbles >> 4) & 0x0f0f0f0fu;
-#endif
-#if defined(PAIRS_AT)
-    const uint pairs = ((device const uint *)(w + PAIRS_AT))[group * 2 + (j & 1)] >> (2 * (j >> 1));
-#if defined(NIBBLES_AT)
-    low |= (pairs & 0x03030303u) << BITS_SHIFT;
-    high |= ((pairs >> 4) & 0x03030303u) << BITS_SHIFT;
+// A thread takes half a group at a time, sixteen values: for q = 0 or 1 those of words 2q, 2q + 1, 2q + 4 and 2q + 5.
+// What it brings from memory (`bits_of`, `scales_of`) and what it makes of that (`words_of`, `scale_and_min`, `values_of`)
+// are apart, so that much can be on its way at once.
+
+#if FLOAT_BITS == 32
+struct weight_bits { float4 v[4]; };
+#elif FLOAT_BITS
+struct weight_bits { uint2 v[4]; };
 #else
-    low = pairs & 0x03030303u;
-    high = (pairs >> 4) & 0x03030303u;
+// The first plane's words, and then those of the second.
+struct weight_bits { uint4 v; };
 #endif
+
+static inline weight_bits bits_of(device const uchar *w, ulong group, uint q) {
+    weight_bits bits;
+#if FLOAT_BITS == 32
+    device const float4 *from = (device const float4 *)w + group * 8 + 2 * q;
+    bits.v[0] = from[0];
+    bits.v[1] = from[1];
+    bits.v[2] = from[4];
+    bits.v[3] = from[5];
+#elif FLOAT_BITS
+    device const uint2 *from = (device const uint2 *)w + group * 8 + 2 * q;
+    bits.v[0] = from[0];
+    bits.v[1] = from[1];
+    bits.v[2] = from[4];
+    bits.v[3] = from[5];
+#elif defined(BYTES_AT)
+    bits.v = ((device const uint4 *)(w + BYTES_AT))[group * 2 + q];
+#else
+#if defined(NIBBLES_AT)
+    const uint2 first = ((device const uint2 *)(w + NIBBLES_AT))[group * 2 + q];
+#else
+    const uint2 first = ((device const uint2 *)(w + PAIRS_AT))[group];
+#endif
+    bits.v.x = first.x;
+    bits.v.y = first.y;
+#if defined(NIBBLES_AT) && defined(PAIRS_AT)
+    const uint2 second = ((device const uint2 *)(w + PAIRS_AT))[group];
+    bits.v.z = second.x;
+    bits.v.w = second.y;
+#elif defined(BITS_AT)
+    bits.v.z = ((device const uint *)(w + BITS_AT))[group];
+    bits.v.w = 0;
+#else
+    bits.v.z = 0;
+    bits.v.w = 0;
+#endif
+#endif
+    return bits;
+}
+
+#if FLOAT_BITS == 0
+// Words 2q, 2q + 1, 2q + 4 and 2q + 5.
+static inline uint4 words_of(weight_bits bits, uint q) {
+#if defined(BYTES_AT)
+    return uint4(bits.v.x, bits.v.z, bits.v.y, bits.v.w);
+#else
+    uint4 words;
+#if defined(NIBBLES_AT)
+    words = uint4(bits.v.x & 0x0f0f0f0fu, bits.v.y & 0x0f0f0f0fu, (bits.v.x >> 4) & 0x0f0f0f0fu,
+                  (bits.v.y >> 4) & 0x0f0f0f0fu);
+#if defined(PAIRS_AT)
+    const uint x = bits.v.z >> (2 * q), y = bits.v.w >> (2 * q);
+    words.x |= (x & 0x03030303u) << BITS_SHIFT;
+    words.y |= (y & 0x03030303u) << BITS_SHIFT;
+    words.z |= ((x >> 4) & 0x03030303u) << BITS_SHIFT;
+    words.w |= ((y >> 4) & 0x03030303u) << BITS_SHIFT;
+#endif
+#else
+    const uint x = bits.v.x >> (2 * q), y = bits.v.y >> (2 * q);
+    words = uint4(x & 0x03030303u, y & 0x03030303u, (x >> 4) & 0x03030303u, (y >> 4) & 0x03030303u);
 #endif
 #if defined(BITS_AT)
-    const uint bits = ((device const uint *)(w + BITS_AT))[group] >> j;
-    low |= (bits & 0x01010101u) << BITS_SHIFT;
-    high |= ((bits >> 4) & 0x01010101u) << BITS_SHIFT;
+    const uint b = bits.v.z >> (2 * q);
+    words.x |= (b & 0x01010101u) << BITS_SHIFT;
+    words.y |= ((b >> 1) & 0x01010101u) << BITS_SHIFT;
+    words.z |= ((b >> 4) & 0x01010101u) << BITS_SHIFT;
+    words.w |= ((b >> 5) & 0x01010101u) << BITS_SHIFT;
+#endif
+    return words;
 #endif
 }
 
@@ -79,71 +133,85 @@ static inline float4 code_values(uint word) {
                   CODE_VALUE(word >> 24));
 }
 
-static inline float half_at(uint word, uint shift) { return float(as_type<half>(ushort((word >> shift) & 0xffffu))); }
-
-// Scale (x) and what is added (y) to the scaled codes of a half of a group.
-static inline float2 scale_and_min(device const uchar *w, ulong group, uint half_of_group) {
+// What there is of the scales of a group.
+static inline uint4 scales_of(device const uchar *w, ulong group) {
 #if SCALES == SCALES_F16
-    const float scale = float(((device const half *)(w + SCALES_AT))[group]);
+    return uint4(((device const ushort *)(w + SCALES_AT))[group], 0, 0, 0);
+#elif SCALES == SCALES_F16_MIN
+    return uint4(((device const uint *)(w + SCALES_AT))[group], 0, 0, 0);
+#elif SCALES == SCALES_SIX_BITS
+    return ((device const uint4 *)(w + SCALES_AT))[group / 8];
+#elif SCALES == SCALES_NIBBLES
+    return uint4(((device const ushort *)(w + SCALES_AT))[group], ((device const uint *)(w + BASES_AT))[group / 8], 0, 0);
+#elif SCALES == SCALES_I8
+    return uint4(((device const ushort *)(w + SCALES_AT))[group], ((device const ushort *)(w + BASES_AT))[group / 8], 0, 0);
+#elif SCALES == SCALES_SIX_SIGNED
+    const uint2 both = ((device const uint2 *)(w + SCALES_AT))[group / 8];
+    return uint4(both.x, both.y, 0, 0);
+#elif SCALES == SCALES_E8M0
+    return uint4((w + SCALES_AT)[group], 0, 0, 0);
+#endif
+}
+
+// Scale (x) and what is added (y) to the scaled codes of a half of group `sub` of eight.
+static inline float2 scale_and_min(uint4 all, uint sub, uint half_of_group) {
+#if SCALES == SCALES_F16
+    const float scale = floats_of(all.x).x;
     return float2(scale, -ZERO * scale);
 #elif SCALES == SCALES_F16_MIN
-    return floats_of(((device const uint *)(w + SCALES_AT))[group]);
+    return floats_of(all.x);
 #elif SCALES == SCALES_SIX_BITS
-    const uint4 all = ((device const uint4 *)(w + SCALES_AT))[group / 8];
-    const uint shift = 8 * (uint(group) & 3);
-    const bool first = (uint(group) & 4) == 0;
-    const uint scale = first ? (all.y >> shift) & 63 : ((all.w >> shift) & 15) | (((all.y >> (shift + 6)) & 3) << 4);
-    const uint min = first ? (all.z >> shift) & 63 : ((all.w >> (shift + 4)) & 15) | (((all.z >> (shift + 6)) & 3) << 4);
+    const uint shift = 8 * (sub & 3);
+    const bool first = (sub & 4) == 0;
+    const uint x = all.y >> shift, y = all.z >> shift, z = all.w >> shift;
+    const uint scale = first ? x & 63 : (z & 15) | ((x >> 2) & 48);
+    const uint min = first ? y & 63 : ((z >> 4) & 15) | ((y >> 2) & 48);
     const float2 base = floats_of(all.x);
     return float2(base.x * float(scale), -base.y * float(min));
 #elif SCALES == SCALES_NIBBLES
-    const uint both = (w + SCALES_AT)[group * 2 + half_of_group];
-    const float2 base = floats_of(((device const uint *)(w + BASES_AT))[group / 8]);
+    const uint both = (all.x >> (8 * half_of_group)) & 255;
+    const float2 base = floats_of(all.y);
     return float2(base.x * float(both & 15), -base.y * float(both >> 4));
 #elif SCALES == SCALES_I8
-    const float base = float(((device const half *)(w + BASES_AT))[group / 8]);
-    const float scale = base * float(char((w + SCALES_AT)[group * 2 + half_of_group]));
+    const float scale = floats_of(all.y).x * float(char((all.x >> (8 * half_of_group)) & 255));
     return float2(scale, -ZERO * scale);
 #elif SCALES == SCALES_SIX_SIGNED
-    const uint2 all = ((device const uint2 *)(w + SCALES_AT))[group / 8];
-    const uint sub = uint(group) & 7;
     const uint scale = ((all.y >> (4 * sub)) & 15) | (((all.x >> (16 + 2 * sub)) & 3) << 4);
-    return float2(half_at(all.x, 0) * (float(scale) - 32.0f), 0.0f);
+    return float2(floats_of(all.x).x * (float(scale) - 32.0f), 0.0f);
 #elif SCALES == SCALES_E8M0
     // Tables of E2M1 hold doubled values, hence one less in the exponent; the smallest two are not normal numbers.
-    const uint exponent = (w + SCALES_AT)[group];
-    return float2(as_type<float>(exponent < 2 ? 0x00200000u << exponent : (exponent - 1) << 23), 0.0f);
+    return float2(as_type<float>(all.x < 2 ? 0x00200000u << all.x : (all.x - 1) << 23), 0.0f);
 #endif
 }
+#else
+static inline uint4 scales_of(device const uchar *w, ulong group) { return uint4(0, 0, 0, 0); }
 #endif
 
-#if FLOAT_BITS
-static inline float4 four_floats(device const uchar *w, ulong group, uint c) {
+struct sixteen { float4 v[4]; };
+
+// The values of words 2q, 2q + 1, 2q + 4 and 2q + 5 of group `sub` of eight.
+static inline sixteen values_of(weight_bits bits, uint4 scales, uint sub, uint q) {
+    sixteen values;
 #if FLOAT_BITS == 32
-    return ((device const float4 *)w)[group * 8 + c];
+    for (uint i = 0; i < 4; ++i) values.v[i] = bits.v[i];
 #elif FLOAT_BITS == 16
-    const uint2 four = ((device const uint2 *)w)[group * 8 + c];
-    const float2 a = floats_of(four.x), b = floats_of(four.y);
-    return float4(a.x, a.y, b.x, b.y);
+    for (uint i = 0; i < 4; ++i) {
+        const float2 a = floats_of(bits.v[i].x), b = floats_of(bits.v[i].y);
+        values.v[i] = float4(a.x, a.y, b.x, b.y);
+    }
+#elif FLOAT_BITS
+    for (uint i = 0; i < 4; ++i) {
+        values.v[i] = float4(as_type<float>(bits.v[i].x << 16), as_type<float>(bits.v[i].x & 0xffff0000u),
+                             as_type<float>(bits.v[i].y << 16), as_type<float>(bits.v[i].y & 0xffff0000u));
+    }
 #else
-    const uint2 four = ((device const uint2 *)w)[group * 8 + c];
-    return float4(as_type<float>(four.x << 16), as_type<float>(four.x & 0xffff0000u), as_type<float>(four.y << 16),
-                  as_type<float>(four.y & 0xffff0000u));
+    const uint4 words = words_of(bits, q);
+    const float2 first = scale_and_min(scales, sub, 0);
+    const float2 second = HALVES == 2 ? scale_and_min(scales, sub, 1) : first;
+    values.v[0] = code_values(words.x) * first.x + first.y;
+    values.v[1] = code_values(words.y) * first.x + first.y;
+    values.v[2] = code_values(words.z) * second.x + second.y;
+    values.v[3] = code_values(words.w) * second.x + second.y;
 #endif
-}
-#endif
-
-// Values 4j … 4j + 3 and 16 + 4j … 16 + 4j + 3 of a group.
-static inline void decode(device const uchar *w, ulong group, uint j, thread float4 &low, thread float4 &high) {
-#if FLOAT_BITS
-    low = four_floats(w, group, j);
-    high = four_floats(w, group, j + 4);
-#else
-    uint a = 0, b = 0;
-    codes(w, group, j, a, b);
-    const float2 first = scale_and_min(w, group, 0);
-    const float2 second = HALVES == 2 ? scale_and_min(w, group, 1) : first;
-    low = code_values(a) * first.x + first.y;
-    high = code_values(b) * second.x + second.y;
-#endif
+    return values;
 }

@@ -20,11 +20,10 @@ kernel void embed(
     if (row >= step[STEP_COUNT_TOKENS]) return;
     const uint token = min(step[STEP_TOKENS + row], uint(ROWS_OF_W - 1));
     device float4 *to = (device float4 *)(out + ulong(row) * OUT_STRIDE);
-    for (uint i = thread_index; i < GROUPS * 4; i += THREADS) {
-        const uint g = i / 4, j = i % 4;
-        float4 low, high;
-        decode(w, ulong(token) * GROUPS + g, j, low, high);
-        to[g * 8 + j] = low * float(SCALE);
-        to[g * 8 + j + 4] = high * float(SCALE);
+    for (uint i = thread_index; i < GROUPS * 2; i += THREADS) {
+        const uint g = i / 2, q = i % 2;
+        const ulong group = ulong(token) * GROUPS + g;
+        const sixteen values = values_of(bits_of(w, group, q), scales_of(w, group), g % 8, q);
+        for (uint k = 0; k < 4; ++k) to[g * 8 + 2 * q + k % 2 + k / 2 * 4] = values.v[k] * float(SCALE);
     }
 }

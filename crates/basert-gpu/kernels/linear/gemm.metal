@@ -20,7 +20,8 @@
 
 struct brought {
     uint4 x[LOADS_X];
-    float4 w[LOADS_W][4];
+    weight_bits bits[LOADS_W];
+    uint4 scales[LOADS_W];
 };
 
 static inline void bring(
@@ -36,8 +37,8 @@ static inline void bring(
         const uint at = i * THREADS + thread_index;
         if (at < TILE_N * 2) {
             const ulong group = ulong(min(first_n + at % TILE_N, uint(ROWS_OF_W - 1))) * GROUPS + g;
-            decode(w, group, at / TILE_N * 2, b.w[i][0], b.w[i][2]);
-            decode(w, group, at / TILE_N * 2 + 1, b.w[i][1], b.w[i][3]);
+            b.bits[i] = bits_of(w, group, at / TILE_N);
+            b.scales[i] = scales_of(w, group);
         }
     }
 }
@@ -46,7 +47,7 @@ static inline uint4 eight_halves(float4 a, float4 b) {
     return uint4(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w));
 }
 
-static inline void keep(thread const brought &b, threadgroup half *xs, threadgroup half *ws, uint thread_index) {
+static inline void keep(thread const brought &b, threadgroup half *xs, threadgroup half *ws, uint g, uint thread_index) {
 #pragma unroll
     for (uint i = 0; i < LOADS_X; ++i) {
         const uint at = i * THREADS + thread_index;
@@ -56,9 +57,10 @@ static inline void keep(thread const brought &b, threadgroup half *xs, threadgro
     for (uint i = 0; i < LOADS_W; ++i) {
         const uint at = i * THREADS + thread_index;
         if (at < TILE_N * 2) {
-            const uint row = at % TILE_N, chunk = at / TILE_N;
-            *(threadgroup uint4 *)(ws + tile_at(4, row, chunk)) = eight_halves(b.w[i][0], b.w[i][1]);
-            *(threadgroup uint4 *)(ws + tile_at(4, row, chunk + 2)) = eight_halves(b.w[i][2], b.w[i][3]);
+            const uint row = at % TILE_N, q = at / TILE_N;
+            const sixteen values = values_of(b.bits[i], b.scales[i], g % 8, q);
+            *(threadgroup uint4 *)(ws + tile_at(4, row, q)) = eight_halves(values.v[0], values.v[1]);
+            *(threadgroup uint4 *)(ws + tile_at(4, row, q + 2)) = eight_halves(values.v[2], values.v[3]);
         }
     }
 }
@@ -91,7 +93,7 @@ kernel void gemm(
 
     brought next;
     bring(next, w, x, first_m, first_n, 0, thread_index);
-    keep(next, xs, ws, thread_index);
+    keep(next, xs, ws, 0, thread_index);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint g = 0; g < GROUPS; ++g) {
         const uint now = g & 1;
@@ -110,7 +112,7 @@ kernel void gemm(
                 for (uint i = 0; i < PARTS_M; ++i) tile_multiply(sums[i][k], a[i], b);
             }
         }
-        if (g + 1 < GROUPS) keep(next, xs + (1 - now) * TILE_M * 32, ws + (1 - now) * TILE_N * 32, thread_index);
+        if (g + 1 < GROUPS) keep(next, xs + (1 - now) * TILE_M * 32, ws + (1 - now) * TILE_N * 32, g + 1, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 

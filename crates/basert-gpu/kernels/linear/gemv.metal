@@ -1,7 +1,7 @@
 // out = epilogue(norm(x) · wᵀ) for up to TOKENS rows of x: memory-bound, every weight is read once.
 //
 // A simdgroup computes ROWS rows of w for all tokens, over its share of the columns where SPLIT simdgroups divide them.
-// In each step it takes eight groups of 32 columns; four lanes have a group, eight columns each.
+// In each step it takes sixteen groups of 32 columns, two lanes each; what the next step needs of w is on its way by then.
 //
 // ROWS_OF_W, COLUMNS, ROWS (an even number), SPLIT, TOKENS; COUNT, the word of the step that says how many rows of x there are;
 // X_STRIDE, OUT_STRIDE; EPILOGUE; HAS_BIAS; NORM and NORM_EPS, where x is normed first.
@@ -13,6 +13,26 @@
 #define GROUPS (COLUMNS / 32)
 #define ROW_SETS (SIMDGROUPS / SPLIT)
 #define OUTPUTS (ROWS * TOKENS)
+
+struct brought {
+    weight_bits bits[ROWS];
+    uint4 scales[ROWS];
+};
+
+static inline void bring(thread brought &b, device const uchar *w, uint first_row, uint g, uint q) {
+#pragma unroll
+    for (uint r = 0; r < ROWS; ++r) {
+        const ulong group = ulong(min(first_row + r, uint(ROWS_OF_W - 1))) * GROUPS + g;
+        b.bits[r] = bits_of(w, group, q);
+        b.scales[r] = scales_of(w, group);
+    }
+}
+
+// Where four columns of a row of x lie among those that are normed: those that lanes read at once side by side.
+static inline uint place(uint four) {
+    const uint g = four / 8, word = four % 8;
+    return (word / 4 * 2 + word % 2) * (GROUPS * 2) + g * 2 + word / 2 % 2;
+}
 
 kernel void gemv(
     device const uchar *w [[buffer(0)]],
@@ -28,13 +48,17 @@ kernel void gemv(
 {
     threadgroup float results[SIMDGROUPS * OUTPUTS];
 #if NORM
-    // The first halves of all groups, then the second ones: so that lanes read side by side.
     threadgroup float4 normed[TOKENS * GROUPS * 8];
 #endif
     const uint first_row = (threadgroup_position.x * ROW_SETS + simdgroup / SPLIT) * ROWS;
-    const uint slice = simdgroup % SPLIT;
+    const uint q = lane & 1;
+    uint g = simdgroup % SPLIT * 16 + lane / 2;
+    const uint sub = g % 8;
 
     RELEASE_NEXT();
+    // Weights are there before any input is.
+    brought next;
+    if (g < GROUPS) bring(next, w, first_row, g, q);
     AWAIT_INPUTS();
     const uint tokens = TOKENS == 1 ? 1 : min(uint(TOKENS), step[COUNT]);
 #if NORM
@@ -44,8 +68,7 @@ kernel void gemv(
         for (uint i = thread_index; i < GROUPS * 8; i += THREADS) squares += dot4(row[i], row[i]);
         const float factor = rsqrt(threadgroup_sum(squares, results, simdgroup, lane) / COLUMNS + NORM_EPS);
         for (uint i = thread_index; i < GROUPS * 8; i += THREADS) {
-            const uint to = (i & 4 ? GROUPS * 4 : 0) + (i / 8) * 4 + (i & 3);
-            normed[t * GROUPS * 8 + to] = row[i] * factor * ((device const float4 *)norm)[i];
+            normed[t * GROUPS * 8 + place(i)] = row[i] * factor * ((device const float4 *)norm)[i];
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -57,53 +80,42 @@ kernel void gemv(
 #pragma unroll
         for (uint t = 0; t < TOKENS; ++t) sums[r][t] = 0.0f;
 
-    const uint j = lane & 3;
-#pragma unroll 2
-    for (uint g = slice * 8 + lane / 4; g < GROUPS; g += 8 * SPLIT) {
-#if FLOAT_BITS
-        float4 low[ROWS], high[ROWS];
-#pragma unroll
-        for (uint r = 0; r < ROWS; ++r) {
-            const ulong group = ulong(min(first_row + r, uint(ROWS_OF_W - 1))) * GROUPS + g;
-            low[r] = four_floats(w, group, j);
-            high[r] = four_floats(w, group, j + 4);
-        }
-#else
-        uint low[ROWS], high[ROWS];
-        float2 scale[ROWS];
-#if HALVES == 2
-        float2 second[ROWS];
-#endif
-#pragma unroll
-        for (uint r = 0; r < ROWS; ++r) {
-            const ulong group = ulong(min(first_row + r, uint(ROWS_OF_W - 1))) * GROUPS + g;
-            codes(w, group, j, low[r], high[r]);
-            scale[r] = scale_and_min(w, group, 0);
-#if HALVES == 2
-            second[r] = scale_and_min(w, group, 1);
-#endif
-        }
-#endif
+    while (g < GROUPS) {
+        const brought now = next;
+        const uint at = g;
+        g += 16 * SPLIT;
+        if (g < GROUPS) bring(next, w, first_row, g, q);
 #pragma unroll
         for (uint t = 0; t < TOKENS; ++t) {
+            float4 v[4];
+#pragma unroll
+            for (uint i = 0; i < 4; ++i) {
 #if NORM
-            const float4 a = normed[t * GROUPS * 8 + g * 4 + j], b = normed[t * GROUPS * 8 + GROUPS * 4 + g * 4 + j];
+                v[i] = normed[t * GROUPS * 8 + i * (GROUPS * 2) + at * 2 + q];
 #else
-            device const float4 *row = (device const float4 *)(x + min(t, tokens - 1) * X_STRIDE);
-            const float4 a = row[g * 8 + j], b = row[g * 8 + j + 4];
+                v[i] = ((device const float4 *)(x + min(t, tokens - 1) * X_STRIDE))[at * 8 + 2 * q + i % 2 + i / 2 * 4];
 #endif
+            }
 #if FLOAT_BITS
 #pragma unroll
-            for (uint r = 0; r < ROWS; ++r) sums[r][t] += dot4(low[r], a) + dot4(high[r], b);
+            for (uint r = 0; r < ROWS; ++r) {
+                const sixteen values = values_of(now.bits[r], now.scales[r], sub, q);
+#pragma unroll
+                for (uint i = 0; i < 4; ++i) sums[r][t] += dot4(values.v[i], v[i]);
+            }
 #else
-            const float sum_a = sum4(a), sum_b = sum4(b);
+            const float sum_a = sum4(v[0]) + sum4(v[1]), sum_b = sum4(v[2]) + sum4(v[3]);
 #pragma unroll
             for (uint r = 0; r < ROWS; ++r) {
-                const float dot_a = dot4(code_values(low[r]), a), dot_b = dot4(code_values(high[r]), b);
+                const uint4 words = words_of(now.bits[r], q);
+                const float2 scale = scale_and_min(now.scales[r], sub, 0);
+                const float dot_a = dot4(code_values(words.x), v[0]) + dot4(code_values(words.y), v[1]);
+                const float dot_b = dot4(code_values(words.z), v[2]) + dot4(code_values(words.w), v[3]);
 #if HALVES == 2
-                sums[r][t] += fma(scale[r].x, dot_a, fma(second[r].x, dot_b, fma(scale[r].y, sum_a, second[r].y * sum_b)));
+                const float2 second = scale_and_min(now.scales[r], sub, 1);
+                sums[r][t] += fma(scale.x, dot_a, fma(second.x, dot_b, fma(scale.y, sum_a, second.y * sum_b)));
 #else
-                sums[r][t] += fma(scale[r].x, dot_a + dot_b, scale[r].y * (sum_a + sum_b));
+                sums[r][t] += fma(scale.x, dot_a + dot_b, scale.y * (sum_a + sum_b));
 #endif
             }
 #endif

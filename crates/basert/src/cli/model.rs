@@ -23,9 +23,10 @@ pub struct ModelArgs {
 /// What the model runs on.
 #[derive(clap::Args)]
 pub struct DeviceArgs {
-    /// What to run on: the CPU, or the slow and exact reference that it is checked against
-    #[arg(long, value_enum, default_value_t = DeviceName::Cpu)]
-    device: DeviceName,
+    /// What to run on: cpu; cuda or cuda:N, an NVIDIA GPU; simt, the GPU kernels on the CPU, slowly; reference, the exact
+    /// and very slow one that all are checked against [default: a GPU where there is one, or else the CPU]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<DeviceKind>,
     /// Threads of the CPU device [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
@@ -41,12 +42,6 @@ pub struct KvArgs {
     pub format: KvFormat,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum DeviceName {
-    Cpu,
-    Reference,
-}
-
 impl DeviceArgs {
     /// Threads of the CPU device, if they were given.
     pub fn threads(&self) -> Option<usize> {
@@ -55,16 +50,16 @@ impl DeviceArgs {
 
     /// Whether that is the CPU, as fast as it can be.
     pub fn is_cpu(&self) -> bool {
-        matches!(self.device, DeviceName::Cpu)
+        self.kind() == DeviceKind::Cpu
+    }
+
+    fn kind(&self) -> DeviceKind {
+        self.device.unwrap_or_else(DeviceKind::best)
     }
 
     /// The options, with the device, its threads, and its format of keys and values.
     pub fn choose(&self, options: Options) -> Options {
-        let device = match self.device {
-            DeviceName::Cpu => DeviceKind::Cpu,
-            DeviceName::Reference => DeviceKind::Reference,
-        };
-        Options { device, threads: self.threads, kv: self.kv.format, ..options }
+        Options { device: self.kind(), threads: self.threads, kv: self.kv.format, ..options }
     }
 }
 

@@ -60,7 +60,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let chips = chips(args)?;
     let file = ModelFile::open(args.model.path()?).map_err(basert::Error::from)?;
     let options = args.model.options();
-    let step_tokens = options.step_tokens.max(args.tokens);
+    let step_tokens = Some(args.tokens.max(basert_cpu::STEP_TOKENS));
     let plan = Model::plan_of(&file, &Options { step_tokens, ..options })?;
     let step = StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv: args.kv.format };
     let mut out = io::stdout().lock();

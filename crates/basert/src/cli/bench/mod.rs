@@ -106,7 +106,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = Options {
         max_context: Some(longest),
         sessions: 2 * most,
-        step_tokens: Options::default().step_tokens,
         ..args.device.choose(args.model.options())
     };
     let path = args.model.path()?;

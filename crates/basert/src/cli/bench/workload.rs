@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use basert::{Model, Session};
+use basert::{Model, Sampler, Sampling, Session};
 use basert_convert::Random;
 
 /// Whether tokens are computed at once or one after the other.
@@ -105,6 +105,23 @@ impl<'m> Ours<'m> {
     }
 }
 
+impl Ours<'_> {
+    /// The seconds that it takes to draw `tokens` tokens for each session.
+    fn draw(&self, sessions: &mut [Session<'_>], tokens: usize) -> anyhow::Result<f64> {
+        let mut samplers = (0..sessions.len())
+            .map(|_| Sampler::new(Sampling::default(), &[]))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut last: Vec<u32> = sessions.iter().zip(&self.timelines).map(|(s, t)| t[s.tokens().len()]).collect();
+        let began = Instant::now();
+        for more in (0..tokens).rev() {
+            let rows = sessions.iter_mut().zip(&mut samplers).zip(&last);
+            let mut rows: Vec<_> = rows.map(|((session, sampler), &token)| (session, sampler, token)).collect();
+            last = self.model.draw(&mut rows, more)?;
+        }
+        Ok(began.elapsed().as_secs_f64())
+    }
+}
+
 impl Engine for Ours<'_> {
     fn prepare(&mut self, test: &Test, timelines: &[Vec<u32>]) -> anyhow::Result<()> {
         (self.kind, self.timelines) = (test.kind, timelines.to_vec());
@@ -121,6 +138,10 @@ impl Engine for Ours<'_> {
         let mut sessions: Vec<_> = self.contexts.iter().map(Session::fork).collect();
         let depth = self.contexts.first().map_or(0, |context| context.tokens().len());
         let length = self.timelines.first().map_or(0, Vec::len);
+        // A device that draws tokens goes on with them; elsewhere drawing is no part of what is measured.
+        if self.kind == Kind::Decode && self.model.device().chain > 0 {
+            return self.draw(&mut sessions, length - depth);
+        }
         let began = Instant::now();
         let first = if self.kind == Kind::Prefill { length } else { depth + 1 };
         for end in first..=length {

@@ -1,0 +1,100 @@
+//! The devices that a model can run on, by name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use basert_cpu::CpuDevice;
+use basert_cpu::reference::ReferenceDevice;
+#[cfg(not(target_os = "macos"))]
+use basert_gpu::CudaGpu;
+#[cfg(unix)]
+use basert_gpu::{GpuDevice, SimtGpu, SimtOptions};
+use basert_plan::Device;
+
+use crate::Error;
+
+/// What a model runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceKind {
+    /// The CPU.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU, by its number.
+    Cuda(usize),
+    /// The kernels of the GPUs on the CPU, thread by thread: for those who write kernels, and slow.
+    Simt,
+    /// The oracle that devices are compared with: exact to f32, and very slow.
+    Reference,
+}
+
+impl DeviceKind {
+    /// The best that there is on this machine: a GPU, or else the CPU.
+    pub fn best() -> DeviceKind {
+        #[cfg(not(target_os = "macos"))]
+        if CudaGpu::count() > 0 {
+            return DeviceKind::Cuda(0);
+        }
+        DeviceKind::Cpu
+    }
+
+    /// Makes it ready, the CPU with so many threads.
+    ///
+    /// # Errors
+    /// When it is not there, or lacks what it needs.
+    pub fn open(self, threads: Option<usize>) -> Result<Box<dyn Device>, Error> {
+        match self {
+            DeviceKind::Cpu => Ok(Box::new(CpuDevice::new(threads)?)),
+            DeviceKind::Reference => Ok(Box::new(ReferenceDevice::default())),
+            #[cfg(not(target_os = "macos"))]
+            DeviceKind::Cuda(number) => Ok(Box::new(GpuDevice::new(CudaGpu::open(number)?)?)),
+            #[cfg(unix)]
+            DeviceKind::Simt => Ok(Box::new(GpuDevice::new(SimtGpu::new(SimtOptions::default())?)?)),
+            #[allow(unreachable_patterns)]
+            other => Err(Error::NoDevice { device: other.to_string() }),
+        }
+    }
+}
+
+impl fmt::Display for DeviceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceKind::Cpu => f.write_str("cpu"),
+            DeviceKind::Cuda(number) => write!(f, "cuda:{number}"),
+            DeviceKind::Simt => f.write_str("simt"),
+            DeviceKind::Reference => f.write_str("reference"),
+        }
+    }
+}
+
+impl FromStr for DeviceKind {
+    type Err = String;
+
+    /// Reads `cpu`, `cuda`, `cuda:N`, `simt` or `reference`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().map_err(|_| format!("'{text}' is not the number of a GPU"));
+        match (text, text.strip_prefix("cuda:")) {
+            ("cpu", _) => Ok(DeviceKind::Cpu),
+            ("cuda", _) => Ok(DeviceKind::Cuda(0)),
+            (_, Some(text)) => number(text).map(DeviceKind::Cuda),
+            ("simt", _) => Ok(DeviceKind::Simt),
+            ("reference", _) => Ok(DeviceKind::Reference),
+            _ => Err(format!("no device is called '{text}'; there are cpu, cuda, cuda:N, simt and reference")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_go_by_their_names() {
+        for kind in [DeviceKind::Cpu, DeviceKind::Cuda(0), DeviceKind::Cuda(3), DeviceKind::Simt, DeviceKind::Reference] {
+            assert_eq!(kind.to_string().parse(), Ok(kind));
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceKind::Cuda(0)));
+        for text in ["gpu", "cuda:", "cuda:x", "", "CPU"] {
+            assert!(text.parse::<DeviceKind>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The GPU kernels: on the CPU, thread by thread, or on the GPU that `BASERT_TEST_GPU` names.
+
+use basert::DeviceKind;
+use basert::core::KvFormat;
+use basert::plan::{Device, FUSIONS, Limits};
+
+use crate::golden::{Golden, all, gguf_twins};
+
+fn device() -> Box<dyn Device> {
+    let name = std::env::var("BASERT_TEST_GPU").unwrap_or_else(|_| "simt".to_owned());
+    name.parse::<DeviceKind>().unwrap().open(None).unwrap()
+}
+
+fn check(golden: &Golden, device: &dyn Device, kv: KvFormat, tokens: usize, bound: f32) {
+    let error = golden.error(&golden.on(device, kv, Limits { tokens, wanted: tokens }, &FUSIONS));
+    println!("{:30} {kv} {tokens:3} tokens {error:.1e}", golden.name);
+    assert!(error < bound, "{}, {kv}, {tokens} tokens at once: {error}", golden.name);
+}
+
+/// Few tokens at once: only keys and values are rounded.
+#[test]
+fn few_rows_agree_with_transformers() {
+    let device = device();
+    for golden in all() {
+        check(&golden, &*device, KvFormat::F16, 4, 3e-3);
+    }
+}
+
+/// All tokens at once: activations are halves too.
+#[test]
+fn many_rows_agree_with_transformers() {
+    let device = device();
+    for golden in all() {
+        check(&golden, &*device, KvFormat::F16, 32, 6e-3);
+    }
+}
+
+#[test]
+fn quantised_keys_and_values_are_close() {
+    let device = device();
+    for golden in gguf_twins() {
+        let whole_blocks = golden.graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(32));
+        for (kv, bound) in [(KvFormat::Q8, 0.05), (KvFormat::Q4, 0.5)] {
+            for tokens in [4, 32] {
+                if whole_blocks {
+                    check(&golden, &*device, kv, tokens, bound);
+                }
+            }
+        }
+    }
+}
