@@ -6,7 +6,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use basert_core::{FORMATS, Format};
+use basert_core::{FORMATS, Format, KvFormat};
 use basert_cpu::*;
 
 /// Larger than the last-level cache, so that a product with one row streams from memory.
@@ -31,6 +31,9 @@ fn main() {
         }
         for format in FORMATS.iter().map(|row| row.format).filter(|format| wanted(format.name())) {
             product(&pool, isa, format);
+        }
+        for format in KvFormat::ALL.into_iter().filter(|_| wanted("attention")) {
+            attention(&pool, isa, format);
         }
     }
 }
@@ -120,5 +123,65 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         operations(240, run(240, 1, true)),
         bytes.len() as f64 / packing / 1e9,
         matrices[0].bytes() as f64 / bytes.len() as f64,
+    );
+}
+
+/// One token's attention, with the heads of SmolLM2, over contexts that stream from memory, and over four pages again and
+/// again.
+fn attention(pool: &Pool, isa: Isa, format: KvFormat) {
+    let shape = Attention { head_dim: 64, q_heads: 9, kv_heads: 3, scale: 0.125, soft_cap: None, window: None };
+    let page_bytes = KvLayer::page_bytes(format, shape.kv_heads, shape.head_dim);
+    let pages = LARGE / page_bytes;
+    let mut memory = Buffer::zeroed(pages * page_bytes).expect("memory");
+    let start = memory.as_mut_ptr();
+    // SAFETY: the memory has so many pages, and no other use while there is a view.
+    let kv = unsafe { KvLayer::from_raw(start, pages, page_bytes, format, shape.kv_heads, shape.head_dim) };
+    let vector: Vec<f32> = (0..shape.head_dim).map(|i| ((i * 31 % 97) as f32 - 48.0) / 48.0).collect();
+    for (page, head, slot) in
+        (0..pages * shape.kv_heads * PAGE).map(|i| (i / PAGE / shape.kv_heads, i / PAGE % shape.kv_heads, i % PAGE))
+    {
+        // SAFETY: one thread.
+        unsafe { kv.write(isa, head, page, slot, &vector, &vector) };
+    }
+    let table: Vec<u32> = (0..pages as u32).collect();
+    let mut queries = vector.repeat(shape.q_heads);
+    let q = Rows::new(&mut queries, 1, shape.q_heads * shape.head_dim);
+    let (rows, width) = (pages * shape.group(), shape.head_dim + 2);
+    let mut partials = vec![0.0; shape.kv_heads * rows * width];
+    let partials = Rows::new(&mut partials, shape.kv_heads * rows, width);
+    let scratch: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(Scratch::new(&shape))).collect();
+    let counter = Counter::new();
+    // Seconds that a page takes at best, when each run takes the next `window` pages, or `repeat` times the same.
+    let run = |window: usize, repeat: usize| {
+        let mut windows = table.chunks_exact(window).cycle();
+        let piece = window.min(8);
+        let units = shape.kv_heads * window / piece;
+        best(|| {
+            let pages = if repeat > 1 { &table[..window] } else { windows.next().unwrap_or(&table) };
+            let sequence = Sequence { pages, position: window * PAGE - 1 };
+            counter.reset();
+            pool.run(|worker| {
+                let mut scratch = scratch[worker.index()].lock().expect("no panic");
+                for unit in worker.chunks(&counter, units * repeat, 1).flatten() {
+                    let (first, head) = (unit % units / shape.kv_heads * piece, unit % shape.kv_heads);
+                    // SAFETY: rows of partials are a head's; what several write, if they do, nobody reads.
+                    unsafe {
+                        let partials = Rows::from_raw(partials.row_ptr(head * rows), rows, width, width);
+                        let blocks = first..first + piece;
+                        attend_pages(isa, &shape, kv, &sequence, q, head, 0, blocks, partials, &mut scratch);
+                    }
+                }
+            })
+            .expect("no panic");
+        }) / (window * repeat) as f64
+    };
+    let (memory, cached) = (run((16 << 20) / page_bytes / 8 * 8, 1), run(4, 50));
+    let rates = |seconds: f64| {
+        let values = 2 * shape.kv_heads * PAGE * shape.head_dim;
+        (page_bytes as f64 / seconds / 1e9, values as f64 / seconds / 1e9)
+    };
+    let ((memory, values), (cached, cached_values)) = (rates(memory), rates(cached));
+    println!(
+        "  attention {format} {memory:5.1} GB/s, {values:5.2} values/ns   cached {cached:5.1} GB/s, {cached_values:5.2} values/ns"
     );
 }

@@ -20,6 +20,7 @@ use crate::Isa;
 use crate::isa::dispatch;
 use crate::kv::{KvLayer, PAGE};
 use crate::math;
+use crate::page_product::product;
 use crate::rows::Rows;
 use crate::simd::{LANES, Simd};
 
@@ -370,7 +371,6 @@ unsafe fn partials(
     let dim = attention.head_dim;
     let (keys, values) = (kv.keys(pages.this, kv_head), kv.values(pages.this, kv_head));
     let next = kv.keys(pages.next, kv_head);
-    let count = q.len() / dim;
     // What any of them sees. None may see anything.
     let seen = || visible.iter().filter(|visible| visible.start < visible.end);
     let last = seen().map(|visible| visible.end).max().unwrap_or(0);
@@ -378,48 +378,14 @@ unsafe fn partials(
     let columns = first / LANES * LANES..last.next_multiple_of(LANES);
     // SAFETY: a page has `dim` rows of keys and `PAGE` rows of values; the buffers are as long as the shapes say.
     unsafe {
-        product::<true>(isa, count, q.as_ptr(), 0..dim, keys, PAGE, columns, p.as_mut_ptr(), PAGE, values);
+        product::<true>(isa, kv.format(), visible.len(), q.as_ptr(), keys, columns, p.as_mut_ptr(), PAGE, values);
         softmax(isa, p, visible, attention.scale, attention.soft_cap, out, dim);
         let (p, out, stride) = (p.as_ptr(), out.as_mut_ptr(), partial_len(dim));
-        product::<false>(isa, count, p, first..last, values, dim, 0..dim, out, stride, next);
-    }
-}
-
-/// [`product_tile`] for a number of rows known only now.
-#[allow(clippy::too_many_arguments)]
-unsafe fn product<const INTERLEAVED: bool>(
-    isa: Isa,
-    rows: usize,
-    a: *const f32,
-    k: Range<usize>,
-    b: *const u16,
-    n: usize,
-    columns: Range<usize>,
-    out: *mut f32,
-    out_stride: usize,
-    ahead: *const u16,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        match rows {
-            6 => product_tile::<6, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
-            4 => product_tile::<4, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
-            3 => product_tile::<3, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
-            2 => product_tile::<2, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
-            1 => product_tile::<1, INTERLEAVED>(isa, a, k, b, n, columns, out, out_stride, ahead),
-            _ => unreachable!("`tiles` makes no tiles of {rows}"),
-        }
+        product::<false>(isa, kv.format(), visible.len(), p, values, first..last, out, stride, next);
     }
 }
 
 dispatch! {
-    /// `out[i][j] = Σ a[i][k] · b[k][j]` for `Q` rows of `a` and some of the `n` columns of `b`, an f16 matrix, in order of
-    /// k. Rows of `a` are interleaved, or `PAGE` values apart. As much as is read of `b` is asked for of `ahead`.
-    unsafe fn product_tile[const Q: usize, const INTERLEAVED: bool](
-        a: *const f32, k: Range<usize>, b: *const u16, n: usize, columns: Range<usize>, out: *mut f32, out_stride: usize,
-        ahead: *const u16
-    ) = product_kernel::<Q, INTERLEAVED>;
-
     /// Turns dot products into weights, those of tokens that are not visible into zeros, for a tile of queries; puts the
     /// largest score and the sum behind the `dim` values of each one's partial.
     unsafe fn softmax(
@@ -431,77 +397,6 @@ dispatch! {
 
     /// Divides the merged sums, side by side, by their weights.
     unsafe fn finish(merged: &[f32], dim: usize, out: *mut f32) = finish_kernel;
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-unsafe fn product_kernel<S: Simd, const Q: usize, const INTERLEAVED: bool>(
-    a: *const f32,
-    k: Range<usize>,
-    b: *const u16,
-    n: usize,
-    columns: Range<usize>,
-    out: *mut f32,
-    out_stride: usize,
-    ahead: *const u16,
-) {
-    let mut at = columns.start;
-    // SAFETY: the caller's.
-    unsafe {
-        while at < columns.end {
-            let (k, b, out, ahead) = (k.clone(), b.add(at), out.add(at), ahead.wrapping_add(at));
-            at += match columns.end - at {
-                64.. if S::WIDE => {
-                    product_columns::<S, Q, 4, INTERLEAVED>(a, k, b, n, out, out_stride, ahead);
-                    64
-                }
-                32.. => {
-                    product_columns::<S, Q, 2, INTERLEAVED>(a, k, b, n, out, out_stride, ahead);
-                    32
-                }
-                _ => {
-                    product_columns::<S, Q, 1, INTERLEAVED>(a, k, b, n, out, out_stride, ahead);
-                    16
-                }
-            };
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn product_columns<S: Simd, const Q: usize, const V: usize, const INTERLEAVED: bool>(
-    a: *const f32,
-    k: Range<usize>,
-    b: *const u16,
-    n: usize,
-    out: *mut f32,
-    out_stride: usize,
-    ahead: *const u16,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut sums = [[S::splat(0.0); V]; Q];
-        for k in k {
-            let mut columns = [S::splat(0.0); V];
-            for v in 0..V {
-                columns[v] = S::load_f16(b.add(k * n + v * LANES));
-            }
-            for line in (0..V * LANES).step_by(32) {
-                S::prefetch(ahead.wrapping_add(k * n + line).cast());
-            }
-            for q in 0..Q {
-                let a = S::splat(*a.add(if INTERLEAVED { k * Q + q } else { q * PAGE + k }));
-                for v in 0..V {
-                    sums[q][v] = S::fma(a, columns[v], sums[q][v]);
-                }
-            }
-        }
-        for q in 0..Q {
-            for v in 0..V {
-                S::store(out.add(q * out_stride + v * LANES), sums[q][v]);
-            }
-        }
-    }
 }
 
 const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];

@@ -60,11 +60,8 @@ impl Device for CpuDevice {
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
         let LoadOptions { pages, kv, progress } = options;
-        if kv != KvFormat::F16 {
-            let what = format!("keys and values in {kv}; they can be in f16");
-            return Err(DeviceError::Unsupported { device: self.facts.name.clone(), what });
-        }
-        let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages };
+        let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages, kv };
+        binder.check_cache()?;
         let (mut ready, total) = (0, plan.weight_bytes());
         let mut packed = |bytes| {
             ready += bytes;
@@ -78,8 +75,7 @@ impl Device for CpuDevice {
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
         let panels = matrices.iter().map(PackedMatrix::scratch_bytes).max().unwrap_or(0);
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
-        let page_len: usize =
-            plan.graph.caches.iter().map(|cache| KvLayer::page_len(cache.kv_heads, cache.head_dim)).sum();
+        let page_bytes = plan.graph.caches.iter().map(|cache| binder.page_bytes(cache)).sum();
         let mut ops = Vec::with_capacity(plan.ops.len());
         let mut linear_since_barrier = false;
         for planned in &plan.ops {
@@ -92,14 +88,14 @@ impl Device for CpuDevice {
         }
         let shared = Shared {
             arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
-            cache: binder.buffer(pages.saturating_mul(page_len * size_of::<u16>()), "the KV cache")?,
+            cache: binder.buffer(pages.saturating_mul(page_bytes), "the KV cache")?,
             prepared: binder.prepared()?,
             partials: binder.partials()?,
         };
         let ropes = binder.ropes();
         let workers = (0..self.pool.threads()).map(|_| binder.worker(panels)).collect::<Result<_, _>>()?;
         let (pool, isa) = (self.pool.clone(), self.isa);
-        Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, shared, pages, page_len, ropes, workers }))
+        Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, shared, pages, page_bytes, kv, ropes, workers }))
     }
 }
 
@@ -110,6 +106,7 @@ struct Binder<'d> {
     file: Arc<ModelFile>,
     /// Pages of the KV cache.
     pages: usize,
+    kv: KvFormat,
 }
 
 impl Binder<'_> {
@@ -252,10 +249,29 @@ impl Binder<'_> {
         Ok(Some(all))
     }
 
-    /// First value of a layer's keys in a page, heads and dimensions.
+    /// Refuses heads that are not whole blocks of the format of keys and values.
+    fn check_cache(&self) -> Result<(), DeviceError> {
+        let (kv, block) = (self.kv, self.kv.block());
+        match self.plan.graph.caches.iter().find(|cache| !cache.head_dim.is_multiple_of(block)) {
+            None => Ok(()),
+            Some(cache) => Err(DeviceError::Unsupported {
+                device: self.device.facts.name.clone(),
+                what: format!(
+                    "heads of {} values are not whole blocks of {block}, as keys and values in {kv} have to be; f16 would do",
+                    cache.head_dim
+                ),
+            }),
+        }
+    }
+
+    fn page_bytes(&self, cache: &basert_graph::Cache) -> usize {
+        KvLayer::page_bytes(self.kv, cache.kv_heads, cache.head_dim)
+    }
+
+    /// First byte of a layer's keys in a page, heads and dimensions.
     fn cache(&self, id: basert_graph::CacheId) -> crate::step::CachePlace {
         let caches = &self.plan.graph.caches;
-        let offset = caches[..id.0].iter().map(|cache| KvLayer::page_len(cache.kv_heads, cache.head_dim)).sum();
+        let offset = caches[..id.0].iter().map(|cache| self.page_bytes(cache)).sum();
         crate::step::CachePlace { offset, kv_heads: caches[id.0].kv_heads, head_dim: caches[id.0].head_dim }
     }
 

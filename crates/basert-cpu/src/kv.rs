@@ -2,6 +2,8 @@
 
 use std::marker::PhantomData;
 
+use basert_core::KvFormat;
+
 use crate::Isa;
 use crate::isa::dispatch;
 use crate::simd::{LANES, Simd};
@@ -9,18 +11,27 @@ use crate::simd::{LANES, Simd};
 /// Tokens in a page.
 pub const PAGE: usize = 64;
 
-/// One layer's view of the page store, all in `f16`.
+/// Values that share a scale, where values are quantised.
+pub(crate) const BLOCK: usize = 32;
+
+/// One layer's view of the page store.
 ///
-/// For each page and head: keys transposed, `[head_dim][PAGE]`, so that a lane is a token when they meet a query; then
-/// values, `[PAGE][head_dim]`, so that a lane is a dimension when they are weighted.
+/// For each page and head: keys transposed, so that a lane is a token when they meet a query; then values, so that a lane is
+/// a dimension when they are weighted. In `f16`, keys are `[head_dim][PAGE]` and values `[PAGE][head_dim]`.
+///
+/// In the quantised formats, each block of 32 dimensions lies by itself: its codes as above, and after them the `f16`
+/// scales of the page's tokens. Two codes of four bits share a byte, and always belong to the same token, so that tokens can
+/// be written at the same time: of keys those of dimensions 2i and 2i + 1, of values i and i + 16, the first in the low
+/// bits.
 #[derive(Debug, Clone, Copy)]
 pub struct KvLayer<'a> {
-    start: *mut u16,
+    /// The keys of the first head in the first page.
+    first: Blocks,
     pages: usize,
     page_stride: usize,
     heads: usize,
-    head_dim: usize,
-    memory: PhantomData<&'a mut [u16]>,
+    format: KvFormat,
+    memory: PhantomData<&'a mut [u8]>,
 }
 
 // SAFETY: a view gives access only through unsafe functions, whose callers keep writers apart.
@@ -28,30 +39,68 @@ unsafe impl Send for KvLayer<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for KvLayer<'_> {}
 
+/// The keys or the values of a head in a page: parts of the same length that have some of the dimensions each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks {
+    pub start: *mut u8,
+    /// How many.
+    pub count: usize,
+    /// Dimensions of one.
+    pub dims: usize,
+    /// Bytes of one.
+    pub bytes: usize,
+}
+
+impl Blocks {
+    /// The codes of block `i`.
+    ///
+    /// # Safety
+    /// There is such a block, here and below.
+    #[inline(always)]
+    pub unsafe fn codes(&self, i: usize) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe { self.start.add(i * self.bytes) }
+    }
+
+    /// The scales of block `i`, one for each token.
+    #[inline(always)]
+    pub unsafe fn scales(&self, i: usize) -> *mut u16 {
+        // SAFETY: the caller's; they are what a quantised block ends with.
+        unsafe { self.start.add((i + 1) * self.bytes - SCALES).cast() }
+    }
+}
+
+/// Bytes of a block's scales.
+const SCALES: usize = PAGE * size_of::<u16>();
+
 impl<'a> KvLayer<'a> {
-    /// `f16` values that a layer has in a page.
-    pub const fn page_len(heads: usize, head_dim: usize) -> usize {
-        2 * heads * head_dim * PAGE
+    /// Bytes that a layer has in a page.
+    pub fn page_bytes(format: KvFormat, heads: usize, head_dim: usize) -> usize {
+        2 * heads * PAGE * format.bytes(head_dim)
     }
 
     /// A layer whose part of page i begins at `start + i · page_stride`.
     ///
     /// # Safety
-    /// The memory must hold [`page_len`](KvLayer::page_len) values there for each page, live as long as `'a`, and be
-    /// reached through views only in that time.
+    /// The memory must hold [`page_bytes`](KvLayer::page_bytes) bytes there for each page, begin at a multiple of 2, live as
+    /// long as `'a`, and be reached through views only in that time.
     ///
     /// # Panics
-    /// When `head_dim` is not a multiple of 16.
+    /// When `head_dim` is not a multiple of 16, or of the format's blocks.
     pub unsafe fn from_raw(
-        start: *mut u16,
+        start: *mut u8,
         pages: usize,
         page_stride: usize,
+        format: KvFormat,
         heads: usize,
         head_dim: usize,
     ) -> KvLayer<'a> {
         assert!(head_dim.is_multiple_of(LANES), "heads of {head_dim} values are not whole vectors of {LANES}");
-        assert!(page_stride >= KvLayer::page_len(heads, head_dim) || pages <= 1);
-        KvLayer { start, pages, page_stride, heads, head_dim, memory: PhantomData }
+        assert!(head_dim.is_multiple_of(format.block()), "heads of {head_dim} values are not whole blocks of {format}");
+        assert!(page_stride >= KvLayer::page_bytes(format, heads, head_dim) || pages <= 1);
+        let dims = if format == KvFormat::F16 { head_dim } else { BLOCK };
+        let first = Blocks { start, count: head_dim / dims.max(1), dims, bytes: PAGE * format.bytes(dims) };
+        KvLayer { first, pages, page_stride, heads, format, memory: PhantomData }
     }
 
     /// Heads of keys, and of values.
@@ -61,26 +110,33 @@ impl<'a> KvLayer<'a> {
 
     /// Values of a key, and of a value.
     pub fn head_dim(&self) -> usize {
-        self.head_dim
+        self.first.count * self.first.dims
+    }
+
+    /// How they are stored.
+    pub fn format(&self) -> KvFormat {
+        self.format
     }
 
     /// The keys of a head in a page.
     ///
     /// # Panics
     /// When there is no such page or head.
-    pub fn keys(&self, page: usize, head: usize) -> *mut u16 {
+    pub(crate) fn keys(&self, page: usize, head: usize) -> Blocks {
         assert!(page < self.pages && head < self.heads);
+        let before = page * self.page_stride + 2 * head * self.first.count * self.first.bytes;
         // SAFETY: in the view's memory.
-        unsafe { self.start.add(page * self.page_stride + 2 * head * self.head_dim * PAGE) }
+        Blocks { start: unsafe { self.first.start.add(before) }, ..self.first }
     }
 
     /// The values of a head in a page.
     ///
     /// # Panics
     /// When there is no such page or head.
-    pub fn values(&self, page: usize, head: usize) -> *mut u16 {
+    pub(crate) fn values(&self, page: usize, head: usize) -> Blocks {
+        let keys = self.keys(page, head);
         // SAFETY: they follow the keys.
-        unsafe { self.keys(page, head).add(self.head_dim * PAGE) }
+        Blocks { start: unsafe { keys.codes(keys.count) }, ..keys }
     }
 
     /// Puts a token's key and value of one head into `slot` of `page`.
@@ -93,31 +149,104 @@ impl<'a> KvLayer<'a> {
     /// # Panics
     /// When there is no such place, or `key` or `value` is not `head_dim` long.
     pub unsafe fn write(&self, isa: Isa, head: usize, page: usize, slot: usize, key: &[f32], value: &[f32]) {
-        assert!(slot < PAGE && key.len() == self.head_dim && value.len() == self.head_dim);
+        assert!(slot < PAGE && key.len() == self.head_dim() && value.len() == self.head_dim());
+        let (keys, values) = (self.keys(page, head), self.values(page, head));
         // SAFETY: in the view's memory.
         unsafe {
-            let keys = self.keys(page, head).add(slot);
-            let values = self.values(page, head).add(slot * self.head_dim);
-            write_slot(isa, key, value, keys, values);
+            match self.format {
+                KvFormat::F16 => write_f16(isa, key, value, keys, values, slot),
+                KvFormat::Q8 => write_quantised::<8>(isa, key, value, keys, values, slot),
+                KvFormat::Q4 => write_quantised::<4>(isa, key, value, keys, values, slot),
+            }
         }
     }
 }
 
 dispatch! {
-    unsafe fn write_slot(key: &[f32], value: &[f32], keys: *mut u16, values: *mut u16) = write_kernel;
+    unsafe fn write_f16(key: &[f32], value: &[f32], keys: Blocks, values: Blocks, slot: usize) = f16_kernel;
+
+    unsafe fn write_quantised[const BITS: usize](
+        key: &[f32], value: &[f32], keys: Blocks, values: Blocks, slot: usize
+    ) = quantised_kernel::<BITS>;
 }
 
 #[inline(always)]
-unsafe fn write_kernel<S: Simd>(key: &[f32], value: &[f32], keys: *mut u16, values: *mut u16) {
+unsafe fn f16_kernel<S: Simd>(key: &[f32], value: &[f32], keys: Blocks, values: Blocks, slot: usize) {
     let mut halves = [0; LANES];
-    for at in (0..key.len()).step_by(LANES) {
-        // SAFETY: `key` and `value` are whole vectors, with room at `keys` and `values`.
-        unsafe {
+    // SAFETY: `key` and `value` are whole vectors, and the one block has room for them.
+    unsafe {
+        let (keys, values) = (keys.codes(0).cast::<u16>(), values.codes(0).cast::<u16>());
+        for at in (0..key.len()).step_by(LANES) {
             S::store_f16(halves.as_mut_ptr(), S::load(key.as_ptr().add(at)));
             for (i, half) in halves.into_iter().enumerate() {
-                *keys.add((at + i) * PAGE) = half;
+                *keys.add((at + i) * PAGE + slot) = half;
             }
-            S::store_f16(values.add(at), S::load(value.as_ptr().add(at)));
+            S::store_f16(values.add(slot * value.len() + at), S::load(value.as_ptr().add(at)));
         }
+    }
+}
+
+#[inline(always)]
+unsafe fn quantised_kernel<S: Simd, const BITS: usize>(
+    key: &[f32],
+    value: &[f32],
+    keys: Blocks,
+    values: Blocks,
+    slot: usize,
+) {
+    let (key, value) = (key.as_chunks::<BLOCK>().0, value.as_chunks::<BLOCK>().0);
+    for (i, (key, value)) in key.iter().zip(value).enumerate() {
+        // SAFETY: a block has room for the codes and scales of `PAGE` tokens.
+        unsafe {
+            let codes = quantise::<S, BITS>(key, keys.scales(i).add(slot));
+            let to = keys.codes(i).add(slot);
+            for dim in 0..BLOCK * BITS / 8 {
+                *to.add(dim * PAGE) = if BITS == 8 { codes[dim] } else { codes[2 * dim] | codes[2 * dim + 1] << 4 };
+            }
+            let codes = quantise::<S, BITS>(value, values.scales(i).add(slot));
+            let to = values.codes(i).add(slot * BLOCK * BITS / 8);
+            for dim in 0..BLOCK * BITS / 8 {
+                *to.add(dim) = if BITS == 8 { codes[dim] } else { codes[dim] | codes[dim + BLOCK / 2] << 4 };
+            }
+        }
+    }
+}
+
+/// Codes of a block, a byte each, and its scale to `scale`.
+#[inline(always)]
+unsafe fn quantise<S: Simd, const BITS: usize>(x: &[f32; BLOCK], scale: *mut u16) -> [u8; BLOCK] {
+    let mut codes = [0; BLOCK];
+    let mut half = [0; LANES];
+    // SAFETY: a block is two vectors.
+    unsafe {
+        let x = [S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES))];
+        let zero = S::splat(0.0);
+        let highest = S::largest(S::max(x[0], x[1]));
+        let lowest = -S::largest(S::max(S::sub(zero, x[0]), S::sub(zero, x[1])));
+        let extreme = if highest >= -lowest { highest } else { lowest };
+        let (unit, low, high) =
+            if BITS == 8 { (extreme.abs() / 127.0, -127.0, 127.0) } else { (extreme / -8.0, -8.0, 7.0) };
+        S::store_f16(half.as_mut_ptr(), S::splat(unit));
+        *scale = half[0];
+        // A scale of zero would make no numbers of values.
+        let divisor = if half[0] & 0x7fff == 0 { S::splat(f32::INFINITY) } else { S::load_f16(half.as_ptr()) };
+        for (v, &x) in x.iter().enumerate() {
+            let value = S::min(S::max(S::div(x, divisor), S::splat(low)), S::splat(high));
+            let code = S::add_i32(S::round(away::<S>(value)), S::splat_i32(if BITS == 8 { 0 } else { 8 }));
+            S::store_i8(codes.as_mut_ptr().add(v * LANES).cast(), code);
+        }
+    }
+    codes
+}
+
+/// The nearest whole number, of two that are as near the one further from zero.
+#[inline(always)]
+unsafe fn away<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: the caller's.
+    unsafe {
+        let nearest = S::float(S::round(x));
+        let one = S::select_less(x, S::splat(0.0), S::splat(-1.0), S::splat(1.0));
+        let missing = S::mul(S::sub(x, nearest), one);
+        S::select_less(missing, S::splat(0.5), nearest, S::add(nearest, one))
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use basert_core::codec;
+use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
 use basert_graph::{Activation, Rows as RowClass};
 use basert_plan::{Baked, DeviceError, Place, Plan, StepState};
@@ -88,7 +88,7 @@ pub(crate) struct BoundLinear {
 /// Where in a page a layer's keys and values lie.
 #[derive(Clone, Copy)]
 pub(crate) struct CachePlace {
-    /// Values from the start of the page.
+    /// Bytes from the start of the page.
     pub offset: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
@@ -165,8 +165,9 @@ pub(crate) struct CpuBaked {
     pub ops: Vec<Bound>,
     pub shared: Shared,
     pub pages: usize,
-    /// f16 values in a page, all layers together.
-    pub page_len: usize,
+    /// Bytes of a page, all layers together.
+    pub page_bytes: usize,
+    pub kv: KvFormat,
     pub ropes: Vec<RopeTable>,
     pub workers: Vec<WorkerScratch>,
 }
@@ -185,9 +186,10 @@ impl Baked for CpuBaked {
             file: &self.file,
             ropes: &self.ropes,
             arena: self.shared.arena.as_mut_ptr(),
-            cache: self.shared.cache.as_mut_ptr().cast(),
+            cache: self.shared.cache.as_mut_ptr(),
             pages: self.pages,
-            page_len: self.page_len,
+            page_bytes: self.page_bytes,
+            kv: self.kv,
             prepared: (self.shared.prepared.0.as_mut_ptr().cast(), self.shared.prepared.1.as_mut_ptr()),
             partials: (self.shared.partials.as_mut_ptr().cast(), self.shared.partials.len() / size_of::<f32>()),
             workers: self.workers.as_mut_ptr(),
@@ -224,7 +226,7 @@ impl Baked for CpuBaked {
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
-        let bytes = self.page_len * size_of::<u16>();
+        let bytes = self.page_bytes;
         let from = from as usize * bytes;
         self.shared.cache.copy_within(from..from + bytes, to as usize * bytes);
     }
@@ -237,9 +239,10 @@ struct Run<'a> {
     file: &'a ModelFile,
     ropes: &'a [RopeTable],
     arena: *mut u8,
-    cache: *mut u16,
+    cache: *mut u8,
     pages: usize,
-    page_len: usize,
+    page_bytes: usize,
+    kv: KvFormat,
     /// f32 and quantised.
     prepared: (*mut f32, *mut u8),
     /// With how many values there are.
@@ -289,7 +292,7 @@ impl Run<'_> {
         // SAFETY: every page has room for all layers, and this one's begins at its offset.
         unsafe {
             let start = self.cache.add(cache.offset);
-            KvLayer::from_raw(start, self.pages, self.page_len, cache.kv_heads, cache.head_dim)
+            KvLayer::from_raw(start, self.pages, self.page_bytes, self.kv, cache.kv_heads, cache.head_dim)
         }
     }
 

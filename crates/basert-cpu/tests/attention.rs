@@ -1,16 +1,18 @@
-//! Attention against a textbook in f64, and every way of dividing it against the others bit for bit.
+//! Attention against a textbook in f64 on what the reference codec makes of keys and values, and every way of dividing it
+//! against the others bit for bit.
 
 mod common;
 
+use basert_core::{KvFormat, codec};
 use basert_cpu::*;
 use common::{Random, bits};
-use half::f16;
 
 /// A cache with one sequence of `len` tokens in shuffled pages, NaN wherever nothing was written, and its queries.
 struct Case {
     attention: Attention,
+    format: KvFormat,
     len: usize,
-    memory: Vec<u16>,
+    memory: Buffer,
     table: Vec<u32>,
     keys: Vec<f32>,
     values: Vec<f32>,
@@ -20,13 +22,17 @@ struct Case {
 const PAGES: usize = 7;
 
 impl Case {
-    fn new(attention: Attention, len: usize, isa: Isa) -> Case {
+    fn new(attention: Attention, format: KvFormat, len: usize, isa: Isa) -> Case {
         attention.check().unwrap();
         let Attention { head_dim, q_heads, kv_heads, .. } = attention;
         let mut random = Random::new((head_dim + q_heads * 7 + len) as u64);
+        let mut memory = Buffer::zeroed(PAGES * KvLayer::page_bytes(format, kv_heads, head_dim)).unwrap();
+        // 0x7e7e is no number in f16.
+        memory.fill(0x7e);
         let mut case = Case {
+            format,
             len,
-            memory: vec![f16::NAN.to_bits(); PAGES * KvLayer::page_len(kv_heads, head_dim)],
+            memory,
             table: (0..len.div_ceil(PAGE)).map(|i| ((i * 3 + 2) % PAGES) as u32).collect(),
             keys: random.values(len * kv_heads * head_dim),
             values: random.values(len * kv_heads * head_dim),
@@ -47,9 +53,9 @@ impl Case {
 
     fn kv(&mut self) -> KvLayer<'_> {
         let Attention { head_dim, kv_heads, .. } = self.attention;
-        let stride = KvLayer::page_len(kv_heads, head_dim);
+        let stride = KvLayer::page_bytes(self.format, kv_heads, head_dim);
         // SAFETY: `memory` has so many pages.
-        unsafe { KvLayer::from_raw(self.memory.as_mut_ptr(), PAGES, stride, kv_heads, head_dim) }
+        unsafe { KvLayer::from_raw(self.memory.as_mut_ptr(), PAGES, stride, self.format, kv_heads, head_dim) }
     }
 
     fn width(&self) -> usize {
@@ -60,22 +66,22 @@ impl Case {
     fn expected(&self, position: usize) -> Vec<f64> {
         let Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window } = self.attention;
         let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let round = |x: f32| f64::from(f16::from_f32(x).to_f32());
+        let (keys, values) = (rounded(self.format, &self.keys), rounded(self.format, &self.values));
         let mut out = Vec::new();
         for head in 0..q_heads {
             let q = &self.queries[position * self.width() + head * head_dim..][..head_dim];
             let at = |t: usize| (t * kv_heads + head / (q_heads / kv_heads)) * head_dim;
             let weights: Vec<f64> = (first..=position)
                 .map(|t| {
-                    let k = &self.keys[at(t)..][..head_dim];
-                    let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * round(*k)).sum();
+                    let k = &keys[at(t)..][..head_dim];
+                    let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                     let score = dot * f64::from(scale);
                     soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
                 })
                 .collect();
             let total: f64 = weights.iter().sum();
             out.extend((0..head_dim).map(|d| {
-                let sum = weights.iter().zip(first..).map(|(w, t)| w * round(self.values[at(t) + d]));
+                let sum = weights.iter().zip(first..).map(|(w, t)| w * f64::from(values[at(t) + d]));
                 sum.sum::<f64>() / total
             }));
         }
@@ -129,13 +135,23 @@ impl Case {
     }
 }
 
-fn cases() -> Vec<(Attention, usize)> {
+/// What is left of values that were stored, heads being whole blocks.
+fn rounded(format: KvFormat, values: &[f32]) -> Vec<f32> {
+    let mut bytes = vec![0; format.bytes(values.len())];
+    codec::encode(format.format(), values, &mut bytes).unwrap();
+    let mut rounded = vec![0.0; values.len()];
+    codec::decode(format.format(), &bytes, &mut rounded).unwrap();
+    rounded
+}
+
+fn cases() -> Vec<(Attention, KvFormat, usize)> {
     let mut cases = Vec::new();
     for (head_dim, q_heads, kv_heads, len) in [
         (64, 9, 3, 135),
         (16, 2, 2, 70),
         (48, 7, 1, 129),
         (128, 8, 2, 65),
+        (96, 4, 2, 129),
         (256, 2, 1, 66),
         (32, 30, 1, 20),
         (64, 5, 5, 1),
@@ -144,7 +160,9 @@ fn cases() -> Vec<(Attention, usize)> {
             [(None, None), (Some(5.0), None), (None, Some(50)), (Some(3.0), Some(64)), (None, Some(1))]
         {
             let scale = 1.0 / (head_dim as f32).sqrt();
-            cases.push((Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window }, len));
+            let attention = Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window };
+            let formats = KvFormat::ALL.into_iter().filter(|format| head_dim % format.block() == 0);
+            cases.extend(formats.map(|format| (attention, format, len)));
         }
     }
     cases
@@ -152,13 +170,16 @@ fn cases() -> Vec<(Attention, usize)> {
 
 #[test]
 fn attention_agrees_with_a_textbook() {
-    for (attention, len) in cases() {
-        let mut case = Case::new(attention, len, Isa::detect());
+    for (attention, format, len) in cases() {
+        let mut case = Case::new(attention, format, len, Isa::detect());
         let width = case.width();
         let found = case.attend(Isa::detect(), 0, attention.row_block());
         for (position, found) in found.chunks_exact(width).enumerate() {
             for (i, (x, expected)) in found.iter().zip(case.expected(position)).enumerate() {
-                assert!((f64::from(*x) - expected).abs() < 3e-6, "{attention:?} {position} {i}: {x}, not {expected}");
+                assert!(
+                    (f64::from(*x) - expected).abs() < 3e-6,
+                    "{attention:?} {format} {position} {i}: {x}, not {expected}"
+                );
             }
         }
     }
@@ -166,20 +187,23 @@ fn attention_agrees_with_a_textbook() {
 
 #[test]
 fn how_it_is_divided_does_not_matter() {
-    for (attention, len) in cases() {
+    for (attention, format, len) in cases() {
         let mut expected: Option<Vec<u32>> = None;
         for isa in Isa::available() {
-            let mut case = Case::new(attention, len, isa);
+            let mut case = Case::new(attention, format, len, isa);
             let width = case.width();
             let all = case.attend(isa, 0, attention.row_block());
-            assert!(expected.get_or_insert_with(|| bits(&all)) == &bits(&all), "{attention:?} {isa}");
-            assert!(bits(&case.attend(isa, 0, 1)) == bits(&all), "{attention:?} {isa}");
+            assert!(expected.get_or_insert_with(|| bits(&all)) == &bits(&all), "{attention:?} {format} {isa}");
+            assert!(bits(&case.attend(isa, 0, 1)) == bits(&all), "{attention:?} {format} {isa}");
             let start = len / 3;
             let step = attention.row_block().min(3);
-            assert!(bits(&case.attend(isa, start, step)) == bits(&all[start * width..]), "{attention:?} {isa}");
+            assert!(
+                bits(&case.attend(isa, start, step)) == bits(&all[start * width..]),
+                "{attention:?} {format} {isa}"
+            );
             for step in [1, 2, 100] {
                 let last = case.attend_divided(isa, step);
-                assert!(bits(&last) == bits(&all[(len - 1) * width..]), "{attention:?} {isa} {step}");
+                assert!(bits(&last) == bits(&all[(len - 1) * width..]), "{attention:?} {format} {isa} {step}");
             }
         }
     }
@@ -194,5 +218,55 @@ fn shapes_that_the_kernels_lack_are_refused() {
     }
     for (q_heads, kv_heads) in [(8, 3), (0, 1), (4, 0), (2, 4)] {
         assert!(matches!(Attention { q_heads, kv_heads, ..good }.check(), Err(AttentionError::Heads { .. })));
+    }
+}
+
+/// A token's slot is its own: what is written beside it leaves it as it was.
+#[test]
+fn tokens_of_a_page_can_be_written_at_the_same_time() {
+    for format in KvFormat::ALL {
+        let attention = Attention { head_dim: 64, q_heads: 2, kv_heads: 1, scale: 1.0, soft_cap: None, window: None };
+        let mut case = Case::new(attention, format, PAGE, Isa::detect());
+        let expected = case.memory.to_vec();
+        case.memory.fill(0x7e);
+        let (keys, values, page) = (case.keys.clone(), case.values.clone(), case.table[0] as usize);
+        let kv = case.kv();
+        std::thread::scope(|scope| {
+            for first in 0..4 {
+                let (keys, values) = (&keys, &values);
+                scope.spawn(move || {
+                    for slot in (first..PAGE).step_by(4).cycle().take(PAGE * 16) {
+                        let at = slot * 64..(slot + 1) * 64;
+                        // SAFETY: each thread has slots of its own.
+                        unsafe { kv.write(Isa::detect(), 0, page, slot, &keys[at.clone()], &values[at]) };
+                    }
+                });
+            }
+        });
+        assert!(case.memory.to_vec() == expected, "{format}");
+    }
+}
+
+/// Blocks of zeros, of tiny and of huge values, of one sign, and with an outlier.
+#[test]
+fn blocks_of_any_values_are_stored_as_the_codec_does() {
+    for format in [KvFormat::Q8, KvFormat::Q4] {
+        let attention = Attention { head_dim: 32, q_heads: 1, kv_heads: 1, scale: 1.0, soft_cap: None, window: None };
+        for size in [0.0, 1e-30, 1e-6, 3e-4, 1.0, 700.0, 6e4] {
+            for offset in [-1.0, 0.0, 1.0] {
+                let mut case = Case::new(attention, format, 1, Isa::Portable);
+                case.values.iter_mut().for_each(|x| *x = (*x + offset) * size);
+                case.values[17] *= 3.0;
+                let (keys, values, page) = (case.keys.clone(), case.values.clone(), case.table[0] as usize);
+                for isa in Isa::available() {
+                    // SAFETY: one thread.
+                    unsafe { case.kv().write(isa, 0, page, 0, &keys, &values) };
+                    // With one token, its value is the result.
+                    let found = case.attend(isa, 0, 1);
+                    let expected = rounded(format, &values);
+                    assert!(found == expected, "{format} {isa} {size} {offset}: {found:?}, not {expected:?}");
+                }
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use basert::files::ModelFile;
-use basert::{Model, Options};
+use basert::{DeviceKind, KvFormat, Model, Options};
 use basert_testkit::tiny;
 
 /// A copy of a tiny model's bytes, to be damaged.
@@ -160,4 +160,15 @@ fn an_architecture_file_from_disk() {
     std::fs::write(&path, "name = 'mine'\nblock = []").unwrap();
     let error = Model::open(tiny().join("llama.gguf"), options).err().unwrap().to_string();
     check(&error, &["mine.toml", "block"]);
+}
+
+#[test]
+fn keys_and_values_in_formats_that_do_not_fit() {
+    // Heads of 16.
+    for (kv, name) in [(KvFormat::Q8, "q8"), (KvFormat::Q4, "q4")] {
+        let options = Options { kv, ..Options::default() };
+        check(&Copy::of("llama.gguf").error_with(options.clone()), &["cpu device", "heads of 16", "32", name, "f16"]);
+        let options = Options { device: DeviceKind::Reference, ..options };
+        check(&Copy::of("qwen3.gguf").error_with(options), &["reference device", name]);
+    }
 }

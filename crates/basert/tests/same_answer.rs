@@ -1,14 +1,19 @@
 //! The answer does not depend on how it is computed: in one step or many, alone or with others, fresh or continued.
 //! Logits are compared to the bit.
 
-use basert::{DeviceKind, Generation, Message, Model, Options, Sampling};
+use basert::{DeviceKind, Generation, KvFormat, Message, Model, Options, Sampling};
 use basert_testkit::{gemma3, smollm2};
 
 const TEXT: &str = "The lighthouse keeper counted the ships that passed each night, and wrote their names into a \
     ledger that nobody had asked for. Über die Jahre wurde daraus 一本很厚的书. fn main() { println!(\"{}\", 6 * 7); }";
 
 fn open(path: std::path::PathBuf, threads: usize) -> Model {
-    Model::open(path, Options { threads: Some(threads), max_context: Some(1024), ..Options::default() }).unwrap()
+    open_with(KvFormat::F16, path, threads)
+}
+
+fn open_with(kv: KvFormat, path: std::path::PathBuf, threads: usize) -> Model {
+    let options = Options { kv, threads: Some(threads), max_context: Some(1024), ..Options::default() };
+    Model::open(path, options).unwrap()
 }
 
 fn prompt(model: &Model, repeats: usize) -> Vec<u32> {
@@ -83,9 +88,27 @@ fn a_batch_with_others() {
 }
 
 #[test]
+fn quantised_keys_and_values() {
+    for kv in [KvFormat::Q8, KvFormat::Q4] {
+        let models = [1, 2].map(|threads| open_with(kv, smollm2(), threads));
+        let tokens = prompt(&models[0], 5);
+        let expected = logits_in_chunks(&models[0], &tokens, usize::MAX);
+        assert!(expected != logits_in_chunks(&open(smollm2(), 2), &tokens, usize::MAX), "{kv} changes nothing");
+        for chunk in [1, 7, 64, 100] {
+            assert!(logits_in_chunks(&models[1], &tokens, chunk) == expected, "{kv} in chunks of {chunk}");
+        }
+        a_fork_goes_its_own_way(&models[1]);
+    }
+}
+
+#[test]
 fn a_fork_and_its_origin_go_their_own_ways() {
-    let model = open(smollm2(), 2);
-    let tokens = prompt(&model, 2);
+    a_fork_goes_its_own_way(&open(smollm2(), 2));
+}
+
+/// With a copy of the page that both would write to.
+fn a_fork_goes_its_own_way(model: &Model) {
+    let tokens = prompt(model, 2);
     let mut origin = model.session();
     origin.sync(&tokens).unwrap();
     let mut fork = origin.fork();
@@ -94,7 +117,7 @@ fn a_fork_and_its_origin_go_their_own_ways() {
     fork.step(13).unwrap();
     let after = |tail: &[u32]| {
         let tokens: Vec<u32> = tokens.iter().chain(tail).copied().collect();
-        logits_in_chunks(&model, &tokens, usize::MAX)
+        logits_in_chunks(model, &tokens, usize::MAX)
     };
     assert!(origin.logits() == after(&[12]));
     assert!(fork.logits() == after(&[11, 13]));
