@@ -90,6 +90,7 @@ static inline tile_operand tile_round(thread const tile_sums &sums) {
 // Operands as on CUDA: two neighbouring values of each 8 × 8 quarter a lane.
 struct tile_sums { float e[8]; };
 struct tile_operand { half e[8]; };
+struct tile_operands { tile_operand a, b; };
 
 static inline uint tile_row(uint lane) { return lane / 4; }
 static inline uint tile_column(uint lane) { return 2 * (lane % 4); }
@@ -134,16 +135,20 @@ static inline tile_operand tile_load_straight(threadgroup const half *tiles, uin
 }
 
 static inline void tile_multiply(thread tile_sums &sums, thread const tile_operand &a, thread const tile_operand &b) {
-    tile_operand rows[32], columns[32];
-    const uint lane = simd_gather(a, rows);
-    simd_gather(b, columns);
-    for (uint i = 0; i < 8; ++i) {
-        const uint u = i % 2, v = (i / 2) % 2, h = i / 4;
-        for (uint k = 0; k < 16; ++k) {
-            const uint place = (k % 8) / 2;
-            const float x = float(rows[tile_row(lane) * 4 + place].e[4 * (k / 8) + 2 * v + k % 2]);
-            const float y = float(columns[(tile_column(lane) + u) * 4 + place].e[4 * h + 2 * (k / 8) + k % 2]);
-            sums.e[i] = fma(x, y, sums.e[i]);
+    const tile_operands *lanes = simd_gather(tile_operands{a, b});
+    const uint lane = simt::lane();
+    for (uint k = 0; k < 16; ++k) {
+        const uint place = (k % 8) / 2;
+        thread const tile_operand &row = lanes[tile_row(lane) * 4 + place].a;
+        for (uint u = 0; u < 2; ++u) {
+            thread const tile_operand &column = lanes[(tile_column(lane) + u) * 4 + place].b;
+            for (uint h = 0; h < 2; ++h) {
+                const float y = float(column.e[4 * h + 2 * (k / 8) + k % 2]);
+                for (uint v = 0; v < 2; ++v) {
+                    thread float &sum = sums.e[4 * h + 2 * v + u];
+                    sum = fma(float(row.e[4 * (k / 8) + 2 * v + k % 2]), y, sum);
+                }
+            }
         }
     }
 }

@@ -478,10 +478,9 @@ inline bool simd_all(bool x, uint line = __builtin_LINE()) {
 inline bool simd_any(bool x, uint line = __builtin_LINE()) {
     return simt::reduce(simt::exchange(x, "simd_any", line), [](bool a, bool b) { return a || b; });
 }
-// Not Metal's: what all lanes have, and which one this is.
-template <class T> inline uint simd_gather(const T &mine, T (&all)[32], uint line = __builtin_LINE()) {
-    __builtin_memcpy(all, simt::exchange(mine, "simd_gather", line), sizeof(all));
-    return simt::lane();
+// Not Metal's: what all 32 lanes have, until the next operation of the simdgroup.
+template <class T> inline const T *simd_gather(const T &mine, uint line = __builtin_LINE()) {
+    return simt::exchange(mine, "simd_gather", line);
 }
 
 template <class T> struct atomic { T value; };

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ffi::{CStr, c_char};
 use std::ptr;
 
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, StackPointer};
 use corosensei::{Coroutine, CoroutineResult, Yielder};
 
 use super::order::{Order, Random};
@@ -25,6 +25,9 @@ const POISON: u8 = 0xff;
 const EXCHANGE: usize = 64 * LANES;
 /// Kernels keep little on the stack; what is not touched takes no memory.
 const STACK: usize = 256 << 10;
+/// Steps in which stacks begin below the end of a page, and how many there are.
+const COLOUR: usize = 7 * 64;
+const COLOURS: usize = 64;
 
 /// Memory that a kernel may touch: the twin of `simt::memory` in `metal.h`.
 #[derive(Debug, Clone, Copy)]
@@ -78,10 +81,10 @@ pub struct Fault {
     pub line: u32,
 }
 
-/// Where a thread stops.
-enum Stop {
-    Wait(Wait),
-    Fault(Fault),
+impl Fault {
+    fn of(thread: u32, what: String) -> Fault {
+        Fault { thread, what, line: 0 }
+    }
 }
 
 /// What a thread waits at.
@@ -94,6 +97,10 @@ struct Wait {
 
 const WHOLE_THREADGROUP: u32 = 0;
 
+impl Wait {
+    const NOWHERE: Wait = Wait { scope: WHOLE_THREADGROUP, operation: ptr::null(), line: 0 };
+}
+
 /// How far the lanes of a simdgroup have come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
@@ -102,27 +109,53 @@ enum Progress {
     Ended,
 }
 
-type Thread = Coroutine<(), Stop, (), DefaultStack>;
-type Suspender = Yielder<(), Stop>;
+type Thread = Coroutine<(), (), (), Stack>;
+type Suspender = Yielder<(), ()>;
 
 /// The threadgroup that runs. Its threads come back to the scheduler through it.
 #[repr(C)]
 struct Group {
     shared: Shared,
-    /// How each thread is suspended, once it has begun.
-    suspenders: Vec<Cell<*const Suspender>>,
+    threads: Vec<Suspended>,
+    fault: Cell<Option<Fault>>,
+}
+
+/// A thread that has begun: how it is suspended, and what it waits at.
+#[derive(Clone)]
+struct Suspended {
+    suspender: Cell<*const Suspender>,
+    wait: Cell<Wait>,
 }
 
 /// Runs threadgroups, one at a time, with stacks and memory that it keeps.
 #[derive(Default)]
 pub struct Worker {
-    stacks: Vec<DefaultStack>,
+    stacks: Vec<Stack>,
     threadgroup: Vec<u128>,
     slots: Vec<u128>,
 }
 
 // SAFETY: a stack in the pool is mere memory.
 unsafe impl Send for Worker {}
+
+/// A stack of which some bytes are left unused, another number for each: pages of all stacks would otherwise compete
+/// for the same lines of the cache.
+struct Stack {
+    stack: DefaultStack,
+    unused: usize,
+}
+
+// SAFETY: it is a smaller part of a stack that is one, as aligned as that is.
+unsafe impl corosensei::stack::Stack for Stack {
+    fn base(&self) -> StackPointer {
+        let base = self.stack.base();
+        StackPointer::new(base.get() - self.unused).unwrap_or(base)
+    }
+
+    fn limit(&self) -> StackPointer {
+        self.stack.limit()
+    }
+}
 
 impl Worker {
     /// Runs the threadgroup at `position`.
@@ -156,13 +189,15 @@ impl Worker {
                 threads: launch.threads,
                 running: Cell::new(0),
             },
-            suspenders: vec![Cell::new(ptr::null()); threads],
+            threads: vec![Suspended { suspender: Cell::new(ptr::null()), wait: Cell::new(Wait::NOWHERE) }; threads],
+            fault: Cell::new(None),
         };
-        let mut coroutines = Vec::with_capacity(threads);
-        for _ in 0..threads {
-            let stack = self.stack()?;
-            coroutines.push(start(&group, launch.entry, stack));
+        while self.stacks.len() < threads {
+            let stack = DefaultStack::new(STACK).map_err(|e| Fault::of(0, format!("has no stack: {e}")))?;
+            self.stacks.push(Stack { stack, unused: self.stacks.len() % COLOURS * COLOUR });
         }
+        let stacks = self.stacks.drain(self.stacks.len() - threads..);
+        let mut coroutines: Vec<Thread> = stacks.map(|stack| start(&group, launch.entry, stack)).collect();
         let result = schedule(&group, &turns, &mut coroutines, random);
         for mut coroutine in coroutines {
             // SAFETY: what is on its stack, frames of a kernel and of `wait` or `fail`, has nothing to drop.
@@ -171,21 +206,15 @@ impl Worker {
         }
         result
     }
-
-    fn stack(&mut self) -> Result<DefaultStack, Fault> {
-        let fresh =
-            || DefaultStack::new(STACK).map_err(|e| Fault { thread: 0, what: format!("has no stack: {e}"), line: 0 });
-        self.stacks.pop().map_or_else(fresh, Ok)
-    }
 }
 
 /// A thread that has not begun.
-fn start(group: &Group, entry: Entry, stack: DefaultStack) -> Thread {
+fn start(group: &Group, entry: Entry, stack: Stack) -> Thread {
     let group = ptr::from_ref(group);
     Coroutine::with_stack(stack, move |suspender: &Suspender, ()| {
         // SAFETY: the group outlives its threads, see `Worker::run`.
         let group = unsafe { &*group };
-        group.suspenders[group.shared.running.get() as usize].set(suspender);
+        group.threads[group.shared.running.get() as usize].suspender.set(suspender);
         // SAFETY: what `Worker::run` asks for.
         unsafe { entry(&group.shared) };
     })
@@ -212,10 +241,12 @@ fn schedule(group: &Group, turns: &[Cell<u32>], threads: &mut [Thread], random: 
             let lane = order.at(i);
             group.shared.running.set((first + lane) as u32);
             lanes[lane] = match threads[first + lane].resume(()) {
-                CoroutineResult::Yield(Stop::Wait(wait)) => Progress::Waiting(wait),
-                CoroutineResult::Yield(Stop::Fault(fault)) => return Err(fault),
+                CoroutineResult::Yield(()) => Progress::Waiting(group.threads[first + lane].wait.get()),
                 CoroutineResult::Return(()) => Progress::Ended,
             };
+            if let Some(fault) = group.fault.take() {
+                return Err(fault);
+            }
         }
         same(lanes.iter().enumerate().map(|(lane, p)| (first + lane, *p)))?;
         simdgroups[chosen] = lanes[0];
@@ -254,22 +285,26 @@ fn name<'a>(name: *const c_char) -> std::borrow::Cow<'a, str> {
     unsafe { CStr::from_ptr(name) }.to_string_lossy()
 }
 
-fn suspend(shared: *const Shared, stop: Stop) {
-    // SAFETY: kernels hand on the pointer they got, which is to the first field of a group.
+/// The group that a kernel's thread belongs to.
+fn of<'a>(shared: *const Shared) -> (&'a Group, &'a Suspended) {
+    // SAFETY: kernels hand on the pointer they got, which is to the first field of a group that outlives them.
     let group = unsafe { &*shared.cast::<Group>() };
-    let suspender = group.suspenders[group.shared.running.get() as usize].get();
+    (group, &group.threads[group.shared.running.get() as usize])
+}
+
+fn suspend(thread: &Suspended) {
     // SAFETY: the thread that calls has set it, and is within the coroutine that it belongs to.
-    unsafe { (*suspender).suspend(stop) };
+    unsafe { (*thread.suspender.get()).suspend(()) };
 }
 
 extern "C" fn wait(shared: *const Shared, scope: u32, operation: *const c_char, line: u32) {
-    suspend(shared, Stop::Wait(Wait { scope, operation, line }));
+    let (_, thread) = of(shared);
+    thread.wait.set(Wait { scope, operation, line });
+    suspend(thread);
 }
 
 /// Stops the calling thread for good.
 extern "C" fn fail(shared: *const Shared, fault: u32, memory: *const Memory, at: u64, bytes: u64, line: u32) {
-    // SAFETY: as in `suspend`.
-    let thread = unsafe { &*shared }.running.get();
     // SAFETY: null, or memory that the kernel was given or has declared, which it points to.
     let (memory, size) = unsafe { memory.as_ref() }.map_or(("a null pointer".into(), 0), |m| (name(m.name), m.bytes));
     let what = match fault {
@@ -278,7 +313,9 @@ extern "C" fn fail(shared: *const Shared, fault: u32, memory: *const Memory, at:
         2 => format!("declares {} bytes of threadgroup memory, of which there are {size}", at + bytes),
         _ => format!("reads lane {at} of a simdgroup"),
     };
-    suspend(shared, Stop::Fault(Fault { thread, what, line }));
+    let (group, thread) = of(shared);
+    group.fault.set(Some(Fault { thread: group.shared.running.get(), what, line }));
+    suspend(thread);
     // The scheduler does not come back to a thread that failed.
     std::process::abort();
 }
