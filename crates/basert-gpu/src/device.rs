@@ -32,9 +32,13 @@ impl<G: Gpu> GpuDevice<G> {
     pub fn new(gpu: G) -> Result<GpuDevice<G>, GpuError> {
         let found = gpu.facts();
         let (tuning, cores) = (Tuning::of_device(found.tuning)?, found.cores.max(1));
-        let facts =
-            Facts { name: found.name.clone(), description: found.description.clone(), page_tokens: PAGE,
-            step_tokens: tuning.step_tokens, chain: CHAIN };
+        let facts = Facts {
+            name: found.name.clone(),
+            description: found.description.clone(),
+            page_tokens: PAGE,
+            step_tokens: tuning.step_tokens,
+            chain: CHAIN,
+        };
         Ok(GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores })
     }
 }

@@ -16,6 +16,7 @@ sources![
     "common/epilogue.h",
     "common/format.h",
     "common/kv.h",
+    "common/quantise.h",
     "common/step.h",
     "common/tile.h",
     "attention/decode.metal",

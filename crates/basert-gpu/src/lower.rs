@@ -114,6 +114,34 @@ pub struct Lowering<'p> {
     pub partial_bytes: usize,
 }
 
+/// Threadgroup memory that a product of few rows needs for its results, at most.
+const RESULTS: usize = 4 << 10;
+
+/// What the kernel of a linear op gets for its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// The value itself, which it may norm.
+    Floats,
+    /// The same, and it quantises it.
+    QuantisedHere,
+    /// Prepared: normed.
+    Normed,
+    /// Prepared: normed where that is wanted, and quantised.
+    Quantised,
+    /// Prepared: normed where that is wanted, and rounded to halves.
+    Halves,
+}
+
+impl Input {
+    fn macro_of_gemv(self) -> &'static str {
+        match self {
+            Input::QuantisedHere => "INPUT_QUANTISED_HERE",
+            Input::Quantised => "INPUT_QUANTISED",
+            Input::Floats | Input::Normed | Input::Halves => "INPUT_FLOATS",
+        }
+    }
+}
+
 /// The launches of one op so far.
 struct Op {
     launches: Vec<Launch>,
@@ -244,7 +272,7 @@ impl<'p> Lowering<'p> {
             PlanOp::Norm { x, norm, residual, out: value } => {
                 let place = self.place(value);
                 let kernel = self.norm_kernel(x, Some(norm), count).define("OUT_STRIDE", place.stride);
-                let kernel = kernel.define("ADD", u32::from(residual.is_some())).define("TO_HALF", 0);
+                let kernel = kernel.define("ADD", u32::from(residual.is_some())).define("OUTPUT", "OUTPUT_FLOATS");
                 let bindings = vec![self.at(x), self.vector(Vector::Norm(norm)), self.at(value), (Memory::Step, 0)];
                 self.launch(out, kernel, bindings, [rows, 1, 1]);
             }
@@ -335,12 +363,21 @@ impl<'p> Lowering<'p> {
         };
         let columns = self.place(x).width;
         let few = rows <= self.tuning.few_tokens;
-        let norm_inside = few && norm.is_some() && rows * columns * size_of::<f32>() + (8 << 10) <= THREADGROUP_BYTES;
-        let input = if !few || (norm.is_some() && !norm_inside) {
-            self.prepare(x, norm, !few, (rows, count), out);
-            ((Memory::Prepared, 0), columns)
-        } else {
+        let quantised = matrices.iter().all(|id| !self.plan.matrices[id.0].format.is_float());
+        let fits = |bytes: usize| bytes + RESULTS <= THREADGROUP_BYTES;
+        let kind = match (few, self.tuning.integer_dots && quantised) {
+            (false, _) => Input::Halves,
+            (true, true) if rows == 1 && fits(columns + columns / 8) => Input::QuantisedHere,
+            (true, true) => Input::Quantised,
+            (true, false) if norm.is_none() || fits(rows * columns * size_of::<f32>()) => Input::Floats,
+            (true, false) => Input::Normed,
+        };
+        let norm_inside = norm.filter(|_| matches!(kind, Input::QuantisedHere | Input::Floats));
+        let input = if matches!(kind, Input::QuantisedHere | Input::Floats) {
             (self.at(x), self.place(x).stride)
+        } else {
+            self.prepare(x, norm, kind, (rows, count), out);
+            ((Memory::Prepared, 0), columns)
         };
         let (mut to, place) = (self.at(value), self.place(value));
         for &id in matrices {
@@ -356,9 +393,11 @@ impl<'p> Lowering<'p> {
                     .define("SPLIT", choice.split)
                     .define("TOKENS", rows)
                     .define("X_STRIDE", input.1)
-                    .define("NORM", u32::from(norm_inside));
+                    .define("SCALES_OF_X_AT", rows * columns)
+                    .define("INPUT", kind.macro_of_gemv())
+                    .define("NORM", u32::from(norm_inside.is_some()));
                 let mut bindings = vec![w, input.0, to, bias_at, (Memory::Weights, 0), (Memory::Step, 0)];
-                if let (Some(norm), true) = (norm, norm_inside) {
+                if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
                     bindings[4] = self.vector(Vector::Norm(norm));
                 }
@@ -389,15 +428,23 @@ impl<'p> Lowering<'p> {
         Ok(())
     }
 
-    /// Norms the input of a linear op, or rounds it to halves, or both.
-    fn prepare(&mut self, x: ValueId, norm: Option<Norm>, halves: bool, (rows, count): (usize, &str), out: &mut Op) {
+    /// Norms the input of a linear op, or rounds it, or both.
+    fn prepare(&mut self, x: ValueId, norm: Option<Norm>, kind: Input, (rows, count): (usize, &str), out: &mut Op) {
         // A tile reads whole rows up to its end.
         const TILE: usize = 128;
         let columns = self.place(x).width;
-        let size = if halves { size_of::<half::f16>() } else { size_of::<f32>() };
-        self.prepared_bytes = self.prepared_bytes.max(rows.next_multiple_of(TILE) * columns * size);
-        let kernel = self.norm_kernel(x, norm, count).define("OUT_STRIDE", columns);
-        let kernel = kernel.define("ADD", 0).define("TO_HALF", u32::from(halves));
+        let (output, bytes) = match kind {
+            Input::Halves => ("OUTPUT_HALVES", rows.next_multiple_of(TILE) * columns * size_of::<half::f16>()),
+            Input::Quantised => ("OUTPUT_BYTES", rows * (columns + columns / 32 * size_of::<f32>())),
+            _ => ("OUTPUT_FLOATS", rows * columns * size_of::<f32>()),
+        };
+        self.prepared_bytes = self.prepared_bytes.max(bytes);
+        let kernel = self
+            .norm_kernel(x, norm, count)
+            .define("OUT_STRIDE", columns)
+            .define("ADD", 0)
+            .define("OUTPUT", output)
+            .define("SCALES_OF_X_AT", rows * columns);
         let weight = norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
         let bindings = vec![self.at(x), weight, (Memory::Prepared, 0), (Memory::Step, 0)];
         self.launch(out, kernel, bindings, [rows, 1, 1]);

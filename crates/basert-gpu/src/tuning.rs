@@ -77,6 +77,8 @@ pub struct Tuning {
     pub step_tokens: usize,
     /// Products of at most so many rows are computed as those of few.
     pub few_tokens: usize,
+    /// Whether products of few rows have their inputs quantised, for a device that multiplies four bytes at once.
+    pub integer_dots: bool,
     gemv: Vec<Rule<Gemv>>,
     gemm: Vec<Rule<Gemm>>,
     /// Attention of single tokens.
@@ -99,7 +101,11 @@ impl Tuning {
         };
         match std::fs::read_to_string(&path) {
             Ok(text) => toml::from_str(&text).map_err(|error| {
-                GpuError::Failed(format!("{}: {}; remove it to use the built-in table", path.display(), error.message()))
+                GpuError::Failed(format!(
+                    "{}: {}; remove it to use the built-in table",
+                    path.display(),
+                    error.message()
+                ))
             }),
             Err(_) => Ok(Tuning::named(name)),
         }

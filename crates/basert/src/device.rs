@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn devices_go_by_their_names() {
-        for kind in [DeviceKind::Cpu, DeviceKind::Cuda(0), DeviceKind::Cuda(3), DeviceKind::Simt, DeviceKind::Reference] {
+        for kind in [DeviceKind::Cpu, DeviceKind::Cuda(0), DeviceKind::Cuda(3), DeviceKind::Simt, DeviceKind::Reference]
+        {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert_eq!("cuda".parse(), Ok(DeviceKind::Cuda(0)));

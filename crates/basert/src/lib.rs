@@ -49,9 +49,9 @@ pub use basert_core::KvFormat;
 pub use basert_engine::{Sampler, Sampling};
 pub use basert_text::{ChatRequest, ChatTemplate, Detokenizer, EncodeOptions, Tokenizer};
 pub use chat::Message;
+pub use device::DeviceKind;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};
-pub use device::DeviceKind;
 pub use model::{Model, Options, Progress};
 pub use session::Session;
 

@@ -47,3 +47,41 @@ static inline float gelu(float x) {
     const float inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
     return 0.5f * x * (1.0f + tanh(inner));
 }
+
+// The sum of c and of the products of four signed bytes each.
+static inline int dot_bytes(uint a, uint b, int c) {
+#if defined(METAL_ON_CUDA)
+    int sum;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+#else
+    for (uint i = 0; i < 32; i += 8) c += int(char((a >> i) & 0xffu)) * int(char((b >> i) & 0xffu));
+    return c;
+#endif
+}
+
+// a · b + c of two halves each, rounded once.
+static inline uint fma_halves(uint a, uint b, uint c) {
+#if defined(METAL_ON_CUDA)
+    uint d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+#elif defined(METAL_ON_CPU)
+    const float2 x = floats_of(a), y = floats_of(b), z = floats_of(c);
+    return two_halves(fma(x.x, y.x, z.x), fma(x.y, y.y, z.y));
+#else
+    return as_type<uint>(fma(as_type<half2>(a), as_type<half2>(b), as_type<half2>(c)));
+#endif
+}
+
+// The first or second two bytes of a word, each with 1024 added, as halves.
+static inline uint halves_of_bytes(uint word, uint second) {
+#if defined(METAL_ON_CUDA)
+    uint pair;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(pair) : "r"(word), "r"(0x64646464u), "r"(second ? 0x4342u : 0x4140u));
+    return pair;
+#else
+    word >>= 16 * second;
+    return (word & 0xffu) | ((word & 0xff00u) << 8) | 0x64006400u;
+#endif
+}

@@ -45,6 +45,21 @@ struct weight_bits { uint2 v[4]; };
 struct weight_bits { uint4 v; };
 #endif
 
+// Asks for most of what `bits_of` will bring.
+static inline void ask_for_bits(device const uchar *w, ulong group, uint q) {
+#if FLOAT_BITS == 32
+    PREFETCH(w + group * 128);
+#elif FLOAT_BITS
+    PREFETCH(w + group * 64);
+#elif defined(BYTES_AT)
+    PREFETCH(w + BYTES_AT + group * 32 + q * 16);
+#elif defined(NIBBLES_AT)
+    PREFETCH(w + NIBBLES_AT + group * 16 + q * 8);
+#else
+    PREFETCH(w + PAIRS_AT + group * 8);
+#endif
+}
+
 static inline weight_bits bits_of(device const uchar *w, ulong group, uint q) {
     weight_bits bits;
 #if FLOAT_BITS == 32
@@ -133,6 +148,16 @@ static inline float4 code_values(uint word) {
                   CODE_VALUE(word >> 24));
 }
 
+// The values of a word's codes as signed bytes, before any scale.
+static inline uint code_bytes(uint word) {
+#if defined(CODE_TABLE_0)
+    const float4 v = code_values(word);
+    return (uint(int(v.x)) & 255u) | ((uint(int(v.y)) & 255u) << 8) | ((uint(int(v.z)) & 255u) << 16) | (uint(int(v.w)) << 24);
+#else
+    return word;
+#endif
+}
+
 // What there is of the scales of a group.
 static inline uint4 scales_of(device const uchar *w, ulong group) {
 #if SCALES == SCALES_F16
@@ -214,4 +239,35 @@ static inline sixteen values_of(weight_bits bits, uint4 scales, uint sub, uint q
     values.v[3] = code_values(words.w) * second.x + second.y;
 #endif
     return values;
+}
+
+struct sixteen_halves { uint v[8]; };
+
+// The same as halves, for products whose operands are halves.
+static inline sixteen_halves halves_of(weight_bits bits, uint4 scales, uint sub, uint q) {
+    sixteen_halves halves;
+#if FLOAT_BITS || defined(CODE_TABLE_0)
+    const sixteen values = values_of(bits, scales, sub, q);
+    for (uint i = 0; i < 4; ++i) {
+        halves.v[2 * i] = two_halves(values.v[i].x, values.v[i].y);
+        halves.v[2 * i + 1] = two_halves(values.v[i].z, values.v[i].w);
+    }
+#else
+    const uint4 words = words_of(bits, q);
+    const float2 first = scale_and_min(scales, sub, 0);
+    const float2 second = HALVES == 2 ? scale_and_min(scales, sub, 1) : first;
+    const uint scale[2] = {two_halves(first.x, first.x), two_halves(second.x, second.x)};
+    const uint min[2] = {two_halves(first.y, first.y), two_halves(second.y, second.y)};
+    const uint word[4] = {words.x, words.y, words.z, words.w};
+    for (uint i = 0; i < 8; ++i) {
+#if defined(CODE_SIGNED)
+        // 128 more, and −1152.
+        const uint code = fma_halves(halves_of_bytes(word[i / 2] ^ 0x80808080u, i % 2), 0x3c003c00u, 0xe480e480u);
+#else
+        const uint code = fma_halves(halves_of_bytes(word[i / 2], i % 2), 0x3c003c00u, 0xe400e400u);
+#endif
+        halves.v[i] = fma_halves(code, scale[i / 4], min[i / 4]);
+    }
+#endif
+    return halves;
 }

@@ -43,10 +43,6 @@ static inline void bring(
     }
 }
 
-static inline uint4 eight_halves(float4 a, float4 b) {
-    return uint4(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w));
-}
-
 static inline void keep(thread const brought &b, threadgroup half *xs, threadgroup half *ws, uint g, uint thread_index) {
 #pragma unroll
     for (uint i = 0; i < LOADS_X; ++i) {
@@ -58,9 +54,9 @@ static inline void keep(thread const brought &b, threadgroup half *xs, threadgro
         const uint at = i * THREADS + thread_index;
         if (at < TILE_N * 2) {
             const uint row = at % TILE_N, q = at / TILE_N;
-            const sixteen values = values_of(b.bits[i], b.scales[i], g % 8, q);
-            *(threadgroup uint4 *)(ws + tile_at(4, row, q)) = eight_halves(values.v[0], values.v[1]);
-            *(threadgroup uint4 *)(ws + tile_at(4, row, q + 2)) = eight_halves(values.v[2], values.v[3]);
+            const sixteen_halves x = halves_of(b.bits[i], b.scales[i], g % 8, q);
+            *(threadgroup uint4 *)(ws + tile_at(4, row, q)) = uint4(x.v[0], x.v[1], x.v[2], x.v[3]);
+            *(threadgroup uint4 *)(ws + tile_at(4, row, q + 2)) = uint4(x.v[4], x.v[5], x.v[6], x.v[7]);
         }
     }
 }

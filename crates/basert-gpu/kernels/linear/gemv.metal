@@ -4,15 +4,26 @@
 // In each step it takes sixteen groups of 32 columns, two lanes each; what the next step needs of w is on its way by then.
 //
 // ROWS_OF_W, COLUMNS, ROWS (an even number), SPLIT, TOKENS; COUNT, the word of the step that says how many rows of x there are;
-// X_STRIDE, OUT_STRIDE; EPILOGUE; HAS_BIAS; NORM and NORM_EPS, where x is normed first.
+// X_STRIDE, OUT_STRIDE; EPILOGUE; HAS_BIAS; INPUT; NORM and NORM_EPS, where x is normed first.
 #include "common/base.h"
 #include "common/epilogue.h"
 #include "common/format.h"
+#include "common/quantise.h"
 #include "common/step.h"
+
+// What the input is: floats; floats, which each threadgroup quantises for itself; or quantised, with scales that begin
+// SCALES_OF_X_AT bytes in.
+#define INPUT_FLOATS 0
+#define INPUT_QUANTISED_HERE 1
+#define INPUT_QUANTISED 2
 
 #define GROUPS (COLUMNS / 32)
 #define ROW_SETS (SIMDGROUPS / SPLIT)
 #define OUTPUTS (ROWS * TOKENS)
+// Steps whose weights are asked for before the input is there.
+#define ASKED_AHEAD 4
+// Four columns each of the input that a thread quantises.
+#define HELD ((GROUPS * 8 + THREADS - 1) / THREADS)
 
 struct brought {
     weight_bits bits[ROWS];
@@ -36,7 +47,7 @@ static inline uint place(uint four) {
 
 kernel void gemv(
     device const uchar *w [[buffer(0)]],
-    device const float *x [[buffer(1)]],
+    device const uchar *input [[buffer(1)]],
     device float *out [[buffer(2)]],
     device const float *bias [[buffer(3)]],
     device const float *norm [[buffer(4)]],
@@ -47,20 +58,74 @@ kernel void gemv(
     uint lane [[thread_index_in_simdgroup]])
 {
     threadgroup float results[SIMDGROUPS * OUTPUTS];
-#if NORM
+#if INPUT == INPUT_QUANTISED_HERE
+    threadgroup uint4 bytes[GROUPS * 2];
+    threadgroup float scales[GROUPS];
+#elif NORM
     threadgroup float4 normed[TOKENS * GROUPS * 8];
 #endif
     const uint first_row = (threadgroup_position.x * ROW_SETS + simdgroup / SPLIT) * ROWS;
-    const uint q = lane & 1;
-    uint g = simdgroup % SPLIT * 16 + lane / 2;
-    const uint sub = g % 8;
+    const uint q = lane & 1, first_group = simdgroup % SPLIT * 16 + lane / 2, sub = first_group % 8;
 
     RELEASE_NEXT();
     // Weights are there before any input is.
     brought next;
-    if (g < GROUPS) bring(next, w, first_row, g, q);
+    if (first_group < GROUPS) bring(next, w, first_row, first_group, q);
+#pragma unroll
+    for (uint ahead = 1; ahead <= ASKED_AHEAD; ++ahead) {
+        const uint g = first_group + ahead * 16 * SPLIT;
+        if (g >= GROUPS) break;
+        for (uint r = 0; r < ROWS; ++r) ask_for_bits(w, ulong(min(first_row + r, uint(ROWS_OF_W - 1))) * GROUPS + g, q);
+    }
+#if INPUT == INPUT_QUANTISED_HERE && NORM
+    float4 gain[HELD];
+#pragma unroll
+    for (uint i = 0; i < HELD; ++i) {
+        const uint at = i * THREADS + thread_index;
+        gain[i] = at < GROUPS * 8 ? ((device const float4 *)norm)[at] : float4(0.0f);
+    }
+#endif
     AWAIT_INPUTS();
     const uint tokens = TOKENS == 1 ? 1 : min(uint(TOKENS), step[COUNT]);
+#if INPUT == INPUT_QUANTISED_HERE
+    // Whole groups of lanes take part, all of them in the shuffles.
+    float4 held[HELD];
+#pragma unroll
+    for (uint i = 0; i < HELD; ++i) {
+        const uint at = i * THREADS + thread_index;
+        held[i] = at < GROUPS * 8 ? ((device const float4 *)input)[at] : float4(0.0f);
+    }
+#if NORM
+    float squares = 0.0f;
+#pragma unroll
+    for (uint i = 0; i < HELD; ++i) squares += dot4(held[i], held[i]);
+    squares = simd_sum(squares);
+    if (lane == 0) results[simdgroup] = squares;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    squares = 0.0f;
+#pragma unroll
+    for (uint i = 0; i < SIMDGROUPS; ++i) squares += results[i];
+    const float factor = rsqrt(squares / COLUMNS + NORM_EPS);
+#endif
+#pragma unroll
+    for (uint i = 0; i < HELD; ++i) {
+        const uint at = i * THREADS + thread_index;
+#if NORM
+        held[i] = held[i] * factor * gain[i];
+#endif
+        float scale;
+        const uint word = quantise(held[i], scale);
+        if (at < GROUPS * 8) {
+            ((threadgroup uint *)bytes)[at / 8 * 8 + place_of_word(at % 8)] = word;
+            if (at % 8 == 0) scales[at / 8] = scale;
+        }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+#elif INPUT == INPUT_QUANTISED
+    device const uint4 *bytes = (device const uint4 *)input;
+    device const float *scales = (device const float *)(input + SCALES_OF_X_AT);
+#else
+    device const float *x = (device const float *)input;
 #if NORM
     for (uint t = 0; t < tokens; ++t) {
         device const float4 *row = (device const float4 *)(x + t * X_STRIDE);
@@ -73,6 +138,7 @@ kernel void gemv(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 #endif
+#endif
 
     float sums[ROWS][TOKENS];
 #pragma unroll
@@ -80,11 +146,45 @@ kernel void gemv(
 #pragma unroll
         for (uint t = 0; t < TOKENS; ++t) sums[r][t] = 0.0f;
 
-    while (g < GROUPS) {
+    for (uint at = first_group; at < GROUPS; at += 16 * SPLIT) {
         const brought now = next;
-        const uint at = g;
-        g += 16 * SPLIT;
-        if (g < GROUPS) bring(next, w, first_row, g, q);
+        if (at + 16 * SPLIT < GROUPS) bring(next, w, first_row, at + 16 * SPLIT, q);
+#if INPUT != INPUT_FLOATS
+        uint4 words[ROWS];
+        float2 scale[ROWS];
+#if HALVES == 2
+        float2 second[ROWS];
+#endif
+#pragma unroll
+        for (uint r = 0; r < ROWS; ++r) {
+            words[r] = words_of(now.bits[r], q);
+            words[r] = uint4(code_bytes(words[r].x), code_bytes(words[r].y), code_bytes(words[r].z), code_bytes(words[r].w));
+            scale[r] = scale_and_min(now.scales[r], sub, 0);
+#if HALVES == 2
+            second[r] = scale_and_min(now.scales[r], sub, 1);
+#endif
+        }
+#pragma unroll
+        for (uint t = 0; t < TOKENS; ++t) {
+            const uint row = min(t, tokens - 1) * GROUPS + at;
+            const uint4 x = bytes[row * 2 + q];
+            const float scale_x = scales[row];
+            const float sum_a = float(dot_bytes(x.x, 0x01010101u, dot_bytes(x.y, 0x01010101u, 0)));
+            const float sum_b = float(dot_bytes(x.z, 0x01010101u, dot_bytes(x.w, 0x01010101u, 0)));
+#pragma unroll
+            for (uint r = 0; r < ROWS; ++r) {
+                const int dot_a = dot_bytes(words[r].x, x.x, dot_bytes(words[r].y, x.y, 0));
+#if HALVES == 2
+                const float dot_b = float(dot_bytes(words[r].z, x.z, dot_bytes(words[r].w, x.w, 0)));
+                const float dot = fma(scale[r].x, float(dot_a), second[r].x * dot_b);
+                sums[r][t] = fma(scale_x, fma(scale[r].y, sum_a, fma(second[r].y, sum_b, dot)), sums[r][t]);
+#else
+                const float dot = float(dot_bytes(words[r].z, x.z, dot_bytes(words[r].w, x.w, dot_a)));
+                sums[r][t] = fma(scale_x, fma(scale[r].y, sum_a + sum_b, scale[r].x * dot), sums[r][t]);
+#endif
+            }
+        }
+#else
 #pragma unroll
         for (uint t = 0; t < TOKENS; ++t) {
             float4 v[4];
@@ -120,6 +220,7 @@ kernel void gemv(
             }
 #endif
         }
+#endif
     }
 
 #pragma unroll

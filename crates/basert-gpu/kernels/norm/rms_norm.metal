@@ -1,9 +1,15 @@
 // Each row of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight.
 //
 // WIDTH, X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
-// stored as it is; NORM_EPS; ADD, where the result is added to what is there; TO_HALF, where it is stored as halves.
+// stored as it is; NORM_EPS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
+// SCALES_OF_X_AT, where their scales begin.
 #include "common/base.h"
+#include "common/quantise.h"
 #include "common/step.h"
+
+#define OUTPUT_FLOATS 0
+#define OUTPUT_HALVES 1
+#define OUTPUT_BYTES 2
 
 kernel void rms_norm(
     device const float *x [[buffer(0)]],
@@ -27,13 +33,32 @@ kernel void rms_norm(
     for (uint i = thread_index; i < WIDTH; i += THREADS) squares = fma(from[i], from[i], squares);
     factor = rsqrt(threadgroup_sum(squares, partial, simdgroup, lane) / WIDTH + NORM_EPS);
 #endif
+#if OUTPUT == OUTPUT_BYTES
+    for (uint first = 0; first < WIDTH / 4; first += THREADS) {
+        // Whole groups of lanes take part, all of them in the shuffles.
+        const uint i = first + thread_index;
+        float4 four = float4(0.0f);
+        if (i < WIDTH / 4) {
+            four = ((device const float4 *)from)[i] * factor;
+#if NORM
+            four = four * ((device const float4 *)weight)[i];
+#endif
+        }
+        float scale;
+        const uint word = quantise(four, scale);
+        if (i < WIDTH / 4) {
+            ((device uint *)out)[ulong(row) * (WIDTH / 4) + i / 8 * 8 + place_of_word(i % 8)] = word;
+            if (i % 8 == 0) ((device float *)(out + SCALES_OF_X_AT))[ulong(row) * (WIDTH / 32) + i / 8] = scale;
+        }
+    }
+#else
     for (uint i = thread_index; i < WIDTH / 2; i += THREADS) {
         float a = from[2 * i], b = from[2 * i + 1];
 #if NORM
         a *= factor * weight[2 * i];
         b *= factor * weight[2 * i + 1];
 #endif
-#if TO_HALF
+#if OUTPUT == OUTPUT_HALVES
         ((device uint *)out)[ulong(row) * (OUT_STRIDE / 2) + i] = two_halves(a, b);
 #else
         device float *to = (device float *)out + ulong(row) * OUT_STRIDE + 2 * i;
@@ -46,4 +71,5 @@ kernel void rms_norm(
 #endif
 #endif
     }
+#endif
 }

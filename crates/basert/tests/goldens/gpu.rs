@@ -17,12 +17,15 @@ fn check(golden: &Golden, device: &dyn Device, kv: KvFormat, tokens: usize, boun
     assert!(error < bound, "{}, {kv}, {tokens} tokens at once: {error}", golden.name);
 }
 
-/// Few tokens at once: only keys and values are rounded.
+/// Few tokens at once: only keys and values are rounded; but on GPUs with integer products, the inputs of quantised
+/// weights are bytes, as on the CPU.
 #[test]
 fn few_rows_agree_with_transformers() {
     let device = device();
+    let bytes = device.facts().name.starts_with("cuda");
     for golden in all() {
-        check(&golden, &*device, KvFormat::F16, 4, 3e-3);
+        let bound = if bytes && golden.has_quantised_weights() { 0.12 } else { 3e-3 };
+        check(&golden, &*device, KvFormat::F16, 4, bound);
     }
 }
 

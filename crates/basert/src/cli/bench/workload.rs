@@ -108,9 +108,8 @@ impl<'m> Ours<'m> {
 impl Ours<'_> {
     /// The seconds that it takes to draw `tokens` tokens for each session.
     fn draw(&self, sessions: &mut [Session<'_>], tokens: usize) -> anyhow::Result<f64> {
-        let mut samplers = (0..sessions.len())
-            .map(|_| Sampler::new(Sampling::default(), &[]))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut samplers =
+            (0..sessions.len()).map(|_| Sampler::new(Sampling::default(), &[])).collect::<Result<Vec<_>, _>>()?;
         let mut last: Vec<u32> = sessions.iter().zip(&self.timelines).map(|(s, t)| t[s.tokens().len()]).collect();
         let began = Instant::now();
         for more in (0..tokens).rev() {
