@@ -8,7 +8,8 @@ use crate::Format;
 /// How a device stores keys and values.
 ///
 /// A vector, one head's key or value of one token, is quantised by itself, in blocks of 32 consecutive dimensions as the
-/// table of formats describes them: each with an `f16` scale, and codes that are rounded to nearest under that scale, ties away from zero.
+/// table of formats describes them: each with an `f16` scale, and codes that are rounded to nearest under that scale,
+/// ties away from zero.
 /// Where the codes and scales lie in memory is up to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum KvFormat {

@@ -16,13 +16,13 @@ pub(crate) const BLOCK: usize = 32;
 
 /// One layer's view of the page store.
 ///
-/// For each page and head: keys transposed, so that a lane is a token when they meet a query; then values, so that a lane is
-/// a dimension when they are weighted. In `f16`, keys are `[head_dim][PAGE]` and values `[PAGE][head_dim]`.
+/// For each page and head: keys transposed, so that a lane is a token when they meet a query; then values, so that a
+/// lane is a dimension when they are weighted. In `f16`, keys are `[head_dim][PAGE]` and values `[PAGE][head_dim]`.
 ///
 /// In the quantised formats, each block of 32 dimensions lies by itself: its codes as above, and after them the `f16`
-/// scales of the page's tokens. Two codes of four bits share a byte, and always belong to the same token, so that tokens can
-/// be written at the same time: of keys those of dimensions 2i and 2i + 1, of values i and i + 16, the first in the low
-/// bits.
+/// scales of the page's tokens. Two codes of four bits share a byte, and always belong to the same token, so that tokens
+/// can be written at the same time: of keys those of dimensions 2i and 2i + 1, of values i and i + 16, the first in the
+/// low bits.
 #[derive(Debug, Clone, Copy)]
 pub struct KvLayer<'a> {
     /// The keys of the first head in the first page.
@@ -82,8 +82,8 @@ impl<'a> KvLayer<'a> {
     /// A layer whose part of page i begins at `start + i · page_stride`.
     ///
     /// # Safety
-    /// The memory must hold [`page_bytes`](KvLayer::page_bytes) bytes there for each page, begin at a multiple of 2, live as
-    /// long as `'a`, and be reached through views only in that time.
+    /// The memory must hold [`page_bytes`](KvLayer::page_bytes) bytes there for each page, begin at a multiple of 2, live
+    /// as long as `'a`, and be reached through views only in that time.
     ///
     /// # Panics
     /// When `head_dim` is not a multiple of 16, or of the format's blocks.

@@ -63,16 +63,16 @@ pub(crate) unsafe fn product<const KEYS: bool>(
 }
 
 dispatch! {
-    /// `out[i][t] = Σ q[i][d] · key[t][d]` for `Q` queries, interleaved, and some whole vectors of a page's tokens, in order
-    /// of d; where keys are quantised, the sum of each block times its scale, in order of blocks. As much as is read of
-    /// `keys` is asked for of `ahead`.
+    /// `out[i][t] = Σ q[i][d] · key[t][d]` for `Q` queries, interleaved, and some whole vectors of a page's tokens, in
+    /// order of d; where keys are quantised, the sum of each block times its scale, in order of blocks. As much as is
+    /// read of `keys` is asked for of `ahead`.
     unsafe fn keys_tile[const Q: usize, const BITS: usize](
         q: *const f32, keys: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Blocks
     ) = keys_kernel::<Q, BITS>;
 
-    /// `out[i][d] = Σ p[i][t] · value[t][d]` for `Q` rows of weights, `PAGE` apart, and some of a page's tokens, in order of t;
-    /// where values are quantised, weights are multiplied by scales first. As much as is read of `values` is asked for of
-    /// `ahead`.
+    /// `out[i][d] = Σ p[i][t] · value[t][d]` for `Q` rows of weights, `PAGE` apart, and some of a page's tokens, in order
+    /// of t; where values are quantised, weights are multiplied by scales first. As much as is read of `values` is asked
+    /// for of `ahead`.
     unsafe fn values_tile[const Q: usize, const BITS: usize](
         p: *const f32, values: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Blocks
     ) = values_kernel::<Q, BITS>;
