@@ -135,7 +135,7 @@ static inline tile_operand tile_load_straight(threadgroup const half *tiles, uin
 }
 
 static inline void tile_multiply(thread tile_sums &sums, thread const tile_operand &a, thread const tile_operand &b) {
-    const tile_operands *lanes = simd_gather(tile_operands{a, b});
+    thread const tile_operands *lanes = simd_gather(tile_operands{a, b});
     const uint lane = simt::lane();
     for (uint k = 0; k < 16; ++k) {
         const uint place = (k % 8) / 2;
