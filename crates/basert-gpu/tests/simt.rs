@@ -257,6 +257,36 @@ fn what_does_not_compile_says_why() {
     assert!(kernel.starts_with("test") && log.contains("test.metal:4") && log.contains("unknown"), "{kernel}: {log}");
 }
 
+/// Two launches, of which the second reads what the first wrote.
+#[test]
+fn a_missing_barrier_between_launches_shows() {
+    let add = kernel(
+        "#include <metal_stdlib>\nusing namespace metal;\n\
+         kernel void test(device uint *x [[buffer(0)]], uint i [[thread_index_in_threadgroup]])\n\
+         {\n if (i == 0) x[0] = x[0] * 3 + BY;\n}\n",
+        32,
+    );
+    let result = |seed, barrier| {
+        let mut gpu = gpu(seed);
+        let pipelines = gpu.compile(&[1, 2].map(|by| add.clone().define("BY", by)), &mut |_| {}).unwrap();
+        let at = Binding { buffer: gpu.allocate(16, "a test").unwrap(), offset: 0 };
+        let launch = |i: usize| Dispatch {
+            pipeline: pipelines[i],
+            bindings: vec![at],
+            groups: [1; 3],
+            threads: 32,
+            barrier: barrier || i == 0,
+        };
+        let recording = gpu.record(&[launch(0), launch(1)]).unwrap();
+        gpu.submit(recording).unwrap();
+        let mut word = [0; 4];
+        gpu.read(at, &mut word).unwrap();
+        u32::from_ne_bytes(word)
+    };
+    assert!((0..10).all(|seed| result(seed, true) == 5));
+    assert!((0..10).any(|seed| result(seed, false) != 5));
+}
+
 #[test]
 fn launches_are_checked_when_they_are_recorded() {
     let mut gpu = gpu(0);
