@@ -33,13 +33,13 @@ pub(crate) type Lanes = [f32; LANES];
 /// At most so many rows are multiplied by panels as they are: to read those once takes longer than all else.
 pub(crate) const FEW: usize = 8;
 
-/// A panel of a quantised format after expansion: for each group of weights its codes, then its scales, then its mins, if
-/// the format has them; all vectors of 64 bytes.
+/// A panel of a quantised format after expansion: for each group of weights its codes, paired if the instruction set has
+/// that, then its scales, then its mins, if the format has them; all vectors of 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Expanded {
     /// Values of a row in a group: 16 or 32.
     pub group: usize,
-    /// Whether groups have mins. These have unsigned codes, the others signed ones.
+    /// Whether groups have mins. These have unsigned codes unless they are paired, the others signed ones.
     pub min: bool,
 }
 
@@ -194,7 +194,7 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
                 for step in 0..4 * halves {
                     let weights = operand::<S, F>(codes, g * format.group + 4 * step, table);
                     for t in 0..T {
-                        let four = S::broadcast4(four(at.add(t), 16 * half + 4 * step));
+                        let four = S::broadcast4(activations(at.add(t), 16 * half + 4 * step));
                         sum[t] = match format.value {
                             Value::Integer { .. } => S::dot(sum[t], weights, four),
                             _ => S::dot_signed(sum[t], weights, four),
@@ -221,9 +221,9 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
     }
 }
 
-/// Codes `i` to `i + 3` of a block of activations.
+/// The codes of a block of activations from `i` on.
 #[inline(always)]
-unsafe fn four(block: *const Block, i: usize) -> *const i8 {
+unsafe fn activations(block: *const Block, i: usize) -> *const i8 {
     // SAFETY: the caller's.
     unsafe { (&raw const (*block).codes).cast::<i8>().add(i) }
 }
@@ -252,16 +252,15 @@ unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize
             let base = base::<S, F>(scales);
             for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
                 let (scale, min) = group::<S, F>(base, scales, g);
-                for step in 0..format.group / 4 {
-                    let weights = operand::<S, F>(codes, g * format.group + 4 * step, table);
-                    let weights = match format.value {
-                        Value::Integer { zero } if format.min.is_none() => {
-                            S::signed_operand(S::sub_bytes(weights, S::splat_u8(zero as u8)))
-                        }
-                        _ => weights,
-                    };
-                    S::store_bytes(out, weights);
-                    out = out.add(64);
+                for eight in 0..format.group / 8 {
+                    let at = g * format.group + 8 * eight;
+                    let mut weights = [expanded::<S, F>(codes, at, table), expanded::<S, F>(codes, at + 4, table)];
+                    if S::PAIRS {
+                        weights = S::pair_columns(weights);
+                    }
+                    S::store_bytes(out, weights[0]);
+                    S::store_bytes(out.add(64), weights[1]);
+                    out = out.add(128);
                 }
                 S::store(out.cast(), scale);
                 out = out.add(64);
@@ -295,7 +294,7 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
             return;
         }
         for p in 0..P {
-            tiles!(3, rows, |at, T| {
+            tiles!(if S::PAIRS { 4 } else { 3 }, rows, |at, T| {
                 expanded_rows::<S, HALVES, MIN, 1, T>(
                     [panels[p]],
                     k,
@@ -345,25 +344,29 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
             }
             for half in 0..2 / HALVES {
                 let mut sum = [[S::splat_i32(0); P]; T];
-                if !MIN {
+                if !MIN || S::PAIRS {
                     for t in 0..T {
                         let block = x.add(t);
                         let start = if HALVES == 2 { (*block).start } else { (*block).half_starts[half] };
                         sum[t] = [S::signed_start(start); P];
                     }
                 }
-                for step in 0..4 * HALVES {
-                    let mut weights = [S::splat_u8(0); P];
-                    for p in 0..P {
-                        weights[p] = S::load_bytes(panels[p].add(64 * step));
-                    }
-                    for t in 0..T {
-                        let four = S::broadcast4(four(x.add(t), 16 * half + 4 * step));
+                if S::PAIRS {
+                    pairs::<S, HALVES, P, T>(panels, x, half, &mut sum);
+                } else {
+                    for step in 0..4 * HALVES {
+                        let mut weights = [S::splat_u8(0); P];
                         for p in 0..P {
-                            sum[t][p] = match MIN {
-                                true => S::dot(sum[t][p], weights[p], four),
-                                false => S::dot_signed(sum[t][p], weights[p], four),
-                            };
+                            weights[p] = S::load_bytes(panels[p].add(64 * step));
+                        }
+                        for t in 0..T {
+                            let four = S::broadcast4(activations(x.add(t), 16 * half + 4 * step));
+                            for p in 0..P {
+                                sum[t][p] = match MIN {
+                                    true => S::dot(sum[t][p], weights[p], four),
+                                    false => S::dot_signed(sum[t][p], weights[p], four),
+                                };
+                            }
                         }
                     }
                 }
@@ -391,6 +394,39 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
         for t in 0..T {
             for p in 0..P {
                 S::store(out.add(p * width + at + t).cast(), y[t][p]);
+            }
+        }
+    }
+}
+
+/// Adds a group's products to the sums, two rows at a time; the last of an odd number goes with itself.
+#[inline(always)]
+unsafe fn pairs<S: Simd, const HALVES: usize, const P: usize, const T: usize>(
+    panels: [*const u8; P],
+    x: *const Block,
+    half: usize,
+    sum: &mut [[S::I; P]; T],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut pairs = [[[S::splat_i32(0); 2]; P]; T];
+        for eight in 0..2 * HALVES {
+            let mut weights = [[S::splat_u8(0); 2]; P];
+            for p in 0..P {
+                let at = panels[p].add(128 * eight);
+                weights[p] = [S::load_bytes(at), S::load_bytes(at.add(64))];
+            }
+            for t in (0..T).step_by(2) {
+                let (next, i) = ((t + 1).min(T - 1), 16 * half + 8 * eight);
+                let rows = [activations(x.add(t), i), activations(x.add(next), i)];
+                for p in 0..P {
+                    pairs[t][p] = S::dot_pair(pairs[t][p], weights[p], rows);
+                }
+            }
+        }
+        for t in 0..T {
+            for p in 0..P {
+                sum[t][p] = S::add_i32(sum[t][p], S::unpair(pairs[t / 2 * 2][p])[t % 2]);
             }
         }
     }
@@ -486,6 +522,23 @@ unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S:
             Value::Integer { .. } => code,
             Value::Signed8 => S::signed_operand(code),
             Value::Table(_) => S::signed_operand(S::lookup(table, code)),
+        }
+    }
+}
+
+/// [`operand`], as kernels of expanded panels take it: signed, but for unpaired codes that have mins.
+#[inline(always)]
+unsafe fn expanded<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
+    let format = const { Packed::<F>::FORMAT };
+    // SAFETY: the caller's.
+    unsafe {
+        let operand = operand::<S, F>(codes, i, table);
+        match format.value {
+            Value::Integer { zero } if format.min.is_none() => {
+                S::signed_operand(S::sub_bytes(operand, S::splat_u8(zero as u8)))
+            }
+            Value::Integer { .. } if S::PAIRS => S::signed_operand(operand),
+            _ => operand,
         }
     }
 }

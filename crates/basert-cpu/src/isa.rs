@@ -15,13 +15,17 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
-    /// AArch64 with NEON and the dot product instructions.
+    /// AArch64 with NEON.
     Neon,
+    /// And with the dot product instructions.
+    NeonDotprod,
+    /// And with those that multiply matrices of bytes.
+    NeonI8mm,
 }
 
 impl Isa {
     /// All of them, worst first.
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon];
+    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
     /// The best that this machine has.
     pub fn detect() -> Isa {
@@ -51,7 +55,11 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vnni")
             }
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => std::arch::is_aarch64_feature_detected!("dotprod"),
+            Isa::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => Isa::Neon.is_available() && std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => Isa::NeonDotprod.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
             #[allow(unreachable_patterns)]
             _ => false,
         }
@@ -64,6 +72,8 @@ impl Isa {
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::NeonI8mm => "neon-i8mm",
         }
     }
 }
@@ -121,11 +131,25 @@ macro_rules! dispatch {
                 unsafe { $kernel::<$crate::simd::Avx2 $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon,dotprod,i8mm")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn neon_i8mm $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
+                // SAFETY: the caller's, and this function has the features of `I8mm`.
+                unsafe { $kernel::<$crate::simd::Neon<$crate::simd::I8mm> $($(, $const)+)?>($($arg),*) }
+            }
+            #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon,dotprod")]
             #[allow(clippy::too_many_arguments)]
+            unsafe fn neon_dotprod $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
+                // SAFETY: the caller's, and this function has the features of `Dotprod`.
+                unsafe { $kernel::<$crate::simd::Neon<$crate::simd::Dotprod> $($(, $const)+)?>($($arg),*) }
+            }
+            #[cfg(target_arch = "aarch64")]
+            #[target_feature(enable = "neon")]
+            #[allow(clippy::too_many_arguments)]
             unsafe fn neon $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `Neon`.
-                unsafe { $kernel::<$crate::simd::Neon $($(, $const)+)?>($($arg),*) }
+                // SAFETY: the caller's, and this function has the features of `Basic`.
+                unsafe { $kernel::<$crate::simd::Neon<$crate::simd::Basic> $($(, $const)+)?>($($arg),*) }
             }
             // SAFETY: the caller's; `Isa` is only made for instructions that the machine has.
             unsafe {
@@ -135,6 +159,10 @@ macro_rules! dispatch {
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx2 => avx2 $(::<$($param),+>)? ($($arg),*),
                     #[cfg(target_arch = "aarch64")]
+                    $crate::Isa::NeonI8mm => neon_i8mm $(::<$($param),+>)? ($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
+                    $crate::Isa::NeonDotprod => neon_dotprod $(::<$($param),+>)? ($($arg),*),
+                    #[cfg(target_arch = "aarch64")]
                     $crate::Isa::Neon => neon $(::<$($param),+>)? ($($arg),*),
                     _ => $kernel::<$crate::simd::Portable $($(, $const)+)?>($($arg),*),
                 }
@@ -143,3 +171,23 @@ macro_rules! dispatch {
     )+};
 }
 pub(crate) use dispatch;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_what_the_machine_has_read_back() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().parse().ok(), Some(isa).filter(|isa| isa.is_available()));
+        }
+    }
+
+    /// Checks under emulators name it, lest they pass by not running what they are for.
+    #[test]
+    fn the_best_is_found() {
+        if let Ok(expected) = std::env::var("BASERT_EXPECTED_ISA") {
+            assert_eq!(Isa::detect().name(), expected);
+        }
+    }
+}

@@ -182,13 +182,22 @@ dispatch! {
 
 #[inline(always)]
 unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(bytes: [i8; 64]) -> f32 {
-    // SAFETY: the caller has the instructions, and four bytes are there to be read.
+    // SAFETY: the caller has the instructions, and eight bytes are there to be read.
     unsafe {
         let x = S::broadcast4(bytes.as_ptr());
         let mut sums = [S::splat_i32(0); CHAINS];
-        for _ in 0..REPEAT {
-            for sum in &mut sums {
-                *sum = S::dot(*sum, x, x);
+        if S::PAIRS {
+            // Two sums get two products each.
+            for _ in 0..REPEAT / 2 {
+                for pair in sums.as_chunks_mut().0 {
+                    *pair = S::dot_pair(*pair, [x; 2], [bytes.as_ptr(); 2]);
+                }
+            }
+        } else {
+            for _ in 0..REPEAT {
+                for sum in &mut sums {
+                    *sum = S::dot(*sum, x, x);
+                }
             }
         }
         sums.into_iter().map(|sum| S::sum(S::float(sum))).sum()

@@ -17,7 +17,7 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
-pub use neon::Neon;
+pub use neon::{Basic, Dotprod, I8mm, Neon};
 pub use portable::Portable;
 
 /// Lanes of a vector.
@@ -33,6 +33,10 @@ pub const LANES: usize = 16;
 pub trait Simd {
     /// Whether a vector is one register, and there are 32.
     const WIDE: bool;
+
+    /// Whether there are instructions that multiply two rows of activations at once: kernels for many rows then use
+    /// `dot_pair`.
+    const PAIRS: bool = false;
 
     /// 16 `f32`.
     type F: Copy;
@@ -112,6 +116,29 @@ pub trait Simd {
     unsafe fn signed_start(start: i32) -> Self::I;
     /// As `dot`, for signed bytes through `signed_operand` and a sum begun with `signed_start`.
     unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I;
+
+    /// What `dot_pair` takes for eight columns, of which the first four and the last four are `signed_operand`s. These
+    /// three are called only if `PAIRS`.
+    #[inline(always)]
+    unsafe fn pair_columns(columns: [Self::B; 2]) -> [Self::B; 2] {
+        columns
+    }
+    /// As `dot_signed`, for eight columns and two rows of activations, with 8 codes each at `x`.
+    #[inline(always)]
+    unsafe fn dot_pair(mut acc: [Self::I; 2], weights: [Self::B; 2], x: [*const i8; 2]) -> [Self::I; 2] {
+        for (i, weights) in weights.into_iter().enumerate() {
+            for (acc, x) in acc.iter_mut().zip(x) {
+                // SAFETY: the caller's.
+                *acc = unsafe { Self::dot_signed(*acc, weights, Self::broadcast4(x.add(4 * i))) };
+            }
+        }
+        acc
+    }
+    /// The sums of each of the two rows, from one of `dot_pair` that began with zeros.
+    #[inline(always)]
+    unsafe fn unpair(acc: [Self::I; 2]) -> [Self::I; 2] {
+        acc
+    }
 
     /// The lanes as an array.
     #[inline(always)]

@@ -1,29 +1,83 @@
-//! NEON with the dot product instructions: a vector is four registers.
+//! NEON: a vector is four registers. Machines differ in how they multiply bytes.
 
 // The contract of every function here is that of the trait.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use std::arch::aarch64::*;
 use std::arch::asm;
+use std::marker::PhantomData;
 
 use super::Simd;
 
-/// NEON and `dotprod`.
-pub struct Neon;
+/// NEON, with some products of bytes.
+pub struct Neon<P>(PhantomData<P>);
+
+/// Products of signed bytes.
+pub trait Products {
+    /// Whether there is `smmla`.
+    const PAIRS: bool = false;
+
+    /// Adds the dot products of four neighbouring bytes.
+    #[allow(clippy::missing_safety_doc, reason = "that of `Simd`")]
+    unsafe fn dot(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t;
+}
+
+/// What every machine has.
+pub struct Basic;
+
+impl Products for Basic {
+    #[inline(always)]
+    unsafe fn dot(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+        let (a, b) = (vreinterpretq_s8_u8(a), vreinterpretq_s8_u8(b));
+        let low = vpaddlq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)));
+        let high = vpaddlq_s16(vmull_high_s8(a, b));
+        vaddq_s32(acc, vpaddq_s32(low, high))
+    }
+}
+
+/// With the instructions of `dotprod`.
+pub struct Dotprod;
+
+impl Products for Dotprod {
+    #[inline(always)]
+    unsafe fn dot(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+        sdot(acc, a, b)
+    }
+}
+
+/// With the instructions of `dotprod` and `i8mm`.
+pub struct I8mm;
+
+impl Products for I8mm {
+    const PAIRS: bool = true;
+
+    #[inline(always)]
+    unsafe fn dot(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+        sdot(acc, a, b)
+    }
+}
 
 /// Applies an intrinsic to all quarters.
 macro_rules! each {
-    ($f:ident($($x:ident),+)) => {
-        [$f($($x[0]),+), $f($($x[1]),+), $f($($x[2]),+), $f($($x[3]),+)]
+    ($($f:ident)::+($($x:ident),+)) => {
+        [$($f)::+($($x[0]),+), $($f)::+($($x[1]),+), $($f)::+($($x[2]),+), $($f)::+($($x[3]),+)]
     };
 }
 
-// The intrinsics of these three instructions are not stable yet.
+// The intrinsics of these instructions are not stable yet.
 
 /// Adds the dot products of four neighbouring signed bytes.
 #[inline(always)]
 unsafe fn sdot(mut acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
     asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b, options(pure, nomem, nostack, preserves_flags));
+    acc
+}
+
+/// Adds the products of two rows of eight signed bytes with two others: lane 2i + j is that of row i of `a` with row j
+/// of `b`.
+#[inline(always)]
+unsafe fn smmla(mut acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+    asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) acc, in(vreg) a, in(vreg) b, options(pure, nomem, nostack, preserves_flags));
     acc
 }
 
@@ -53,8 +107,9 @@ unsafe fn fused(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
     vfmaq_f32(c, a, b)
 }
 
-impl Simd for Neon {
+impl<P: Products> Simd for Neon<P> {
     const WIDE: bool = false;
+    const PAIRS: bool = P::PAIRS;
 
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
@@ -250,7 +305,7 @@ impl Simd for Neon {
     // Codes up to 127 are the same signed.
     #[inline(always)]
     unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I {
-        each!(sdot(acc, codes, x))
+        each!(P::dot(acc, codes, x))
     }
     #[inline(always)]
     unsafe fn signed_operand(x: Self::B) -> Self::B {
@@ -262,6 +317,33 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I {
-        each!(sdot(acc, operand, x))
+        Self::dot(acc, operand, x)
+    }
+
+    // A register holds eight columns of two weight rows, and what they are multiplied by, of two rows of activations.
+    #[inline(always)]
+    unsafe fn pair_columns([a, b]: [Self::B; 2]) -> [Self::B; 2] {
+        let zip = |i: usize| {
+            let (a, b) = (vreinterpretq_u32_u8(a[i]), vreinterpretq_u32_u8(b[i]));
+            [vreinterpretq_u8_u32(vzip1q_u32(a, b)), vreinterpretq_u8_u32(vzip2q_u32(a, b))]
+        };
+        let ([a, b], [c, d], [e, f], [g, h]) = (zip(0), zip(1), zip(2), zip(3));
+        [[a, b, c, d], [e, f, g, h]]
+    }
+    #[inline(always)]
+    unsafe fn dot_pair([low, high]: [Self::I; 2], weights: [Self::B; 2], x: [*const i8; 2]) -> [Self::I; 2] {
+        let x = vreinterpretq_u8_s8(vcombine_s8(vld1_s8(x[0]), vld1_s8(x[1])));
+        let x = [x; 4];
+        let [a, b] = weights;
+        [each!(smmla(low, a, x)), each!(smmla(high, b, x))]
+    }
+    #[inline(always)]
+    unsafe fn unpair([low, high]: [Self::I; 2]) -> [Self::I; 2] {
+        let first = |x: Self::I, i: usize| vuzp1q_s32(x[i], x[i + 1]);
+        let second = |x: Self::I, i: usize| vuzp2q_s32(x[i], x[i + 1]);
+        [
+            [first(low, 0), first(low, 2), first(high, 0), first(high, 2)],
+            [second(low, 0), second(low, 2), second(high, 0), second(high, 2)],
+        ]
     }
 }
