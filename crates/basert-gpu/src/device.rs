@@ -73,9 +73,11 @@ impl Lowered {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
                 for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
                     for outcome in [Outcome::Logits, Outcome::Tokens, Outcome::Chained] {
-                        let shape = Shape { tokens, wanted, attention, outcome };
-                        if shape.is_used() {
-                            shapes.insert(shape, lowering.lower(shape)?);
+                        for alone in [false, true] {
+                            let shape = Shape { tokens, wanted, attention, outcome, alone };
+                            if shape.is_used() && (!alone || kv == KvFormat::F16) {
+                                shapes.insert(shape, lowering.lower(shape)?);
+                            }
                         }
                     }
                 }
@@ -90,7 +92,7 @@ impl Lowered {
 
 impl Shape {
     /// The shape of a step, with `tiles` tiles of queries, none of them at a position beyond `last`.
-    fn of(step: &StepState, found: usize, plan: &Plan) -> Shape {
+    fn of(step: &StepState, found: usize, plan: &Plan, kv: KvFormat) -> Shape {
         let class = |rows: usize, limit: usize| classes(limit).into_iter().find(|&c| c >= rows).unwrap_or(limit);
         let tokens = class(step.tokens.len(), plan.limits.tokens);
         let wanted = if step.wanted.is_empty() { 0 } else { class(step.wanted.len(), plan.limits.wanted) };
@@ -103,7 +105,11 @@ impl Shape {
             AttentionKind::Divided
         };
         let outcome = if step.draws.is_empty() { Outcome::Logits } else { Outcome::Tokens };
-        Shape { tokens, wanted, attention, outcome }
+        // Quantised keys and values are those of the cache for everyone who reads them.
+        let alone = kv == KvFormat::F16
+            && attention != AttentionKind::Tiles
+            && step.sequences.iter().all(|sequence| sequence.rows.len() == 1);
+        Shape { tokens, wanted, attention, outcome, alone }
     }
 
     /// The shape of the step that follows one of this shape, none of whose positions are beyond `last`.
@@ -124,7 +130,7 @@ impl Shape {
     fn is_used(self) -> bool {
         // Tokens are drawn where each row wants one.
         self.wanted <= self.tokens
-            && (self.attention != AttentionKind::Tiles || Shape::tiled(self.tokens))
+            && (self.attention != AttentionKind::Tiles || (Shape::tiled(self.tokens) && !self.alone))
             && (self.outcome == Outcome::Logits || self.wanted == self.tokens)
     }
 }
@@ -174,6 +180,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             buffers,
             recordings: HashMap::new(),
             pages,
+            kv,
             words,
             last: LastStep::default(),
             under_way: VecDeque::with_capacity(CHAIN),
@@ -216,6 +223,7 @@ struct GpuBaked<G> {
     buffers: Buffers,
     recordings: HashMap<Shape, Recording>,
     pages: usize,
+    kv: KvFormat,
     words: Vec<u32>,
     last: LastStep,
     /// The tokens drawn in steps not waited for yet.
@@ -286,7 +294,7 @@ impl<G: Gpu> Baked for GpuBaked<G> {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
         step.check(&self.plan, self.pages, PAGE)?;
         let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
-        let shape = Shape::of(step, tiles, &self.plan);
+        let shape = Shape::of(step, tiles, &self.plan, self.kv);
         if !self.lowered.shapes.contains_key(&shape) {
             return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
         }

@@ -17,6 +17,7 @@ sources![
     "common/format.h",
     "common/kv.h",
     "common/quantise.h",
+    "common/rope.h",
     "common/step.h",
     "common/tile.h",
     "attention/decode.metal",

@@ -30,6 +30,8 @@ pub struct Shape {
     pub attention: AttentionKind,
     /// What comes of the logits.
     pub outcome: Outcome,
+    /// Whether each token is the only one of its sequence.
+    pub alone: bool,
 }
 
 /// What comes of a step's logits.
@@ -176,12 +178,24 @@ impl<'p> Lowering<'p> {
         }
         // Prepared inputs are memory that the plan knows nothing of.
         let mut prepared_in_use = false;
+        let mut rope = None;
         for PlannedOp { op, barrier } in &self.plan.ops {
             if self.rows(op, shape).0 == 0 {
                 continue;
             }
+            if shape.alone && self.rotates_for_attention(op) {
+                rope = Some((op, *barrier));
+                continue;
+            }
             let mut lowered = Op { launches: Vec::new(), barrier: true };
-            self.op(op, shape, &mut lowered)?;
+            let mut barrier = barrier;
+            match (op, rope.take()) {
+                (PlanOp::Attention { .. }, Some((rope, before))) => {
+                    self.attention(op, Some(rope), shape, &mut lowered)?;
+                    barrier = if before { &true } else { barrier };
+                }
+                _ => self.op(op, shape, &mut lowered)?,
+            }
             let uses = |launch: &Launch| launch.bindings.iter().any(|(memory, _)| *memory == Memory::Prepared);
             let prepares = lowered.launches.iter().any(uses);
             if let Some(first) = lowered.launches.first_mut() {
@@ -214,6 +228,16 @@ impl<'p> Lowering<'p> {
 
     fn launch_of(&mut self, kernel: Kernel, bindings: Vec<(Memory, usize)>, groups: [usize; 3]) -> Launch {
         Launch { kernel: self.kernel(kernel), bindings, groups, barrier: true }
+    }
+
+    /// Whether nothing but the attention that comes next reads what this op computes, so that it can do both.
+    fn rotates_for_attention(&self, op: &PlanOp) -> bool {
+        let PlanOp::RopeCache { cache, out, .. } = *op else { return false };
+        let Some(at) = self.plan.ops.iter().position(|planned| planned.op == *op) else { return false };
+        let mut readers = self.plan.ops.iter().filter(|planned| planned.op.reads().contains(&out));
+        let next = self.plan.ops.get(at + 1).map(|planned| &planned.op);
+        let attends = matches!(next, Some(PlanOp::Attention { q, cache: of, .. }) if *q == out && *of == cache);
+        attends && readers.next().map(|planned| &planned.op) == next && readers.next().is_none()
     }
 
     /// Rows that an op has at most, and the word of the step that says how many there are.
@@ -280,7 +304,7 @@ impl<'p> Lowering<'p> {
                 self.linear(x, norm, matrices, epilogue, value, (rows, count), out)?;
             }
             PlanOp::RopeCache { .. } => self.rope_cache(op, rows, out)?,
-            PlanOp::Attention { .. } => self.attention(op, shape, out)?,
+            PlanOp::Attention { .. } => self.attention(op, None, shape, out)?,
             PlanOp::Gate { gate, up, activation, out: value } => {
                 let function = match activation {
                     Activation::Silu => "FUNCTION_SILU",
@@ -483,20 +507,13 @@ impl<'p> Lowering<'p> {
     fn rope_cache(&mut self, op: &PlanOp, rows: usize, out: &mut Op) -> Result<(), DeviceError> {
         let PlanOp::RopeCache { q, k, v, q_norm, k_norm, rope, cache, out: value } = *op else { return Ok(()) };
         let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
-        let (heads, table) = (self.place(q).width / head_dim, &self.plan.graph.ropes[rope.0]);
+        let heads = self.place(q).width / head_dim;
         let simdgroups = 4;
         let kernel = Kernel::new("rope/rope_cache.metal", "rope_cache", simdgroups * 32)
             .define("Q_HEADS", heads)
-            .define("ROTATED", 2 * table.frequencies.len())
-            .define("INTERLEAVED", u32::from(table.pairs == Pairs::Interleaved))
             .define("Q_STRIDE", self.place(q).stride)
-            .define("K_STRIDE", self.place(k).stride)
-            .define("V_STRIDE", self.place(v).stride)
-            .define("OUT_STRIDE", self.place(value).stride)
-            .define("Q_NORM", u32::from(q_norm.is_some()))
-            .define("K_NORM", u32::from(k_norm.is_some()));
-        let kernel = q_norm.map_or(kernel.clone(), |norm| kernel.define("Q_EPS", Float(norm.eps)));
-        let kernel = k_norm.map_or(kernel.clone(), |norm| kernel.define("K_EPS", Float(norm.eps)));
+            .define("OUT_STRIDE", self.place(value).stride);
+        let kernel = self.rope(op, kernel);
         let (cache, kernel) = self.cache(cache, kernel)?;
         let norm = |norm: Option<Norm>| norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
         let bindings = vec![
@@ -515,8 +532,29 @@ impl<'p> Lowering<'p> {
         Ok(())
     }
 
-    fn attention(&mut self, op: &PlanOp, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {
-        let PlanOp::Attention { q, cache, heads, scale, window, cap, out: value } = *op else { return Ok(()) };
+    /// The kernel with the macros that say how heads are rotated.
+    fn rope(&self, op: &PlanOp, kernel: Kernel) -> Kernel {
+        let PlanOp::RopeCache { k, v, q_norm, k_norm, rope, .. } = *op else { return kernel };
+        let table = &self.plan.graph.ropes[rope.0];
+        let kernel = kernel
+            .define("ROTATED", 2 * table.frequencies.len())
+            .define("INTERLEAVED", u32::from(table.pairs == Pairs::Interleaved))
+            .define("K_STRIDE", self.place(k).stride)
+            .define("V_STRIDE", self.place(v).stride)
+            .define("Q_NORM", u32::from(q_norm.is_some()))
+            .define("K_NORM", u32::from(k_norm.is_some()));
+        let kernel = q_norm.map_or(kernel.clone(), |norm| kernel.define("Q_EPS", Float(norm.eps)));
+        k_norm.map_or(kernel.clone(), |norm| kernel.define("K_EPS", Float(norm.eps)))
+    }
+
+    fn attention(&mut self, op: &PlanOp, rope: Option<&PlanOp>, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {
+        let PlanOp::Attention { mut q, cache, heads, scale, window, cap, out: value } = *op else { return Ok(()) };
+        let mut of_rope = [(Memory::Weights, 0); 5];
+        if let Some(PlanOp::RopeCache { q: plain, k, v, q_norm, k_norm, rope, .. }) = rope {
+            let norm = |norm: &Option<Norm>| norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
+            let frequencies = self.vector(Vector::Frequencies(*rope));
+            (q, of_rope) = (*plain, [self.at(*k), self.at(*v), norm(q_norm), norm(k_norm), frequencies]);
+        }
         let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
         if !heads.is_multiple_of(kv_heads) {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
@@ -550,8 +588,10 @@ impl<'p> Lowering<'p> {
         let sets = group.div_ceil((choice.values / head_dim).max(1));
         let at_once = group.div_ceil(sets);
         let kernel = Kernel::new("attention/decode.metal", "attention_decode", choice.simdgroups as u32 * 32);
-        let (cache_at, kernel) = self.cache(cache, common(kernel).define("HEADS", at_once))?;
-        let bindings = vec![query, cache_at, to, partial, step];
+        let kernel = common(kernel).define("HEADS", at_once).define("ROPE", u32::from(rope.is_some()));
+        let kernel = rope.map_or(kernel.clone(), |rope| self.rope(rope, kernel));
+        let (cache_at, kernel) = self.cache(cache, kernel)?;
+        let bindings = [query, cache_at, to, partial, step].into_iter().chain(of_rope).collect();
         let combine = Kernel::new("attention/combine.metal", "attention_combine", head_dim.min(128) as u32);
         let (_, combine) = self.cache(cache, common(combine))?;
         self.launch(out, kernel, bindings, [kv_heads * group.div_ceil(at_once), shape.tokens, splits]);

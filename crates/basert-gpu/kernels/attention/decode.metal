@@ -4,9 +4,15 @@
 // have a token of the context at a time, and keep a running softmax of their own, which are put together at the end.
 // A result of more than one part goes to `partial` instead: for each head of each part the weighted sum, its largest
 // score and its sum of weights.
+//
+// Where ROPE is set, each token is the only one of its sequence in the step, and what `rope_cache` does is done here: by
+// whoever has the last part of the context, as far as the cache is concerned. K_STRIDE, V_STRIDE.
 #include "common/base.h"
 #include "common/step.h"
 #include "common/attention.h"
+#if ROPE
+#include "common/rope.h"
+#endif
 
 #define CHUNKS ((HEAD_DIM + 63) / 64)  // eight values each, of a lane
 #define HAS(c) ((c) * 64 + l * 8 < HEAD_DIM)
@@ -15,10 +21,15 @@
 
 kernel void attention_decode(
     device const float *q [[buffer(0)]],
-    device const uchar *cache [[buffer(1)]],
+    device uchar *cache [[buffer(1)]],
     device float *out [[buffer(2)]],
     device float *partial [[buffer(3)]],
     device const uint *step [[buffer(4)]],
+    device const float *k [[buffer(5)]],
+    device const float *v [[buffer(6)]],
+    device const float *q_norm [[buffer(7)]],
+    device const float *k_norm [[buffer(8)]],
+    device const float *frequencies [[buffer(9)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -27,6 +38,10 @@ kernel void attention_decode(
     threadgroup float sums[SIMDGROUPS * HEADS * HEAD_DIM];
     threadgroup float largest[SIMDGROUPS * HEADS];
     threadgroup float weights[SIMDGROUPS * HEADS];
+#if ROPE
+    // The heads of the query, then the key and the value.
+    threadgroup float4 own[(HEADS + 2) * HEAD_DIM / 4];
+#endif
 
     RELEASE_NEXT();
     AWAIT_INPUTS();
@@ -40,14 +55,42 @@ kernel void attention_decode(
     const uint end = min(position + 1, begin + tokens_of_part(position)), first = first_seen(position);
     device const uint *pages = step + STEP_PAGES + step[STEP_TABLES + row];
 
+#if ROPE
+    for (uint h = simdgroup; h < HEADS + 2; h += SIMDGROUPS) {
+        threadgroup float *values = (threadgroup float *)own + h * HEAD_DIM;
+        if (h < HEADS) {
+            const uint head = min(first_head + h, uint(Q_HEADS - 1));
+            take_head(q + ulong(row) * Q_STRIDE + head * HEAD_DIM, q_norm, Q_NORM, Q_EPS, values, lane);
+            rotate_head(frequencies, position, values, lane);
+            continue;
+        }
+        if (h == HEADS) {
+            take_head(k + ulong(row) * K_STRIDE + kv_head * HEAD_DIM, k_norm, K_NORM, K_EPS, values, lane);
+            rotate_head(frequencies, position, values, lane);
+        } else {
+            take_head(v + ulong(row) * V_STRIDE + kv_head * HEAD_DIM, k_norm, false, 0.0f, values, lane);
+        }
+        if (end == position + 1 && threadgroup_position.x % HEAD_SETS == 0) {
+            const uint slot = step[STEP_SLOTS + row];
+            keep_head(values, cache + kv_keys(slot / PAGE, kv_head) + (h == HEADS ? 0 : KV_PART), slot % PAGE, lane);
+        }
+        for (uint i = lane; i < HEAD_DIM; i += 32) values[i] = float(to_half(values[i]));
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+#endif
+
     // Lane l of eight has values 64c + 8l … 64c + 8l + 7.
     const uint state = simdgroup * 4 + lane / 8, l = lane & 7;
     float4 query[HEADS][CHUNKS * 2], sum[HEADS][CHUNKS * 2];
     float max_score[HEADS], weight[HEADS];
 #pragma unroll
     for (uint h = 0; h < HEADS; ++h) {
+#if ROPE
+        threadgroup const float4 *from = own + h * (HEAD_DIM / 4);
+#else
         const uint head = min(first_head + h, uint(Q_HEADS - 1));
         device const float4 *from = (device const float4 *)(q + ulong(row) * Q_STRIDE + head * HEAD_DIM);
+#endif
 #pragma unroll
         for (uint c = 0; c < CHUNKS; ++c) {
             query[h][2 * c] = HAS(c) ? from[c * 16 + l * 2] * float(SCALE) : float4(0.0f);
@@ -72,8 +115,20 @@ kernel void attention_decode(
         for (uint c = 0; c < CHUNKS; ++c) {
             const uint chunk = HAS(c) ? c * 8 + l : 0;
             float4 a, b;
-            kv_load(keys, token % PAGE, chunk, a, b);
-            kv_load(keys + KV_PART, token % PAGE, chunk, value[2 * c], value[2 * c + 1]);
+#if ROPE
+            // The token's own key and value are on their way to the cache.
+            if (token == position) {
+                threadgroup const float4 *from = own + HEADS * (HEAD_DIM / 4) + 2 * chunk;
+                a = from[0];
+                b = from[1];
+                value[2 * c] = from[HEAD_DIM / 4];
+                value[2 * c + 1] = from[HEAD_DIM / 4 + 1];
+            } else
+#endif
+            {
+                kv_load(keys, token % PAGE, chunk, a, b);
+                kv_load(keys + KV_PART, token % PAGE, chunk, value[2 * c], value[2 * c + 1]);
+            }
 #pragma unroll
             for (uint h = 0; h < HEADS; ++h) score[h] += dot4(query[h][2 * c], a) + dot4(query[h][2 * c + 1], b);
         }

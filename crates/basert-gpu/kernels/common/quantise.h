@@ -8,9 +8,11 @@ static inline uint quantise(float4 x, thread float &scale) {
     largest = max(largest, simd_shuffle_xor(largest, 4));
     scale = largest * (1.0f / 127.0f);
     const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
-    const float4 y = x * factor;
-    return (uint(int(rint(y.x))) & 255u) | ((uint(int(rint(y.y))) & 255u) << 8) | ((uint(int(rint(y.z))) & 255u) << 16) |
-           (uint(int(rint(y.w))) << 24);
+    // The sum's last bits are the nearest whole number.
+    const float round = 12582912.0f;
+    const uint a = as_type<uint>(fma(x.x, factor, round)), b = as_type<uint>(fma(x.y, factor, round));
+    const uint c = as_type<uint>(fma(x.z, factor, round)), d = as_type<uint>(fma(x.w, factor, round));
+    return (a & 255u) | ((b & 255u) << 8) | ((c & 255u) << 16) | (d << 24);
 }
 
 // Where the words of a group lie: words 2q, 2q + 1, 2q + 4 and 2q + 5 side by side, for q = 0 and 1.

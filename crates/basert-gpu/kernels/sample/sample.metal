@@ -123,6 +123,7 @@ kernel void sample(
     device ushort *history = histories + (d.has_history ? ulong(step[STEP_DRAWS + row * DRAW_WORDS + 10] - 1) * VOCABULARY : 0);
 
     ulong best = 0;
+#pragma unroll 8
     for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
         const float x = candidate(d, logits, history, token);
         if (x > -INFINITY) best = max(best, rank_of(x, token));
