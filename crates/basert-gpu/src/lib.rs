@@ -13,6 +13,7 @@ mod gpu;
 mod kernel;
 mod layout;
 mod lower;
+mod recorder;
 mod signature;
 #[cfg(unix)]
 mod simt;
@@ -26,6 +27,7 @@ pub use cuda::{CudaCompiler, CudaGpu, CudaOptions};
 pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
 pub use kernel::{Kernel, SOURCES};
+pub use recorder::{Recorded, Recorder};
 pub use signature::{Argument, Signature};
 #[cfg(unix)]
 pub use simt::{SimtGpu, SimtOptions};
