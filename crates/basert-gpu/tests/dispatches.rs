@@ -23,7 +23,7 @@ const GREEDY: Draw = Draw {
 };
 
 fn dispatches(family: &str) -> String {
-    let file = Arc::new(ModelFile::open(&basert_testkit::tiny().join(format!("{family}.gguf"))).unwrap());
+    let file = Arc::new(ModelFile::open(basert_testkit::tiny().join(format!("{family}.gguf"))).unwrap());
     let graph = Arc::new(Graph::open(&file, &[]).unwrap());
     let recorder = Recorder::new("cuda", 132);
     let plan = Arc::new(Plan::build(graph, Limits { tokens: 64, wanted: 4 }, &FUSIONS));
