@@ -15,33 +15,30 @@
 
 #if defined(METAL_ON_CUDA) || defined(METAL_ON_CPU)
 #define TILE_SWIZZLE(chunk) ((2 * (chunk)) & 7)
+#define TILE_LANE_BESIDE 2
 #else
 #define TILE_SWIZZLE(chunk) 0
+#define TILE_LANE_BESIDE 8
 #endif
 
 static inline uint tile_at(uint chunks, uint row, uint chunk) {
     return ((row / 8) * chunks + chunk) * 64 + ((row % 8) ^ TILE_SWIZZLE(chunk)) * 8;
 }
 
-#if defined(METAL_ON_CUDA)
+#if defined(METAL_ON_CUDA) || defined(METAL_ON_CPU)
 
 struct tile_sums { float e[8]; };
-struct tile_operand { uint e[4]; };
 
 static inline uint tile_row(uint lane) { return lane / 4; }
 static inline uint tile_column(uint lane) { return 2 * (lane % 4); }
 static inline float tile_get(thread const tile_sums &sums, uint i) { return sums.e[i]; }
 static inline void tile_set(thread tile_sums &sums, uint i, float x) { sums.e[i] = x; }
 
-static inline float tile_row_max(float x) {
-    x = max(x, simd_shuffle_xor(x, 1));
-    return max(x, simd_shuffle_xor(x, 2));
-}
+#endif
 
-static inline float tile_row_sum(float x) {
-    x += simd_shuffle_xor(x, 1);
-    return x + simd_shuffle_xor(x, 2);
-}
+#if defined(METAL_ON_CUDA)
+
+struct tile_operand { uint e[4]; };
 
 static inline tile_operand tile_load(threadgroup const half *tiles) {
     tile_operand o;
@@ -88,24 +85,8 @@ static inline tile_operand tile_round(thread const tile_sums &sums) {
 #elif defined(METAL_ON_CPU)
 
 // Operands as on CUDA: two neighbouring values of each 8 × 8 quarter a lane.
-struct tile_sums { float e[8]; };
 struct tile_operand { half e[8]; };
 struct tile_operands { tile_operand a, b; };
-
-static inline uint tile_row(uint lane) { return lane / 4; }
-static inline uint tile_column(uint lane) { return 2 * (lane % 4); }
-static inline float tile_get(thread const tile_sums &sums, uint i) { return sums.e[i]; }
-static inline void tile_set(thread tile_sums &sums, uint i, float x) { sums.e[i] = x; }
-
-static inline float tile_row_max(float x) {
-    x = max(x, simd_shuffle_xor(x, 1));
-    return max(x, simd_shuffle_xor(x, 2));
-}
-
-static inline float tile_row_sum(float x) {
-    x += simd_shuffle_xor(x, 1);
-    return x + simd_shuffle_xor(x, 2);
-}
 
 static inline tile_operand tile_load_rows(threadgroup const half *tiles, uint chunks, uint row, uint chunk, uint lane) {
     tile_operand o;
@@ -171,16 +152,6 @@ static inline uint tile_column(uint lane) { return ((lane / 4) & 2) * 2 + (lane 
 static inline float tile_get(thread const tile_sums &sums, uint i) { return sums.m[i / 2].thread_elements()[i % 2]; }
 static inline void tile_set(thread tile_sums &sums, uint i, float x) { sums.m[i / 2].thread_elements()[i % 2] = x; }
 
-static inline float tile_row_max(float x) {
-    x = max(x, simd_shuffle_xor(x, 1));
-    return max(x, simd_shuffle_xor(x, 8));
-}
-
-static inline float tile_row_sum(float x) {
-    x += simd_shuffle_xor(x, 1);
-    return x + simd_shuffle_xor(x, 8);
-}
-
 static inline tile_operand tile_load_rows(threadgroup const half *tiles, uint chunks, uint row, uint chunk, uint lane) {
     tile_operand o;
     for (uint i = 0; i < 4; ++i) simdgroup_load(o.m[i], tiles + tile_at(chunks, row + 8 * (i % 2), chunk + i / 2), 8);
@@ -221,6 +192,17 @@ static inline tile_operand tile_round(thread const tile_sums &sums) {
 }
 
 #endif
+
+// Four lanes have a row.
+static inline float tile_row_max(float x) {
+    x = max(x, simd_shuffle_xor(x, 1));
+    return max(x, simd_shuffle_xor(x, TILE_LANE_BESIDE));
+}
+
+static inline float tile_row_sum(float x) {
+    x += simd_shuffle_xor(x, 1);
+    return x + simd_shuffle_xor(x, TILE_LANE_BESIDE);
+}
 
 static inline void tile_clear(thread tile_sums &sums) {
     for (uint i = 0; i < 8; ++i) tile_set(sums, i, 0.0f);
