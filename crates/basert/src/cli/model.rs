@@ -53,6 +53,19 @@ impl DeviceArgs {
         self.kind() == DeviceKind::Cpu
     }
 
+    /// Opens a model on it. A GPU that nobody asked for and that lacks something is left alone, with a note.
+    pub fn open(&self, path: &Path, options: Options) -> anyhow::Result<Model> {
+        let options = self.choose(options);
+        let found = open(path, options.clone());
+        match found {
+            Err(error) if self.device.is_none() && error.downcast_ref().is_some_and(lacks_gpu) => {
+                writeln!(io::stderr(), "note: running on the CPU, for the GPU cannot be used: {error}")?;
+                open(path, Options { device: DeviceKind::Cpu, ..options })
+            }
+            found => found,
+        }
+    }
+
     fn kind(&self) -> DeviceKind {
         self.device.unwrap_or_else(DeviceKind::best)
     }
@@ -87,8 +100,12 @@ impl ModelArgs {
     }
 }
 
+fn lacks_gpu(error: &basert::Error) -> bool {
+    matches!(error, basert::Error::Gpu(_))
+}
+
 /// Opens a model, with a bar when that takes long.
-pub fn open(path: &Path, options: Options) -> anyhow::Result<Model> {
+fn open(path: &Path, options: Options) -> anyhow::Result<Model> {
     let mut bar = progress::LateBar::bytes("loading");
     let model = Model::open_with_progress(path, options, &mut |done, total| bar.set(done, total))?;
     drop(bar);
@@ -129,8 +146,8 @@ impl RunArgs {
     pub fn open(&self, model: &ModelArgs) -> anyhow::Result<Model> {
         let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
         let path = model.path()?;
-        let options = self.device.choose(model.options());
-        open(&path, Options { max_context: self.max_context, chat_template, ..options })
+        let options = Options { max_context: self.max_context, chat_template, ..model.options() };
+        self.device.open(&path, options)
     }
 
     /// The option of a chat that was given, if any was.

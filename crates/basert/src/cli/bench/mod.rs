@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         false => None,
     };
-    let model = model::open(&path, options)?;
+    let model = args.device.open(&path, options)?;
     if let Some(peer) = &mut peer {
         peer.load(model.file().path(), machine.as_ref().map_or(1, |machine| machine.threads))?;
     }
