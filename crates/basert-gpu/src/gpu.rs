@@ -68,7 +68,7 @@ pub trait Gpu: Send {
     /// [`GpuError::OutOfMemory`].
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer, GpuError>;
 
-    /// Compiles kernels, or finds them compiled already. `progress` is called with how many are ready.
+    /// Compiles kernels, or finds them compiled already, or leaves that to [`Gpu::record`]. `progress` is called with how many are ready.
     ///
     /// # Errors
     /// [`GpuError::Compile`], with the kernel's name and what the compiler said.
@@ -77,7 +77,7 @@ pub trait Gpu: Send {
     /// Makes a list of dispatches ready.
     ///
     /// # Errors
-    /// When the device refuses it.
+    /// When the device refuses it, or [`GpuError::Compile`].
     fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError>;
 
     /// Puts bytes into memory, after all that was submitted. They may be reused at once.

@@ -253,7 +253,10 @@ fn what_is_declared_has_to_fit() {
 fn what_does_not_compile_says_why() {
     let wrong =
         kernel("#include <metal_stdlib>\nkernel void test(device uint *x [[buffer(0)]])\n{\n x[0] = unknown;\n}\n", 32);
-    let Err(GpuError::Compile { kernel, log }) = gpu(0).compile(&[wrong], &mut |_| {}) else { panic!() };
+    let mut gpu = gpu(0);
+    let pipeline = gpu.compile(&[wrong], &mut |_| {}).unwrap()[0];
+    let dispatch = Dispatch { pipeline, bindings: Vec::new(), groups: [1; 3], threads: 32, barrier: true };
+    let Err(GpuError::Compile { kernel, log }) = gpu.record(&[dispatch]) else { panic!() };
     assert!(kernel.starts_with("test") && log.contains("test.metal:4") && log.contains("unknown"), "{kernel}: {log}");
 }
 

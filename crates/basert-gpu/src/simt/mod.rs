@@ -52,7 +52,8 @@ pub struct SimtGpu {
     compiler: Compiler,
     workers: Vec<Worker>,
     buffers: Vec<Allocation>,
-    pipelines: Vec<Loaded>,
+    /// Kernels, and what was made of those that a recording has needed.
+    pipelines: Vec<(Kernel, Option<Loaded>)>,
     recordings: Vec<Vec<Run>>,
     /// What was fetched and not collected yet, and how many times there was something.
     fetched: HashMap<Ticket, Vec<u8>>,
@@ -128,9 +129,40 @@ impl SimtGpu {
         Ok(begin)
     }
 
+    /// Compiles the kernels of these dispatches that are not compiled yet, all workers together.
+    fn make_ready(&mut self, dispatches: &[Dispatch]) -> Result<(), GpuError> {
+        let mut needed: Vec<usize> = dispatches.iter().map(|dispatch| dispatch.pipeline.0 as usize).collect();
+        needed.sort_unstable();
+        needed.dedup();
+        needed.retain(|&id| self.pipelines.get(id).is_some_and(|(_, loaded)| loaded.is_none()));
+        let next = AtomicU64::new(0);
+        let (sender, receiver) = mpsc::channel();
+        let (pipelines, compiler, workers) = (&self.pipelines, &self.compiler, self.workers.len());
+        let compiled: Vec<_> = thread::scope(|scope| {
+            for _ in 0..workers.min(needed.len()) {
+                let (sender, next, needed) = (sender.clone(), &next, &needed);
+                scope.spawn(move || {
+                    while let Some(&id) = needed.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                        // Nobody listens any more after an error.
+                        if sender.send((id, compiler.compile(&pipelines[id].0))).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            receiver.into_iter().map(|(id, compiled)| Ok((id, compiled?))).collect::<Result<_, GpuError>>()
+        })?;
+        for (id, compiled) in compiled {
+            self.pipelines[id].1 = Some(Loaded::new(compiled));
+        }
+        Ok(())
+    }
+
     fn prepare(&self, dispatch: &Dispatch) -> Result<Run, GpuError> {
         let Pipeline(id) = dispatch.pipeline;
-        let loaded = self.pipelines.get(id as usize).ok_or_else(|| failed(format!("there is no pipeline {id}")))?;
+        let loaded = self.pipelines.get(id as usize).and_then(|(_, loaded)| loaded.as_ref());
+        let loaded = loaded.ok_or_else(|| failed(format!("there is no pipeline {id}")))?;
         let refuse = |what: String| failed(format!("{}: {what}", loaded.compiled.kernel));
         let threads = dispatch.threads;
         if threads == 0 || !(threads as usize).is_multiple_of(LANES) || threads as usize > MOST_THREADS {
@@ -162,7 +194,9 @@ impl SimtGpu {
 
     fn run(&mut self, recording: usize, index: usize) -> Result<(), GpuError> {
         let run = &self.recordings[recording][index];
-        let compiled = &self.pipelines[run.pipeline].compiled;
+        let Some(Loaded { compiled, .. }) = &self.pipelines[run.pipeline].1 else {
+            return Err(failed("a kernel was not compiled when it was recorded".to_owned()));
+        };
         let launch =
             Launch { entry: compiled.entry, arguments: &run.arguments, groups: run.groups, threads: run.threads };
         self.launched += 1;
@@ -225,36 +259,15 @@ impl Gpu for SimtGpu {
     }
 
     fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError> {
-        let next = AtomicU64::new(0);
-        let (sender, receiver) = mpsc::channel();
-        let mut all: Vec<Option<Compiled>> = kernels.iter().map(|_| None).collect();
-        thread::scope(|scope| {
-            for _ in 0..self.workers.len().min(kernels.len()) {
-                let (sender, next, compiler) = (sender.clone(), &next, &self.compiler);
-                scope.spawn(move || {
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed) as usize;
-                        let Some(kernel) = kernels.get(i) else { break };
-                        // Nobody listens any more after an error.
-                        if sender.send((i, compiler.compile(kernel))).is_err() {
-                            break;
-                        }
-                    }
-                });
-            }
-            drop(sender);
-            for (ready, (i, compiled)) in receiver.into_iter().enumerate() {
-                all[i] = Some(compiled?);
-                progress(ready + 1);
-            }
-            Ok(())
-        })?;
+        // A model has many, for steps of all sizes, and a test needs few of them: they wait for a recording.
         let first = self.pipelines.len() as u32;
-        self.pipelines.extend(all.into_iter().flatten().map(Loaded::new));
+        self.pipelines.extend(kernels.iter().map(|kernel| (kernel.clone(), None)));
+        progress(kernels.len());
         Ok((first..self.pipelines.len() as u32).map(Pipeline).collect())
     }
 
     fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError> {
+        self.make_ready(dispatches)?;
         let runs = dispatches.iter().map(|dispatch| self.prepare(dispatch)).collect::<Result<_, _>>()?;
         self.recordings.push(runs);
         Ok(Recording(self.recordings.len() as u32 - 1))
