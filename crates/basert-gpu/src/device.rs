@@ -93,7 +93,8 @@ impl Lowered {
 impl Shape {
     /// The shape of a step, with `tiles` tiles of queries, none of them at a position beyond `last`.
     fn of(step: &StepState, found: usize, plan: &Plan, kv: KvFormat) -> Shape {
-        let class = |rows: usize, limit: usize| classes(limit).into_iter().find(|&c| c >= rows).unwrap_or(limit);
+        // The least of `classes`.
+        let class = |rows: usize, limit: usize| rows.next_power_of_two().min(limit);
         let tokens = class(step.tokens.len(), plan.limits.tokens);
         let wanted = if step.wanted.is_empty() { 0 } else { class(step.wanted.len(), plan.limits.wanted) };
         let last = step.positions.iter().copied().max().unwrap_or(0) as usize;
@@ -256,9 +257,12 @@ impl<G: Gpu> GpuBaked<G> {
         let fail = |error| of_device(&self.name, error);
         let recording = match self.recordings.get(&shape) {
             Some(&recording) => recording,
-            None => self.record(gpu, shape).map_err(fail)?,
+            None => {
+                let recording = self.record(gpu, shape).map_err(fail)?;
+                self.recordings.insert(shape, recording);
+                recording
+            }
         };
-        self.recordings.insert(shape, recording);
         gpu.submit(recording).map_err(fail)?;
         if shape.outcome != Outcome::Logits {
             let offset = self.last.chained % CHAIN * self.plan.limits.wanted * size_of::<u32>();
@@ -295,7 +299,7 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         step.check(&self.plan, self.pages, PAGE)?;
         let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
         let shape = Shape::of(step, tiles, &self.plan, self.kv);
-        if !self.lowered.shapes.contains_key(&shape) {
+        if !shape.is_used() {
             return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
         }
         let position = step.positions.iter().copied().max().unwrap_or(0) as usize;

@@ -179,27 +179,26 @@ impl<'p> Lowering<'p> {
         // Prepared inputs are memory that the plan knows nothing of.
         let mut prepared_in_use = false;
         let mut rope = None;
-        for PlannedOp { op, barrier } in &self.plan.ops {
+        for (i, PlannedOp { op, barrier }) in self.plan.ops.iter().enumerate() {
             if self.rows(op, shape).0 == 0 {
                 continue;
             }
-            if shape.alone && self.rotates_for_attention(op) {
+            if shape.alone && self.rotates_for_attention(i) {
                 rope = Some((op, *barrier));
                 continue;
             }
             let mut lowered = Op { launches: Vec::new(), barrier: true };
-            let mut barrier = barrier;
-            match (op, rope.take()) {
-                (PlanOp::Attention { .. }, Some((rope, before))) => {
-                    self.attention(op, Some(rope), shape, &mut lowered)?;
-                    barrier = if before { &true } else { barrier };
-                }
-                _ => self.op(op, shape, &mut lowered)?,
+            let mut barrier = *barrier;
+            if let Some((rope, before)) = rope.take() {
+                self.attention(op, Some(rope), shape, &mut lowered)?;
+                barrier |= before;
+            } else {
+                self.op(op, shape, &mut lowered)?;
             }
             let uses = |launch: &Launch| launch.bindings.iter().any(|(memory, _)| *memory == Memory::Prepared);
             let prepares = lowered.launches.iter().any(uses);
             if let Some(first) = lowered.launches.first_mut() {
-                first.barrier = *barrier || (prepares && prepared_in_use);
+                first.barrier = barrier || (prepares && prepared_in_use);
                 prepared_in_use = prepares || (prepared_in_use && !first.barrier);
             }
             all.extend(lowered.launches);
@@ -230,14 +229,12 @@ impl<'p> Lowering<'p> {
         Launch { kernel: self.kernel(kernel), bindings, groups, barrier: true }
     }
 
-    /// Whether nothing but the attention that comes next reads what this op computes, so that it can do both.
-    fn rotates_for_attention(&self, op: &PlanOp) -> bool {
-        let PlanOp::RopeCache { cache, out, .. } = *op else { return false };
-        let Some(at) = self.plan.ops.iter().position(|planned| planned.op == *op) else { return false };
-        let mut readers = self.plan.ops.iter().filter(|planned| planned.op.reads().contains(&out));
-        let next = self.plan.ops.get(at + 1).map(|planned| &planned.op);
-        let attends = matches!(next, Some(PlanOp::Attention { q, cache: of, .. }) if *q == out && *of == cache);
-        attends && readers.next().map(|planned| &planned.op) == next && readers.next().is_none()
+    /// Whether nothing but the attention that comes next reads what the op at `i` computes, so that it can do both.
+    fn rotates_for_attention(&self, i: usize) -> bool {
+        let op = |i: usize| self.plan.ops.get(i).map(|planned| &planned.op);
+        let (Some(&PlanOp::RopeCache { cache, out, .. }), Some(next)) = (op(i), op(i + 1)) else { return false };
+        let readers = self.plan.ops.iter().filter(|planned| planned.op.reads().contains(&out)).count();
+        matches!(*next, PlanOp::Attention { q, cache: of, .. } if q == out && of == cache) && readers == 1
     }
 
     /// Rows that an op has at most, and the word of the step that says how many there are.
@@ -368,6 +365,11 @@ impl<'p> Lowering<'p> {
         (Memory::Weights, self.weights.vector_at(vector).unwrap_or(0))
     }
 
+    /// The same of a norm's weights.
+    fn norm_at(&self, norm: Option<Norm>) -> (Memory, usize) {
+        norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)))
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn linear(
         &mut self,
@@ -420,10 +422,9 @@ impl<'p> Lowering<'p> {
                     .define("SCALES_OF_X_AT", rows * columns)
                     .define("INPUT", kind.macro_of_gemv())
                     .define("NORM", u32::from(norm_inside.is_some()));
-                let mut bindings = vec![w, input.0, to, bias_at, (Memory::Weights, 0), (Memory::Step, 0)];
+                let bindings = vec![w, input.0, to, bias_at, self.norm_at(norm_inside), (Memory::Step, 0)];
                 if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
-                    bindings[4] = self.vector(Vector::Norm(norm));
                 }
                 let each = choice.simdgroups / choice.split * choice.each;
                 (kernel, bindings, [of_w.div_ceil(each), 1, 1])
@@ -469,8 +470,7 @@ impl<'p> Lowering<'p> {
             .define("ADD", 0)
             .define("OUTPUT", output)
             .define("SCALES_OF_X_AT", rows * columns);
-        let weight = norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
-        let bindings = vec![self.at(x), weight, (Memory::Prepared, 0), (Memory::Step, 0)];
+        let bindings = vec![self.at(x), self.norm_at(norm), (Memory::Prepared, 0), (Memory::Step, 0)];
         self.launch(out, kernel, bindings, [rows, 1, 1]);
     }
 
@@ -505,7 +505,7 @@ impl<'p> Lowering<'p> {
     }
 
     fn rope_cache(&mut self, op: &PlanOp, rows: usize, out: &mut Op) -> Result<(), DeviceError> {
-        let PlanOp::RopeCache { q, k, v, q_norm, k_norm, rope, cache, out: value } = *op else { return Ok(()) };
+        let PlanOp::RopeCache { q, cache, out: value, .. } = *op else { return Ok(()) };
         let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
         let heads = self.place(q).width / head_dim;
         let simdgroups = 4;
@@ -515,18 +515,8 @@ impl<'p> Lowering<'p> {
             .define("OUT_STRIDE", self.place(value).stride);
         let kernel = self.rope(op, kernel);
         let (cache, kernel) = self.cache(cache, kernel)?;
-        let norm = |norm: Option<Norm>| norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
-        let bindings = vec![
-            self.at(q),
-            self.at(k),
-            self.at(v),
-            norm(q_norm),
-            norm(k_norm),
-            self.vector(Vector::Frequencies(rope)),
-            self.at(value),
-            cache,
-            (Memory::Step, 0),
-        ];
+        let after = [self.at(value), cache, (Memory::Step, 0)];
+        let bindings = [self.at(q)].into_iter().chain(self.rope_arguments(op)).chain(after).collect();
         let groups = [(heads + 2 * kv_heads).div_ceil(simdgroups as usize), rows, 1];
         self.launch(out, kernel, bindings, groups);
         Ok(())
@@ -547,13 +537,19 @@ impl<'p> Lowering<'p> {
         k_norm.map_or(kernel.clone(), |norm| kernel.define("K_EPS", Float(norm.eps)))
     }
 
+    /// What a rotation reads but for the queries: keys, values, the norms of heads, frequencies. Anything, where `op` is
+    /// none.
+    fn rope_arguments(&self, op: &PlanOp) -> [(Memory, usize); 5] {
+        let PlanOp::RopeCache { k, v, q_norm, k_norm, rope, .. } = *op else { return [(Memory::Weights, 0); 5] };
+        let frequencies = self.vector(Vector::Frequencies(rope));
+        [self.at(k), self.at(v), self.norm_at(q_norm), self.norm_at(k_norm), frequencies]
+    }
+
     fn attention(&mut self, op: &PlanOp, rope: Option<&PlanOp>, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {
         let PlanOp::Attention { mut q, cache, heads, scale, window, cap, out: value } = *op else { return Ok(()) };
-        let mut of_rope = [(Memory::Weights, 0); 5];
-        if let Some(PlanOp::RopeCache { q: plain, k, v, q_norm, k_norm, rope, .. }) = rope {
-            let norm = |norm: &Option<Norm>| norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)));
-            let frequencies = self.vector(Vector::Frequencies(*rope));
-            (q, of_rope) = (*plain, [self.at(*k), self.at(*v), norm(q_norm), norm(k_norm), frequencies]);
+        let of_rope = self.rope_arguments(rope.unwrap_or(op));
+        if let Some(PlanOp::RopeCache { q: plain, .. }) = rope {
+            q = *plain;
         }
         let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
         if !heads.is_multiple_of(kv_heads) {
