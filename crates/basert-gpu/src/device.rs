@@ -7,14 +7,12 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Place, Plan, StepState};
 
-use crate::lower::{AttentionKind, CHAIN, Launch, Lowering, Memory, Outcome, Shape, tiles};
+use crate::lower::{CHAIN, Launch, Lowering, Memory};
+use crate::shape::{AttentionKind, Outcome, Shape, classes};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::Weights;
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel, Pipeline, Recording, Ticket};
-
-/// Contexts up to this length are not divided.
-const WHOLE_CONTEXT: usize = 512;
 
 /// A GPU.
 pub struct GpuDevice<G> {
@@ -88,58 +86,6 @@ impl Lowered {
         let page_bytes = lowering.all_page_bytes();
         Ok(Lowered { weights, step, shapes, kernels, prepared_bytes, partial_bytes, page_bytes })
     }
-}
-
-impl Shape {
-    /// The shape of a step, with `tiles` tiles of queries, none of them at a position beyond `last`.
-    fn of(step: &StepState, found: usize, plan: &Plan, kv: KvFormat) -> Shape {
-        // The least of `classes`.
-        let class = |rows: usize, limit: usize| rows.next_power_of_two().min(limit);
-        let tokens = class(step.tokens.len(), plan.limits.tokens);
-        let wanted = if step.wanted.is_empty() { 0 } else { class(step.wanted.len(), plan.limits.wanted) };
-        let last = step.positions.iter().copied().max().unwrap_or(0) as usize;
-        let attention = if Shape::tiled(tokens) && found <= tiles(tokens) {
-            AttentionKind::Tiles
-        } else if last < WHOLE_CONTEXT {
-            AttentionKind::Whole
-        } else {
-            AttentionKind::Divided
-        };
-        let outcome = if step.draws.is_empty() { Outcome::Logits } else { Outcome::Tokens };
-        // Quantised keys and values are those of the cache for everyone who reads them.
-        let alone = kv == KvFormat::F16
-            && attention != AttentionKind::Tiles
-            && step.sequences.iter().all(|sequence| sequence.rows.len() == 1);
-        Shape { tokens, wanted, attention, outcome, alone }
-    }
-
-    /// The shape of the step that follows one of this shape, none of whose positions are beyond `last`.
-    fn chained(self, last: usize) -> Shape {
-        let attention = match self.attention {
-            AttentionKind::Whole if last >= WHOLE_CONTEXT => AttentionKind::Divided,
-            attention => attention,
-        };
-        Shape { attention, outcome: Outcome::Chained, ..self }
-    }
-
-    /// Whether so many tokens are worth tiles.
-    fn tiled(tokens: usize) -> bool {
-        tokens > 16
-    }
-
-    /// Whether [`Shape::of`] gives it.
-    fn is_used(self) -> bool {
-        // Tokens are drawn where each row wants one.
-        self.wanted <= self.tokens
-            && (self.attention != AttentionKind::Tiles || (Shape::tiled(self.tokens) && !self.alone))
-            && (self.outcome == Outcome::Logits || self.wanted == self.tokens)
-    }
-}
-
-/// Sizes that steps are rounded up to: powers of two, and the limit.
-fn classes(limit: usize) -> Vec<usize> {
-    let powers = (0..usize::BITS - 1).map(|n| 1 << n);
-    powers.take_while(|&size| size < limit).chain([limit]).collect()
 }
 
 impl<G: Gpu + 'static> Device for GpuDevice<G> {

@@ -14,6 +14,7 @@ mod kernel;
 mod layout;
 mod lower;
 mod recorder;
+mod shape;
 mod signature;
 #[cfg(unix)]
 mod simt;

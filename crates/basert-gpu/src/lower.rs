@@ -8,6 +8,7 @@ use basert_graph::{Activation, CacheId, Norm, Pairs, Rows, ValueId};
 use basert_plan::{DeviceError, Epilogue, MatrixId, Place, Plan, PlanOp, PlannedOp};
 
 use crate::Kernel;
+use crate::shape::{AttentionKind, Outcome, Shape, tiles};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::{Gemm, Product, Tuning};
 use crate::weights::{Placed, Vector, Weights};
@@ -18,43 +19,6 @@ const THREADGROUP_BYTES: usize = 32 << 10;
 const MOST_SPLITS: usize = 32;
 /// Simdgroups of attention over tiles of queries.
 const PREFILL_SIMDGROUPS: usize = crate::step::QUERY_TILE / 16;
-
-/// What a step is like, as far as its dispatches are concerned. Kernels find out themselves how many rows there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Shape {
-    /// Tokens, at most.
-    pub tokens: usize,
-    /// Tokens whose logits are wanted, at most.
-    pub wanted: usize,
-    /// How attention is computed.
-    pub attention: AttentionKind,
-    /// What comes of the logits.
-    pub outcome: Outcome,
-    /// Whether each token is the only one of its sequence.
-    pub alone: bool,
-}
-
-/// What comes of a step's logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Outcome {
-    /// They are wanted themselves.
-    Logits,
-    /// Tokens are drawn from them.
-    Tokens,
-    /// So they are, and the step began with the tokens that were drawn in the one before.
-    Chained,
-}
-
-/// How attention is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum AttentionKind {
-    /// Token by token, each over its whole context.
-    Whole,
-    /// Token by token, over parts of the context that are put together.
-    Divided,
-    /// Tiles of consecutive tokens.
-    Tiles,
-}
 
 /// A part of the device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -599,12 +563,6 @@ impl<'p> Lowering<'p> {
         }
         Ok(())
     }
-}
-
-/// Tiles that a step of so many tokens has room for: full ones, and one more for each of some sequences.
-pub fn tiles(tokens: usize) -> usize {
-    const SEQUENCES: usize = 16;
-    (tokens / crate::step::QUERY_TILE + SEQUENCES).min(tokens)
 }
 
 /// An f32 as C++ reads it back exactly.
