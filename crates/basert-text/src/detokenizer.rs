@@ -15,6 +15,8 @@ use crate::Tokenizer;
 pub struct Detokenizer<T> {
     tokenizer: T,
     skip_special: bool,
+    /// Control tokens that leave a trace all the same, in order.
+    shown: Vec<u32>,
     /// The next byte is the text's first, and a space in its place is the one that encoding puts there.
     drop_space: bool,
     /// The beginning of a character.
@@ -25,7 +27,7 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
     /// A detokenizer at the beginning of a text.
     pub fn new(tokenizer: T, skip_special: bool) -> Self {
         let drop_space = tokenizer.adds_space_prefix();
-        Self { tokenizer, skip_special, drop_space, pending: Vec::new() }
+        Self { tokenizer, skip_special, shown: Vec::new(), drop_space, pending: Vec::new() }
     }
 
     /// A detokenizer for ids that go on after others, such as an answer after its prompt: a space at the beginning is
@@ -34,9 +36,16 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
         Self { drop_space: false, ..Self::new(tokenizer, skip_special) }
     }
 
+    /// With the names of these control tokens in the text, such as [`Dialect::tokens`](crate::Dialect::tokens).
+    pub fn showing(mut self, mut ids: Vec<u32>) -> Self {
+        ids.sort_unstable();
+        self.shown = ids;
+        self
+    }
+
     /// Appends to `text` what is complete with this id.
     pub fn push(&mut self, id: u32, text: &mut String) {
-        if self.skip_special && self.tokenizer.is_special(id) {
+        if self.skip_special && self.tokenizer.is_special(id) && self.shown.binary_search(&id).is_err() {
             return;
         }
         let mut bytes = self.tokenizer.token_bytes(id).unwrap_or_default();

@@ -4,6 +4,7 @@
 //!   ([`Tokenizer::from_gguf`]) or from the `tokenizer.json` of a Hugging Face folder ([`Tokenizer::from_hf_dir`]).
 //! - [`Detokenizer`] does the second half one token at a time and never hands out part of a character.
 //! - [`ChatTemplate`] writes a conversation the way a model was trained to read it.
+//! - [`Dialect`] is how a model writes calls of tools and its reasoning; a [`Parser`] takes an answer apart by it.
 //!
 //! ```
 //! use basert_text::{ChatRequest, ChatTemplate};
@@ -19,11 +20,15 @@
 //! ```
 
 mod detokenizer;
+mod dialect;
 mod error;
+mod stop;
 mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
+pub use dialect::{Dialect, DialectError, Event, Parser, ParserOptions};
 pub use error::{TemplateError, TokenizerError};
+pub use stop::StopTexts;
 pub use template::{ChatRequest, ChatTemplate};
 pub use tokenizer::{EncodeOptions, GgufVocabulary, HuggingFaceFiles, Tokenizer};

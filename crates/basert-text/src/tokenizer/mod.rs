@@ -169,6 +169,18 @@ impl Tokenizer {
         self.vocabulary.iter().find(|(_, bytes, kind)| is_whole(*kind) && *bytes == text.as_bytes()).map(|(id, ..)| id)
     }
 
+    /// The control tokens that are written whole in a text, in order.
+    pub(crate) fn control_tokens(&self, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let split = self.special_tokens.split(&self.vocabulary, text, true, |piece| {
+            if let Piece::Token(id) = piece {
+                ids.push(id);
+            }
+            Ok(())
+        });
+        split.map(|()| ids).unwrap_or_default()
+    }
+
     /// The variables that a chat template is given beside the conversation: `bos_token`, `eos_token` and so on.
     pub fn template_variables(&self) -> Map<String, Value> {
         if let Some(variables) = &self.template_variables {

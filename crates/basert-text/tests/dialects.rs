@@ -1,0 +1,459 @@
+//! Answers in every dialect, taken apart in one piece and in any others.
+
+mod common;
+
+use basert_text::{Detokenizer, Dialect, EncodeOptions, Event, Parser, ParserOptions, StopTexts};
+use proptest::prelude::*;
+use serde_json::Value;
+
+const TOOLS: [&str; 3] = ["get_weather", "time", "add"];
+
+fn parser(dialect: &str, prompt: &str, stop: &[String]) -> Parser {
+    Dialect::named(dialect).unwrap().parser(ParserOptions { prompt, tools: &TOOLS, stop, seed: 7 })
+}
+
+/// The events of a text cut at these places, with neighbours of one kind joined.
+fn events(mut parser: Parser, pieces: &[&str]) -> Vec<Event> {
+    let mut events: Vec<Event> = Vec::new();
+    let mut all: Vec<Event> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
+    all.extend(parser.finish());
+    for event in all {
+        match (events.last_mut(), event) {
+            (Some(Event::Content(before)), Event::Content(text)) => before.push_str(&text),
+            (Some(Event::Reasoning(before)), Event::Reasoning(text)) => before.push_str(&text),
+            (Some(Event::Arguments { delta, index }), Event::Arguments { delta: text, index: same })
+                if *index == same =>
+            {
+                delta.push_str(&text);
+            }
+            (_, event) => events.push(event),
+        }
+    }
+    events
+}
+
+/// The events in one line: `reasoning: …; content: …; name{…}`, with `…` after a call that never was whole.
+fn told(events: &[Event]) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for event in events {
+        match event {
+            Event::Content(text) => parts.push(format!("content: {text}")),
+            Event::Reasoning(text) => parts.push(format!("reasoning: {text}")),
+            Event::CallBegan { name, .. } => parts.push(name.clone()),
+            Event::Arguments { delta, .. } => parts.last_mut().unwrap().push_str(delta),
+            Event::CallEnded { .. } => parts.last_mut().unwrap().push('.'),
+            Event::CallBroken { .. } => parts.last_mut().unwrap().push_str("BROKEN"),
+        }
+    }
+    parts.join(" | ")
+}
+
+fn read(dialect: &str, text: &str) -> String {
+    told(&events(parser(dialect, "", &[]), &[text]))
+}
+
+/// Dialect, answer, and what is in it.
+const ANSWERS: &[(&str, &str, &str)] = &[
+    ("hermes", "Hello.\n", "content: Hello.\n"),
+    ("hermes", "<think>\nHm.\n\nYes.\n</think>\n\nHello.", "reasoning: Hm.\n\nYes. | content: Hello."),
+    ("hermes", "<think>\n\n</think>\n\nHello.", "content: Hello."),
+    ("hermes", "<think>never closed", "reasoning: never closed"),
+    ("hermes", "Not <think>here</think>.", "content: Not <think>here</think>."),
+    ("hermes", "<tool_call>\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>", "time{}."),
+    (
+        "hermes",
+        "<think>a</think>I look.\n<tool_call>\n{\"name\": \"time\", \"arguments\": {\"zone\": \"é\"}}\n</tool_call>\n<tool_call>\n{\"arguments\": {\"a\": [1, -2.5e3, null]}, \"name\": \"add\"}\n</tool_call>\n",
+        "reasoning: a | content: I look. | time{\"zone\": \"é\"}. | add{\"a\": [1, -2.5e3, null]}.",
+    ),
+    ("hermes", "<tool_call>{\"name\":\"add\",\"arguments\":\"{\\\"a\\\": 1}\"}</tool_call>", "add{\"a\": 1}."),
+    ("hermes", "<tool_call>{\"name\":\"add\",\"arguments\":null,\"extra\":[{}]}</tool_call>", "add{}."),
+    ("hermes", "<tool_call>{\"name\":\"add\"}</tool_call> Done.", "add{}. | content:  Done."),
+    (
+        "hermes",
+        "<tool_call>[{\"name\": \"add\", \"arguments\": {}}, {\"name\": \"time\", \"arguments\": {}}]</tool_call>",
+        "add{}. | time{}.",
+    ),
+    // A line feed in a string is no JSON, and clear enough.
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": \"x\ny\"}}</tool_call>",
+        "add{\"a\": \"x\\ny\"}.",
+    ),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {}}", "add{}."),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {}", "add{}BROKEN"),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1", "add{\"a\": 1BROKEN"),
+    ("hermes", "<tool_call>{\"name\": \"ad", "content: <tool_call>{\"name\": \"ad"),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1]}", "add{\"a\": 1BROKEN | content: ]}"),
+    ("hermes", "a <tool_cal", "content: a <tool_cal"),
+    ("hermes", "a <tool_call> b", "content: a <tool_call> b"),
+    ("hermes", "<tool_call><tool_call>{\"name\": \"add\"}</tool_call>", "content: <tool_call> | add{}."),
+    ("hermes", "<tool_call>[1]</tool_call>", "content: <tool_call>[1]</tool_call>"),
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"\", \"arguments\": {}}</tool_call>",
+        "content: <tool_call>{\"name\": \"\", \"arguments\": {}}</tool_call>",
+    ),
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"a\", \"arguments\": [1]}",
+        "content: <tool_call>{\"name\": \"a\", \"arguments\": [1]}",
+    ),
+    ("hermes", "x<\u{301}tool_call>", "content: x<\u{301}tool_call>"),
+    ("llama3", "{\"name\": \"add\", \"parameters\": {\"a\": 1}}", "add{\"a\": 1}."),
+    (
+        "llama3",
+        "<|python_tag|>{\"name\": \"add\", \"parameters\": {}}; {\"name\": \"time\", \"parameters\": {}}",
+        "add{}. | time{}.",
+    ),
+    ("llama3", "{\"type\": \"function\", \"name\": \"add\", \"parameters\": {}}", "add{}."),
+    ("llama3", "<function=add>{\"a\": 1}</function>", "add{\"a\": 1}."),
+    // Answers that are JSON themselves.
+    ("llama3", "{\"name\": \"Ada\", \"parameters\": {}}", "content: {\"name\": \"Ada\", \"parameters\": {}}"),
+    ("llama3", "{\"name\": \"add\"}", "content: {\"name\": \"add\"}"),
+    (
+        "llama3",
+        "{\"city\": \"Köln\"} and {\"name\": \"add\", \"parameters\": {}}",
+        "content: {\"city\": \"Köln\"} and {\"name\": \"add\", \"parameters\": {}}",
+    ),
+    ("llama3", "<|python_tag|>print(1)", "content: <|python_tag|>print(1)"),
+    (
+        "mistral",
+        "[TOOL_CALLS] [{\"name\": \"add\", \"arguments\": {\"a\": 1}, \"id\": \"abc123XYZ\"}]",
+        "add{\"a\": 1}.",
+    ),
+    (
+        "mistral",
+        "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {}}, {\"name\": \"time\", \"arguments\": {}}]",
+        "add{}. | time{}.",
+    ),
+    (
+        "mistral",
+        "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {}}, {\"name\": \"ti",
+        "add{}. | content: , {\"name\": \"ti",
+    ),
+    (
+        "mistral",
+        "[THINK]Hm.[/THINK]Ok.[TOOL_CALLS]add[ARGS]{\"a\": 1}[TOOL_CALLS]time[CALL_ID]abcdefghi[ARGS]{}",
+        "reasoning: Hm. | content: Ok. | add{\"a\": 1}. | time{}.",
+    ),
+    ("mistral", "[TOOL_CALLS]add me[ARGS]{}", "content: [TOOL_CALLS]add me[ARGS]{}"),
+    (
+        "gemma",
+        "Sure.\n```tool_code\n{\"name\": \"add\", \"parameters\": {\"a\": 1}}\n```",
+        "content: Sure. | add{\"a\": 1}.",
+    ),
+    ("gemma", "```json\n{\"name\": \"add\", \"arguments\": {}}\n```\nDone", "add{}. | content: Done"),
+    ("gemma", "```json\n{\"a\": 1}\n```", "content: ```json\n{\"a\": 1}\n```"),
+    ("gemma", "```tool_code\nprint(1)\n```", "content: ```tool_code\nprint(1)\n```"),
+    (
+        "deepseek",
+        "<think>x</think>Ok<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "reasoning: x | content: Ok | add{\"a\": 1}. | time{}.",
+    ),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hello.<|return|>",
+        "reasoning: Hm. | content: Hello.",
+    ),
+    (
+        "harmony",
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>analysis<|message|>Yes.<|end|>",
+        "reasoning: Hm.\nYes.",
+    ),
+    (
+        "harmony",
+        "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>commentary to=functions.add <|constrain|>json<|message|>{\"a\": 1}<|call|>",
+        "content: I look. | add{\"a\": 1}.",
+    ),
+    ("harmony", "<|start|>assistant to=functions.time<|channel|>commentary json<|message|>{}", "time{}."),
+    ("harmony", "<|channel|>commentary to=functions.add<|message|>{\"a\": ", "add{\"a\": BROKEN"),
+    ("harmony", "Hello.", "content: Hello."),
+    ("generic", "{\"name\": \"add\", \"arguments\": {\"a\": 1}}", "add{\"a\": 1}."),
+    ("generic", "[{\"name\": \"add\", \"arguments\": {\"a\": 1}}]", "add{\"a\": 1}."),
+    ("generic", "[1, 2]", "content: [1, 2]"),
+    ("generic", "Ok:\n```json\n{\"name\": \"add\", \"arguments\": {}}\n```", "content: Ok: | add{}."),
+];
+
+#[test]
+fn answers_are_taken_apart() {
+    let wrong: Vec<_> = ANSWERS
+        .iter()
+        .filter_map(|(dialect, text, expected)| {
+            let found = read(dialect, text);
+            (found != *expected).then(|| format!("{dialect}: {text:?}\n   found {found:?}\nexpected {expected:?}"))
+        })
+        .collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn an_answer_may_be_cut_between_any_two_characters() {
+    for (dialect, text, _) in ANSWERS {
+        let whole = events(parser(dialect, "", &[]), &[text]);
+        for (at, _) in text.char_indices() {
+            let (a, b) = text.split_at(at);
+            assert_eq!(events(parser(dialect, "", &[]), &[a, b]), whole, "{dialect}: {a:?} | {b:?}");
+        }
+    }
+}
+
+#[test]
+fn a_call_is_whole_only_when_its_text_is() {
+    for (dialect, text, _) in ANSWERS {
+        let ended = |text: &str| {
+            let events = events(parser(dialect, "", &[]), &[text]);
+            events.iter().filter(|event| matches!(event, Event::CallEnded { .. })).count()
+        };
+        let mut before = 0;
+        for (at, c) in text.char_indices() {
+            let now = ended(&text[..at + c.len_utf8()]);
+            // A call ends with the brace that closes it.
+            assert!(now == before || (now == before + 1 && c == '}'), "{dialect}: {}", &text[..=at]);
+            before = now;
+        }
+    }
+}
+
+#[test]
+fn the_prompt_may_have_begun_the_reasoning() {
+    let read = |dialect, prompt, text| told(&events(parser(dialect, prompt, &[]), &[text]));
+    assert_eq!(
+        read("hermes", "<|im_start|>assistant\n<think>\n", "Hm.\n</think>\n\nYes."),
+        "reasoning: Hm. | content: Yes."
+    );
+    assert_eq!(read("hermes", "<think>\n\n</think>\n\n", "Hm.</think>"), "content: Hm.</think>");
+    let prompt = "<|start|>user<|message|>Hi<|end|><|start|>assistant";
+    assert_eq!(read("harmony", prompt, " to=functions.add<|channel|>commentary<|message|>{}<|call|>"), "add{}.");
+    assert_eq!(read("harmony", prompt, "Hello"), "content: Hello");
+    let final_message = format!("{prompt}<|channel|>final<|message|>");
+    assert_eq!(read("harmony", &final_message, "Hello<|return|>"), "content: Hello");
+    let analysis = format!("{prompt}<|channel|>analysis<|message|>So");
+    assert_eq!(read("harmony", &analysis, " it is<|end|>"), "reasoning:  it is");
+}
+
+#[test]
+fn without_tools_nothing_is_a_call() {
+    for (dialect, text, _) in ANSWERS {
+        let parser = Dialect::named(dialect).unwrap().parser(ParserOptions::default());
+        let is_call = |event: &Event| !matches!(event, Event::Content(_) | Event::Reasoning(_));
+        assert!(!events(parser, &[text]).iter().any(is_call), "{dialect}: {text}");
+    }
+}
+
+#[test]
+fn stop_texts_end_content_and_not_calls() {
+    let stop = ["\n".to_owned(), "END".to_owned()];
+    let read = |text: &str| told(&events(parser("hermes", "", &stop), &[text]));
+    let call = "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": \"END\"}}\n</tool_call>";
+    assert_eq!(read(&format!("I add.\n{call}")), "content: I add. | add{\"a\": \"END\"}.");
+    assert_eq!(read(&format!("I add.END{call}")), "content: I add.");
+    assert_eq!(read(&format!("EN{call}D")), "content: EN | add{\"a\": \"END\"}. | content: D");
+    assert_eq!(read("<think>END\n</think>\n\nOne\ntwo"), "reasoning: END | content: One");
+    let mut stopped = parser("hermes", "", &stop);
+    stopped.push("One");
+    assert!(!stopped.stopped());
+    assert_eq!(stopped.push(" EN"), [Event::Content(" ".into())]);
+    stopped.push("D more");
+    assert!(stopped.stopped());
+    assert_eq!(stopped.push("even more"), []);
+}
+
+#[test]
+fn ids_are_the_models_or_made_up() {
+    let ids = |dialect: &str, text: &str| -> Vec<String> {
+        let ids = events(parser(dialect, "", &[]), &[text]).into_iter();
+        ids.filter_map(|event| if let Event::CallBegan { id, .. } = event { Some(id) } else { None }).collect()
+    };
+    let list = "[TOOL_CALLS][{\"name\": \"a\", \"arguments\": {}, \"id\": \"abc123XYZ\"}, {\"name\": \"b\"}]";
+    let found = ids("mistral", list);
+    assert!(found[0] == "abc123XYZ" && found[1].len() == 9 && found[1].bytes().all(|b| b.is_ascii_alphanumeric()));
+    assert_eq!(ids("mistral", "[TOOL_CALLS]a[CALL_ID]xyz[ARGS]{}"), ["xyz"]);
+    let found = ids("hermes", "<tool_call>{\"name\": \"a\"}</tool_call><tool_call>{\"name\": \"a\"}</tool_call>");
+    assert!(found[0] != found[1] && found.iter().all(|id| id.starts_with("call_") && id.len() == 29), "{found:?}");
+}
+
+#[test]
+fn templates_show_their_dialect() {
+    let goldens: Value = serde_json::from_str(&common::data("templates.json")).unwrap();
+    for (template, dialect) in [
+        ("qwen3", "hermes"),
+        ("qwen2_5", "hermes"),
+        ("llama3", "llama3"),
+        ("llama3_1", "llama3"),
+        ("llama tools", "llama3"),
+        ("mistral tools", "mistral"),
+        ("mistral", "generic"),
+        ("smollm2", "generic"),
+        ("gemma3", "gemma"),
+        ("deepseek_v3", "deepseek"),
+    ] {
+        let source = goldens["templates"][template]["source"].as_str().unwrap();
+        assert_eq!(Dialect::of_template(source).name(), dialect, "{template}");
+    }
+    assert_eq!(Dialect::of_template("<|start|>{{ x }}<|channel|>final<|message|>").name(), "harmony");
+}
+
+#[test]
+fn markers_that_are_control_tokens_are_shown() {
+    for (family, dialect, text, expected) in [
+        ("gptoss", "harmony", "<|channel|>commentary to=functions.add<|message|>{\"a\": 1}<|call|>", "add{\"a\": 1}."),
+        ("llama3_1", "llama3", "<|python_tag|>{\"name\": \"add\", \"parameters\": {}}<|eot_id|>", "add{}."),
+        (
+            "qwen3",
+            "hermes",
+            "<think>\nHm.\n</think>\n\n<tool_call>\n{\"name\": \"add\"}\n</tool_call><|im_end|>",
+            "reasoning: Hm. | add{}.",
+        ),
+        (
+            "deepseek_v3",
+            "deepseek",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>",
+            "add{}.",
+        ),
+    ] {
+        let tokenizer = common::from_json(family);
+        let ids = tokenizer.encode(text, EncodeOptions { parse_special: true, ..Default::default() }).unwrap();
+        let shown = Dialect::named(dialect).unwrap().tokens(&tokenizer);
+        let mut detokenizer = Detokenizer::continuing(&tokenizer, true).showing(shown);
+        let pieces: Vec<String> = ids
+            .into_iter()
+            .map(|id| {
+                let mut piece = String::new();
+                detokenizer.push(id, &mut piece);
+                piece
+            })
+            .collect();
+        let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+        assert_eq!(told(&events(parser(dialect, "", &[]), &pieces)), expected, "{family}");
+    }
+}
+
+/// Texts made of what all dialects' answers are made of.
+fn mixture() -> impl Strategy<Value = String> {
+    let pieces = vec![
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_",
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "[CALL_ID]",
+        "[",
+        "]",
+        "{",
+        "}",
+        "{\"name\": \"add\", \"arguments\": {\"a\": 1}}",
+        "{\"name\": \"add\", \"parameters\": {}}",
+        "\"name\"",
+        "\"arguments\"",
+        "\"",
+        ":",
+        ",",
+        "add",
+        "time",
+        "```json\n",
+        "```tool_code\n",
+        "```",
+        "<|python_tag|>",
+        "<function=",
+        ">",
+        "</function>",
+        "; ",
+        "\n",
+        " ",
+        "é",
+        "🌧",
+        "\\",
+        "\\u00e9",
+        "1",
+        "null",
+        "END",
+        "EN",
+        "<|start|>",
+        "<|channel|>",
+        "<|message|>",
+        "<|end|>",
+        "<|call|>",
+        "<|return|>",
+        "analysis",
+        "final",
+        "commentary to=functions.add ",
+        "<|constrain|>json",
+        "<｜tool▁calls▁begin｜>",
+        "<｜tool▁calls▁end｜>",
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+        "<｜tool▁call▁end｜>",
+        "\n```json\n",
+    ];
+    prop::collection::vec(
+        prop_oneof![9 => prop::sample::select(pieces).prop_map(str::to_owned), 1 => any::<String>()],
+        0..24,
+    )
+    .prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1500))]
+
+    #[test]
+    fn any_cut_gives_the_same_events(
+        text in mixture(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8), open in any::<bool>(), stops in any::<bool>(),
+    ) {
+        let stop = if stops { vec!["END".to_owned(), "é".to_owned()] } else { vec![] };
+        let mut places: Vec<usize> = cuts.iter().map(|cut| text.floor_char_boundary(cut.index(text.len() + 1))).collect();
+        places.sort_unstable();
+        let mut pieces = Vec::new();
+        let mut done = 0;
+        for place in places {
+            pieces.push(&text[done..place]);
+            done = place;
+        }
+        pieces.push(&text[done..]);
+        for dialect in Dialect::names() {
+            let prompt = if open { "<|start|>assistant\n<think>\n" } else { "" };
+            let whole = events(parser(dialect, prompt, &stop), &[&text]);
+            prop_assert_eq!(&events(parser(dialect, prompt, &stop), &pieces), &whole, "{}", dialect);
+
+            // Calls are numbered, end once, and are JSON when they end.
+            let (mut calls, mut arguments, mut is_open) = (0, String::new(), false);
+            for event in whole {
+                match event {
+                    Event::CallBegan { index, .. } => {
+                        prop_assert!(index == calls && !is_open);
+                        (calls, is_open) = (calls + 1, true);
+                        arguments.clear();
+                    }
+                    Event::Arguments { index, delta } => {
+                        prop_assert!(is_open && index + 1 == calls);
+                        arguments.push_str(&delta);
+                    }
+                    Event::CallEnded { index } => {
+                        prop_assert!(is_open && index + 1 == calls);
+                        is_open = false;
+                        prop_assert!(matches!(serde_json::from_str(&arguments), Ok(Value::Object(_))), "{}", arguments);
+                    }
+                    Event::CallBroken { .. } => is_open = false,
+                    Event::Content(_) | Event::Reasoning(_) => prop_assert!(!is_open),
+                }
+            }
+            prop_assert!(!is_open);
+        }
+    }
+
+    #[test]
+    fn stop_texts_do_not_depend_on_cuts(pieces in prop::collection::vec("[abc]{0,3}", 0..8), stops in prop::collection::vec("[abc]{0,3}", 0..3)) {
+        let run = |pieces: &[String]| {
+            let (mut stop, mut out) = (StopTexts::new(&stops), String::new());
+            pieces.iter().for_each(|piece| stop.push(piece, &mut out));
+            stop.flush(&mut out);
+            (out, stop.stopped())
+        };
+        let (out, stopped) = run(&pieces);
+        prop_assert_eq!(run(&[pieces.concat()]), (out.clone(), stopped));
+        let text = pieces.concat();
+        prop_assert!(text.starts_with(&out));
+        prop_assert_eq!(stopped, stops.iter().any(|stop| !stop.is_empty() && text.contains(stop)));
+        prop_assert!(stopped || out == text);
+    }
+}
