@@ -62,6 +62,7 @@ interface Chunk {
     completion_tokens: number;
     prompt_tokens_details?: { cached_tokens?: number } | null;
   } | null;
+  prompt_progress?: { total: number; cache: number; processed: number };
   error?: { message?: string };
 }
 
@@ -96,6 +97,10 @@ export async function* answer(
     if (delta?.content || delta?.reasoning_content || delta?.tool_calls?.length) {
       last = performance.now();
       first ||= last;
+      delete message.progress;
+    }
+    if (chunk.prompt_progress) {
+      message.progress = { done: chunk.prompt_progress.processed, total: chunk.prompt_progress.total };
     }
     if (delta?.content) message.content += delta.content;
     if (delta?.reasoning_content) message.reasoning = (message.reasoning ?? "") + delta.reasoning_content;

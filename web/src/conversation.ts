@@ -10,12 +10,13 @@ export const NO_SETTINGS: Settings = {
   min_p: "",
   max_completion_tokens: "",
   seed: "",
+  enable_thinking: "",
   tools: "",
 };
 
 /** The settings that are numbers, with the values that a server takes. */
 export const NUMBERS: {
-  key: Exclude<keyof Settings, "system" | "tools">;
+  key: Exclude<keyof Settings, "system" | "enable_thinking" | "tools">;
   label: string;
   help: string;
   min: number;
@@ -159,10 +160,12 @@ export function request(conversation: Conversation, path: Message[]): Record<str
     messages: requestMessages(path, settings.system),
     stream: true,
     stream_options: { include_usage: true },
+    return_progress: true,
   };
   for (const { key } of NUMBERS) {
-    if (settings[key] !== "") body[key] = Number(settings[key]);
+    if (settings[key]) body[key] = Number(settings[key]);
   }
+  if (settings.enable_thinking) body.enable_thinking = settings.enable_thinking === "true";
   if (settings.tools.trim()) body.tools = JSON.parse(settings.tools);
   return body;
 }

@@ -91,6 +91,14 @@ function SettingsDialog() {
           </label>
         ))}
       </div>
+      <label>
+        Thinking
+        <select name="enable_thinking" value={settings.enable_thinking}>
+          <option value="">as the model is used to</option>
+          <option value="true">on</option>
+          <option value="false">off</option>
+        </select>
+      </label>
       <details class="fold" open={settings.tools !== ""}>
         <summary>Tools</summary>
         <label class="fold-body">

@@ -162,7 +162,7 @@ export const Turn = memo(function Turn({ message: kept }: { message: Message }) 
   const live = useComputed(() => (state.live.value?.id === kept.id ? state.live.value : null)).value;
   const growing = live !== null;
   const message = live ?? kept;
-  const { role, content, reasoning, toolCalls, error, stats, finish } = message;
+  const { role, content, reasoning, toolCalls, error, stats, finish, progress } = message;
   const thinking = growing && !content && !toolCalls?.length;
   const ending = finish && FINISHES[finish];
   return (
@@ -183,6 +183,9 @@ export const Turn = memo(function Turn({ message: kept }: { message: Message }) 
         <Call key={call.id} call={call} />
       ))}
       {growing && <span class="cursor" />}
+      {progress && progress.total > 0 && (
+        <span class="progress">Reading the prompt: {Math.floor((100 * progress.done) / progress.total)} %</span>
+      )}
       {error && (
         <p class="error" role="alert">
           {error}

@@ -300,6 +300,7 @@ async function generate() {
     status.value = abort.signal.aborted ? "Stopped" : "The answer failed";
   }
   cancelAnimationFrame(frame);
+  delete message.progress;
   batch(() => {
     live.value = null;
     if (current.value.id === kept.id) kept = current.value;

@@ -40,6 +40,8 @@ export interface Message {
   stats?: Stats;
   finish?: Finish;
   error?: string;
+  /** Tokens of the prompt that are computed, of all, until the answer begins. */
+  progress?: { done: number; total: number };
 }
 
 /** An empty string leaves a setting to the server. */
@@ -51,6 +53,8 @@ export interface Settings {
   min_p: string;
   max_completion_tokens: string;
   seed: string;
+  /** Whether models that can think do: `true`, `false` or as they are used to. */
+  enable_thinking: string;
   /** Definitions of tools, a JSON array. */
   tools: string;
 }

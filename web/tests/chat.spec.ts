@@ -16,7 +16,16 @@ test("a conversation", async ({ chat, mock }) => {
     ],
     stream: true,
     stream_options: { include_usage: true },
+    return_progress: true,
   });
+});
+
+test("what a long prompt is waited for", async ({ chat }) => {
+  await chat.send("a heavy prompt");
+  await expect(chat.answers()).toContainText("Reading the prompt: 50 %");
+  await chat.done();
+  await expect(chat.answers()).toContainText("Read.");
+  await expect(chat.answers()).not.toContainText("Reading");
 });
 
 test("Enter sends, Shift+Enter does not, and an empty message is none", async ({ chat, mock }) => {
@@ -93,6 +102,7 @@ test("settings go with every request, and stay", async ({ chat, mock }) => {
   await dialog.getByLabel("System prompt").fill("Be brief.");
   const values = { Temperature: 0.5, "Top p": 0.9, "Top k": 40, "Min p": 0.05, "Max tokens": 100, Seed: 7 };
   for (const [name, value] of Object.entries(values)) await dialog.getByLabel(name).fill(String(value));
+  await dialog.getByLabel("Thinking").selectOption("off");
   await dialog.getByRole("button", { name: "Save" }).click();
   await chat.page.getByLabel("Model").selectOption("large");
   await chat.ask("hello");
@@ -107,6 +117,7 @@ test("settings go with every request, and stay", async ({ chat, mock }) => {
       min_p: 0.05,
       max_completion_tokens: 100,
       seed: 7,
+      enable_thinking: false,
     });
     expect(request.messages[0]).toEqual({ role: "system", content: "Be brief." });
   }

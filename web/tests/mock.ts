@@ -21,7 +21,7 @@ export const POLICY =
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /** One piece of an answer: text, a delta, a pause in milliseconds, or a way to fail. */
-type Piece = string | { delta: object } | { pause: number } | { error: string } | { cut: true };
+type Piece = string | { delta: object } | { pause: number } | { done: number } | { error: string } | { cut: true };
 
 const words = (text: string): Piece[] => text.match(/\s*\S+/g) ?? [];
 
@@ -151,6 +151,7 @@ function plan(text: string, tools: boolean): Piece[] {
       call({ function: { arguments: '"Oslo"}' } }),
     ];
   }
+  if (text.includes("heavy")) return [{ done: 20 }, { pause: 1500 }, { done: 40 }, "Read."];
   if (text.includes("fail")) return ["Half an", { error: "the device was lost" }];
   if (text.includes("cut")) return ["Half an", { pause: 50 }, { cut: true }];
   return words(`You said: ${text}`).flatMap((word) => [{ pause: 5 }, word]);
@@ -194,11 +195,12 @@ export async function startMock(key?: string): Promise<Mock> {
       if (typeof piece === "string") chunk({ content: piece });
       else if ("delta" in piece) chunk(piece.delta);
       else if ("pause" in piece) await sleep(piece.pause);
+      else if ("done" in piece) send({ choices: [], prompt_progress: { total: 40, cache: 8, processed: piece.done } });
       else if ("error" in piece)
         return response.end(`data: ${JSON.stringify({ error: { message: piece.error } })}\n\n`);
       else return response.destroy();
       called ||= typeof piece === "object" && "delta" in piece && "tool_calls" in piece.delta;
-      if (!(typeof piece === "object" && "pause" in piece)) count++;
+      if (typeof piece === "string" || "delta" in piece) count++;
     }
     chunk({}, called ? "tool_calls" : "stop");
     send({
