@@ -1,5 +1,6 @@
 /** The page: conversations at the side, the one that is open beside them. */
 
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { toMarkdown } from "./conversation.ts";
 import { Composer } from "./composer.tsx";
 import { OpenDialog } from "./dialogs.tsx";
@@ -9,8 +10,16 @@ import { Thread } from "./thread.tsx";
 
 function Sidebar() {
   const { id } = state.current.value;
+  const nav = useRef<HTMLElement>(null);
+  const open = state.sidebar.value;
+  useLayoutEffect(() => {
+    if (!open) return;
+    const before = document.activeElement;
+    nav.current?.querySelector("button")?.focus();
+    return () => before instanceof HTMLElement && before.focus();
+  }, [open]);
   return (
-    <nav class={`sidebar ${state.sidebar.value ? "open" : ""}`} aria-label="Conversations">
+    <nav ref={nav} class={`sidebar ${open ? "open" : ""}`} aria-label="Conversations">
       <div class="sidebar-head">
         <button type="button" class="new" onClick={state.fresh}>
           <Icon name="plus" /> New conversation
@@ -139,7 +148,7 @@ export function App() {
       </a>
       <Sidebar />
       {state.sidebar.value && <div class="backdrop" onClick={() => (state.sidebar.value = false)} />}
-      <main>
+      <main inert={state.sidebar.value}>
         <Header />
         <Notice />
         <Thread />

@@ -279,7 +279,7 @@ async function generate() {
     queueMicrotask(() => (next = performance.now() + 2 * (performance.now() - start)));
     if (performance.now() - saved < SAVE_EVERY) return;
     saved = performance.now();
-    void store.save(talk.replace(kept, { ...message, finish: "lost" })).catch(() => {});
+    void store.save(talk.replace(kept, { ...message, finish: "lost" }), true).catch(() => {});
   };
   paint();
   status.value = "Answering";

@@ -24,9 +24,10 @@ export async function load(): Promise<Conversation[]> {
   return all.sort((a, b) => b.updated - a.updated);
 }
 
-export async function save(conversation: Conversation): Promise<void> {
+/** Keeps a conversation; `partial` ones, of which more is to come soon, without telling the other tabs. */
+export async function save(conversation: Conversation, partial = false): Promise<void> {
   await (await open()).put("conversations", conversation);
-  others.postMessage(null);
+  if (!partial) others.postMessage(null);
 }
 
 export async function remove(id: string): Promise<void> {

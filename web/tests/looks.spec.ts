@@ -19,11 +19,16 @@ test.describe("on a phone", () => {
     await page.keyboard.press("Escape");
   });
 
-  test("the list of conversations slides in", async ({ chat }) => {
+  test("the list of conversations slides in", async ({ chat, page }) => {
     await chat.ask("hello");
     await expect(chat.list()).toBeHidden();
     await chat.button("Conversations").tap();
     await expect(chat.list().getByRole("listitem")).toHaveText(["hello"]);
+    await expect(chat.button("New conversation")).toBeFocused();
+    await page.keyboard.press("Escape");
+    await expect(chat.list()).toBeHidden();
+    await expect(chat.button("Conversations")).toBeFocused();
+    await chat.button("Conversations").tap();
     await chat.button("New conversation").tap();
     await expect(chat.list()).toBeHidden();
     await expect(chat.turns()).toHaveCount(0);
