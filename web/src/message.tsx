@@ -164,13 +164,14 @@ export const Turn = memo(function Turn({ message: kept }: { message: Message }) 
   const message = live ?? kept;
   const { role, content, reasoning, toolCalls, error, stats, finish, progress } = message;
   const thinking = growing && !content && !toolCalls?.length;
+  const editing = state.editing.value === message.id;
   const ending = finish && FINISHES[finish];
   return (
     <article class={`turn ${role}`} aria-label={NAMES[role]} aria-busy={growing}>
       {reasoning && (
         <Fold label={thinking ? "Thinking…" : "Thoughts"}>{() => <Markdown text={reasoning} growing={growing} />}</Fold>
       )}
-      {state.editing.value === message.id ? (
+      {editing ? (
         <Editor message={message} />
       ) : role === "assistant" ? (
         content && <Markdown text={content} growing={growing} />
@@ -191,7 +192,7 @@ export const Turn = memo(function Turn({ message: kept }: { message: Message }) 
           {error}
         </p>
       )}
-      {!growing && (
+      {!growing && !editing && (
         <footer>
           {ending && <span>{ending}</span>}
           {stats && <Numbers stats={stats} model={message.model} />}
