@@ -22,13 +22,16 @@
 mod detokenizer;
 mod dialect;
 mod error;
+mod grammar;
+mod stack;
 mod stop;
 mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
-pub use dialect::{Dialect, DialectError, Event, Parser, ParserOptions};
+pub use dialect::{CallGrammar, Conversation, Dialect, DialectError, Event, Parser, ParserOptions};
 pub use error::{TemplateError, TokenizerError};
+pub use grammar::{Constraint, Grammar, GrammarCompiler, GrammarError, Preface};
 pub use stop::StopTexts;
 pub use template::{ChatRequest, ChatTemplate};
 pub use tokenizer::{EncodeOptions, GgufVocabulary, HuggingFaceFiles, Tokenizer};

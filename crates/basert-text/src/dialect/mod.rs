@@ -5,20 +5,25 @@
 //! generated.
 
 mod call;
+mod history;
 mod json;
 mod parser;
+mod write;
 
 use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 
+pub use self::history::Conversation;
 pub use self::parser::{Event, Parser, ParserOptions};
+pub use self::write::CallGrammar;
 use crate::Tokenizer;
 
 /// The dialects that are built in, in the order in which templates are compared with them.
-const BUILT_IN: [(&str, &str); 7] = [
+const BUILT_IN: [(&str, &str); 8] = [
     ("harmony", include_str!("../../dialects/harmony.toml")),
     ("deepseek", include_str!("../../dialects/deepseek.toml")),
+    ("mistral-args", include_str!("../../dialects/mistral-args.toml")),
     ("mistral", include_str!("../../dialects/mistral.toml")),
     ("hermes", include_str!("../../dialects/hermes.toml")),
     ("llama3", include_str!("../../dialects/llama3.toml")),
@@ -52,6 +57,9 @@ pub struct Dialect {
     /// The form that ids of calls have.
     #[serde(default)]
     id: IdStyle,
+    /// How tools are told of where the template has no place for them.
+    #[serde(default)]
+    prompt: PromptStyle,
 }
 
 /// Texts that a template contains, and texts that it does not.
@@ -100,6 +108,9 @@ struct CallStyle {
     /// The markers are also ordinary text: it is a call only if it names a tool that there is and its arguments.
     #[serde(default)]
     ambiguous: bool,
+    /// The space that is written inside the markers.
+    #[serde(default)]
+    pad: Between,
     /// What is written between the text before and a call, and between calls.
     #[serde(default)]
     gap: String,
@@ -140,6 +151,10 @@ struct Channels {
     recipient: String,
     /// The namespace of tools, left out of their names.
     namespace: String,
+    /// The channel of the answer.
+    answer: String,
+    /// What is written before and after the arguments of a call of `{name}`, where a role's header has begun.
+    call: Between,
 }
 
 /// The form of a call's id.
@@ -148,6 +163,24 @@ struct Channels {
 struct IdStyle {
     prefix: String,
     length: usize,
+}
+
+/// What is written for templates that do not know tools.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PromptStyle {
+    /// Comes after the system message, with the tools for `{tools}` and an example for `{call}`.
+    tools: String,
+    /// What the user says in place of a tool, with its result for `{content}`.
+    result: String,
+}
+
+impl Default for PromptStyle {
+    fn default() -> Self {
+        let tools = "You may call these functions:\n{tools}\n\nTo call one, write its name and arguments in this form, and \
+            nothing after it:\n{call}";
+        Self { tools: tools.into(), result: "<tool_response>\n{content}\n</tool_response>".into() }
+    }
 }
 
 impl Default for IdStyle {
@@ -305,7 +338,7 @@ mod tests {
         assert!(fault("[[call]]\nforms = ['object']").contains("ambiguous"));
         assert_eq!(
             Dialect::named("klingon").unwrap_err().to_string(),
-            "there is no dialect klingon; there are harmony, deepseek, mistral, hermes, llama3, gemma, generic"
+            "there is no dialect klingon; there are harmony, deepseek, mistral-args, mistral, hermes, llama3, gemma, generic"
         );
     }
 }

@@ -5,7 +5,7 @@
 //!
 //! - Its parser and compiler recurse along chains (`1 + 1 + …`, `{% elif %}`). A source has at most [`MOST_SOURCE`]
 //!   bytes, and everything runs on a thread whose stack is large enough for the worst of that length
-//!   ([`on_own_stack`]), which also makes an error of a panic.
+//!   ([`on_own_stack`](crate::stack::on_own_stack)), which also makes an error of a panic.
 //! - Printing, comparing and dropping a value recurse along its depth, forever where it contains itself, and a value
 //!   can double its size in every round of a loop. Whatever is assigned by `{% set %}` passes through a filter that
 //!   refuses what is too deep or too large ([`checked_assignments`], [`kept`]). In an attribute of a namespace, which
@@ -17,8 +17,6 @@
 //! captured by one block are not limited, and neither is the time that one instruction takes on a large value. A
 //! template that wants to can still exhaust memory or keep a thread busy for minutes; only a limit of the system (a
 //! container, `ulimit -v`) stops it.
-
-use std::thread;
 
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::machinery::{Token, tokenize};
@@ -39,20 +37,8 @@ pub(super) const DEEPEST: usize = 200;
 /// The most values that one variable may hold, those inside others included.
 const MOST_VALUES: usize = 1_000_000;
 
-/// The stack on which templates are parsed and rendered, in bytes. Chains take up to 1 KB for each of the source's bytes
-/// where the compiler does not optimise. Only what is touched takes memory.
-const STACK: usize = 256 << 20;
-
 /// The filters that assignments pass through: to a variable, and to an attribute of a namespace.
 const CHECKS: [&str; 2] = ["__assigned", "__assigned_to_attribute"];
-
-/// Runs `work` on a thread of its own with a large stack. A panic there is an error.
-pub(super) fn on_own_stack<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("chat template".into()).stack_size(STACK).spawn_scoped(scope, work);
-        thread.map_err(|error| format!("no thread for it: {error}"))?.join().map_err(|_| "minijinja panicked".into())
-    })
-}
 
 /// The template with each value that `{% set %}` assigns passed through one of [`CHECKS`]. Where it does not parse, the
 /// parser will say so.

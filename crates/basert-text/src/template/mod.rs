@@ -7,14 +7,19 @@
 mod environment;
 mod limits;
 mod python;
+mod traits;
 
 use std::io;
+use std::sync::OnceLock;
 
 use minijinja::{Environment, Value as Jinja, value::Serde};
 use serde_json::{Map, Value, json};
 
+pub(crate) use self::traits::Traits;
+
 use self::limits::{MOST_SOURCE, MOST_TEXT};
 use crate::TemplateError;
+use crate::stack::on_own_stack;
 
 /// The name of the one template in its environment.
 const NAME: &str = "chat_template";
@@ -23,6 +28,7 @@ const NAME: &str = "chat_template";
 pub struct ChatTemplate {
     environment: Environment<'static>,
     variables: Map<String, Value>,
+    traits: OnceLock<Traits>,
 }
 
 /// What is to be written: a conversation and how to go on from it.
@@ -48,12 +54,12 @@ impl ChatTemplate {
         if source.len() > MOST_SOURCE {
             return Err(failed(format!("a template of {} bytes; expected up to {MOST_SOURCE}", source.len())));
         }
-        limits::on_own_stack(|| {
+        on_own_stack("minijinja", || {
             let mut environment = environment::new();
             environment
                 .add_template_owned(NAME, environment::prepared(source))
                 .map_err(|error| TemplateError::Parse { line: error.line().unwrap_or(1), reason: reason(&error) })?;
-            Ok(Self { environment, variables: Map::new() })
+            Ok(Self { environment, variables: Map::new(), traits: OnceLock::new() })
         })
         .unwrap_or_else(|reason| Err(failed(reason)))
     }
@@ -63,6 +69,11 @@ impl ChatTemplate {
     pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
         self.variables = variables;
         self
+    }
+
+    /// What the template can do.
+    pub(crate) fn traits(&self) -> Traits {
+        *self.traits.get_or_init(|| Traits::of(self))
     }
 
     /// Writes a conversation. Fails with the line of the template if it raises an exception, uses something that does
@@ -76,7 +87,7 @@ impl ChatTemplate {
         context.insert("documents".into(), json!(request.documents));
         context.insert("add_generation_prompt".into(), request.add_generation_prompt.into());
 
-        limits::on_own_stack(|| {
+        on_own_stack("minijinja", || {
             let failed = |error: minijinja::Error| TemplateError::Render {
                 line: error.line().unwrap_or(1),
                 reason: reason(&error),

@@ -133,6 +133,11 @@ impl Tokenizer {
         self.vocabulary.kind(id).is_special()
     }
 
+    /// Whether the token is a reserved place, which no text has.
+    pub(crate) fn is_unused(&self, id: u32) -> bool {
+        self.vocabulary.kind(id) == Kind::Unused
+    }
+
     /// Whether text is encoded with a space in front that decoding takes away.
     pub(crate) fn adds_space_prefix(&self) -> bool {
         self.add_space_prefix
@@ -169,16 +174,33 @@ impl Tokenizer {
         self.vocabulary.iter().find(|(_, bytes, kind)| is_whole(*kind) && *bytes == text.as_bytes()).map(|(id, ..)| id)
     }
 
-    /// The control tokens that are written whole in a text, in order.
-    pub(crate) fn control_tokens(&self, text: &str) -> Vec<u32> {
-        let mut ids = Vec::new();
+    /// A text cut at the control tokens, and others that end an answer, that are written whole in it.
+    pub(crate) fn control_pieces<'t>(&self, text: &'t str) -> Vec<Result<u32, &'t str>> {
+        let mut pieces = Vec::new();
+        let (mut begin, mut at) = (0, 0);
         let split = self.special_tokens.split(&self.vocabulary, text, true, |piece| {
-            if let Piece::Token(id) = piece {
-                ids.push(id);
+            match piece {
+                Piece::Text(piece) => at += piece.len(),
+                Piece::Token(id) => {
+                    let end = at + self.token_bytes(id).map_or(0, <[u8]>::len);
+                    if self.is_special(id) || self.end_of_generation.contains(&id) {
+                        pieces.extend((begin < at).then(|| Err(&text[begin..at])));
+                        pieces.push(Ok(id));
+                        begin = end;
+                    }
+                    at = end;
+                }
             }
             Ok(())
         });
-        split.map(|()| ids).unwrap_or_default()
+        debug_assert!(split.is_ok(), "nothing above fails");
+        pieces.extend((begin < text.len()).then(|| Err(&text[begin..])));
+        pieces
+    }
+
+    /// The control tokens that are written whole in a text, in order.
+    pub(crate) fn control_tokens(&self, text: &str) -> Vec<u32> {
+        self.control_pieces(text).into_iter().filter_map(Result::ok).collect()
     }
 
     /// The variables that a chat template is given beside the conversation: `bos_token`, `eos_token` and so on.

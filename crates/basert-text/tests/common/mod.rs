@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use basert_files::{Array, ModelFile, Value};
-use basert_text::{GgufVocabulary, Tokenizer};
+use basert_text::{Constraint, GgufVocabulary, Tokenizer};
 
 /// The file under the folder that tools/fetch-test-data fills.
 pub fn fetched(path: &str) -> PathBuf {
@@ -117,4 +117,75 @@ impl Converted {
         })
         .unwrap()
     }
+}
+
+/// A vocabulary of the 256 bytes, and these control tokens, the first of which ends an answer.
+pub fn byte_tokenizer(control: &[&str]) -> Tokenizer {
+    // GPT-2 writes bytes that print as they are, and the others from U+0100 on.
+    let prints = |byte: &u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut others = 0x100..;
+    let bytes = (0..=u8::MAX).map(|byte| match prints(&byte) {
+        true => char::from(byte).to_string(),
+        false => char::from_u32(others.next().unwrap()).unwrap().to_string(),
+    });
+    let tokens: Vec<String> = bytes.chain(control.iter().map(|&name| name.to_owned())).collect();
+    let types = (0..tokens.len()).map(|id| if id < 256 { 1 } else { 3 });
+    Tokenizer::from_gguf(GgufVocabulary {
+        pre: Some("gpt-2"),
+        token_types: Some(Box::new(types)),
+        merges: Some(Box::new(std::iter::empty())),
+        eos: Some(256),
+        ..GgufVocabulary::new("gpt2", tokens.iter().map(String::as_bytes))
+    })
+    .unwrap()
+}
+
+/// Whether a constraint admits a text, byte by byte, as a whole.
+pub fn admits(constraint: &Constraint, text: &str) -> bool {
+    let mut constraint = constraint.clone();
+    let goes_on = |byte: u8| {
+        let id = u32::from(byte);
+        constraint.allows(id).unwrap() && constraint.accept(id).is_ok()
+    };
+    text.bytes().all(goes_on) && constraint.can_end()
+}
+
+/// A generator of numbers for tests (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    /// A number below `end`.
+    pub fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut x = self.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((x ^ (x >> 31)) % end as u64) as usize
+    }
+}
+
+/// Draws tokens among those allowed until the answer ends or has `most` of them. Returns the ids, and whether it ended.
+pub fn wander(tokenizer: &Tokenizer, constraint: &Constraint, random: &mut Random, most: usize) -> (Vec<u32>, bool) {
+    let mut constraint = constraint.clone();
+    let ends = tokenizer.end_of_generation();
+    let mut ids = Vec::new();
+    while ids.len() < most {
+        let mask = constraint.mask().unwrap();
+        let allowed: Vec<u32> =
+            (0..32 * mask.len() as u32).filter(|t| mask[*t as usize / 32] >> (t % 32) & 1 == 1).collect();
+        let (last, allowed): (Vec<u32>, Vec<u32>) = allowed.into_iter().partition(|id| ends.contains(id));
+        // Answers that may end do so half of the time, and closing quotes and brackets are likelier than elsewhere.
+        let closing = |id: &&u32| matches!(tokenizer.token_bytes(**id), Some(b"\"" | b"}" | b"]"));
+        let id = match (last.first(), allowed.iter().find(closing)) {
+            (Some(&end), _) if allowed.is_empty() || random.below(2) == 0 => end,
+            (_, Some(&id)) if random.below(3) == 0 => id,
+            _ => allowed[random.below(allowed.len())],
+        };
+        constraint.accept(id).unwrap();
+        ids.push(id);
+        if ends.contains(&id) {
+            return (ids, true);
+        }
+    }
+    (ids, false)
 }

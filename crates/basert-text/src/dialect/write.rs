@@ -1,0 +1,209 @@
+//! The other direction: calls as a dialect writes them, as text and as a grammar.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::{Between, Dialect, Form};
+use crate::{GrammarError, Tokenizer};
+
+/// Space after reasoning.
+const AFTER_REASONING: &str = r"/[ \n]{1,4}/?";
+
+/// Calls that an answer has to consist of.
+#[derive(Clone, Debug)]
+pub struct CallGrammar {
+    dialect: Arc<Dialect>,
+    /// Names, and schemas of the arguments.
+    tools: Vec<(String, Value)>,
+    several: bool,
+}
+
+impl PartialEq for CallGrammar {
+    fn eq(&self, other: &Self) -> bool {
+        (self.dialect.name(), &self.tools, self.several) == (other.dialect.name(), &other.tools, other.several)
+    }
+}
+
+/// How a dialect writes calls when they are asked for: the text around all of them, and between two.
+struct Shape {
+    around: Between,
+    /// Nothing if an answer can only have one.
+    gap: Option<String>,
+}
+
+impl CallGrammar {
+    /// One call, or with `several` at least one, of these tools, given as `{"type": "function", "function": {…}}`; of `named`
+    /// only, if there is one.
+    ///
+    /// # Errors
+    /// When a tool has no usable name or no schema of an object, or there is none of that name.
+    pub fn new(
+        dialect: Arc<Dialect>,
+        tools: &[Value],
+        named: Option<&str>,
+        several: bool,
+    ) -> Result<Self, GrammarError> {
+        let failed = |reason| Err(GrammarError::Tools { reason });
+        let mut known = Vec::new();
+        for (i, tool) in tools.iter().enumerate() {
+            let function = &tool["function"];
+            let name = function["name"].as_str().unwrap_or_default();
+            let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+            if name.is_empty() || name.len() > 256 || !name.chars().all(is_plain) {
+                let found = &function["name"];
+                return failed(format!("name {i} is {found}; expected up to 256 letters, digits, _, - and ."));
+            }
+            let mut parameters = match &function["parameters"] {
+                Value::Null => json!({}),
+                parameters => parameters.clone(),
+            };
+            // Arguments are an object, whether the schema says so or not.
+            let kind = parameters.as_object_mut().map(|schema| &*schema.entry("type").or_insert(json!("object")));
+            if kind.is_none_or(|kind| kind != "object") {
+                return failed(format!("the parameters of {name} are not the JSON schema of an object"));
+            }
+            known.push((name.to_owned(), parameters));
+        }
+        if let Some(named) = named {
+            known.retain(|(name, _)| name == named);
+        }
+        match (known.is_empty(), named) {
+            (true, Some(named)) => failed(format!("there is none called {named}")),
+            (true, None) => failed("there are none to be called".into()),
+            _ => Ok(Self { dialect, tools: known, several }),
+        }
+    }
+
+    /// The tools' names and the schemas of their arguments.
+    pub(crate) fn tools(&self) -> &[(String, Value)] {
+        &self.tools
+    }
+
+    /// A grammar in Lark. JSON is spaced as templates space it, so that the calls are the same text in the next prompt.
+    pub(crate) fn to_lark(&self, tokenizer: &Tokenizer) -> String {
+        let text = |text: &str| lark_text(tokenizer, text);
+        let shape = self.dialect.shape();
+        let again = match shape.gap.filter(|_| self.several) {
+            Some(gap) => format!("({} call)*", text(&gap)),
+            None => String::new(),
+        };
+        let mut lark = format!("start: {} call {again} {}\n", text(&shape.around.open), text(&shape.around.close));
+        let names: Vec<String> = (0..self.tools.len()).map(|i| format!("call{i}")).collect();
+        let _ = writeln!(lark, "call: {}", names.join(" | "));
+        for (i, (name, parameters)) in self.tools.iter().enumerate() {
+            let (before, id, after) = self.dialect.frame(name);
+            let id = id.map_or(String::new(), |before| {
+                let style = &self.dialect.id;
+                format!("{} /[0-9A-Za-z]{{{}}}/", text(&(before + &style.prefix)), style.length)
+            });
+            let mut parameters = parameters.clone();
+            parameters["x-guidance"] =
+                json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+            let _ = writeln!(lark, "call{i}: {} args{i} {id} {}", text(&before), text(&after));
+            let _ = writeln!(lark, "args{i}: %json {parameters}");
+        }
+        lark
+    }
+}
+
+impl Dialect {
+    /// What a preface calls the grammar of the answer.
+    pub(crate) const ANSWER: &'static str = "answer";
+
+    fn shape(&self) -> Shape {
+        let Some(style) = self.call.first() else { return Shape { around: Between::default(), gap: None } };
+        let Between { open, close } = style.around.clone();
+        if style.forms.first() == Some(&Form::List) {
+            let open = format!("{open}{}{}[", style.open, style.pad.open);
+            let close = format!("]{}{}{close}", style.pad.close, style.close);
+            return Shape { around: Between { open, close }, gap: Some(", ".into()) };
+        }
+        Shape { around: Between { open, close }, gap: Some(style.gap.clone()) }
+    }
+
+    /// What is written before a call's arguments, before its id, if it has one, and at its end.
+    fn frame(&self, name: &str) -> (String, Option<String>, String) {
+        let Some(style) = self.call.first() else {
+            let call = self.channels.as_ref().map(|channels| channels.call.clone()).unwrap_or_default();
+            return (call.open.replace("{name}", name), None, call.close);
+        };
+        let (open, close) =
+            (format!("{}{}", style.open, style.pad.open), format!("{}{}", style.pad.close, style.close));
+        let [name_key, arguments_key] =
+            [&style.name, &style.arguments].map(|keys| keys.first().map_or("", String::as_str));
+        let before = format!("{{\"{name_key}\": \"{name}\", \"{arguments_key}\": ");
+        let id = style.id.as_ref().map(|key| format!(", \"{key}\": \""));
+        let after = if id.is_some() { "\"}" } else { "}" };
+        match style.forms.first() {
+            Some(Form::Named) => (format!("{}{name}{}{}", style.open, style.separator, style.pad.open), None, close),
+            Some(Form::List) => (before, id, after.into()),
+            _ => (open + &before, id, format!("{after}{close}")),
+        }
+    }
+
+    /// Calls, each a name, arguments and an id, as they are asked for.
+    pub(crate) fn write_calls(&self, calls: &[(&str, &str, &str)]) -> String {
+        let shape = self.shape();
+        let written: Vec<String> = calls
+            .iter()
+            .map(|(name, arguments, id)| {
+                let (before, id_before, after) = self.frame(name);
+                let id = id_before.map_or(String::new(), |before| format!("{before}{id}"));
+                format!("{before}{arguments}{id}{after}")
+            })
+            .collect();
+        format!("{}{}{}", shape.around.open, written.join(shape.gap.as_deref().unwrap_or_default()), shape.around.close)
+    }
+
+    /// A grammar in Lark of the reasoning and headers that come before an answer, and the answer, after this prompt.
+    pub(crate) fn preface(&self, tokenizer: &Tokenizer, prompt: &str, reasons: bool, is_call: bool) -> String {
+        let text = |text: &str| lark_text(tokenizer, text);
+        let answer = Self::ANSWER;
+        if let Some(channels) = &self.channels {
+            let super::Channels { start, channel, message, reasoning, .. } = channels;
+            let role = prompt.rsplit_once(start.as_str()).map_or("", |(_, role)| role);
+            if role.contains(message.as_str()) || role.contains(channel.as_str()) {
+                return format!("start: @{answer}");
+            }
+            let header = if is_call { String::new() } else { text(&format!("{channel}{}{message}", channels.answer)) };
+            let (Some(name), Some(end), true) = (reasoning.first(), channels.end.first(), reasons) else {
+                return format!("start: {header} @{answer}");
+            };
+            let open = text(&format!("{channel}{name}{message}"));
+            let thought = lark_thought(tokenizer, &format!("{end}{start}{role}"));
+            return format!("start: ({open} thought)* {header} @{answer}\n{thought}");
+        }
+        let is_open = self.reasoning.iter().find(|pair| prompt.trim_end().ends_with(&pair.open));
+        let Some(pair) = is_open.or(self.reasoning.first().filter(|_| reasons)) else {
+            return format!("start: @{answer}");
+        };
+        let start = match is_open {
+            Some(_) => format!("thought {AFTER_REASONING}"),
+            None => format!("({} thought {AFTER_REASONING})?", text(&pair.open)),
+        };
+        format!("start: {start} @{answer}\n{}", lark_thought(tokenizer, &pair.close))
+    }
+}
+
+/// A text in Lark: control tokens by their ids, and all else spelled.
+fn lark_text(tokenizer: &Tokenizer, text: &str) -> String {
+    let pieces = tokenizer.control_pieces(text).into_iter();
+    let pieces: Vec<String> = pieces
+        .map(|piece| match piece {
+            Ok(id) => format!("<[{id}]>"),
+            Err(text) => Value::from(text).to_string(),
+        })
+        .collect();
+    pieces.join(" ")
+}
+
+/// A rule `thought` in Lark: any text up to the first `close`.
+fn lark_thought(tokenizer: &Tokenizer, close: &str) -> String {
+    if matches!(tokenizer.control_pieces(close).first(), Some(Ok(_))) {
+        return format!("thought: /(?s:.+)/? {}", lark_text(tokenizer, close));
+    }
+    let close: String = close.chars().map(|c| format!("\\x{{{:x}}}", u32::from(c))).collect();
+    format!("thought[lazy]: /(?s:.*){close}/")
+}

@@ -1,0 +1,307 @@
+//! What an answer may be: masks over the vocabulary, from JSON schemas, grammars and regular expressions.
+//!
+//! A [`GrammarCompiler`] makes a [`Constraint`] of a [`Grammar`]. Before each token the constraint says which ones may come,
+//! and after it, it is told which one came. The work is done by `llguidance`, an Earley parser over derivatives of
+//! regular expressions.
+
+mod gbnf;
+mod schema;
+mod vocabulary;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{InferenceCapabilities, TokEnv};
+
+use self::vocabulary::Vocabulary;
+use crate::{CallGrammar, Dialect, Tokenizer};
+
+/// The longest grammar or schema, in bytes of text.
+const MOST_SOURCE: usize = 1 << 20;
+
+/// What is allowed to the library. Times are those of one core of a common server.
+const LIMITS: ParserLimits = ParserLimits {
+    max_items_in_row: 2000,
+    // 20 ms of making regular expressions.
+    initial_lexer_fuel: 1_000_000,
+    // 15 ms and 3 ms for a token.
+    step_lexer_fuel: 200_000,
+    step_max_items: 50_000,
+    // 100 MB.
+    max_lexer_states: 100_000,
+    max_grammar_size: 500_000,
+    precompute_large_lexemes: true,
+    verbose_errors: false,
+};
+
+/// What an answer has to be.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Grammar {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that is valid by this schema. Properties come in the schema's order.
+    JsonSchema(Value),
+    /// A grammar in the dialect of Lark that `llguidance` defines.
+    Lark(String),
+    /// A grammar as llama.cpp writes them.
+    Gbnf(String),
+    /// Text that a regular expression matches as a whole.
+    Regex(String),
+    /// Calls of tools, as a dialect writes them.
+    Calls(CallGrammar),
+}
+
+/// What may come before the part of an answer that a grammar is for.
+#[derive(Clone, Debug, Default)]
+pub enum Preface {
+    /// Nothing.
+    #[default]
+    None,
+    /// Reasoning and headers, as the dialect writes them after this prompt.
+    OfDialect {
+        /// The dialect.
+        dialect: Arc<Dialect>,
+        /// What the answer follows.
+        prompt: String,
+        /// Whether the model may reason; if the prompt has begun to, it goes on in any case.
+        reasons: bool,
+    },
+}
+
+/// Why a grammar cannot be used.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum GrammarError {
+    /// The tokenizer does not allow for masks.
+    #[error("grammars cannot be used with this model: {reason}")]
+    Tokenizer {
+        /// Why.
+        reason: String,
+    },
+    /// A part of a JSON schema cannot be honoured.
+    #[error("schema{}{path}: {reason}", if path.is_empty() { "" } else { " at " })]
+    Schema {
+        /// Where in the schema, as a JSON pointer; empty for the schema itself.
+        path: String,
+        /// What cannot be honoured.
+        reason: String,
+    },
+    /// The grammar or regular expression is wrong or too large.
+    #[error("{kind}: {reason}")]
+    Grammar {
+        /// What it was given as.
+        kind: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The tools cannot be called as was asked for.
+    #[error("tools: {reason}")]
+    Tools {
+        /// What is wrong.
+        reason: String,
+    },
+    /// While an answer was generated.
+    #[error("the grammar cannot go on: {reason}")]
+    Step {
+        /// What happened: a limit was exceeded, or a token came that was not allowed.
+        reason: String,
+    },
+}
+
+/// Compiles grammars for one tokenizer. To be made once: it arranges the whole vocabulary.
+pub struct GrammarCompiler {
+    factory: ParserFactory,
+    tokenizer: Arc<Tokenizer>,
+}
+
+impl GrammarCompiler {
+    /// A compiler for the tokenizer's vocabulary.
+    ///
+    /// # Errors
+    /// When the vocabulary is too large or has no token that ends an answer.
+    pub fn new(tokenizer: Arc<Tokenizer>) -> Result<Self, GrammarError> {
+        let failed = |reason| GrammarError::Tokenizer { reason };
+        let factory = on_own_stack(|| {
+            let environment: TokEnv = Arc::new(Vocabulary::new(&tokenizer)?);
+            let slices = llguidance::earley::SlicedBiasComputer::general_slices();
+            ParserFactory::new(&environment, InferenceCapabilities::default(), &slices).map_err(|e| e.to_string())
+        });
+        let mut factory = factory.map_err(failed)?;
+        factory.quiet();
+        *factory.limits_mut() = LIMITS;
+        Ok(Self { factory, tokenizer })
+    }
+
+    /// Compiles a grammar for a whole answer.
+    ///
+    /// # Errors
+    /// When the grammar is wrong, too large, or asks for something that cannot be honoured.
+    pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        self.compile_after(grammar, &Preface::None)
+    }
+
+    /// Compiles a grammar for what follows a preface.
+    ///
+    /// # Errors
+    /// As for [`GrammarCompiler::compile`].
+    pub fn compile_after(&self, grammar: &Grammar, preface: &Preface) -> Result<Constraint, GrammarError> {
+        let grammar_error = |reason| GrammarError::Grammar { kind: "grammar", reason };
+        match grammar {
+            Grammar::JsonObject => self.compile_after(&Grammar::JsonSchema(json!({"type": "object"})), preface),
+            Grammar::JsonSchema(schema) => {
+                schema::check(schema)?;
+                let start = |schema: &Value, preface| {
+                    self.start(GrammarWithLexer::from_json_schema(schema.clone()), preface, Answer::Text)
+                };
+                start(schema, preface)
+                    .map_err(|reason| schema::blame(schema, reason, &|part| start(part, &Preface::None).map(drop)))
+            }
+            Grammar::Lark(lark) => {
+                refuse_long(lark).map_err(grammar_error)?;
+                let source = GrammarWithLexer::from_lark(lark.clone());
+                self.start(source, preface, Answer::Text).map_err(grammar_error)
+            }
+            Grammar::Gbnf(gbnf) => {
+                refuse_long(gbnf).map_err(grammar_error)?;
+                let lark = on_own_stack(|| gbnf::to_lark(gbnf)).map_err(grammar_error)?;
+                self.start(GrammarWithLexer::from_lark(lark), preface, Answer::Text).map_err(grammar_error)
+            }
+            Grammar::Regex(regex) => {
+                let failed = |reason| GrammarError::Grammar { kind: "regular expression", reason };
+                refuse_long(regex).map_err(failed)?;
+                self.start(GrammarWithLexer::from_regex(regex), preface, Answer::Text).map_err(failed)
+            }
+            Grammar::Calls(calls) => {
+                for (name, schema) in calls.tools() {
+                    let compiled = self.compile(&Grammar::JsonSchema(schema.clone()));
+                    compiled.map_err(|error| GrammarError::Tools { reason: format!("{name}: {error}") })?;
+                }
+                let lark = GrammarWithLexer::from_lark(calls.to_lark(&self.tokenizer));
+                self.start(lark, preface, Answer::Calls).map_err(|reason| GrammarError::Tools { reason })
+            }
+        }
+    }
+
+    fn start(&self, mut grammar: GrammarWithLexer, preface: &Preface, answer: Answer) -> Result<Constraint, String> {
+        let mut grammars = Vec::new();
+        if let Preface::OfDialect { dialect, prompt, reasons } = preface {
+            let lark = dialect.preface(&self.tokenizer, prompt, *reasons, answer == Answer::Calls);
+            grammar.name = Some(Dialect::ANSWER.into());
+            grammars.push(GrammarWithLexer::from_lark(lark));
+        }
+        grammars.push(grammar);
+        let top = TopLevelGrammar { grammars, max_tokens: None };
+        on_own_stack(|| {
+            let matcher = Matcher::new(self.factory.create_parser(top));
+            if let Some(error) = matcher.get_error() {
+                return Err(error);
+            }
+            let mut constraint = Constraint { matcher, tokenizer: Arc::clone(&self.tokenizer), mask: None };
+            // What no text can satisfy shows at the first token.
+            match constraint.mask() {
+                Err(GrammarError::Step { reason }) => Err(reason),
+                _ => Ok(constraint),
+            }
+        })
+    }
+}
+
+/// What a grammar is for.
+#[derive(Clone, Copy, PartialEq)]
+enum Answer {
+    Text,
+    Calls,
+}
+
+fn refuse_long(source: &str) -> Result<(), String> {
+    match source.len() {
+        0 => Err("empty".into()),
+        1..=MOST_SOURCE => Ok(()),
+        len => Err(format!("{len} bytes; expected up to {MOST_SOURCE}")),
+    }
+}
+
+/// Runs the library where its recursion has room. A panic there is an error.
+fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Result<T, String> {
+    crate::stack::on_own_stack("llguidance", work).and_then(|result| result)
+}
+
+/// What may come next in one answer.
+pub struct Constraint {
+    matcher: Matcher,
+    tokenizer: Arc<Tokenizer>,
+    /// The mask, once it was asked for.
+    mask: Option<Vec<u32>>,
+}
+
+impl Constraint {
+    /// The tokens that may come next: token `t` may if bit `t % 32` of word `t / 32` is set. There is at least one. Those
+    /// that end the answer are among them where it may end, and alone where it has to.
+    ///
+    /// # Errors
+    /// When the limits of one step do not suffice.
+    pub fn mask(&mut self) -> Result<&[u32], GrammarError> {
+        if self.mask.is_none() {
+            let mask =
+                guarded(|| self.matcher.compute_mask_or_eos()).map_err(|reason| GrammarError::Step { reason })?;
+            self.mask = Some(mask.into());
+        }
+        Ok(self.mask.as_deref().unwrap_or_default())
+    }
+
+    /// Whether a token may come next.
+    ///
+    /// # Errors
+    /// As for [`Constraint::mask`].
+    pub fn allows(&mut self, token: u32) -> Result<bool, GrammarError> {
+        Ok(self.mask()?.get(token as usize / 32).is_some_and(|word| word & (1 << (token % 32)) != 0))
+    }
+
+    /// Goes on by a token.
+    ///
+    /// # Errors
+    /// When the token is not allowed. The constraint cannot be used any more.
+    pub fn accept(&mut self, token: u32) -> Result<(), GrammarError> {
+        if !self.allows(token)? {
+            let text = String::from_utf8_lossy(self.tokenizer.token_bytes(token).unwrap_or_default()).into_owned();
+            return Err(GrammarError::Step { reason: format!("token {token}, {text:?}, is not allowed here") });
+        }
+        self.mask = None;
+        if self.matcher.is_stopped() {
+            return Ok(());
+        }
+        guarded(|| self.matcher.consume_token(token)).map_err(|reason| GrammarError::Step { reason })
+    }
+
+    /// Whether the answer may end here.
+    pub fn can_end(&mut self) -> bool {
+        self.is_finished() || self.matcher.is_accepting().unwrap_or(false)
+    }
+
+    /// Whether the answer has to end here.
+    pub fn is_finished(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+}
+
+impl Clone for Constraint {
+    /// Another answer that goes on from here. Nothing is shared, so the two can be used on different threads.
+    fn clone(&self) -> Self {
+        Self { matcher: self.matcher.deep_clone(), tokenizer: Arc::clone(&self.tokenizer), mask: self.mask.clone() }
+    }
+}
+
+impl std::fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Constraint").field("finished", &self.is_finished()).finish_non_exhaustive()
+    }
+}
+
+fn guarded<T, E: std::fmt::Display>(call: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("llguidance panicked".into()),
+    }
+}

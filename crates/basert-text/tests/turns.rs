@@ -1,0 +1,152 @@
+//! What was parsed from an answer is, put back into the conversation, the same text again.
+
+mod common;
+
+use std::sync::Arc;
+
+use basert_text::{ChatRequest, ChatTemplate, Dialect, Event, ParserOptions};
+use serde_json::{Map, Value, json};
+
+/// The message that an API makes of the events.
+fn message(events: &[Event]) -> Value {
+    let (mut content, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());
+    for event in events {
+        match event {
+            Event::Content(text) => content.push_str(text),
+            Event::Reasoning(text) => reasoning.push_str(text),
+            Event::CallBegan { id, name, .. } => calls.push((id.clone(), name.clone(), String::new())),
+            Event::Arguments { index, delta } => calls[*index].2.push_str(delta),
+            Event::CallEnded { .. } => {}
+            Event::CallBroken { .. } => panic!("a broken call"),
+        }
+    }
+    let mut message = json!({"role": "assistant", "content": content});
+    if !reasoning.is_empty() {
+        message["reasoning_content"] = reasoning.into();
+    }
+    if !calls.is_empty() {
+        let function = |name, arguments| json!({"name": name, "arguments": arguments});
+        message["tool_calls"] = calls
+            .into_iter()
+            .map(|(id, name, arguments)| json!({"id": id, "type": "function", "function": function(name, arguments)}))
+            .collect();
+    }
+    message
+}
+
+fn template(name: &str) -> (String, Map<String, Value>) {
+    let goldens: Value = serde_json::from_str(&common::data("templates.json")).unwrap();
+    let template = &goldens["templates"][name];
+    (template["source"].as_str().unwrap().into(), template["variables"].as_object().unwrap().clone())
+}
+
+fn tools() -> Vec<Value> {
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "description": "…", "parameters": {"type": "object", "properties": {}}}});
+    vec![tool("add"), tool("time")]
+}
+
+/// The next prompt after an answer, which has to begin with the prompt before it and the answer.
+fn next(dialect: &Arc<Dialect>, template: &ChatTemplate, messages: &[Value], answer: &str) -> (String, String) {
+    let render = |messages: &[Value], add_generation_prompt| {
+        let tools = tools();
+        let conversation = dialect.conversation(template, messages, &tools).unwrap();
+        let tools = conversation.tools_in_template.then_some(tools.as_slice());
+        template
+            .render(&ChatRequest {
+                messages: &conversation.messages,
+                tools,
+                add_generation_prompt,
+                ..Default::default()
+            })
+            .unwrap()
+    };
+    let prompt = render(messages, true);
+    let mut parser = dialect.parser(ParserOptions { prompt: &prompt, tools: &["add", "time"], ..Default::default() });
+    let mut events = parser.push(answer);
+    events.extend(parser.finish());
+    let all = [messages, &[message(&events)]].concat();
+    (prompt + answer, render(&all, false))
+}
+
+#[test]
+fn answers_render_as_they_were_written() {
+    let call = |name: &str, arguments: &str| {
+        format!("<tool_call>\n{{\"name\": \"{name}\", \"arguments\": {arguments}}}\n</tool_call>")
+    };
+    let two = format!("{}\n{}", call("add", "{\"a\": [1, 2.5, \"é\\n\"], \"b\": {\"c\": null}}"), call("time", "{}"));
+    let list = "[{\"name\": \"add\", \"arguments\": {\"a\": 1}, \"id\": \"abc123XYZ\"}, {\"name\": \"time\", \"arguments\": {}, \"id\": \"123456789\"}]";
+    let cases = [
+        ("qwen3", format!("<think>\nHm.\n\nYes.\n</think>\n\n{two}")),
+        ("qwen3", format!("<think>\nHm.\n</think>\n\nI add.\n{two}")),
+        ("qwen3", "<think>\nHm.\n</think>\n\nHello.\n\nBye.".into()),
+        // Qwen 3's template copies arguments that are text.
+        ("qwen3", format!("<think>\nHm.\n</think>\n\n{}", call("add", "{\"a\":1,  \"b\" : 1e2}"))),
+        ("qwen2_5", two.clone()),
+        ("qwen2_5", format!("I add.\n{two}")),
+        ("qwen2_5", "Hello.".into()),
+        ("smollm2", "Hello.\n".into()),
+        // Its template has no place for calls: they are content.
+        ("smollm2", two.clone()),
+        ("smollm2", format!("I add.\n{two}")),
+        ("gemma3", "I add.\n```tool_code\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n```".into()),
+        ("mistral tools", format!("[TOOL_CALLS] {list}")),
+        ("mistral", call("add", "{\"a\": 1}")),
+        ("llama3", "{\"name\": \"add\", \"parameters\": {\"a\": 1}}".into()),
+        ("deepseek_v3", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜>".into()),
+    ];
+    for (name, answer) in cases {
+        let (source, variables) = template(name);
+        let dialect = Dialect::of_template(&source);
+        let template = ChatTemplate::new(&source).unwrap().with_variables(variables);
+        let (written, rendered) = next(&dialect, &template, &[json!({"role": "user", "content": "Go on."})], &answer);
+        assert!(rendered.starts_with(&written), "{name}:\n written {written:?}\nrendered {rendered:?}");
+    }
+}
+
+#[test]
+fn templates_without_tools_are_told_of_them() {
+    for name in ["smollm2", "gemma3", "mistral", "llama3", "llama3_1"] {
+        let (source, variables) = template(name);
+        let dialect = Dialect::of_template(&source);
+        let template = ChatTemplate::new(&source).unwrap().with_variables(variables);
+        let call =
+            json!({"id": "call12345", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 1}"}});
+        let messages = [
+            json!({"role": "user", "content": "What is 1 + 1?"}),
+            json!({"role": "assistant", "content": null, "tool_calls": [call.clone(), call]}),
+            json!({"role": "tool", "tool_call_id": "call12345", "content": "two"}),
+            json!({"role": "tool", "tool_call_id": "call12345", "content": [{"type": "text", "text": "deux"}]}),
+        ];
+        let conversation = dialect.conversation(&template, &messages, &tools()).unwrap();
+        assert!(!conversation.tools_in_template);
+        let request =
+            ChatRequest { messages: &conversation.messages, add_generation_prompt: true, ..Default::default() };
+        let prompt = template.render(&request).unwrap();
+        for part in ["\"name\":\"add\"", "\"name\":\"time\"", "{\"a\": 1}", "two", "deux", "What is 1 + 1?"] {
+            assert_eq!(
+                prompt.matches(part).count(),
+                if part == "{\"a\": 1}" { 2 } else { 1 },
+                "{name}: {part} in {prompt}"
+            );
+        }
+    }
+}
+
+#[test]
+fn conversations_are_checked() {
+    let (source, _) = template("qwen3");
+    let template = ChatTemplate::new(&source).unwrap();
+    let dialect = Dialect::of_template(&source);
+    let error = |call: Value| {
+        let message = json!({"role": "assistant", "tool_calls": [call]});
+        dialect.conversation(&template, &[message], &[]).unwrap_err().to_string()
+    };
+    assert_eq!(
+        error(json!({"function": {}})),
+        "messages[0].tool_calls[0].function.name: null; expected the name of a tool"
+    );
+    assert_eq!(
+        error(json!({"function": {"name": "a", "arguments": "[1"}})),
+        "messages[0].tool_calls[0].function.arguments: \"[1\"; expected the text of a JSON object"
+    );
+}
