@@ -22,6 +22,7 @@ async function browser() {
 
 export default defineConfig({
   testDir: "tests",
+  testIgnore: process.env.BASERT ? [] : "server.spec.ts",
   outputDir: join(process.env.BASERT_WEB_OUTPUT ?? "node_modules/.cache", "test-results"),
   workers: 2,
   fullyParallel: true,

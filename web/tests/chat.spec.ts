@@ -220,17 +220,11 @@ test("conversations: a list, renaming, export, deletion", async ({ chat, page })
   await expect(chat.list().getByRole("listitem")).toHaveText(["about dogs", "Felines"]);
   await expect(page).toHaveTitle(/Felines/);
 
-  const exported = async (format: string) => {
-    await page.getByLabel("This conversation").click();
-    const [download] = await Promise.all([page.waitForEvent("download"), chat.button(`Export as ${format}`).click()]);
-    const chunks = await download.createReadStream().then((stream) => stream.toArray());
-    return { name: download.suggestedFilename(), text: Buffer.concat(chunks).toString() };
-  };
-  expect(await exported("Markdown")).toEqual({
+  expect(await chat.exported("Markdown")).toEqual({
     name: "Felines.md",
     text: "# Felines\n\n## You\n\nabout cats\n\n## small\n\nYou said: about cats\n",
   });
-  const { name, text } = await exported("JSON");
+  const { name, text } = await chat.exported("JSON");
   expect(name).toBe("Felines.json");
   expect(JSON.parse(text)).toMatchObject({
     title: "Felines",

@@ -73,6 +73,16 @@ export class Chat {
     await expect(this.field()).toBeVisible();
   }
 
+  /** The file that exporting the conversation gives. */
+  async exported(format: "Markdown" | "JSON") {
+    await this.page.getByLabel("This conversation").click();
+    const started = this.page.waitForEvent("download");
+    await this.button(`Export as ${format}`).click();
+    const download = await started;
+    const chunks: Buffer[] = await (await download.createReadStream()).toArray();
+    return { name: download.suggestedFilename(), text: Buffer.concat(chunks).toString() };
+  }
+
   /** Whether something is wider than the page. */
   async overflows() {
     return this.page.evaluate(() => {
