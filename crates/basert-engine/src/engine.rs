@@ -2,6 +2,7 @@
 
 use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
 
+use crate::prefix::PrefixTree;
 use crate::{PagePool, Sampler};
 
 /// A timeline of tokens, and the pages that hold the keys and values of those computed so far.
@@ -28,6 +29,22 @@ impl Sequence {
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
+
+    /// How many of its tokens have their keys and values in the cache.
+    pub fn computed(&self) -> usize {
+        self.computed
+    }
+}
+
+/// Who holds the pages of the KV cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageUse {
+    /// All there are.
+    pub total: usize,
+    /// Those of sequences, whether or not they are cached as well.
+    pub held: usize,
+    /// Those that are kept for their tokens only.
+    pub cached: usize,
 }
 
 /// Why a sequence could not be brought up to date.
@@ -55,6 +72,17 @@ pub enum EngineError {
         /// The size of the vocabulary.
         vocabulary: usize,
     },
+    /// More answers at once than are ever computed together.
+    #[error("{answers} answers at once are more than the {most} that there can be")]
+    TooManyAnswers {
+        /// Those asked for.
+        answers: usize,
+        /// The most there can be.
+        most: usize,
+    },
+    /// Nothing may come next.
+    #[error("the answer cannot go on within its constraint: {0}")]
+    Constraint(String),
     /// The device refused or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -64,6 +92,8 @@ pub enum EngineError {
 pub struct Engine {
     baked: Box<dyn Baked>,
     pool: PagePool,
+    /// Pages of sequences that were closed, if they are kept.
+    cache: Option<PrefixTree>,
     page_tokens: usize,
     context: usize,
     vocabulary: usize,
@@ -105,7 +135,46 @@ impl Engine {
     ) -> Engine {
         let (step, pool, page_tokens) = (StepState::default(), PagePool::new(pages), facts.page_tokens);
         let chain = Chain { most: facts.chain, ..Chain::default() };
-        Engine { baked, pool, page_tokens, context, vocabulary, limits, step, chain }
+        Engine { baked, pool, cache: None, page_tokens, context, vocabulary, limits, step, chain }
+    }
+
+    /// Keeps the pages of closed sequences as long as nobody needs the room: a sequence that begins with the same
+    /// tokens goes on from there.
+    pub fn with_prefix_cache(mut self) -> Engine {
+        self.cache = Some(PrefixTree::new(self.page_tokens));
+        self
+    }
+
+    /// Who holds the pages.
+    pub fn page_use(&self) -> PageUse {
+        let (total, free) = (self.pool.total(), self.pool.available());
+        let cached = self.cache.as_ref().map_or(0, |cache| cache.alone(&self.pool));
+        PageUse { total, held: total - free - cached, cached }
+    }
+
+    /// Pages that are free, or would be if something else were forgotten.
+    pub fn available_pages(&self) -> usize {
+        self.pool.available() + self.cache.as_ref().map_or(0, |cache| cache.evictable(&self.pool))
+    }
+
+    /// Whether the device can draw tokens.
+    pub fn draws_on_device(&self) -> bool {
+        self.chain.most > 0
+    }
+
+    /// Pages that the sequence needs to be computed to its end and does not have.
+    pub fn lacking_pages(&self, sequence: &Sequence) -> usize {
+        sequence.tokens.len().div_ceil(self.page_tokens).saturating_sub(sequence.pages.len())
+    }
+
+    /// Tokens that a page holds.
+    pub fn page_tokens(&self) -> usize {
+        self.page_tokens
+    }
+
+    /// The largest step.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The most tokens a sequence can have.
@@ -130,6 +199,51 @@ impl Engine {
         for page in sequence.pages.drain(keep.div_ceil(self.page_tokens)..) {
             self.pool.release(page);
         }
+        self.adopt(sequence);
+    }
+
+    /// Makes `tokens` the timeline of an empty sequence, without looking for what is known of it.
+    ///
+    /// # Errors
+    /// When there are too many, or tokens that do not exist.
+    pub fn set(&self, sequence: &mut Sequence, tokens: Vec<u32>) -> Result<(), EngineError> {
+        sequence.tokens = tokens;
+        self.check(sequence)
+    }
+
+    /// Goes on from cached pages where they hold more of the sequence's tokens than it has computed. Returns how many
+    /// tokens that saves. The last token is never one of them, for its logits.
+    pub fn adopt(&mut self, sequence: &mut Sequence) -> usize {
+        let Some(cache) = &mut self.cache else { return 0 };
+        let lacking = sequence.tokens.len().saturating_sub(sequence.computed);
+        if lacking <= 1 {
+            return 0;
+        }
+        let (pages, found) = cache.find(&sequence.tokens[..sequence.tokens.len() - 1]);
+        let Some(saved) = found.checked_sub(sequence.computed).filter(|&saved| saved > 0) else { return 0 };
+        pages.iter().for_each(|&page| self.pool.share(page));
+        let old = std::mem::replace(&mut sequence.pages, pages);
+        old.into_iter().for_each(|page| self.pool.release(page));
+        sequence.computed = found;
+        saved
+    }
+
+    /// Makes the sequence's full pages known, so that others that begin with the same tokens can go on from them.
+    pub fn publish(&mut self, sequence: &Sequence) {
+        let full = sequence.computed / self.page_tokens;
+        if let Some(cache) = &mut self.cache {
+            cache.insert(&sequence.tokens[..full * self.page_tokens], &sequence.pages[..full], &mut self.pool);
+        }
+    }
+
+    /// Gives the sequence's pages to the cache, from where it can go on as long as they are there. Its tokens stay.
+    pub fn release(&mut self, sequence: &mut Sequence) {
+        if let Some(cache) = &mut self.cache {
+            cache.insert(&sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
+        }
+        sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+        sequence.logits.clear();
+        (sequence.computed, sequence.chain) = (0, 0);
     }
 
     /// Adds a token to the timeline.
@@ -151,9 +265,9 @@ impl Engine {
         }
     }
 
-    /// Gives the sequence's pages back.
+    /// Gives the sequence's pages back, or to the cache.
     pub fn close(&mut self, sequence: &mut Sequence) {
-        sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+        self.release(sequence);
         *sequence = Sequence::default();
     }
 
@@ -175,22 +289,11 @@ impl Engine {
         }
         let mut done = 0;
         loop {
-            let plan = self.plan_step(sequences, chunk.clamp(1, self.limits.tokens))?;
-            if plan.is_empty() {
+            let mut rows = self.plan_step(sequences, chunk.clamp(1, self.limits.tokens))?;
+            if rows.is_empty() {
                 return Ok(());
             }
-            self.baked.submit(&self.step)?;
-            self.baked.wait()?;
-            let mut row = 0;
-            for (i, count, wanted) in plan {
-                let sequence = &mut *sequences[i];
-                sequence.computed += count;
-                if wanted {
-                    sequence.logits.clear();
-                    sequence.logits.extend_from_slice(self.baked.logits(row));
-                    row += 1;
-                }
-            }
+            self.compute(&mut rows)?;
             done += self.step.tokens.len();
             if !progress(done) {
                 return Ok(());
@@ -229,7 +332,7 @@ impl Engine {
                 _ => (sequence.tokens.len() - start).min(self.limits.tokens).min(self.limits.wanted),
             };
             let wanted = if start < from { 0 } else { count };
-            self.make_room(sequence, count)?;
+            self.reserve(sequence, count)?;
             self.step.clear();
             self.step.push(&sequence.tokens[start..start + count], start, &sequence.pages, wanted);
             self.baked.submit(&self.step)?;
@@ -292,7 +395,7 @@ impl Engine {
         self.step.clear();
         for (i, (sequence, sampler, _)) in rows.iter_mut().enumerate() {
             self.check(sequence)?;
-            self.make_room(sequence, 1)?;
+            self.reserve(sequence, 1)?;
             let last = (sequence.computed + CHAIN_TOKENS).min(self.context).div_ceil(self.page_tokens);
             while sequence.pages.len() < last && self.pool.available() > self.pool.total() / 8 {
                 sequence.pages.extend(self.pool.take());
@@ -340,47 +443,96 @@ impl Engine {
         }
     }
 
-    /// Fills the step with what the sequences lack, in order. Returns each one's index, how many of its tokens the
-    /// step has, and whether its logits come out of it.
-    fn plan_step(
+    /// What a step computes of the sequences, in order, each with how many of its tokens; with pages for them.
+    fn plan_step<'s>(
         &mut self,
-        sequences: &mut [&mut Sequence],
+        sequences: &'s mut [&mut Sequence],
         budget: usize,
-    ) -> Result<Vec<(usize, usize, bool)>, EngineError> {
-        self.step.clear();
-        let mut plan = Vec::with_capacity(sequences.len());
-        for (i, sequence) in sequences.iter_mut().enumerate() {
+    ) -> Result<Vec<(&'s mut Sequence, usize)>, EngineError> {
+        let (mut room, mut wanted) = (budget, self.limits.wanted);
+        let mut rows = Vec::with_capacity(sequences.len());
+        for sequence in sequences.iter_mut() {
             let lacking = sequence.tokens.len() - sequence.computed;
-            let room = budget - self.step.tokens.len();
             let count = lacking.min(room);
-            let wanted = count == lacking;
-            if count == 0 || (wanted && self.step.wanted.len() == self.limits.wanted) {
+            let ends = count == lacking;
+            if count == 0 || (ends && wanted == 0) {
                 continue;
             }
-            self.make_room(sequence, count)?;
-            let tokens = &sequence.tokens[sequence.computed..sequence.computed + count];
-            self.step.push(tokens, sequence.computed, &sequence.pages, usize::from(wanted));
-            plan.push((i, count, wanted));
+            self.reserve(sequence, count)?;
+            room -= count;
+            wanted -= usize::from(ends);
+            rows.push((&mut **sequence, count));
         }
-        Ok(plan)
+        Ok(rows)
+    }
+
+    /// One step: computes the next tokens of each sequence, as many as stand with it, for which there are pages
+    /// ([`Engine::reserve`]). A sequence that lacks nothing then has its logits. All together have to be within
+    /// [`Engine::limits`].
+    ///
+    /// # Errors
+    /// When a sequence is too long, or the device fails; the sequences are left as they were.
+    pub fn compute(&mut self, rows: &mut [(&mut Sequence, usize)]) -> Result<(), EngineError> {
+        self.settle()?;
+        self.step.clear();
+        for (sequence, count) in rows.iter() {
+            self.check(sequence)?;
+            let (from, to) = (sequence.computed, sequence.computed + count);
+            let ends = to == sequence.tokens.len();
+            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, usize::from(ends));
+        }
+        self.baked.submit(&self.step)?;
+        self.baked.wait()?;
+        let mut row = 0;
+        for (sequence, count) in rows {
+            sequence.computed += *count;
+            sequence.logits.clear();
+            if sequence.computed == sequence.tokens.len() {
+                sequence.logits.extend_from_slice(self.baked.logits(row));
+                row += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Sees to it that the sequence's next `count` tokens have pages that are its own.
-    fn make_room(&mut self, sequence: &mut Sequence, count: usize) -> Result<(), EngineError> {
+    ///
+    /// # Errors
+    /// When there are not enough.
+    pub fn reserve(&mut self, sequence: &mut Sequence, count: usize) -> Result<(), EngineError> {
         let first = sequence.computed / self.page_tokens;
         let needed = (sequence.computed + count).div_ceil(self.page_tokens);
         let none_left = EngineError::OutOfPages { pages: self.pool.total() };
-        if let Some(page) = sequence.pages.get_mut(first)
-            && self.pool.is_shared(*page)
+        if let Some(&page) = sequence.pages.get(first)
+            && self.pool.is_shared(page)
         {
-            let own = self.pool.take().ok_or(none_left.clone())?;
-            self.baked.copy_page(*page, own);
-            self.pool.release(*page);
-            *page = own;
+            match self.take_page() {
+                Some(own) => {
+                    self.baked.copy_page(page, own);
+                    self.pool.release(page);
+                    sequence.pages[first] = own;
+                }
+                None => {
+                    let forgotten = self.cache.as_mut().is_some_and(|cache| cache.forget(page, &mut self.pool));
+                    if !forgotten || self.pool.is_shared(page) {
+                        return Err(none_left);
+                    }
+                }
+            }
         }
         while sequence.pages.len() < needed {
-            sequence.pages.push(self.pool.take().ok_or(none_left.clone())?);
+            sequence.pages.push(self.take_page().ok_or_else(|| none_left.clone())?);
         }
         Ok(())
+    }
+
+    /// A free page, for which something cached may be forgotten.
+    fn take_page(&mut self) -> Option<u32> {
+        if self.pool.available() == 0
+            && let Some(cache) = &mut self.cache
+        {
+            cache.evict(&mut self.pool);
+        }
+        self.pool.take()
     }
 }

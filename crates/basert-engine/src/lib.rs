@@ -3,15 +3,23 @@
 //! A [`Sequence`] is a timeline of tokens. The [`Engine`] owns the device and the pages of the KV cache, and brings
 //! sequences up to date: [`Engine::advance`] takes any number of them, cuts what they lack into steps, and leaves each
 //! with the logits of its last token. There is no prefill and no decode: computed tokens catch up with wanted ones.
-//! A [`Sampler`] turns logits into the next token.
+//! A [`Sampler`] turns logits into the next token. A [`Scheduler`] shares the engine between many requests.
+//!
+//! Pages of sequences that were closed can be kept ([`Engine::with_prefix_cache`]): they are found again by exactly the
+//! tokens that they were computed from.
 
 mod engine;
 mod exact;
+mod logprobs;
 mod pages;
 mod philox;
+mod prefix;
 mod sampler;
+mod schedule;
 
-pub use engine::{Drawing, Engine, EngineError, Sequence};
+pub use engine::{Drawing, Engine, EngineError, PageUse, Sequence};
+pub use logprobs::TokenLogprobs;
 pub use pages::PagePool;
 pub use philox::Philox;
 pub use sampler::{Sampler, Sampling, SamplingError};
+pub use schedule::{Answer, Attention, Mask, Prompt, Reader, Request, Scheduler, Token, Turn};

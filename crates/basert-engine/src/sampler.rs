@@ -126,7 +126,31 @@ impl Sampler {
 
     /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
-        let token = self.choose(logits);
+        self.logits.clear();
+        self.logits.extend_from_slice(logits);
+        self.next_of_own()
+    }
+
+    /// Chooses a token like [`Sampler::next`] among those whose bit is set in `mask`, bit t % 32 of word t / 32 for token
+    /// t; none if there is none.
+    pub fn next_of(&mut self, logits: &[f32], mask: &[u32]) -> Option<u32> {
+        let may_come = |token: usize| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
+        self.logits.clear();
+        self.logits.extend(
+            logits.iter().enumerate().map(|(token, &logit)| if may_come(token) { logit } else { f32::NEG_INFINITY }),
+        );
+        // Not all that may come have a chance; where none has one, the first is as good as any.
+        let possible = self.logits.iter().any(|&logit| logit > f32::NEG_INFINITY);
+        if possible {
+            return Some(self.next_of_own());
+        }
+        let first = (0..logits.len()).find(|&token| may_come(token))? as u32;
+        self.accept(first);
+        Some(first)
+    }
+
+    fn next_of_own(&mut self) -> u32 {
+        let token = self.choose();
         self.accept(token);
         token
     }
@@ -176,9 +200,7 @@ impl Sampler {
         repeat_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
-    fn choose(&mut self, logits: &[f32]) -> u32 {
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
+    fn choose(&mut self) -> u32 {
         self.adjust();
         if self.sampling.temperature == 0.0 {
             return argmax(self.logits.iter().copied());
@@ -388,6 +410,16 @@ mod tests {
         assert_eq!(choose(repeat, &[0], 1), [1]);
         let bias = Sampling { logit_bias: BTreeMap::from([(7, 100.0), (999, 5.0)]), ..Sampling::default() };
         assert_eq!(choose(bias, &[], 1), [7]);
+    }
+
+    #[test]
+    fn only_tokens_of_the_mask_are_chosen() {
+        for temperature in [0.0, 1.0] {
+            let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, &[]).unwrap();
+            assert!((0..100).all(|_| [Some(2), Some(5)].contains(&sampler.next_of(&LOGITS, &[0b10_0100]))));
+            assert_eq!(sampler.next_of(&LOGITS, &[1 << 9]), None);
+            assert_eq!(sampler.next_of(&[0.0, f32::NEG_INFINITY], &[0b10]), Some(1));
+        }
     }
 
     #[test]

@@ -1,0 +1,50 @@
+//! Log probabilities, as the model has them: before penalties, temperature and what else a sampler does.
+
+/// The log probability of a token, and of the likeliest ones in its place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// Natural logarithm of the token's probability.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, in order.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprobs {
+    /// Those of `token`, and the `top` likeliest, where the logits are these.
+    pub fn of(logits: &[f32], token: u32, top: usize) -> TokenLogprobs {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).filter(|x| !x.is_nan()).sum();
+        let log_sum = sum.ln();
+        let logprob = |logit: f32| (f64::from(logit - max) - log_sum) as f32;
+        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let top = top.min(order.len());
+        if top > 0 && top < order.len() {
+            order.select_nth_unstable_by(top - 1, likelier);
+        }
+        order.truncate(top);
+        order.sort_unstable_by(likelier);
+        TokenLogprobs {
+            logprob: logits.get(token as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
+            top: order.into_iter().map(|token| (token, logprob(logits[token as usize]))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_those_of_the_softmax_in_order() {
+        let logits = [1.0f32, 3.0, 2.0, 3.0];
+        let found = TokenLogprobs::of(&logits, 2, 3);
+        let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        let expected = |x: f64| (x - sum.ln()) as f32;
+        assert!((found.logprob - expected(2.0)).abs() < 1e-6);
+        assert_eq!(found.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 2]);
+        assert!((found.top[0].1 - expected(3.0)).abs() < 1e-6);
+        assert_eq!(TokenLogprobs::of(&logits, 0, 0).top, []);
+        assert_eq!(TokenLogprobs::of(&logits, 9, 99).top.len(), 4);
+    }
+}

@@ -1,0 +1,224 @@
+//! Pages of the KV cache that outlive their sequences, found again by their tokens.
+//!
+//! A node of the tree is a page; the way to it spells the tokens of all pages before it and its own, so a page is found
+//! only by exactly the tokens that it was computed from. Where tokens part in the middle of a page, the page is still
+//! good up to there: whoever goes on from it writes to a copy.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use crate::PagePool;
+
+const ROOT: usize = 0;
+
+/// A tree of pages, each under the tokens that it holds. Of the keys of one node, none is a prefix of another.
+#[derive(Debug)]
+pub(crate) struct PrefixTree {
+    page_tokens: usize,
+    nodes: Vec<Node>,
+    /// Places of nodes that were removed.
+    vacant: Vec<usize>,
+    clock: u64,
+}
+
+#[derive(Debug, Default)]
+struct Node {
+    tokens: Arc<[u32]>,
+    page: u32,
+    parent: usize,
+    children: BTreeMap<Arc<[u32]>, usize>,
+    /// When it was last of use.
+    used: u64,
+}
+
+impl PrefixTree {
+    pub fn new(page_tokens: usize) -> PrefixTree {
+        PrefixTree { page_tokens, nodes: vec![Node::default()], vacant: Vec::new(), clock: 0 }
+    }
+
+    /// How many pages it holds.
+    pub fn len(&self) -> usize {
+        self.nodes.len() - self.vacant.len() - 1
+    }
+
+    /// The pages that hold the longest known prefix of `tokens`, and its length. Only as many tokens of the last page
+    /// count as make up that length.
+    pub fn find(&mut self, tokens: &[u32]) -> (Vec<u32>, usize) {
+        self.clock += 1;
+        let (mut node, mut pages, mut found) = (ROOT, Vec::new(), 0);
+        while let Some((child, common)) = self.closest(node, &tokens[found..]) {
+            self.nodes[child].used = self.clock;
+            pages.push(self.nodes[child].page);
+            found += common;
+            if common < self.page_tokens {
+                break;
+            }
+            node = child;
+        }
+        (pages, found)
+    }
+
+    /// Adds the pages that hold `tokens`, becoming another user of those that are not known yet.
+    pub fn insert(&mut self, tokens: &[u32], pages: &[u32], pool: &mut PagePool) {
+        self.clock += 1;
+        let mut node = ROOT;
+        for (chunk, &page) in tokens.chunks(self.page_tokens).zip(pages) {
+            node = match self.closest(node, chunk) {
+                Some((child, common)) if common == chunk.len() => child,
+                // The beginning of this page, of which there is more now.
+                Some((child, common)) if common == self.nodes[child].tokens.len() => {
+                    pool.share(page);
+                    pool.release(self.nodes[child].page);
+                    let old = std::mem::replace(&mut self.nodes[child].tokens, chunk.into());
+                    self.nodes[child].page = page;
+                    let key = self.nodes[child].tokens.clone();
+                    self.nodes[node].children.remove(&old);
+                    self.nodes[node].children.insert(key, child);
+                    child
+                }
+                _ => {
+                    pool.share(page);
+                    self.add(node, chunk.into(), page)
+                }
+            };
+            self.nodes[node].used = self.clock;
+        }
+    }
+
+    /// Removes the page that was not of use for the longest time, among those that nobody else uses and no other page
+    /// goes on from. Whether there was one.
+    pub fn evict(&mut self, pool: &mut PagePool) -> bool {
+        let unused = |&id: &usize| {
+            let node = &self.nodes[id];
+            node.used > 0 && node.children.is_empty() && !pool.is_shared(node.page)
+        };
+        match (1..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].used) {
+            Some(id) => {
+                self.remove(id, pool);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Gives up a page that a sequence wants for itself. Whether it was there, with nothing that goes on from it.
+    pub fn forget(&mut self, page: u32, pool: &mut PagePool) -> bool {
+        let is_it = |&id: &usize| {
+            let node = &self.nodes[id];
+            node.used > 0 && node.page == page && node.children.is_empty()
+        };
+        let found = (1..self.nodes.len()).find(is_it);
+        found.inspect(|&id| self.remove(id, pool)).is_some()
+    }
+
+    /// How many pages could be evicted, one after the other.
+    pub fn evictable(&self, pool: &PagePool) -> usize {
+        let mut kept = vec![false; self.nodes.len()];
+        for (id, node) in self.nodes.iter().enumerate().skip(1).filter(|(_, node)| node.used > 0) {
+            let mut at = id;
+            while pool.is_shared(node.page) && at != ROOT && !kept[at] {
+                kept[at] = true;
+                at = self.nodes[at].parent;
+            }
+        }
+        self.len() - kept.iter().filter(|&&kept| kept).count()
+    }
+
+    /// The pages that only the tree holds.
+    pub fn alone(&self, pool: &PagePool) -> usize {
+        self.nodes.iter().skip(1).filter(|node| node.used > 0 && !pool.is_shared(node.page)).count()
+    }
+
+    /// The child that has most tokens in common with `tokens`, and how many.
+    fn closest(&self, node: usize, tokens: &[u32]) -> Option<(usize, usize)> {
+        let chunk = &tokens[..tokens.len().min(self.page_tokens)];
+        let children = &self.nodes[node].children;
+        // The key with the longest common prefix is a neighbour in lexical order.
+        let before = children.range::<[u32], _>((Bound::Unbounded, Bound::Included(chunk))).next_back();
+        let after = children.range::<[u32], _>((Bound::Excluded(chunk), Bound::Unbounded)).next();
+        let common = |key: &[u32]| key.iter().zip(chunk).take_while(|(a, b)| a == b).count();
+        let closest = before.into_iter().chain(after).map(|(key, &child)| (child, common(key)));
+        closest.max_by_key(|&(_, common)| common).filter(|&(_, common)| common > 0)
+    }
+
+    fn add(&mut self, parent: usize, tokens: Arc<[u32]>, page: u32) -> usize {
+        let node = Node { tokens: tokens.clone(), page, parent, children: BTreeMap::new(), used: self.clock };
+        let id = match self.vacant.pop() {
+            Some(id) => {
+                self.nodes[id] = node;
+                id
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() - 1
+            }
+        };
+        self.nodes[parent].children.insert(tokens, id);
+        id
+    }
+
+    /// Removes a node without children.
+    fn remove(&mut self, id: usize, pool: &mut PagePool) {
+        let node = std::mem::take(&mut self.nodes[id]);
+        pool.release(node.page);
+        self.nodes[node.parent].children.remove(&node.tokens);
+        self.vacant.push(id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pages of four tokens, of a sequence that was closed.
+    fn insert(tree: &mut PrefixTree, pool: &mut PagePool, tokens: &[u32]) -> Vec<u32> {
+        let pages: Vec<u32> = tokens.chunks(4).map(|_| pool.take().unwrap()).collect();
+        tree.insert(tokens, &pages, pool);
+        pages.iter().for_each(|&page| pool.release(page));
+        pages
+    }
+
+    #[test]
+    fn the_longest_prefix_is_found_to_the_token() {
+        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(16));
+        let first = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
+        let second = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9, 9]);
+        assert_eq!(tree.len(), 3, "a page of the same tokens is kept once");
+        assert_eq!(tree.find(&[1, 2, 3, 4, 5, 6, 7, 8]), (first.clone(), 7));
+        assert_eq!(tree.find(&[1, 2, 3, 4, 5, 1]), (first.clone(), 5));
+        assert_eq!(tree.find(&[1, 2, 3, 4, 9, 9, 9]), (vec![first[0], second[1]], 6));
+        assert_eq!(tree.find(&[1, 2, 4]), (vec![first[0]], 2));
+        assert_eq!(tree.find(&[2, 2]), (vec![], 0));
+        assert_eq!(tree.find(&[]), (vec![], 0));
+    }
+
+    #[test]
+    fn a_page_that_was_begun_is_replaced_by_one_that_has_more() {
+        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(4));
+        insert(&mut tree, &mut pool, &[1, 2]);
+        let longer = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
+        assert_eq!((tree.len(), pool.available()), (2, 2));
+        assert_eq!(tree.find(&[1, 2, 3, 4, 5]), (longer.clone(), 5));
+        insert(&mut tree, &mut pool, &[1]);
+        assert_eq!((tree.find(&[1, 2, 3]), pool.available()), ((vec![longer[0]], 3), 2));
+    }
+
+    #[test]
+    fn the_least_recently_used_leaf_goes_first_and_none_that_is_in_use() {
+        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(4));
+        let old = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
+        insert(&mut tree, &mut pool, &[7]);
+        insert(&mut tree, &mut pool, &[8]);
+        tree.find(&[7]);
+        pool.share(old[1]);
+        assert_eq!((tree.evictable(&pool), tree.alone(&pool)), (2, 3));
+        assert!(tree.evict(&mut pool) && tree.find(&[8]).1 == 0 && tree.find(&[7]).1 == 1);
+        assert!(tree.evict(&mut pool) && !tree.evict(&mut pool));
+        pool.release(old[1]);
+        assert_eq!(tree.evictable(&pool), 2);
+        assert!(tree.evict(&mut pool) && tree.find(&[1, 2, 3, 4, 5]).1 == 4);
+        assert!(tree.forget(old[0], &mut pool) && !tree.forget(old[0], &mut pool));
+        assert_eq!((tree.len(), pool.available()), (0, 4));
+    }
+}

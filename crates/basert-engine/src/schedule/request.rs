@@ -1,0 +1,87 @@
+//! What is asked of the scheduler, and who is told.
+
+use crate::{EngineError, Sampler, TokenLogprobs};
+
+/// A prompt, and the answers that are wanted to it.
+pub struct Request {
+    /// Whose it is: steps are shared fairly between clients.
+    pub client: u64,
+    /// Tokens of the prompt.
+    pub prompt: Vec<u32>,
+    /// One or more; they share what is computed of the prompt.
+    pub answers: Vec<Answer>,
+}
+
+/// An answer that is wanted.
+pub struct Answer {
+    /// Chooses its tokens.
+    pub sampler: Sampler,
+    /// The most there may be.
+    pub max_tokens: usize,
+    /// Whether log probabilities are wanted, and of how many of the likeliest tokens at each place.
+    pub logprobs: Option<usize>,
+    /// Gets them.
+    pub reader: Box<dyn Reader>,
+}
+
+/// Whether a reader takes what there is for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attention {
+    /// It does.
+    Ready,
+    /// Not now: its answer waits.
+    Busy,
+    /// Never more: its answer ends without another word.
+    Gone,
+}
+
+/// Tokens that may come next: token t where bit t % 32 of word t / 32 is set.
+pub type Mask = Vec<u32>;
+
+/// A token of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// If they are wanted.
+    pub logprobs: Option<TokenLogprobs>,
+}
+
+/// How far a prompt is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its tokens.
+    pub tokens: usize,
+    /// Of these, those that are computed or found.
+    pub done: usize,
+    /// Of these, those that were found in the cache.
+    pub cached: usize,
+}
+
+/// Whoever gets an answer. It is called between steps and must not take long.
+pub trait Reader: Send {
+    /// Whether it takes another token.
+    fn attention(&self) -> Attention;
+
+    /// The prompt is that far; called once at least, before the first token.
+    fn prompt(&mut self, prompt: Prompt);
+
+    /// Whether only some tokens may come next.
+    fn is_constrained(&self) -> bool {
+        false
+    }
+
+    /// Those that may come next. It is called while the device computes, and may take as long as that.
+    ///
+    /// # Errors
+    /// Why none may; the answer ends.
+    fn mask(&mut self) -> Result<Option<Mask>, String> {
+        Ok(None)
+    }
+
+    /// Takes a token, and says whether another one is wanted. If not, nothing more is said.
+    fn token(&mut self, token: Token) -> bool;
+
+    /// There are no more tokens: as many as may be or as fit the context were taken, or something failed.
+    fn end(&mut self, result: Result<(), EngineError>);
+}

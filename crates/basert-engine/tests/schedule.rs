@@ -1,0 +1,470 @@
+//! The scheduler on a device that is easily understood: its cache holds the tokens themselves, and logits are a hash of
+//! all tokens that the page table leads to. So a page that is not the sequence's own, or was written over, changes the
+//! text. Whatever happens to a request (company, preemption, a cached prefix, pieces of any size), its text has to be
+//! that of the hash.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use basert_engine::{
+    Answer, Attention, Engine, EngineError, Mask, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Token, Turn,
+};
+use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
+
+const PAGE: usize = 4;
+const VOCABULARY: usize = 50;
+/// A token that the device cannot compute.
+const FAULT: u32 = 49;
+
+struct Hash {
+    cache: Vec<[u32; PAGE]>,
+    /// As after a step: rows of logits, or tokens drawn, of each step under way.
+    logits: Vec<Vec<f32>>,
+    under_way: Vec<Vec<u32>>,
+    drawn: Vec<u32>,
+    last: StepState,
+}
+
+fn logits_after(tokens: impl IntoIterator<Item = u32>) -> Vec<f32> {
+    let mut state = 0xcbf2_9ce4_8422_2325u64;
+    for token in tokens {
+        state = (state ^ u64::from(token)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+    }
+    let value = |i: u64| {
+        let mixed = (state ^ i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        (mixed >> 40) as f32 / 4e6
+    };
+    // The token that faults never comes by itself.
+    (0..VOCABULARY as u64).map(|i| if i == u64::from(FAULT) { f32::NEG_INFINITY } else { value(i) }).collect()
+}
+
+impl Hash {
+    fn run(&mut self, step: &StepState) -> Vec<Vec<f32>> {
+        let mut logits = Vec::new();
+        for sequence in &step.sequences {
+            let pages = &step.page_table[sequence.pages.clone()];
+            for row in sequence.rows.clone() {
+                let position = step.positions[row] as usize;
+                self.cache[pages[position / PAGE] as usize][position % PAGE] = step.tokens[row];
+                if step.wanted.contains(&(row as u32)) {
+                    logits.push(logits_after((0..=position).map(|p| self.cache[pages[p / PAGE] as usize][p % PAGE])));
+                }
+            }
+        }
+        logits
+    }
+
+    fn draw(&mut self, step: &StepState) -> Vec<u32> {
+        let logits = self.run(step);
+        logits.iter().map(|logits| Sampler::new(Sampling::default(), &[]).unwrap().next(logits)).collect()
+    }
+}
+
+impl Baked for Hash {
+    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
+        if step.tokens.contains(&FAULT) {
+            return Err(DeviceError::Failed("as it was told to".to_owned()));
+        }
+        self.last = step.clone();
+        if step.draws.is_empty() {
+            self.logits = self.run(step);
+        } else {
+            let drawn = self.draw(step);
+            self.under_way.push(drawn);
+        }
+        Ok(())
+    }
+
+    fn chain(&mut self) -> Result<(), DeviceError> {
+        self.last.tokens = self.under_way.last().unwrap().clone();
+        self.last.positions.iter_mut().for_each(|position| *position += 1);
+        let step = self.last.clone();
+        let drawn = self.draw(&step);
+        self.under_way.push(drawn);
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        if !self.under_way.is_empty() {
+            self.drawn = self.under_way.remove(0);
+        }
+        Ok(())
+    }
+
+    fn logits(&self, i: usize) -> &[f32] {
+        &self.logits[i]
+    }
+
+    fn drawn(&self) -> &[u32] {
+        &self.drawn
+    }
+
+    fn copy_page(&mut self, from: u32, to: u32) {
+        self.cache[to as usize] = self.cache[from as usize];
+    }
+}
+
+fn engine(pages: usize, context: usize, chain: usize) -> Engine {
+    // What no one wrote is no token.
+    let cache = vec![[u32::MAX; PAGE]; pages];
+    let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], last: StepState::default() };
+    let (name, description) = ("hash".to_owned(), String::new());
+    let facts = Facts { name, description, page_tokens: PAGE, step_tokens: 16, chain };
+    let limits = Limits { tokens: 16, wanted: 8 };
+    Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache()
+}
+
+/// What a reader was told.
+#[derive(Debug, Default, Clone)]
+struct Told {
+    tokens: Vec<u32>,
+    cached: usize,
+    end: Option<Result<(), EngineError>>,
+    attention: Option<Attention>,
+}
+
+#[derive(Clone)]
+struct Note {
+    told: Arc<Mutex<Told>>,
+    stop_at: usize,
+    allowed: Option<Mask>,
+}
+
+impl Note {
+    fn new(stop_at: usize) -> Note {
+        Note { told: Arc::default(), stop_at, allowed: None }
+    }
+
+    fn told(&self) -> Told {
+        self.told.lock().unwrap().clone()
+    }
+
+    fn set(&self, attention: Attention) {
+        self.told.lock().unwrap().attention = Some(attention);
+    }
+}
+
+impl Reader for Note {
+    fn attention(&self) -> Attention {
+        self.told.lock().unwrap().attention.unwrap_or(Attention::Ready)
+    }
+
+    fn prompt(&mut self, prompt: Prompt) {
+        assert!(prompt.cached <= prompt.done && prompt.done <= prompt.tokens);
+        self.told.lock().unwrap().cached = prompt.cached;
+    }
+
+    fn is_constrained(&self) -> bool {
+        self.allowed.is_some()
+    }
+
+    fn mask(&mut self) -> Result<Option<Mask>, String> {
+        Ok(self.allowed.clone())
+    }
+
+    fn token(&mut self, token: Token) -> bool {
+        let mut told = self.told.lock().unwrap();
+        assert!(told.end.is_none());
+        told.tokens.push(token.id);
+        told.tokens.len() < self.stop_at
+    }
+
+    fn end(&mut self, result: Result<(), EngineError>) {
+        let before = self.told.lock().unwrap().end.replace(result);
+        assert!(before.is_none(), "ended twice");
+    }
+}
+
+fn answer(sampling: Sampling, max_tokens: usize, note: &Note) -> Answer {
+    let sampler = Sampler::new(sampling, &[]).unwrap();
+    Answer { sampler, max_tokens, logprobs: None, reader: Box::new(note.clone()) }
+}
+
+fn request(client: u64, prompt: &[u32], sampling: Sampling, max_tokens: usize, note: &Note) -> Request {
+    Request { client, prompt: prompt.to_vec(), answers: vec![answer(sampling, max_tokens, note)] }
+}
+
+/// What the answer has to be, computed without any engine.
+fn expected(prompt: &[u32], sampling: Sampling, tokens: usize) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling, &[]).unwrap();
+    let mut all = prompt.to_vec();
+    for _ in 0..tokens {
+        let token = sampler.next(&logits_after(all.iter().copied()));
+        all.push(token);
+    }
+    all.split_off(prompt.len())
+}
+
+fn finish(scheduler: &mut Scheduler, engine: &mut Engine) {
+    for _ in 0..10_000 {
+        if scheduler.step(engine) == Turn::Idle {
+            return;
+        }
+    }
+    panic!("it does not come to an end");
+}
+
+fn scheduler() -> Scheduler {
+    Scheduler::new(8, Duration::from_millis(100))
+}
+
+fn warm(seed: u64) -> Sampling {
+    Sampling { temperature: 1.0, seed, ..Sampling::default() }
+}
+
+fn prompt(seed: u32, tokens: usize) -> Vec<u32> {
+    (0..tokens as u32).map(|i| (seed * 7 + i * i + i) % 48).collect()
+}
+
+#[test]
+fn answers_are_the_same_alone_together_and_cached() {
+    for chain in [0, 4] {
+        let (mut engine, mut scheduler) = (engine(64, 64, chain), scheduler());
+        for round in 0..2 {
+            let asked: Vec<_> = (0..10)
+                .map(|i| {
+                    let sampling = if i % 2 == 0 { Sampling::default() } else { warm(u64::from(i)) };
+                    (prompt(i % 4, 3 + i as usize * 2), sampling, Note::new(usize::MAX))
+                })
+                .collect();
+            for (client, (prompt, sampling, note)) in (0..).zip(&asked) {
+                scheduler.submit(&mut engine, request(client, prompt, sampling.clone(), 12, note));
+            }
+            finish(&mut scheduler, &mut engine);
+            for (prompt, sampling, note) in asked {
+                // The device draws greedily only.
+                if chain == 0 || sampling.temperature == 0.0 {
+                    assert_eq!(note.told().tokens, expected(&prompt, sampling, 12));
+                }
+                assert_eq!(note.told().end, Some(Ok(())));
+                assert!(round == 0 || note.told().cached == prompt.len() - 1, "{} cached", note.told().cached);
+            }
+            assert_eq!(engine.page_use().held, 0);
+        }
+    }
+}
+
+/// Four answers that need 8 pages each, where there are 10.
+#[test]
+fn a_preempted_answer_goes_on_with_the_same_text() {
+    let (mut engine, mut scheduler) = (engine(10, 32, 0), scheduler());
+    let asked: Vec<_> = (0..4).map(|i| (prompt(i, 6), Note::new(usize::MAX))).collect();
+    for (client, (prompt, note)) in (0..).zip(&asked) {
+        scheduler.submit(&mut engine, request(client, prompt, warm(client), 24, note));
+    }
+    finish(&mut scheduler, &mut engine);
+    assert!(scheduler.preempted() > 0);
+    for (seed, (prompt, note)) in (0..).zip(asked) {
+        assert_eq!(note.told().tokens, expected(&prompt, warm(seed), 24));
+    }
+    assert_eq!(engine.page_use().held, 0);
+}
+
+#[test]
+fn who_leaves_gives_the_pages_back_within_one_step() {
+    let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
+    let notes = [Note::new(usize::MAX), Note::new(usize::MAX)];
+    for (client, note) in (0..).zip(&notes) {
+        scheduler.submit(&mut engine, request(client, &prompt(client as u32, 9), warm(1), 40, note));
+    }
+    (0..5).for_each(|_| {
+        let _ = scheduler.step(&mut engine);
+    });
+    let before = engine.page_use().held;
+    notes[0].set(Attention::Gone);
+    scheduler.step(&mut engine);
+    assert!(engine.page_use().held <= before / 2 + 1);
+    notes[1].set(Attention::Gone);
+    assert_eq!(scheduler.step(&mut engine), Turn::Idle);
+    assert_eq!((engine.page_use().held, notes[0].told().end), (0, None));
+}
+
+#[test]
+fn who_does_not_read_waits_and_makes_room() {
+    let (mut engine, mut scheduler) = (engine(10, 32, 0), scheduler());
+    let (slow, quick) = (Note::new(usize::MAX), Note::new(usize::MAX));
+    scheduler.submit(&mut engine, request(1, &prompt(1, 12), warm(1), 18, &slow));
+    (0..3).for_each(|_| {
+        let _ = scheduler.step(&mut engine);
+    });
+    slow.set(Attention::Busy);
+    assert_eq!(scheduler.step(&mut engine), Turn::Blocked);
+    scheduler.submit(&mut engine, request(2, &prompt(2, 24), warm(2), 8, &quick));
+    while scheduler.step(&mut engine) != Turn::Blocked {}
+    assert_eq!(quick.told().tokens, expected(&prompt(2, 24), warm(2), 8));
+    slow.set(Attention::Ready);
+    finish(&mut scheduler, &mut engine);
+    assert_eq!(slow.told().tokens, expected(&prompt(1, 12), warm(1), 18));
+}
+
+#[test]
+fn several_answers_share_their_prompt() {
+    let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
+    let notes: Vec<_> = (0..4).map(|_| Note::new(usize::MAX)).collect();
+    let answers = (0..).zip(&notes).map(|(seed, note)| answer(warm(seed), 6, note)).collect();
+    scheduler.submit(&mut engine, Request { client: 0, prompt: prompt(3, 15), answers });
+    let Turn::Step { prompt: tokens, .. } = scheduler.step(&mut engine) else { panic!("no step") };
+    assert_eq!((tokens, scheduler.running()), (15, 4));
+    finish(&mut scheduler, &mut engine);
+    for (seed, note) in (0..).zip(notes) {
+        assert_eq!(note.told().tokens, expected(&prompt(3, 15), warm(seed), 6));
+    }
+}
+
+#[test]
+fn a_prompt_that_another_one_begins_with_is_read_once() {
+    let (mut engine, mut scheduler) = (engine(64, 64, 0), scheduler());
+    let notes = [Note::new(usize::MAX), Note::new(usize::MAX)];
+    let long = prompt(5, 40);
+    for note in &notes {
+        scheduler.submit(&mut engine, request(0, &long, Sampling::default(), 4, note));
+    }
+    finish(&mut scheduler, &mut engine);
+    assert_eq!(notes[0].told().tokens, notes[1].told().tokens);
+    // All but what both have in their last step.
+    assert_eq!((notes[0].told().cached, notes[1].told().cached), (0, 32));
+}
+
+#[test]
+fn a_failure_ends_the_requests_of_its_step_only() {
+    let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
+    let (good, bad, later) = (Note::new(5), Note::new(5), Note::new(5));
+    scheduler.submit(&mut engine, request(0, &[1, 2, FAULT], Sampling::default(), 9, &bad));
+    scheduler.step(&mut engine);
+    assert!(matches!(bad.told().end, Some(Err(EngineError::Device(_)))));
+    for note in [&good, &later] {
+        scheduler.submit(&mut engine, request(0, &[1, 2, 3], Sampling::default(), 9, note));
+        finish(&mut scheduler, &mut engine);
+        assert_eq!(note.told().tokens, expected(&[1, 2, 3], Sampling::default(), 5));
+    }
+    assert_eq!(engine.page_use().held, 0);
+}
+
+#[test]
+fn clients_share_a_device_by_what_they_get_and_not_by_what_they_ask() {
+    let (mut engine, mut scheduler) = (engine(256, 64, 0), Scheduler::new(2, Duration::from_millis(100)));
+    let greedy: Vec<_> = (0..12).map(|_| Note::new(usize::MAX)).collect();
+    for (i, note) in (0..).zip(&greedy) {
+        scheduler.submit(&mut engine, request(1, &prompt(i, 20), warm(1), 20, note));
+    }
+    scheduler.step(&mut engine);
+    let modest = Note::new(usize::MAX);
+    scheduler.submit(&mut engine, request(2, &prompt(40, 20), warm(1), 20, &modest));
+    while modest.told().end.is_none() {
+        scheduler.step(&mut engine);
+    }
+    let done = greedy.iter().filter(|note| note.told().end.is_some()).count();
+    assert!(done <= 4, "{done} of the other client's requests came first");
+}
+
+#[test]
+fn a_constraint_is_kept_and_an_impossible_one_ends_the_answer() {
+    let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
+    let even = Note { allowed: Some(vec![0x5555_5555]), ..Note::new(usize::MAX) };
+    let none = Note { allowed: Some(vec![0, 0]), ..Note::new(usize::MAX) };
+    let free = Note::new(usize::MAX);
+    for note in [&even, &none, &free] {
+        scheduler.submit(&mut engine, request(0, &prompt(1, 5), warm(3), 10, note));
+    }
+    finish(&mut scheduler, &mut engine);
+    let tokens = even.told().tokens;
+    assert!(tokens.len() == 10 && tokens.iter().all(|token| token % 2 == 0 && *token < 32), "{tokens:?}");
+    assert!(matches!(none.told().end, Some(Err(EngineError::Constraint(_)))));
+    assert_eq!(free.told().tokens, expected(&prompt(1, 5), warm(3), 10));
+}
+
+#[test]
+fn what_can_never_be_answered_is_refused_at_once() {
+    let (mut engine, mut scheduler) = (engine(8, 24, 0), scheduler());
+    for (tokens, part) in [(vec![1; 25], "25 tokens"), (vec![1, 99], "token 99")] {
+        let note = Note::new(usize::MAX);
+        scheduler.submit(&mut engine, request(0, &tokens, warm(1), 1, &note));
+        let error = note.told().end.unwrap().unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    // As long as the context: one token follows, and more as far as there is room.
+    for (length, tokens) in [(24, 1), (22, 3)] {
+        let note = Note::new(usize::MAX);
+        scheduler.submit(&mut engine, request(0, &prompt(1, length), warm(1), 9, &note));
+        finish(&mut scheduler, &mut engine);
+        assert_eq!(note.told().tokens, expected(&prompt(1, length), warm(1), tokens));
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Submit { client: u64, prompt: u32, length: usize, tokens: usize, answers: usize },
+    Leave(usize),
+    Pause(usize),
+    Resume(usize),
+    Steps(usize),
+}
+
+fn event() -> impl proptest::strategy::Strategy<Value = Event> {
+    use proptest::prelude::*;
+    prop_oneof![
+        3 => (0u64..3, 0u32..3, 1usize..28, 0usize..20, 1usize..4).prop_map(|(client, prompt, length, tokens, answers)| {
+            Event::Submit { client, prompt, length, tokens, answers }
+        }),
+        1 => (0usize..30).prop_map(Event::Leave),
+        1 => (0usize..30).prop_map(Event::Pause),
+        1 => (0usize..30).prop_map(Event::Resume),
+        4 => (1usize..6).prop_map(Event::Steps),
+    ]
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_happens_texts_are_right_and_pages_return(
+        events in proptest::collection::vec(event(), 1..60), pages in 10usize..30, chain in 0usize..3,
+    ) {
+        let (mut engine, mut scheduler) = (engine(pages, 40, chain), scheduler());
+        // The device draws greedily only.
+        let sampling = |seed| if chain == 0 { warm(seed) } else { Sampling::default() };
+        let mut notes: BTreeMap<usize, (Note, Vec<u32>)> = BTreeMap::new();
+        let mut left = Vec::new();
+        for event in events {
+            match event {
+                Event::Submit { client, prompt: seed, length, tokens, answers } => {
+                    let prompt = prompt(seed, length);
+                    let first = notes.len();
+                    let mut all = Vec::new();
+                    for i in first..first + answers {
+                        let note = Note::new(usize::MAX);
+                        let text = expected(&prompt, sampling(i as u64), tokens.min(41 - length));
+                        all.push(answer(sampling(i as u64), tokens, &note));
+                        notes.insert(i, (note, text));
+                    }
+                    scheduler.submit(&mut engine, Request { client, prompt, answers: all });
+                }
+                Event::Leave(i) => if let Some((note, _)) = notes.get(&i) {
+                    note.set(Attention::Gone);
+                    left.push(i);
+                },
+                Event::Pause(i) => if let Some((note, _)) = notes.get(&i).filter(|_| !left.contains(&i)) {
+                    note.set(Attention::Busy);
+                },
+                Event::Resume(i) => if let Some((note, _)) = notes.get(&i).filter(|_| !left.contains(&i)) {
+                    note.set(Attention::Ready);
+                },
+                Event::Steps(n) => (0..n).for_each(|_| {
+ let _ = scheduler.step(&mut engine); }),
+            }
+        }
+        notes.iter().filter(|(i, _)| !left.contains(i)).for_each(|(_, (note, _))| note.set(Attention::Ready));
+        finish(&mut scheduler, &mut engine);
+        for (i, (note, text)) in notes {
+            let told = note.told();
+            if left.contains(&i) {
+                proptest::prop_assert!(text.starts_with(&told.tokens));
+            } else {
+                proptest::prop_assert_eq!(told.end, Some(Ok(())));
+                proptest::prop_assert_eq!(told.tokens, text);
+            }
+        }
+        let pages = engine.page_use();
+        proptest::prop_assert_eq!(pages.held, 0);
+        proptest::prop_assert_eq!(engine.available_pages(), pages.total);
+    }
+}
