@@ -6,7 +6,8 @@ pub struct StopTexts {
     stops: Vec<String>,
     /// Text that may be the beginning of a stop text.
     held: String,
-    stopped: bool,
+    /// The one that came.
+    came: Option<String>,
 }
 
 impl StopTexts {
@@ -16,23 +17,24 @@ impl StopTexts {
         Self { stops, ..Self::default() }
     }
 
-    /// Whether a stop text came. Nothing gets through any more.
-    pub fn stopped(&self) -> bool {
-        self.stopped
+    /// The stop text that came, if one did. Nothing gets through any more.
+    pub fn came(&self) -> Option<&str> {
+        self.came.as_deref()
     }
 
     /// Appends to `out` what of the text, and of what was held before, no stop text can begin in.
     pub fn push(&mut self, text: &str, out: &mut String) {
-        if self.stopped {
+        if self.came.is_some() {
             return;
         }
         for c in text.chars() {
             self.held.push(c);
-            let cut = self.stops.iter().filter_map(|stop| self.held.strip_suffix(stop.as_str())).map(str::len).min();
-            if let Some(cut) = cut {
-                out.push_str(&self.held[..cut]);
+            // Of several that are complete now, the one that began first.
+            let complete = self.stops.iter().filter(|stop| self.held.ends_with(*stop));
+            if let Some(stop) = complete.max_by_key(|stop| stop.len()) {
+                out.push_str(&self.held[..self.held.len() - stop.len()]);
+                self.came = Some(stop.clone());
                 self.held.clear();
-                self.stopped = true;
                 return;
             }
             let may_begin = |at: &usize| self.stops.iter().any(|stop| stop.starts_with(&self.held[*at..]));

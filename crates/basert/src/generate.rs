@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use basert_engine::{Sampler, Sampling};
-use basert_text::{Detokenizer, Tokenizer};
+use basert_text::{Detokenizer, StopTexts, Tokenizer};
 
 use crate::{Error, Session};
 
@@ -62,8 +62,7 @@ pub struct Pieces<'s, 'm> {
     sampler: Sampler,
     detokenizer: Option<Detokenizer<&'m Tokenizer>>,
     options: Generation,
-    /// Text that may be the beginning of a stop text.
-    held: String,
+    stop: StopTexts,
     finished: bool,
     answer: Answer,
     began: Instant,
@@ -91,10 +90,8 @@ impl<'s, 'm> Pieces<'s, 'm> {
             answer_time: Duration::ZERO,
         };
         let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true));
-        let options =
-            Generation { stop: options.stop.iter().filter(|s| !s.is_empty()).cloned().collect(), ..options.clone() };
-        let began = Instant::now();
-        Ok(Pieces { session, sampler, detokenizer, options, held: String::new(), finished: false, answer, began })
+        let (stop, options, began) = (StopTexts::new(&options.stop), options.clone(), Instant::now());
+        Ok(Pieces { session, sampler, detokenizer, options, stop, finished: false, answer, began })
     }
 
     /// What there is of the answer so far.
@@ -111,8 +108,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
     fn advance(&mut self) -> Result<Option<String>, Error> {
         while !self.finished {
             if self.answer.tokens.len() >= self.options.max_tokens || self.is_full() {
-                self.finish(Finish::Length);
-                break;
+                return Ok(self.finish(Finish::Length));
             }
             // The token before is computed only now that one more is wanted.
             let token = match self.answer.tokens.last() {
@@ -127,19 +123,22 @@ impl<'s, 'm> Pieces<'s, 'm> {
             self.answer.answer_time = self.began.elapsed();
             let ends = self.session.model().tokenizer().end_of_generation().contains(&token);
             if ends && !self.options.ignore_end {
-                self.finish(Finish::Stop);
-                break;
+                return Ok(self.finish(Finish::Stop));
             }
+            let (mut text, mut ready) = (String::new(), String::new());
             if let Some(detokenizer) = &mut self.detokenizer {
-                detokenizer.push(token, &mut self.held);
+                detokenizer.push(token, &mut text);
             }
-            let ready = self.release();
+            self.stop.push(&text, &mut ready);
+            if self.stop.came().is_some() {
+                self.answer.finish = Finish::Stop;
+                self.finished = true;
+            }
             if !ready.is_empty() {
                 return Ok(Some(ready));
             }
         }
-        let rest = std::mem::take(&mut self.held);
-        Ok((!rest.is_empty()).then_some(rest))
+        Ok(None)
     }
 
     /// Whether the context has no room for one more token.
@@ -148,34 +147,17 @@ impl<'s, 'm> Pieces<'s, 'm> {
         next > self.session.model().context()
     }
 
-    fn finish(&mut self, finish: Finish) {
-        self.answer.finish = finish;
+    /// Ends the answer, and returns the text that was held till then.
+    fn finish(&mut self, finish: Finish) -> Option<String> {
         self.finished = true;
+        let (mut text, mut ready) = (String::new(), String::new());
         if let Some(detokenizer) = self.detokenizer.take() {
-            detokenizer.finish(&mut self.held);
-            if let Some(at) = self.find_stop() {
-                self.held.truncate(at);
-                self.answer.finish = Finish::Stop;
-            }
+            detokenizer.finish(&mut text);
         }
-    }
-
-    /// The text held that no stop text can begin in; ends the answer at a stop text.
-    fn release(&mut self) -> String {
-        if let Some(at) = self.find_stop() {
-            self.held.truncate(at);
-            self.detokenizer = None;
-            self.finish(Finish::Stop);
-            return std::mem::take(&mut self.held);
-        }
-        let may_begin = |at: &usize| self.options.stop.iter().any(|stop| stop.starts_with(&self.held[*at..]));
-        let at = self.held.char_indices().map(|(at, _)| at).find(may_begin).unwrap_or(self.held.len());
-        let rest = self.held.split_off(at);
-        std::mem::replace(&mut self.held, rest)
-    }
-
-    fn find_stop(&self) -> Option<usize> {
-        self.options.stop.iter().filter_map(|stop| self.held.find(stop)).min()
+        self.stop.push(&text, &mut ready);
+        self.answer.finish = if self.stop.came().is_some() { Finish::Stop } else { finish };
+        self.stop.flush(&mut ready);
+        Some(ready).filter(|text| !text.is_empty())
     }
 }
 
@@ -191,7 +173,6 @@ impl Iterator for Pieces<'_, '_> {
             Ok(None) => None,
             Err(error) => {
                 self.finished = true;
-                self.held.clear();
                 Some(Err(error))
             }
         }

@@ -46,7 +46,7 @@ mod session;
 mod text;
 
 pub use basert_core::KvFormat;
-pub use basert_engine::{Sampler, Sampling};
+pub use basert_engine::{Engine, Sampler, Sampling};
 pub use basert_text::{ChatRequest, ChatTemplate, Detokenizer, EncodeOptions, Tokenizer};
 pub use chat::Message;
 pub use device::DeviceKind;

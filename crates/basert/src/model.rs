@@ -31,6 +31,11 @@ pub struct Options {
     pub kv: KvFormat,
     /// Sessions of that length which the KV cache has room for. Its memory is taken as it is used.
     pub sessions: usize,
+    /// The most bytes of the KV cache, which then has room for less, but for one session at least.
+    pub cache_bytes: Option<usize>,
+    /// Whether what closed sessions have computed is kept for others that begin with the same tokens, as long as nobody
+    /// needs the room.
+    pub prefix_cache: bool,
     /// The most tokens that are computed at once; as many as suit the device where this is none.
     pub step_tokens: Option<usize>,
     /// Further architecture files, which come before the built-in ones.
@@ -54,6 +59,8 @@ impl Default for Options {
             max_context: None,
             kv: KvFormat::default(),
             sessions: 4,
+            cache_bytes: None,
+            prefix_cache: false,
             step_tokens: None,
             arch_files: Vec::new(),
             chat_template: None,
@@ -68,7 +75,8 @@ pub struct Model {
     facts: Facts,
     kv: KvFormat,
     tokenizer: Tokenizer,
-    template: Option<ChatTemplate>,
+    /// With its source.
+    template: Option<(ChatTemplate, String)>,
     engine: Mutex<Engine>,
     context: usize,
 }
@@ -100,7 +108,8 @@ impl Model {
 
         let trained = plan.graph.context;
         let context = options.max_context.unwrap_or(trained.min(Options::DEFAULT_CONTEXT)).max(1);
-        let pages = context.div_ceil(facts.page_tokens).saturating_mul(options.sessions.max(1));
+        let pages = Model::pages(&plan, &options, context, facts.page_tokens)
+            .map_err(|what| Error::Model { file: name.clone(), what })?;
         // The tokenizer is built while the weights are packed.
         let (tokenizer, baked) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| text::tokenizer(&file));
@@ -122,8 +131,10 @@ impl Model {
             Some(source) => Some(source),
             None => text::template_source(&file)?,
         };
-        let template = source.map(|source| text::template(&source, &tokenizer, &name)).transpose()?;
+        let template = source.map(|source| Ok::<_, Error>((text::template(&source, &tokenizer, &name)?, source)));
+        let template = template.transpose()?;
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
+        let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
         Ok(Model { file, plan, facts, kv: options.kv, tokenizer, template, engine: Mutex::new(engine), context })
     }
 
@@ -141,6 +152,29 @@ impl Model {
         let graph = Graph::open(file, &extra)?;
         let limits = Limits { tokens: step_tokens.max(1), wanted: Options::WANTED };
         Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
+    }
+
+    /// Pages of the KV cache, as many as there is memory for.
+    fn pages(plan: &Plan, options: &Options, context: usize, page_tokens: usize) -> Result<usize, String> {
+        let values = |cache: &basert_graph::Cache| options.kv.bytes(cache.head_dim).saturating_mul(2 * cache.kv_heads);
+        let page_bytes = plan.graph.caches.iter().map(values).sum::<usize>().saturating_mul(page_tokens).max(1);
+        let one = context.div_ceil(page_tokens);
+        let wanted = one.saturating_mul(options.sessions.max(1));
+        let Some(bytes) = options.cache_bytes else { return Ok(wanted) };
+        if bytes / page_bytes < one {
+            let needed = one.saturating_mul(page_bytes);
+            return Err(format!(
+                "keys and values of {context} tokens take {needed} bytes, more than the {bytes} there are for them; \
+                 a smaller --max-context or --kv-bits would do"
+            ));
+        }
+        Ok(wanted.min(bytes / page_bytes))
+    }
+
+    /// Takes it apart, for those who run the engine themselves: the engine, the tokenizer, and the chat template with its
+    /// source, if there is one.
+    pub fn into_parts(self) -> (Engine, Tokenizer, Option<(ChatTemplate, String)>) {
+        (self.engine.into_inner().unwrap_or_else(PoisonError::into_inner), self.tokenizer, self.template)
     }
 
     /// The files.
@@ -170,7 +204,7 @@ impl Model {
 
     /// Its chat template, if it has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
-        self.template.as_ref()
+        self.template.as_ref().map(|(template, _)| template)
     }
 
     /// The most tokens a session can have.
@@ -192,7 +226,7 @@ impl Model {
     /// When the model has no template, or the template refuses the messages.
     pub fn chat_tokens(&self, messages: &[Message], variables: Option<&Map<String, Value>>) -> Result<Vec<u32>, Error> {
         let file = || self.file.path().display().to_string();
-        let template = self.template.as_ref().ok_or_else(|| Error::NoTemplate { file: file() })?;
+        let template = self.chat_template().ok_or_else(|| Error::NoTemplate { file: file() })?;
         let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
         let request =
             ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };

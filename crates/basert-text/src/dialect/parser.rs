@@ -160,9 +160,9 @@ impl Parser {
         }
     }
 
-    /// Whether a stop text has ended the answer. What follows is ignored.
-    pub fn stopped(&self) -> bool {
-        self.stop.stopped()
+    /// The stop text that has ended the answer, if one has. What follows is ignored.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stop.came()
     }
 
     /// Takes the next piece of the answer, and returns what is certain by now.
@@ -397,7 +397,7 @@ impl Parser {
             let event = match found {
                 Found::Began { id, name } => {
                     self.before_call();
-                    if self.stopped() {
+                    if self.stopped().is_some() {
                         return;
                     }
                     self.calls += 1;
@@ -442,7 +442,7 @@ impl Parser {
         self.stop.push(&self.content, &mut ready);
         self.content.clear();
         self.content_event(ready);
-        if self.stopped() {
+        if self.stopped().is_some() {
             self.state = State::Over;
         }
     }

@@ -10,6 +10,7 @@ mod model;
 mod plan;
 mod progress;
 mod sampling;
+mod serve;
 mod store;
 mod synth;
 mod units;
@@ -30,6 +31,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 Examples:
   basert complete -p \"The capital of France is\"
   basert chat
+  basert serve smollm2-135m
   basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
   basert bench smollm2-135m -p 128,512 -n 64
 
@@ -49,6 +51,8 @@ enum Command {
     Complete(complete::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Answer requests over HTTP, on the APIs of OpenAI and Anthropic
+    Serve(serve::Args),
     /// Measure how fast a model runs here
     Bench(bench::Args),
     /// Show what is in a model file
@@ -76,6 +80,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Complete(args) => complete::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),

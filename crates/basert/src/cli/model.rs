@@ -21,7 +21,7 @@ pub struct ModelArgs {
 }
 
 /// What the model runs on.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct DeviceArgs {
     /// What to run on: cpu; cuda or cuda:N, an NVIDIA GPU; simt, the GPU kernels on the CPU, slowly; reference, the exact
     /// and very slow one that all are checked against [default: a GPU where there is one, or else the CPU]
@@ -35,7 +35,7 @@ pub struct DeviceArgs {
 }
 
 /// How the KV cache stores keys and values.
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct KvArgs {
     /// Bits of a cached key or value: 16, or quantised to 8 or 4
     #[arg(long = "kv-bits", value_name = "BITS", default_value = "16")]
@@ -79,24 +79,29 @@ impl DeviceArgs {
 impl ModelArgs {
     /// Where the model is. The default one is fetched when it is not there yet.
     pub fn path(&self) -> anyhow::Result<PathBuf> {
-        let store = Store::open_default()?;
-        let found = store.resolve(self.model.as_deref().unwrap_or(DEFAULT_MODEL));
-        match (&self.model, found) {
-            (_, Ok(found)) => Ok(found.path),
-            (None, Err(hub::Error::NotInstalled { .. })) => {
-                writeln!(io::stderr(), "fetching the default model, {DEFAULT_MODEL}, which is not here yet")?;
-                Ok(store::fetch(&store, DEFAULT_MODEL)?.path)
-            }
-            (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => {
-                Err(mistake(format!("'{text}' is not the name of a model; a prompt is given with -p")))
-            }
-            (_, Err(error)) => Err(error.into()),
-        }
+        path(self.model.as_deref())
     }
 
     /// Options that open it.
     pub fn options(&self) -> Options {
         Options { arch_files: self.arch_file.clone(), sessions: 1, ..Options::default() }
+    }
+}
+
+/// Where the model of this name is. The default one is fetched when it is not there yet.
+pub fn path(model: Option<&str>) -> anyhow::Result<PathBuf> {
+    let store = Store::open_default()?;
+    let found = store.resolve(model.unwrap_or(DEFAULT_MODEL));
+    match (model, found) {
+        (_, Ok(found)) => Ok(found.path),
+        (None, Err(hub::Error::NotInstalled { .. })) => {
+            writeln!(io::stderr(), "fetching the default model, {DEFAULT_MODEL}, which is not here yet")?;
+            Ok(store::fetch(&store, DEFAULT_MODEL)?.path)
+        }
+        (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => {
+            Err(mistake(format!("'{text}' is not the name of a model; a prompt is given with -p")))
+        }
+        (_, Err(error)) => Err(error.into()),
     }
 }
 
@@ -146,7 +151,8 @@ impl RunArgs {
     pub fn open(&self, model: &ModelArgs) -> anyhow::Result<Model> {
         let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
         let path = model.path()?;
-        let options = Options { max_context: self.max_context, chat_template, ..model.options() };
+        let prefix_cache = true;
+        let options = Options { max_context: self.max_context, chat_template, prefix_cache, ..model.options() };
         self.device.open(&path, options)
     }
 

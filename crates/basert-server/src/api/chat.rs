@@ -1,0 +1,298 @@
+//! `/v1/chat/completions`.
+
+use std::collections::VecDeque;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Json, Router};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::items::{Call, Items};
+use super::options::Options;
+use super::prompt::{Chat, Message, Rendered};
+use super::tools::{Tool, Tools};
+use super::usage::Usage;
+use crate::auth::Client;
+use crate::body::Fields;
+use crate::error::ApiError;
+use crate::identity;
+use crate::model::{ChatAnswer, Event, Events, Finish, Job, Part, TokenText};
+use crate::server::Shared;
+use crate::sse::{self, Narrator, Sent};
+
+pub fn router() -> Router<Shared> {
+    Router::new().route("/v1/chat/completions", post(complete))
+}
+
+/// The fields that only chats have.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    messages: Vec<Message>,
+    max_tokens: Option<usize>,
+    max_completion_tokens: Option<usize>,
+    #[serde(default)]
+    logprobs: bool,
+    top_logprobs: Option<usize>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    enable_thinking: Option<bool>,
+    reasoning_effort: Option<String>,
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    modalities: Option<Vec<String>>,
+}
+
+/// The most of the likeliest tokens that are told.
+pub const MOST_LOGPROBS: usize = 20;
+
+impl Request {
+    fn logprobs(&self) -> Result<Option<usize>, ApiError> {
+        match self.top_logprobs {
+            Some(top) if top > MOST_LOGPROBS => {
+                Err(ApiError::field("top_logprobs", format!("{top} is more than {MOST_LOGPROBS}")))
+            }
+            Some(_) if !self.logprobs => Err(ApiError::field("top_logprobs", "logprobs has to be true for that")),
+            top => Ok(self.logprobs.then_some(top.unwrap_or(0))),
+        }
+    }
+
+    /// What the template is told.
+    fn variables(&mut self) -> Map<String, Value> {
+        let mut variables = self.chat_template_kwargs.take().unwrap_or_default();
+        let thinking = self.enable_thinking.map(|think| ("enable_thinking".to_owned(), Value::Bool(think)));
+        let effort = self.reasoning_effort.take().map(|effort| ("reasoning_effort".to_owned(), Value::String(effort)));
+        variables.extend(thinking.into_iter().chain(effort));
+        variables
+    }
+}
+
+async fn complete(
+    State(shared): State<Shared>,
+    Extension(Client(client)): Extension<Client>,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let options = Options::take(&mut fields, &[])?;
+    let mut request: Request = fields.rest()?;
+    let logprobs = request.logprobs()?;
+    if request.modalities.as_ref().is_some_and(|modalities| modalities.iter().any(|kind| kind != "text")) {
+        return Err(ApiError::field("modalities", "only text is answered"));
+    }
+    let model = shared.registry.get(options.model.as_deref()).await?;
+    let variables = request.variables();
+    let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let chat = Chat::new(request.messages, tools.for_template(), variables)?;
+    let sampling = options.sampling(&model)?;
+    let n = options.n.unwrap_or(1);
+    let Rendered { text, tokens } = chat.render(model.clone()).await?;
+    let job = Job {
+        client,
+        prompts: vec![tokens],
+        n,
+        sampling,
+        max_tokens: request.max_completion_tokens.or(request.max_tokens),
+        stop: options.stop.clone(),
+        chat: Some(ChatAnswer { prompt: text, tools: tools.names(), one_call: !tools.parallel }),
+        logprobs,
+        ignore_end: options.ignore_eos,
+    };
+    let events = model.begin(job)?;
+    let reply = Reply {
+        id: identity::unique("chatcmpl-"),
+        created: identity::now(),
+        model: model.name.clone(),
+        usage: Usage::new(1, n),
+        n,
+        include_usage: options.include_usage(),
+        progress: options.return_progress,
+        logprobs: logprobs.is_some(),
+    };
+    if options.stream {
+        return Ok(sse::stream(events, reply, shared.config.keep_alive));
+    }
+    reply.whole(events).await.map(IntoResponse::into_response)
+}
+
+/// What an answer has in common, whole or as a stream.
+struct Reply {
+    id: String,
+    created: u64,
+    model: String,
+    usage: Usage,
+    n: usize,
+    include_usage: bool,
+    progress: bool,
+    logprobs: bool,
+}
+
+fn finish_reason(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::End | Finish::Stop(_) => "stop",
+        Finish::Length => "length",
+        Finish::Calls => "tool_calls",
+    }
+}
+
+/// Log probabilities as chats have them.
+fn logprobs(tokens: &[TokenText]) -> Vec<Value> {
+    let one = |bytes: &[u8], logprob: f32| {
+        // What is no number in JSON is as unlikely as can be.
+        json!({ "token": String::from_utf8_lossy(bytes), "logprob": logprob.max(-9999.0), "bytes": bytes })
+    };
+    let all = tokens.iter().map(|token| {
+        let mut value = one(&token.bytes, token.logprob);
+        value["top_logprobs"] = token.top.iter().map(|(_, bytes, logprob)| one(bytes, *logprob)).collect();
+        value
+    });
+    all.collect()
+}
+
+/// A message under way.
+#[derive(Default)]
+struct Choice {
+    items: Items,
+    tokens: Vec<TokenText>,
+    finish: Option<Finish>,
+}
+
+/// A message that is complete.
+fn message(items: &Items) -> Value {
+    let call = |call: &Call| {
+        let function = json!({ "name": call.name, "arguments": call.arguments });
+        json!({ "id": call.id, "type": "function", "function": function })
+    };
+    let (text, reasoning, calls) = (items.text(), items.reasoning(), items.calls().map(call).collect::<Vec<_>>());
+    // Where tools are called, there need not be anything to read.
+    let content = (!text.is_empty() || calls.is_empty()).then_some(text);
+    let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+    if !reasoning.is_empty() {
+        message["reasoning_content"] = reasoning.into();
+    }
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.into();
+    }
+    message
+}
+
+/// What a part adds to the message of a stream.
+fn delta(part: Part) -> Option<Value> {
+    let call = |index: usize, mut call: Value| {
+        call["index"] = index.into();
+        Some(json!({ "tool_calls": [call] }))
+    };
+    match part {
+        Part::Content(text) => Some(json!({ "content": text })),
+        Part::Reasoning(text) => Some(json!({ "reasoning_content": text })),
+        Part::CallBegan { index, id, name } => call(
+            index,
+            json!({ "index": 0, "id": id, "type": "function", "function": { "name": name, "arguments": "" } }),
+        ),
+        Part::Arguments { index, delta } => call(index, json!({ "index": 0, "function": { "arguments": delta } })),
+        Part::CallEnded { .. } | Part::CallBroken { .. } => None,
+    }
+}
+
+impl Reply {
+    async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
+        let mut choices: Vec<Choice> = (0..self.n).map(|_| Choice::default()).collect();
+        while let Some(event) = events.next().await {
+            self.usage.count(&event);
+            match event {
+                Event::Prompt { .. } => {}
+                Event::Piece { choice, parts, tokens } => {
+                    let choice = &mut choices[choice];
+                    choice.tokens.extend(tokens);
+                    parts.into_iter().for_each(|part| drop(choice.items.push(part)));
+                }
+                Event::End { choice, finish, .. } => choices[choice].finish = Some(finish),
+                Event::Failed { error } => return Err(error),
+            }
+        }
+        let choices = choices.into_iter().enumerate().map(|(index, choice)| {
+            json!({
+                "index": index,
+                "message": message(&choice.items),
+                "logprobs": self.logprobs.then(|| json!({ "content": logprobs(&choice.tokens), "refusal": null })),
+                "finish_reason": choice.finish.as_ref().map(finish_reason),
+            })
+        });
+        let choices: Vec<_> = choices.collect();
+        Ok(Json(json!({
+            "id": self.id,
+            "object": "chat.completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+            "usage": self.usage.openai(),
+        })))
+    }
+
+    /// A chunk of a stream.
+    fn chunk(&self, choices: Value) -> Value {
+        let mut chunk = json!({
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        });
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
+    }
+
+    fn delta(&self, choice: usize, delta: Value, tokens: &[TokenText], finish: Option<&Finish>) -> Sent {
+        let logprobs = (!tokens.is_empty()).then(|| json!({ "content": logprobs(tokens), "refusal": null }));
+        let finish = finish.map(finish_reason);
+        let choice = json!({ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish });
+        Sent::data(&self.chunk(json!([choice])))
+    }
+}
+
+impl Narrator for Reply {
+    fn begin(&mut self, out: &mut VecDeque<Sent>) {
+        for choice in 0..self.n {
+            out.push_back(self.delta(choice, json!({ "role": "assistant", "content": "" }), &[], None));
+        }
+    }
+
+    fn event(&mut self, event: Event, out: &mut VecDeque<Sent>) {
+        self.usage.count(&event);
+        match event {
+            Event::Prompt { choice, prompt } => {
+                if self.progress && choice == 0 {
+                    let mut chunk = self.chunk(json!([]));
+                    chunk["prompt_progress"] =
+                        json!({ "total": prompt.tokens, "cache": prompt.cached, "processed": prompt.done });
+                    out.push_back(Sent::data(&chunk));
+                }
+            }
+            Event::Piece { choice, parts, mut tokens } => {
+                for delta in parts.into_iter().filter_map(delta) {
+                    out.push_back(self.delta(choice, delta, &std::mem::take(&mut tokens), None));
+                }
+                if !tokens.is_empty() {
+                    out.push_back(self.delta(choice, json!({ "content": "" }), &tokens, None));
+                }
+            }
+            Event::End { choice, finish, .. } => out.push_back(self.delta(choice, json!({}), &[], Some(&finish))),
+            Event::Failed { .. } => {}
+        }
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut VecDeque<Sent>) {
+        out.push_back(Sent::data(&error.openai()));
+    }
+
+    fn end(&mut self, out: &mut VecDeque<Sent>) {
+        if self.include_usage {
+            let mut chunk = self.chunk(json!([]));
+            chunk["usage"] = self.usage.openai();
+            out.push_back(Sent::data(&chunk));
+        }
+        out.push_back(Sent { name: None, data: "[DONE]".to_owned() });
+    }
+}

@@ -1,0 +1,236 @@
+//! `/v1/completions`: text is continued as it is.
+
+use std::collections::VecDeque;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Extension, Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::chat::MOST_LOGPROBS;
+use super::options::Options;
+use super::prompt;
+use super::usage::Usage;
+use crate::auth::Client;
+use crate::body::Fields;
+use crate::error::ApiError;
+use crate::identity;
+use crate::model::{Event, Events, Finish, Job, Part, TokenText};
+use crate::server::Shared;
+use crate::sse::{self, Narrator, Sent};
+
+pub fn router() -> Router<Shared> {
+    Router::new().route("/v1/completions", post(complete))
+}
+
+/// The fields that only completions have.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    prompt: Prompts,
+    max_tokens: Option<usize>,
+    logprobs: Option<usize>,
+    #[serde(default)]
+    echo: bool,
+}
+
+/// Texts or tokens, one or more.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a text, a list of texts, a list of tokens, or a list of lists of tokens")]
+enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+/// The most prompts of a request.
+const MOST_PROMPTS: usize = 64;
+/// The most tokens of an answer if a request does not say; as OpenAI's API has it.
+const UNASKED_TOKENS: usize = 16;
+
+async fn complete(
+    State(shared): State<Shared>,
+    Extension(Client(client)): Extension<Client>,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let options = Options::take(&mut fields, &[])?;
+    let request: Request = fields.rest()?;
+    if let Some(top) = request.logprobs.filter(|&top| top > MOST_LOGPROBS) {
+        return Err(ApiError::field("logprobs", format!("{top} is more than {MOST_LOGPROBS}")));
+    }
+    if request.echo && request.logprobs.is_some() {
+        return Err(ApiError::field("echo", "log probabilities of prompts are not supported"));
+    }
+    let model = shared.registry.get(options.model.as_deref()).await?;
+    let (texts, tokens) = match request.prompt {
+        Prompts::Text(text) => (vec![text], vec![]),
+        Prompts::Texts(texts) => (texts, vec![]),
+        Prompts::Tokens(tokens) => (vec![], vec![tokens]),
+        Prompts::ManyTokens(tokens) => (vec![], tokens),
+    };
+    if texts.len() + tokens.len() > MOST_PROMPTS {
+        let message = format!("{} prompts; {MOST_PROMPTS} are the most", texts.len() + tokens.len());
+        return Err(ApiError::field("prompt", message));
+    }
+    let mut echoes: Vec<String> = tokens.iter().map(|tokens| model.tokenizer.decode(tokens, false)).collect();
+    let mut prompts = tokens;
+    for text in texts {
+        echoes.push(text.clone());
+        prompts.push(prompt::text_tokens(model.clone(), text).await?);
+    }
+    if !request.echo {
+        echoes.clear();
+    }
+    let n = options.n.unwrap_or(1);
+    let reply = Reply {
+        id: identity::unique("cmpl-"),
+        created: identity::now(),
+        model: model.name.clone(),
+        usage: Usage::new(prompts.len(), n),
+        choices: (0..prompts.len() * n).map(|i| echoes.get(i / n).cloned().unwrap_or_default()).collect(),
+        include_usage: options.include_usage(),
+        logprobs: request.logprobs.is_some(),
+    };
+    let events = model.begin(Job {
+        client,
+        prompts,
+        n,
+        sampling: options.sampling(&model)?,
+        max_tokens: Some(request.max_tokens.unwrap_or(UNASKED_TOKENS)),
+        stop: options.stop.clone(),
+        chat: None,
+        logprobs: request.logprobs,
+        ignore_end: options.ignore_eos,
+    })?;
+    if options.stream {
+        return Ok(sse::stream(events, reply, shared.config.keep_alive));
+    }
+    reply.whole(events).await.map(IntoResponse::into_response)
+}
+
+struct Reply {
+    id: String,
+    created: u64,
+    model: String,
+    usage: Usage,
+    /// The text that each choice begins with: its prompt, if that was asked for.
+    choices: Vec<String>,
+    include_usage: bool,
+    logprobs: bool,
+}
+
+fn finish_reason(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::End | Finish::Stop(_) => "stop",
+        Finish::Length | Finish::Calls => "length",
+    }
+}
+
+/// Log probabilities as completions have them.
+fn logprobs(tokens: &[TokenText], mut offset: usize) -> Value {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let finite = |logprob: f32| logprob.max(-9999.0);
+    let mut offsets = Vec::with_capacity(tokens.len());
+    for token in tokens {
+        offsets.push(offset);
+        offset += text(&token.bytes).chars().count();
+    }
+    let top = |token: &TokenText| -> serde_json::Map<String, Value> {
+        token.top.iter().map(|(_, bytes, logprob)| (text(bytes), finite(*logprob).into())).collect()
+    };
+    json!({
+        "tokens": tokens.iter().map(|token| text(&token.bytes)).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(|token| finite(token.logprob)).collect::<Vec<_>>(),
+        "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": offsets,
+    })
+}
+
+fn joined(parts: Vec<Part>) -> String {
+    let text = |part| if let Part::Content(text) = part { Some(text) } else { None };
+    parts.into_iter().filter_map(text).collect()
+}
+
+impl Reply {
+    fn object(&self, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        })
+    }
+
+    async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
+        let mut texts = self.choices.clone();
+        let mut tokens: Vec<Vec<TokenText>> = vec![vec![]; texts.len()];
+        let mut reasons = vec![None; texts.len()];
+        while let Some(event) = events.next().await {
+            self.usage.count(&event);
+            match event {
+                Event::Prompt { .. } => {}
+                Event::Piece { choice, parts, tokens: more } => {
+                    texts[choice].push_str(&joined(parts));
+                    tokens[choice].extend(more);
+                }
+                Event::End { choice, finish, .. } => reasons[choice] = Some(finish_reason(&finish)),
+                Event::Failed { error } => return Err(error),
+            }
+        }
+        let choices =
+            texts.into_iter().zip(tokens).zip(reasons).enumerate().map(|(index, ((text, tokens), reason))| {
+                let logprobs = self.logprobs.then(|| logprobs(&tokens, self.choices[index].chars().count()));
+                json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
+            });
+        let mut reply = self.object(choices.collect());
+        reply["usage"] = self.usage.openai();
+        Ok(Json(reply))
+    }
+
+    fn chunk(&self, choice: usize, text: &str, tokens: &[TokenText], finish: Option<&Finish>) -> Sent {
+        let logprobs = (!tokens.is_empty()).then(|| logprobs(tokens, 0));
+        let finish = finish.map(finish_reason);
+        let choice = json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish });
+        let mut chunk = self.object(vec![choice]);
+        if self.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        Sent::data(&chunk)
+    }
+}
+
+impl Narrator for Reply {
+    fn begin(&mut self, out: &mut VecDeque<Sent>) {
+        for (choice, text) in self.choices.iter().enumerate().filter(|(_, text)| !text.is_empty()) {
+            out.push_back(self.chunk(choice, text, &[], None));
+        }
+    }
+
+    fn event(&mut self, event: Event, out: &mut VecDeque<Sent>) {
+        self.usage.count(&event);
+        match event {
+            Event::Piece { choice, parts, tokens } => {
+                out.push_back(self.chunk(choice, &joined(parts), &tokens, None));
+            }
+            Event::End { choice, finish, .. } => out.push_back(self.chunk(choice, "", &[], Some(&finish))),
+            Event::Prompt { .. } | Event::Failed { .. } => {}
+        }
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut VecDeque<Sent>) {
+        out.push_back(Sent::data(&error.openai()));
+    }
+
+    fn end(&mut self, out: &mut VecDeque<Sent>) {
+        if self.include_usage {
+            let mut chunk = self.object(vec![]);
+            chunk["usage"] = self.usage.openai();
+            out.push_back(Sent::data(&chunk));
+        }
+        out.push_back(Sent { name: None, data: "[DONE]".to_owned() });
+    }
+}

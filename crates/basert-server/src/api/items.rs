@@ -1,0 +1,162 @@
+//! An answer as a list of items, in the order in which they came: texts, reasoning, calls of tools.
+
+use crate::model::Part;
+
+/// A part of an answer by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    Text(String),
+    Reasoning(String),
+    Call(Call),
+}
+
+/// A call of a tool.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    pub id: String,
+    pub name: String,
+    /// A JSON object, if the call is whole.
+    pub arguments: String,
+    pub whole: bool,
+}
+
+/// What happened to an item, which goes by its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It is new, and empty.
+    Opened(usize),
+    /// That was added to it.
+    Grew(usize, String),
+    /// It is complete.
+    Closed(usize),
+}
+
+/// The items that there are so far.
+#[derive(Debug, Default)]
+pub struct Items {
+    items: Vec<Item>,
+    /// Whether the last one may still grow.
+    open: bool,
+}
+
+impl Items {
+    pub fn all(&self) -> &[Item] {
+        &self.items
+    }
+
+    /// Takes what came, and says what that changed.
+    pub fn push(&mut self, part: Part) -> Vec<Change> {
+        let mut changes = Vec::new();
+        match part {
+            Part::Content(text) => {
+                if !(self.open && matches!(self.items.last(), Some(Item::Text(_)))) {
+                    self.begin(Item::Text(String::new()), &mut changes);
+                }
+                self.grow(text, &mut changes);
+            }
+            Part::Reasoning(text) => {
+                if !(self.open && matches!(self.items.last(), Some(Item::Reasoning(_)))) {
+                    self.begin(Item::Reasoning(String::new()), &mut changes);
+                }
+                self.grow(text, &mut changes);
+            }
+            Part::CallBegan { id, name, .. } => {
+                self.begin(Item::Call(Call { id, name, ..Call::default() }), &mut changes);
+            }
+            Part::Arguments { delta, .. } => self.grow(delta, &mut changes),
+            Part::CallEnded { .. } => {
+                if let Some(Item::Call(call)) = self.items.last_mut() {
+                    call.whole = true;
+                }
+                changes.extend(self.close());
+            }
+            Part::CallBroken { .. } => changes.extend(self.close()),
+        }
+        changes
+    }
+
+    /// Nothing is added to the last item any more.
+    pub fn close(&mut self) -> Option<Change> {
+        std::mem::take(&mut self.open).then(|| Change::Closed(self.items.len() - 1))
+    }
+
+    fn begin(&mut self, item: Item, changes: &mut Vec<Change>) {
+        changes.extend(self.close());
+        self.items.push(item);
+        self.open = true;
+        changes.push(Change::Opened(self.items.len() - 1));
+    }
+
+    fn grow(&mut self, more: String, changes: &mut Vec<Change>) {
+        match self.items.last_mut() {
+            Some(Item::Text(text) | Item::Reasoning(text)) => text.push_str(&more),
+            Some(Item::Call(call)) => call.arguments.push_str(&more),
+            None => return,
+        }
+        changes.push(Change::Grew(self.items.len() - 1, more));
+    }
+
+    /// All texts as one.
+    pub fn text(&self) -> String {
+        self.items
+            .iter()
+            .filter_map(|item| if let Item::Text(text) = item { Some(text.as_str()) } else { None })
+            .collect()
+    }
+
+    /// All reasoning as one.
+    pub fn reasoning(&self) -> String {
+        let reasoning = |item| if let &Item::Reasoning(ref text) = item { Some(text.as_str()) } else { None };
+        self.items.iter().filter_map(reasoning).collect()
+    }
+
+    /// The calls that are whole.
+    pub fn calls(&self) -> impl Iterator<Item = &Call> {
+        let call = |item| if let &Item::Call(ref call) = item { Some(call) } else { None };
+        self.items.iter().filter_map(call).filter(|call| call.whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_follow_each_other() {
+        let mut items = Items::default();
+        let mut changes = Vec::new();
+        for part in [
+            Part::Reasoning("hm".into()),
+            Part::Reasoning("m".into()),
+            Part::Content("I add.".into()),
+            Part::CallBegan { index: 0, id: "1".into(), name: "add".into() },
+            Part::Arguments { index: 0, delta: "{}".into() },
+            Part::CallEnded { index: 0 },
+            Part::CallBegan { index: 1, id: "2".into(), name: "add".into() },
+            Part::CallBroken { index: 1 },
+        ] {
+            changes.extend(items.push(part));
+        }
+        use Change::{Closed, Grew, Opened};
+        let grew = |at, text: &str| Grew(at, text.to_owned());
+        assert_eq!(
+            changes,
+            [
+                Opened(0),
+                grew(0, "hm"),
+                grew(0, "m"),
+                Closed(0),
+                Opened(1),
+                grew(1, "I add."),
+                Closed(1),
+                Opened(2),
+                grew(2, "{}"),
+                Closed(2),
+                Opened(3),
+                Closed(3)
+            ]
+        );
+        assert_eq!((items.close(), items.text(), items.reasoning()), (None, "I add.".to_owned(), "hmm".to_owned()));
+        assert_eq!(items.calls().map(|call| call.id.as_str()).collect::<Vec<_>>(), ["1"]);
+    }
+}

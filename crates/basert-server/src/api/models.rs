@@ -1,0 +1,63 @@
+//! `/v1/models`: what there is, and whether it is in memory.
+
+use axum::extract::{Path, State};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::body::Fields;
+use crate::error::ApiError;
+use crate::identity;
+use crate::registry::Listed;
+use crate::server::Shared;
+
+pub fn router() -> Router<Shared> {
+    Router::new()
+        .route("/v1/models", get(list))
+        .route("/v1/models/load", post(load))
+        .route("/v1/models/unload", post(unload))
+        .route("/v1/models/{*name}", get(one))
+}
+
+fn describe(listed: &Listed<'_>) -> Value {
+    json!({
+        "id": listed.name,
+        "object": "model",
+        "created": identity::seconds(listed.created),
+        "owned_by": "basert",
+        // Anthropic's names for the same.
+        "type": "model",
+        "display_name": listed.name,
+        "loaded": listed.loaded.is_some(),
+        "context_length": listed.loaded.as_ref().map(|model| model.context),
+    })
+}
+
+async fn list(State(shared): State<Shared>) -> Json<Value> {
+    let data: Vec<_> = shared.registry.list().map(|listed| describe(&listed)).collect();
+    Json(json!({ "object": "list", "data": data, "has_more": false }))
+}
+
+async fn one(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
+    let found = shared.registry.list().find(|listed| listed.name == name).map(|listed| describe(&listed));
+    found.map(Json).ok_or_else(|| shared.registry.unknown(&name))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    model: String,
+}
+
+async fn load(State(shared): State<Shared>, fields: Fields) -> Result<Json<Value>, ApiError> {
+    let Named { model } = fields.rest()?;
+    shared.registry.get(Some(&model)).await?;
+    Ok(Json(json!({ "id": model, "object": "model", "loaded": true })))
+}
+
+async fn unload(State(shared): State<Shared>, fields: Fields) -> Result<Json<Value>, ApiError> {
+    let Named { model } = fields.rest()?;
+    let was_loaded = shared.registry.unload(&model)?;
+    Ok(Json(json!({ "id": model, "object": "model", "loaded": false, "was_loaded": was_loaded })))
+}

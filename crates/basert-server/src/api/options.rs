@@ -1,0 +1,155 @@
+//! What requests of all kinds say about how an answer is to be generated.
+
+use std::collections::BTreeMap;
+
+use basert_engine::Sampling;
+use serde::{Deserialize, Deserializer};
+
+use crate::body::Fields;
+use crate::error::ApiError;
+use crate::identity;
+use crate::model::Model;
+
+/// Fields of OpenAI's endpoints, and those that others have added to them.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    pub model: Option<String>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<i64>,
+    min_p: Option<f32>,
+    #[serde(alias = "repetition_penalty")]
+    repeat_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    seed: Option<i64>,
+    pub n: Option<usize>,
+    #[serde(default, deserialize_with = "one_or_more")]
+    pub stop: Vec<String>,
+    #[serde(default)]
+    pub stream: bool,
+    stream_options: Option<StreamOptions>,
+    #[serde(default)]
+    pub ignore_eos: bool,
+    /// Whether a stream tells how far the prompt is.
+    #[serde(default)]
+    pub return_progress: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+    /// Padding that hides lengths: without it there is nothing to hide behind it.
+    #[serde(default, rename = "include_obfuscation")]
+    _include_obfuscation: bool,
+}
+
+/// The most stop texts of a request.
+const MOST_STOPS: usize = 16;
+
+impl Options {
+    const FIELDS: [&str; 17] = [
+        "model",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repeat_penalty",
+        "repetition_penalty",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "seed",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "ignore_eos",
+        "return_progress",
+    ];
+
+    /// Takes them out of the fields of a request, but for those that its endpoint does not have.
+    pub fn take(fields: &mut Fields, but: &[&str]) -> Result<Options, ApiError> {
+        let names: Vec<&str> = Options::FIELDS.into_iter().filter(|name| !but.contains(name)).collect();
+        let options: Options = fields.take(&names)?;
+        if options.stop.len() > MOST_STOPS {
+            return Err(ApiError::field("stop", format!("{} texts; {MOST_STOPS} are the most", options.stop.len())));
+        }
+        if options.stream_options.is_some() && !options.stream {
+            return Err(ApiError::field("stream_options", "only a stream has options; set stream"));
+        }
+        if options.n == Some(0) {
+            return Err(ApiError::field("n", "0 answers; at least 1 has to be asked for"));
+        }
+        Ok(options)
+    }
+
+    /// Whether the stream is to end with what was used.
+    pub fn include_usage(&self) -> bool {
+        self.stream_options.as_ref().is_some_and(|options| options.include_usage)
+    }
+
+    /// How tokens are chosen, checked for this model. The APIs' temperature is 1 where a request says nothing.
+    pub fn sampling(&self, model: &Model) -> Result<Sampling, ApiError> {
+        let within = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
+            Some(value) if !(least..=most).contains(&value) => {
+                Err(ApiError::field(name, format!("{value} is not from {least} to {most}")))
+            }
+            _ => Ok(()),
+        };
+        within("temperature", self.temperature, 0.0, 2.0)?;
+        within("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
+        within("min_p", self.min_p, 0.0, 1.0)?;
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
+        within("repeat_penalty", self.repeat_penalty, 0.01, 100.0)?;
+        let top_k = match self.top_k {
+            // Some clients say -1 for all.
+            None | Some(-1) => 0,
+            Some(k) => usize::try_from(k).map_err(|_| ApiError::field("top_k", format!("{k} is less than 0")))?,
+        };
+        let mut logit_bias = BTreeMap::new();
+        for (token, &bias) in self.logit_bias.iter().flatten() {
+            let name = format!("logit_bias.{token}");
+            within(&name, Some(bias), -100.0, 100.0)?;
+            let id = token.parse().ok().filter(|&id| (id as usize) < model.tokenizer.vocab_size());
+            let id: u32 = id.ok_or_else(|| {
+                ApiError::field(
+                    name,
+                    format!("not one of the {} tokens of the vocabulary", model.tokenizer.vocab_size()),
+                )
+            })?;
+            logit_bias.insert(id, bias);
+        }
+        let unset = Sampling::default();
+        Ok(Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k,
+            top_p: self.top_p.unwrap_or(unset.top_p),
+            min_p: self.min_p.unwrap_or(unset.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(unset.repeat_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(unset.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(unset.frequency_penalty),
+            logit_bias,
+            seed: self.seed.map_or_else(identity::seed, |seed| seed as u64),
+        })
+    }
+}
+
+/// A text, or a list of texts.
+pub fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a text or a list of texts")]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
+    }
+    Ok(match OneOrMore::deserialize(deserializer)? {
+        OneOrMore::One(text) => vec![text],
+        OneOrMore::More(texts) => texts,
+    })
+}

@@ -1,0 +1,205 @@
+//! From messages to the tokens of a prompt.
+
+use std::sync::Arc;
+
+use basert_text::{ChatRequest, EncodeOptions};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::ApiError;
+use crate::model::Model;
+
+/// A message of a chat, as OpenAI's API has it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    role: String,
+    content: Option<Content>,
+    /// Who says it; the models' templates know no names.
+    #[serde(rename = "name")]
+    _name: Option<String>,
+    /// What the model thought before it answered.
+    #[serde(alias = "reasoning")]
+    reasoning_content: Option<String>,
+    /// Why the model did not answer.
+    refusal: Option<String>,
+    /// Tools that the model called.
+    tool_calls: Option<Vec<Call>>,
+    /// The call that a tool's message answers.
+    tool_call_id: Option<String>,
+}
+
+/// A call of a tool.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Call {
+    id: String,
+    #[serde(rename = "type")]
+    _kind: Option<String>,
+    function: CalledFunction,
+    /// Its place; clients that join a stream's deltas leave it there.
+    #[serde(rename = "index")]
+    _index: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CalledFunction {
+    name: String,
+    /// A JSON object, as text.
+    arguments: String,
+}
+
+/// What a message says.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of parts")]
+pub enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+/// A part of a message.
+#[derive(Debug, Deserialize)]
+pub struct Part {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
+impl Content {
+    /// As one text.
+    pub fn text(self, path: &str) -> Result<String, ApiError> {
+        let parts = match self {
+            Content::Text(text) => return Ok(text),
+            Content::Parts(parts) => parts,
+        };
+        let texts = parts.into_iter().enumerate().map(|(i, part)| match (part.kind.as_str(), part.text) {
+            ("text" | "input_text" | "output_text" | "reasoning_text", Some(text)) => Ok(text),
+            ("text" | "input_text" | "output_text" | "reasoning_text", None) => {
+                Err(ApiError::field(format!("{path}[{i}].text"), "a part of type text needs a text"))
+            }
+            (kind, _) => {
+                let message = format!("parts of type '{kind}' are not supported; this model reads text");
+                Err(ApiError::field(format!("{path}[{i}].type"), message))
+            }
+        });
+        Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
+    }
+}
+
+impl Message {
+    /// As templates want it.
+    fn into_value(self, index: usize) -> Result<Value, ApiError> {
+        let path = |field: &str| format!("messages[{index}].{field}");
+        let role = match self.role.as_str() {
+            "system" | "user" | "assistant" | "tool" => self.role.as_str(),
+            "developer" => "system",
+            role => {
+                let message = format!("'{role}' is not one of system, developer, user, assistant and tool");
+                return Err(ApiError::field(path("role"), message));
+            }
+        };
+        if self.tool_calls.is_some() && role != "assistant" {
+            return Err(ApiError::field(path("tool_calls"), "only the assistant calls tools"));
+        }
+        if self.tool_call_id.is_some() != (role == "tool") {
+            let message = "a message of role tool, and no other, says which call it answers";
+            return Err(ApiError::field(path("tool_call_id"), message));
+        }
+        let calls = self.tool_calls.unwrap_or_default();
+        let content = match (self.content, self.refusal) {
+            (Some(content), _) => content.text(&path("content"))?,
+            (None, Some(refusal)) if role == "assistant" => refusal,
+            (None, None) if !calls.is_empty() => String::new(),
+            _ => return Err(ApiError::field(path("content"), "a message needs a content")),
+        };
+        let mut message = json!({ "role": role, "content": content });
+        if let Some(id) = self.tool_call_id {
+            message["tool_call_id"] = id.into();
+        }
+        let calls = calls.into_iter().enumerate().map(|(i, call)| {
+            // Templates write arguments themselves.
+            let arguments: Value = match call.function.arguments.trim() {
+                "" => json!({}),
+                text => serde_json::from_str(text).map_err(|error| {
+                    ApiError::field(path(&format!("tool_calls[{i}].function.arguments")), format!("not JSON: {error}"))
+                })?,
+            };
+            let function = json!({ "name": call.function.name, "arguments": arguments });
+            Ok(json!({ "id": call.id, "type": "function", "function": function }))
+        });
+        let calls = calls.collect::<Result<Vec<_>, ApiError>>()?;
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.into();
+        }
+        if let Some(reasoning) = self.reasoning_content.filter(|_| role == "assistant") {
+            message["reasoning_content"] = reasoning.into();
+        }
+        Ok(message)
+    }
+}
+
+/// A conversation to be continued.
+#[derive(Debug, Default)]
+pub struct Chat {
+    pub messages: Vec<Value>,
+    /// Tools as templates want them: `{"type": "function", "function": {…}}`.
+    pub tools: Vec<Value>,
+    pub variables: Map<String, Value>,
+}
+
+/// A prompt as the model gets it.
+#[derive(Debug, Default)]
+pub struct Rendered {
+    pub text: String,
+    pub tokens: Vec<u32>,
+}
+
+impl Chat {
+    pub fn new(messages: Vec<Message>, tools: Vec<Value>, variables: Map<String, Value>) -> Result<Chat, ApiError> {
+        if messages.is_empty() {
+            return Err(ApiError::field("messages", "there are none; a chat needs one at least"));
+        }
+        let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_value(index));
+        Ok(Chat { messages: messages.collect::<Result<_, _>>()?, tools, variables })
+    }
+
+    /// The prompt, up to where the answer begins. That may take a while, and does so elsewhere.
+    pub async fn render(self, model: Arc<Model>) -> Result<Rendered, ApiError> {
+        elsewhere(move || {
+            let Some(template) = &model.template else {
+                let message = format!("'{}' has no chat template; it completes text at /v1/completions", model.name);
+                return Err(ApiError::bad(message));
+            };
+            let request = ChatRequest {
+                messages: &self.messages,
+                tools: (!self.tools.is_empty()).then_some(&self.tools),
+                add_generation_prompt: true,
+                variables: Some(&self.variables),
+                ..ChatRequest::default()
+            };
+            let text = template.render(&request).map_err(|error| ApiError::field("messages", error))?;
+            let tokens = encode(&model, &text, false)?;
+            Ok(Rendered { text, tokens })
+        })
+        .await
+    }
+}
+
+/// Tokens of a plain text.
+pub async fn text_tokens(model: Arc<Model>, text: String) -> Result<Vec<u32>, ApiError> {
+    elsewhere(move || encode(&model, &text, true)).await
+}
+
+fn encode(model: &Model, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
+    let options = EncodeOptions { add_special, parse_special: true };
+    model.tokenizer.encode(text, options).map_err(|error| ApiError::bad(error.to_string()))
+}
+
+/// Runs what takes long where it delays nobody.
+pub async fn elsewhere<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let result = tokio::task::spawn_blocking(work).await;
+    result.unwrap_or_else(|error| Err(ApiError::internal(format!("a request failed unexpectedly: {error}"))))
+}

@@ -1,0 +1,571 @@
+//! `/v1/responses`: OpenAI's API in which a conversation may be kept here, in memory.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value, json};
+
+use super::items::{Change, Item, Items};
+use super::options::Options;
+use super::prompt::{Chat, Content, Rendered};
+use super::tools::{self, Function, Tools};
+use super::usage::Usage;
+use crate::auth::Client;
+use crate::body::Fields;
+use crate::error::ApiError;
+use crate::identity;
+use crate::model::{ChatAnswer, Event, Events, Finish, Job};
+use crate::server::Shared;
+use crate::sse::{self, Narrator, Sent};
+
+pub fn router() -> Router<Shared> {
+    Router::new().route("/v1/responses", post(create)).route("/v1/responses/{id}", get(read).delete(remove))
+}
+
+/// Fields of chats and completions that this endpoint does not have.
+const OTHERS: [&str; 5] = ["n", "stop", "stream_options", "return_progress", "logit_bias"];
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    input: Input,
+    instructions: Option<String>,
+    max_output_tokens: Option<usize>,
+    previous_response_id: Option<String>,
+    tools: Option<Vec<Tool>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    reasoning: Option<Reasoning>,
+    truncation: Option<String>,
+    #[serde(default)]
+    background: bool,
+    /// More of what is told anyway, or of what there is not.
+    #[serde(rename = "include")]
+    _include: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of items")]
+enum Input {
+    Text(String),
+    Items(Vec<Value>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Tool {
+    #[serde(rename = "type")]
+    kind: String,
+    name: Option<String>,
+    description: Option<String>,
+    parameters: Option<Map<String, Value>>,
+    strict: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reasoning {
+    effort: Option<String>,
+    #[serde(rename = "summary")]
+    _summary: Option<IgnoredAny>,
+    #[serde(rename = "generate_summary")]
+    _generate_summary: Option<IgnoredAny>,
+}
+
+/// Something that was said, in a request or in an answer before.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Said {
+    Message { role: String, content: Content },
+    FunctionCall { call_id: String, name: String, arguments: String },
+    FunctionCallOutput { call_id: String, output: Content },
+    Reasoning { content: Option<Content> },
+}
+
+/// Bytes of conversations that later requests may go on from. Then the oldest is forgotten.
+const KEPT: usize = 256 << 20;
+
+/// Answers and the messages that led to them.
+#[derive(Default)]
+pub struct Kept {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    answers: HashMap<String, Arc<Answer>>,
+    order: VecDeque<String>,
+    bytes: usize,
+}
+
+/// An answer, whose it is, and all messages of the conversation up to its end.
+struct Answer {
+    client: u64,
+    response: Value,
+    messages: Vec<Value>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, id: &str, client: u64) -> Result<Arc<Answer>, ApiError> {
+        let found = self.lock().answers.get(id).filter(|answer| answer.client == client).cloned();
+        let none = || ApiError::new(StatusCode::NOT_FOUND, format!("there is no response '{id}', or no longer"));
+        found.ok_or_else(none)
+    }
+
+    fn keep(&self, id: &str, client: u64, response: Value, messages: Vec<Value>) {
+        let bytes =
+            response.to_string().len() + messages.iter().map(|message| message.to_string().len()).sum::<usize>();
+        let mut inner = self.lock();
+        inner.bytes += bytes;
+        inner.answers.insert(id.to_owned(), Arc::new(Answer { client, response, messages, bytes }));
+        inner.order.push_back(id.to_owned());
+        while inner.bytes > KEPT {
+            let Some(oldest) = inner.order.pop_front() else { break };
+            inner.bytes -= inner.answers.remove(&oldest).map_or(0, |answer| answer.bytes);
+        }
+    }
+
+    fn remove(&self, id: &str) {
+        let mut inner = self.lock();
+        inner.bytes -= inner.answers.remove(id).map_or(0, |answer| answer.bytes);
+        inner.order.retain(|other| other != id);
+    }
+}
+
+async fn read(
+    State(shared): State<Shared>,
+    Extension(Client(client)): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    Ok(Json(shared.responses.get(&id, client)?.response.clone()))
+}
+
+async fn remove(
+    State(shared): State<Shared>,
+    Extension(Client(client)): Extension<Client>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    shared.responses.get(&id, client)?;
+    shared.responses.remove(&id);
+    Ok(Json(json!({ "id": id, "object": "response", "deleted": true })))
+}
+
+async fn create(
+    State(shared): State<Shared>,
+    Extension(Client(client)): Extension<Client>,
+    mut fields: Fields,
+) -> Result<Response, ApiError> {
+    let metadata = fields.0.shift_remove("metadata").unwrap_or_else(|| json!({}));
+    let store = fields.0.shift_remove("store").is_none_or(|store| store != false);
+    let options = Options::take(&mut fields, &OTHERS)?;
+    let request: Request = fields.rest()?;
+    if request.truncation.as_deref().is_some_and(|how| how != "disabled") {
+        return Err(ApiError::field("truncation", "a conversation is never cut; only 'disabled' is supported"));
+    }
+    if request.background {
+        return Err(ApiError::field("background", "answers are not computed in the background"));
+    }
+    let tools = request_tools(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let mut messages = match &request.previous_response_id {
+        Some(id) => shared.responses.get(id, client)?.messages.clone(),
+        None => vec![],
+    };
+    match request.input {
+        Input::Text(text) => messages.push(json!({ "role": "user", "content": text })),
+        Input::Items(items) => {
+            for (index, item) in items.into_iter().enumerate() {
+                add(item, &format!("input[{index}]"), &mut messages)?;
+            }
+        }
+    }
+    // Instructions are those of this request alone.
+    let instructions = request.instructions.as_ref().map(|text| json!({ "role": "system", "content": text }));
+    let all: Vec<Value> = instructions.into_iter().chain(messages.iter().cloned()).collect();
+    if all.is_empty() {
+        return Err(ApiError::field("input", "there is nothing to answer"));
+    }
+    let effort = request.reasoning.and_then(|reasoning| reasoning.effort);
+    let variables = effort.map(|effort| ("reasoning_effort".to_owned(), Value::String(effort))).into_iter().collect();
+    let model = shared.registry.get(options.model.as_deref()).await?;
+    let chat = Chat { messages: all, tools: tools.for_template(), variables };
+    let Rendered { text, tokens } = chat.render(model.clone()).await?;
+    let events = model.begin(Job {
+        client,
+        prompts: vec![tokens],
+        n: 1,
+        sampling: options.sampling(&model)?,
+        max_tokens: request.max_output_tokens,
+        stop: vec![],
+        chat: Some(ChatAnswer { prompt: text, tools: tools.names(), one_call: !tools.parallel }),
+        logprobs: None,
+        ignore_end: options.ignore_eos,
+    })?;
+    let id = identity::unique("resp_");
+    let about = json!({
+        "id": id,
+        "object": "response",
+        "created_at": identity::now(),
+        "model": model.name,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "previous_response_id": request.previous_response_id,
+        "parallel_tool_calls": tools.parallel,
+        "tool_choice": request.tool_choice.unwrap_or_else(|| json!("auto")),
+        "tools": tools.for_template().iter().map(flat).collect::<Vec<_>>(),
+        "metadata": metadata,
+        "store": store,
+        "truncation": "disabled",
+        "error": null,
+    });
+    let reply = Reply {
+        id,
+        about,
+        messages: store.then_some(messages),
+        client,
+        shared: shared.clone(),
+        usage: Usage::new(1, 1),
+        items: Items::default(),
+        names: vec![],
+        finish: None,
+        sequence: 0,
+    };
+    if options.stream {
+        return Ok(sse::stream(events, reply, shared.config.keep_alive));
+    }
+    reply.whole(events).await.map(IntoResponse::into_response)
+}
+
+fn request_tools(tools: Option<Vec<Tool>>, choice: Option<&Value>, parallel: Option<bool>) -> Result<Tools, ApiError> {
+    let mut functions = Vec::new();
+    for (i, tool) in tools.unwrap_or_default().into_iter().enumerate() {
+        match (tool.kind.as_str(), tool.name) {
+            ("function", Some(name)) => {
+                let Tool { description, parameters, strict: _strict, .. } = tool;
+                functions.push(Function { name, description, parameters, _strict });
+            }
+            ("function", None) => return Err(ApiError::field(format!("tools[{i}].name"), "a function needs a name")),
+            (kind, _) => {
+                let message = format!("tools of type '{kind}' are not supported; there are functions");
+                return Err(ApiError::field(format!("tools[{i}].type"), message));
+            }
+        }
+    }
+    Tools::of_functions(functions, tools::chosen(choice)?, parallel.unwrap_or(true))
+}
+
+/// A tool as this API has it.
+fn flat(tool: &Value) -> Value {
+    let function = &tool["function"];
+    json!({
+        "type": "function",
+        "name": function["name"],
+        "description": function["description"],
+        "parameters": function["parameters"],
+        "strict": false,
+    })
+}
+
+/// Adds an item of the input to the messages.
+fn add(mut item: Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
+    if let Some(object) = item.as_object_mut()
+        && object.contains_key("role")
+        && !object.contains_key("type")
+    {
+        object.insert("type".into(), "message".into());
+    }
+    let said: Said = serde_json::from_value(item).map_err(|error| ApiError::field(path, error))?;
+    match said {
+        Said::Message { role, content } => {
+            let role = match role.as_str() {
+                "developer" => "system",
+                "user" | "assistant" | "system" => &role,
+                role => {
+                    let message = format!("'{role}' is not one of system, developer, user and assistant");
+                    return Err(ApiError::field(format!("{path}.role"), message));
+                }
+            };
+            let content = content.text(&format!("{path}.content"))?;
+            // What the model said after it thought or called belongs to the same message.
+            match messages.last_mut().filter(|last| role == "assistant" && is_open(last)) {
+                Some(last) => last["content"] = content.into(),
+                None => messages.push(json!({ "role": role, "content": content })),
+            }
+        }
+        Said::FunctionCall { call_id, name, arguments } => {
+            let arguments: Value = serde_json::from_str(&arguments)
+                .map_err(|error| ApiError::field(format!("{path}.arguments"), format!("not JSON: {error}")))?;
+            let call =
+                json!({ "id": call_id, "type": "function", "function": { "name": name, "arguments": arguments } });
+            let message = assistant(messages);
+            match message["tool_calls"].as_array_mut() {
+                Some(calls) => calls.push(call),
+                None => message["tool_calls"] = json!([call]),
+            }
+        }
+        Said::FunctionCallOutput { call_id, output } => {
+            let content = output.text(&format!("{path}.output"))?;
+            messages.push(json!({ "role": "tool", "tool_call_id": call_id, "content": content }));
+        }
+        Said::Reasoning { content } => {
+            if let Some(content) = content {
+                let text = content.text(&format!("{path}.content"))?;
+                messages.push(json!({ "role": "assistant", "content": "", "reasoning_content": text }));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a message is the assistant's and has no text yet.
+fn is_open(message: &Value) -> bool {
+    message["role"] == "assistant" && message["content"] == "" && message["tool_calls"].is_null()
+}
+
+/// The assistant's message that is the last one, or a new one.
+fn assistant(messages: &mut Vec<Value>) -> &mut Value {
+    if messages.last().is_none_or(|last| last["role"] != "assistant") {
+        messages.push(json!({ "role": "assistant", "content": "" }));
+    }
+    let last = messages.len() - 1;
+    &mut messages[last]
+}
+
+struct Reply {
+    id: String,
+    /// What the request said.
+    about: Value,
+    /// The conversation, if it is to be kept.
+    messages: Option<Vec<Value>>,
+    client: u64,
+    shared: Shared,
+    usage: Usage,
+    items: Items,
+    /// The items' ids.
+    names: Vec<String>,
+    finish: Option<Finish>,
+    /// The number of the next event.
+    sequence: u64,
+}
+
+impl Reply {
+    async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
+        while let Some(event) = events.next().await {
+            self.usage.count(&event);
+            match event {
+                Event::Piece { parts, .. } => {
+                    for part in parts {
+                        self.items.push(part).iter().for_each(|change| self.name(change));
+                    }
+                }
+                Event::End { finish, .. } => self.finish = Some(finish),
+                Event::Failed { error } => return Err(error),
+                Event::Prompt { .. } => {}
+            }
+        }
+        Ok(Json(self.complete()))
+    }
+
+    fn name(&mut self, change: &Change) {
+        if let Change::Opened(index) = change {
+            let prefix = match &self.items.all()[*index] {
+                Item::Text(_) => "msg_",
+                Item::Reasoning(_) => "rs_",
+                Item::Call(_) => "fc_",
+            };
+            self.names.push(identity::unique(prefix));
+        }
+    }
+
+    fn response(&self, status: &str, output: Vec<Value>) -> Value {
+        let mut response = self.about.clone();
+        response["status"] = status.into();
+        response["output"] = output.into();
+        response["incomplete_details"] =
+            if status == "incomplete" { json!({ "reason": "max_output_tokens" }) } else { Value::Null };
+        response["usage"] = match status {
+            "in_progress" => Value::Null,
+            _ => json!({
+                "input_tokens": self.usage.prompt(),
+                "input_tokens_details": { "cached_tokens": self.usage.cached() },
+                "output_tokens": self.usage.completion,
+                "output_tokens_details": { "reasoning_tokens": self.usage.reasoning },
+                "total_tokens": self.usage.prompt() + self.usage.completion,
+            }),
+        };
+        response
+    }
+
+    fn item(&self, index: usize, status: &str) -> Value {
+        let id = &self.names[index];
+        match &self.items.all()[index] {
+            Item::Text(text) => {
+                let content = if status == "in_progress" { json!([]) } else { json!([text_part(text)]) };
+                json!({ "id": id, "type": "message", "role": "assistant", "status": status, "content": content })
+            }
+            Item::Reasoning(text) => {
+                let content = if status == "in_progress" {
+                    json!([])
+                } else {
+                    json!([{ "type": "reasoning_text", "text": text }])
+                };
+                json!({ "id": id, "type": "reasoning", "summary": [], "content": content, "status": status })
+            }
+            Item::Call(call) => json!({
+                "id": id,
+                "type": "function_call",
+                "status": status,
+                "call_id": call.id,
+                "name": call.name,
+                "arguments": call.arguments,
+            }),
+        }
+    }
+
+    /// The whole response, which is kept if that was asked for.
+    fn complete(&mut self) -> Value {
+        let status = if self.finish == Some(Finish::Length) { "incomplete" } else { "completed" };
+        let is_whole = |item: &Item| !matches!(item, Item::Call(call) if !call.whole);
+        let all = self.items.all().iter().enumerate();
+        let output = all.filter(|(_, item)| is_whole(item)).map(|(i, _)| self.item(i, status)).collect();
+        let response = self.response(status, output);
+        if let Some(mut messages) = self.messages.take() {
+            let mut message = json!({ "role": "assistant", "content": self.items.text() });
+            let reasoning = self.items.reasoning();
+            if !reasoning.is_empty() {
+                message["reasoning_content"] = reasoning.into();
+            }
+            let calls: Vec<_> = self
+                .items
+                .calls()
+                .map(|call| {
+                    let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
+                    json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
+                })
+                .collect();
+            if !calls.is_empty() {
+                message["tool_calls"] = calls.into();
+            }
+            messages.push(message);
+            self.shared.responses.keep(&self.id, self.client, response.clone(), messages);
+        }
+        response
+    }
+
+    fn send(&mut self, name: &'static str, mut data: Value, out: &mut VecDeque<Sent>) {
+        data["type"] = name.into();
+        data["sequence_number"] = self.sequence.into();
+        self.sequence += 1;
+        out.push_back(Sent::named(name, &data));
+    }
+
+    fn tell(&mut self, change: Change, out: &mut VecDeque<Sent>) {
+        self.name(&change);
+        let (Change::Opened(index) | Change::Grew(index, _) | Change::Closed(index)) = change;
+        let item = self.items.all()[index].clone();
+        let at = json!({ "item_id": self.names[index], "output_index": index });
+        let of = |more: Value| {
+            let mut data = at.clone();
+            if let (Some(data), Value::Object(more)) = (data.as_object_mut(), more) {
+                data.extend(more);
+            }
+            data
+        };
+        match (change, item) {
+            (Change::Opened(_), item) => {
+                let added = json!({ "output_index": index, "item": self.item(index, "in_progress") });
+                self.send("response.output_item.added", added, out);
+                if let Item::Text(_) = item {
+                    let part = of(json!({ "content_index": 0, "part": text_part("") }));
+                    self.send("response.content_part.added", part, out);
+                }
+            }
+            (Change::Grew(_, delta), Item::Text(_)) => {
+                let data = of(json!({ "content_index": 0, "delta": delta, "logprobs": [] }));
+                self.send("response.output_text.delta", data, out);
+            }
+            (Change::Grew(_, delta), Item::Reasoning(_)) => {
+                let data = of(json!({ "content_index": 0, "delta": delta }));
+                self.send("response.reasoning_text.delta", data, out);
+            }
+            (Change::Grew(_, delta), Item::Call(_)) => {
+                self.send("response.function_call_arguments.delta", of(json!({ "delta": delta })), out);
+            }
+            (Change::Closed(_), item) => {
+                let mut status = "completed";
+                match &item {
+                    Item::Text(text) => {
+                        let done = of(json!({ "content_index": 0, "text": text, "logprobs": [] }));
+                        self.send("response.output_text.done", done, out);
+                        let part = of(json!({ "content_index": 0, "part": text_part(text) }));
+                        self.send("response.content_part.done", part, out);
+                    }
+                    Item::Reasoning(text) => {
+                        let done = of(json!({ "content_index": 0, "text": text }));
+                        self.send("response.reasoning_text.done", done, out);
+                    }
+                    Item::Call(call) if call.whole => {
+                        let done = of(json!({ "name": call.name, "arguments": call.arguments }));
+                        self.send("response.function_call_arguments.done", done, out);
+                    }
+                    Item::Call(_) => status = "incomplete",
+                }
+                let done = json!({ "output_index": index, "item": self.item(index, status) });
+                self.send("response.output_item.done", done, out);
+            }
+        }
+    }
+}
+
+fn text_part(text: &str) -> Value {
+    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
+}
+
+impl Narrator for Reply {
+    fn begin(&mut self, out: &mut VecDeque<Sent>) {
+        for name in ["response.created", "response.in_progress"] {
+            let response = self.response("in_progress", vec![]);
+            self.send(name, json!({ "response": response }), out);
+        }
+    }
+
+    fn event(&mut self, event: Event, out: &mut VecDeque<Sent>) {
+        self.usage.count(&event);
+        match event {
+            Event::Piece { parts, .. } => {
+                for part in parts {
+                    let changes = self.items.push(part);
+                    changes.into_iter().for_each(|change| self.tell(change, out));
+                }
+            }
+            Event::End { finish, .. } => self.finish = Some(finish),
+            Event::Prompt { .. } | Event::Failed { .. } => {}
+        }
+    }
+
+    fn failed(&mut self, error: &ApiError, out: &mut VecDeque<Sent>) {
+        let mut response = self.response("failed", vec![]);
+        response["error"] = json!({ "code": "server_error", "message": error.message });
+        self.send("response.failed", json!({ "response": response }), out);
+    }
+
+    fn end(&mut self, out: &mut VecDeque<Sent>) {
+        if let Some(change) = self.items.close() {
+            self.tell(change, out);
+        }
+        let response = self.complete();
+        let name = if response["status"] == "incomplete" { "response.incomplete" } else { "response.completed" };
+        self.send(name, json!({ "response": response }), out);
+    }
+}

@@ -1,0 +1,135 @@
+//! Tools that a model may call.
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::error::ApiError;
+
+/// A tool, as OpenAI's chats have it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tool {
+    #[serde(rename = "type")]
+    kind: String,
+    function: Function,
+}
+
+/// A function: what it is called, and the JSON schema of its arguments.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Function {
+    pub name: String,
+    pub description: Option<String>,
+    pub parameters: Option<Map<String, Value>>,
+    /// Whether arguments have to be as the schema says.
+    #[serde(rename = "strict")]
+    pub _strict: Option<bool>,
+}
+
+/// Which tools may or have to be called.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// Whichever the model likes.
+    #[default]
+    Auto,
+    /// None at all.
+    None,
+    /// One at least.
+    Required,
+    /// This one.
+    Named(String),
+}
+
+/// The tools of a request.
+#[derive(Debug, Default)]
+pub struct Tools {
+    pub functions: Vec<Function>,
+    pub choice: Choice,
+    /// Whether several may be called in one answer.
+    pub parallel: bool,
+}
+
+/// The longest name of a tool.
+const LONGEST_NAME: usize = 128;
+
+impl Tools {
+    /// Checks what a request says.
+    pub fn new(tools: Option<Vec<Tool>>, choice: Option<&Value>, parallel: Option<bool>) -> Result<Tools, ApiError> {
+        let mut functions = Vec::new();
+        for (i, tool) in tools.unwrap_or_default().into_iter().enumerate() {
+            if tool.kind != "function" {
+                let message = format!("tools of type '{}' are not supported; there are functions", tool.kind);
+                return Err(ApiError::field(format!("tools[{i}].type"), message));
+            }
+            functions.push(tool.function);
+        }
+        Tools::of_functions(functions, chosen(choice)?, parallel.unwrap_or(true))
+    }
+
+    /// The same, for what is read by whatever API.
+    pub fn of_functions(functions: Vec<Function>, choice: Choice, parallel: bool) -> Result<Tools, ApiError> {
+        for (i, function) in functions.iter().enumerate() {
+            let name = &function.name;
+            let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.');
+            if name.is_empty() || name.len() > LONGEST_NAME || !name.bytes().all(good) {
+                let message = format!("'{name}' is not a name of letters, digits, '_', '-' and '.'");
+                return Err(ApiError::field(format!("tools[{i}].function.name"), message));
+            }
+            if functions[..i].iter().any(|other| other.name == *name) {
+                let message = format!("two tools are called '{name}'");
+                return Err(ApiError::field(format!("tools[{i}].function.name"), message));
+            }
+        }
+        match &choice {
+            Choice::Named(name) if !functions.iter().any(|function| function.name == *name) => {
+                Err(ApiError::field("tool_choice", format!("there is no tool '{name}' in tools")))
+            }
+            Choice::Required if functions.is_empty() => {
+                Err(ApiError::field("tool_choice", "there are no tools to be called"))
+            }
+            _ => Ok(Tools { functions, choice, parallel }),
+        }
+    }
+
+    /// As templates want them; none where none may be called.
+    pub fn for_template(&self) -> Vec<Value> {
+        let tool = |function: &Function| {
+            json!({ "type": "function", "function": {
+                "name": function.name,
+                "description": function.description.as_deref().unwrap_or_default(),
+                "parameters": function.parameters.clone().unwrap_or_default(),
+            } })
+        };
+        self.callable().iter().map(tool).collect()
+    }
+
+    /// Their names; none where none may be called.
+    pub fn names(&self) -> Vec<String> {
+        self.callable().iter().map(|function| function.name.clone()).collect()
+    }
+
+    fn callable(&self) -> &[Function] {
+        if self.choice == Choice::None { &[] } else { &self.functions }
+    }
+}
+
+/// What a chat says of the choice.
+pub fn chosen(choice: Option<&Value>) -> Result<Choice, ApiError> {
+    match choice {
+        None => Ok(Choice::Auto),
+        Some(Value::String(word)) => match word.as_str() {
+            "auto" => Ok(Choice::Auto),
+            "none" => Ok(Choice::None),
+            "required" => Ok(Choice::Required),
+            word => Err(ApiError::field("tool_choice", format!("'{word}' is not one of auto, none and required"))),
+        },
+        Some(value) => match (&value["type"], &value["function"]["name"], &value["name"]) {
+            (Value::String(kind), Value::String(name), _) | (Value::String(kind), _, Value::String(name))
+                if kind == "function" =>
+            {
+                Ok(Choice::Named(name.clone()))
+            }
+            _ => Err(ApiError::field("tool_choice", "expected a word, or an object with type 'function' and a name")),
+        },
+    }
+}

@@ -1,0 +1,132 @@
+//! Who may ask.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use subtle::ConstantTimeEq;
+
+use crate::api;
+use crate::error::ApiError;
+use crate::server::Shared;
+
+/// Whose request it is: a key, or an address where there are no keys. Requests of one client share its fair part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Client(pub u64);
+
+/// What anybody may see.
+const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
+
+/// Lets in who has a key, and notes who that is.
+pub async fn check(State(shared): State<Shared>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    let peer = request.extensions().get::<SocketAddr>().map(SocketAddr::ip);
+    let open = OPEN.contains(&request.uri().path()) || api::page::has(request.uri().path());
+    let client = if shared.config.api_keys.is_empty() {
+        if shared.config.address.ip().is_loopback() {
+            check_host(request.headers(), request.uri())?;
+        }
+        peer.map_or(0, number)
+    } else {
+        match key(request.headers()).map(|key| find(&shared.config.api_keys, key)) {
+            Some(Some(index)) => index as u64,
+            _ if open => u64::MAX,
+            given => {
+                let message = match given {
+                    None => "an API key is needed, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
+                    _ => "the API key is not one of this server's",
+                };
+                return Err(ApiError::new(StatusCode::UNAUTHORIZED, message).with_code("invalid_api_key"));
+            }
+        }
+    };
+    if !open {
+        shared.limits.check(client)?;
+    }
+    request.extensions_mut().insert(Client(client));
+    Ok(next.run(request).await)
+}
+
+/// The key of a request, wherever its API puts it.
+fn key(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    let bearer = bearer.and_then(|value| value.split_at_checked(7));
+    let bearer = bearer.filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ")).map(|(_, key)| key.trim_ascii());
+    bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
+}
+
+/// Which key it is, in a time that depends on nothing but lengths.
+fn find(keys: &[String], given: &[u8]) -> Option<usize> {
+    let mut found = None;
+    for (index, key) in keys.iter().enumerate() {
+        if bool::from(key.as_bytes().ct_eq(given)) {
+            found = Some(index);
+        }
+    }
+    found
+}
+
+/// Where no key is asked for, a page of another site must not get in by a name that leads here (DNS rebinding).
+fn check_host(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(uri.authority().map(|a| a.as_str()));
+    let Some(host) = host else { return Ok(()) };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let local = name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok();
+    if local {
+        return Ok(());
+    }
+    let message = format!("'{host}' is not a name of this machine; ask by localhost or an address, or use an API key");
+    Err(ApiError::new(StatusCode::FORBIDDEN, message))
+}
+
+fn number(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => u64::from(u32::from(address)),
+        // What one customer gets.
+        IpAddr::V6(address) => (u128::from(address) >> 64) as u64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_come_in_either_header() {
+        let keys = ["first".to_owned(), "second".to_owned()];
+        for (name, value, expected) in [
+            ("authorization", "Bearer second", Some(1)),
+            ("authorization", "bearer first", Some(0)),
+            ("x-api-key", "second", Some(1)),
+            ("authorization", "Basic first", None),
+            ("authorization", "Bearer", None),
+            ("authorization", "Bearer firs", None),
+            ("x-api-key", "", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            assert_eq!(key(&headers).and_then(|key| find(&keys, key)), expected, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn only_names_of_this_machine_are_asked_without_a_key() {
+        for (host, good) in [
+            ("localhost:8080", true),
+            ("127.0.0.1:8080", true),
+            ("[::1]:8080", true),
+            ("LOCALHOST", true),
+            ("evil.example:8080", false),
+            ("localhost.evil.example", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            assert_eq!(check_host(&headers, &Uri::from_static("/")).is_ok(), good, "{host}");
+        }
+    }
+}

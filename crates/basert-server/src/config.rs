@@ -1,0 +1,62 @@
+//! What a server is told when it begins.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How a server behaves.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it listens; port 0 takes one that is free.
+    pub address: SocketAddr,
+    /// Any of these lets a client in; without any, everybody who can connect is let in.
+    pub api_keys: Vec<String>,
+    /// Web pages from these origins may use the server; `*` is all.
+    pub cors: Vec<String>,
+    /// The largest body of a request, in bytes.
+    pub body_limit: usize,
+    /// How long a client may take to send the head of a request, and as long again for its body.
+    pub header_timeout: Duration,
+    /// How long an answer may take.
+    pub request_timeout: Duration,
+    /// How long requests may go on after the server was told to stop.
+    pub drain_timeout: Duration,
+    /// A stream that has nothing to say for that long says so.
+    pub keep_alive: Duration,
+    /// Requests a minute for each key, or for each address where there are no keys.
+    pub rate_limit: Option<u32>,
+    /// Answers at once, for each model.
+    pub parallel: usize,
+    /// Requests that may wait for their turn, for each model.
+    pub queue: usize,
+    /// The most tokens of an answer, unless the request says less.
+    pub max_tokens: Option<usize>,
+    /// How long a step may take while answers are written.
+    pub step_gap: Duration,
+    /// A model that was not used for that long is unloaded.
+    pub idle_timeout: Option<Duration>,
+    /// Where uploaded files and results of batches are kept; there are none without.
+    pub files: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            address: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            api_keys: Vec::new(),
+            cors: Vec::new(),
+            body_limit: 32 << 20,
+            header_timeout: Duration::from_secs(30),
+            request_timeout: Duration::from_secs(3600),
+            drain_timeout: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(10),
+            rate_limit: None,
+            parallel: 16,
+            queue: 256,
+            max_tokens: None,
+            step_gap: Duration::from_millis(150),
+            idle_timeout: None,
+            files: None,
+        }
+    }
+}

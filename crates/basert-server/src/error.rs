@@ -1,0 +1,128 @@
+//! What is answered to a request that cannot be served.
+//!
+//! Whoever finds a mistake says what is wrong ([`ApiError`]). How an API words that is decided in one place, by the path
+//! of the request: [`in_its_own_shape`].
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use basert_engine::EngineError;
+use serde_json::{Value, json};
+
+/// A request that is refused, or that failed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+    /// The field of the request that is to blame.
+    pub param: Option<String>,
+    /// What programs tell errors of one status apart by.
+    pub code: Option<&'static str>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
+        ApiError { status, message: message.into(), param: None, code: None }
+    }
+
+    /// The request is wrong.
+    pub fn bad(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// This field of the request is wrong.
+    pub fn field(param: impl Into<String>, message: impl std::fmt::Display) -> ApiError {
+        let param = param.into();
+        ApiError { param: Some(param.clone()), ..ApiError::bad(format!("{param}: {message}")) }
+    }
+
+    /// Something here is wrong.
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    pub fn with_code(self, code: &'static str) -> ApiError {
+        ApiError { code: Some(code), ..self }
+    }
+
+    /// As OpenAI's API says it.
+    pub fn openai(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
+        };
+        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+    }
+
+    /// As Anthropic's API says it.
+    pub fn anthropic(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            400..=499 => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> ApiError {
+        match &error {
+            EngineError::ContextFull { .. } => {
+                ApiError { param: Some("messages".to_owned()), ..ApiError::bad(error.to_string()) }
+                    .with_code("context_length_exceeded")
+            }
+            EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } => ApiError::bad(error.to_string()),
+            EngineError::OutOfPages { .. } => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            EngineError::Constraint(_) | EngineError::Device(_) => ApiError::internal(error.to_string()),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Words errors as the API of the request's path does.
+pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let method = request.method().clone();
+    let mut response = next.run(request).await;
+    let status = response.status();
+    let error = match response.extensions_mut().remove::<ApiError>() {
+        Some(error) => error,
+        None if status == StatusCode::NOT_FOUND && response.headers().get(header::CONTENT_TYPE).is_none() => {
+            ApiError::new(status, format!("there is nothing at {path}; /openapi.json lists what there is"))
+        }
+        None if status == StatusCode::METHOD_NOT_ALLOWED => {
+            ApiError::new(status, format!("{path} does not take {method}"))
+        }
+        None => return response,
+    };
+    let body = if path.starts_with("/v1/messages") { error.anthropic() } else { error.openai() };
+    let mut worded = (error.status, axum::Json(body)).into_response();
+    for (name, value) in response.headers().iter().filter(|(name, _)| *name == header::ALLOW) {
+        worded.headers_mut().insert(name, value.clone());
+    }
+    if matches!(error.status.as_u16(), 429 | 503) {
+        worded.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if error.status == StatusCode::UNAUTHORIZED {
+        worded.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    worded
+}

@@ -1,0 +1,26 @@
+//! HTTP in front of models: the APIs that programs already speak.
+//!
+//! A [`Server`] is given models that it can open ([`Source`]) and a [`Config`]. Each open model has a thread of its own, on
+//! which a scheduler shares it between requests; everything else is asynchronous and talks to that thread by channels of
+//! limited length. A client that goes away drops its channel, and the thread drops its answer before the next step.
+//!
+//! What APIs have in common is in one place each: what a model is asked (`model`), how a request becomes that (`options`,
+//! `prompt`), what is counted (`usage`); a file of `api` is one family of endpoints.
+
+mod api;
+mod auth;
+mod body;
+mod config;
+mod error;
+mod identity;
+mod limits;
+mod log;
+mod model;
+mod registry;
+mod server;
+mod sse;
+mod telemetry;
+
+pub use config::Config;
+pub use model::{Loaded, Source};
+pub use server::{ServeError, Server, Stop};

@@ -1,0 +1,124 @@
+//! What a model is asked, and what comes of it.
+
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use basert_engine::{Prompt, Sampling};
+use basert_text::Event as Part;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use crate::error::ApiError;
+
+/// Prompts to be answered.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Whose it is.
+    pub client: u64,
+    /// Each one gets its own answers.
+    pub prompts: Vec<Vec<u32>>,
+    /// Answers to each.
+    pub n: usize,
+    pub sampling: Sampling,
+    /// The most tokens of each answer.
+    pub max_tokens: Option<usize>,
+    /// Texts that end an answer.
+    pub stop: Vec<String>,
+    /// How answers are taken apart; they are plain text where this is none.
+    pub chat: Option<ChatAnswer>,
+    /// Whether log probabilities are wanted, and of how many tokens in each place.
+    pub logprobs: Option<usize>,
+    /// Go on after the model says that the answer is complete.
+    pub ignore_end: bool,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said so.
+    End,
+    /// This stop text came.
+    Stop(String),
+    /// There are as many tokens as may be, or a call of a tool is not whole.
+    Length,
+    /// It calls tools, and wants to know what they say.
+    Calls,
+}
+
+/// What has to be known to find reasoning and calls of tools in an answer.
+#[derive(Debug, Clone, Default)]
+pub struct ChatAnswer {
+    /// The text of the prompt.
+    pub prompt: String,
+    /// Names of the tools that may be called.
+    pub tools: Vec<String>,
+    /// Whether the answer ends after a call.
+    pub one_call: bool,
+}
+
+/// A token by itself, with its log probability.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenText {
+    pub id: u32,
+    /// What it stands for, which may be a part of a character.
+    pub bytes: Vec<u8>,
+    pub logprob: f32,
+    /// The likeliest ones in its place.
+    pub top: Vec<(u32, Vec<u8>, f32)>,
+}
+
+/// Something that happened to an answer, which goes by its number among all of the job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The prompt is that far.
+    Prompt { choice: usize, prompt: Prompt },
+    /// It goes on.
+    Piece { choice: usize, parts: Vec<Part>, tokens: Vec<TokenText> },
+    /// It is complete, with so many tokens, of which so many were spent on reasoning.
+    End { choice: usize, finish: Finish, tokens: usize, reasoning: usize },
+    /// It will not be complete.
+    Failed { error: ApiError },
+}
+
+/// What happens to the answers of a job. Dropping it ends them.
+#[derive(Debug)]
+pub struct Events {
+    receiver: mpsc::Receiver<Event>,
+    /// Answers that did not end yet.
+    left: usize,
+    deadline: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Events that one answer may cause between two looks at whether there is room.
+pub const BURST: usize = 3;
+
+impl Events {
+    /// Room for the events of so many answers, and some more, so that a reader need not wait for each.
+    pub fn channel(answers: usize, permit: OwnedSemaphorePermit, deadline: Instant) -> (mpsc::Sender<Event>, Events) {
+        let (sender, receiver) = mpsc::channel(BURST * answers + 64);
+        (sender, Events { receiver, left: answers, deadline, _permit: permit })
+    }
+
+    /// The next event; none after all answers have ended, or one failed.
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.left == 0 {
+            return None;
+        }
+        let event = tokio::time::timeout_at(self.deadline.into(), self.receiver.recv()).await;
+        let failed = |status, message: &str| Event::Failed { error: ApiError::new(status, message) };
+        let event = match event {
+            Ok(Some(event)) => event,
+            Ok(None) => failed(StatusCode::INTERNAL_SERVER_ERROR, "the model failed and has to be loaded again"),
+            Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "the answer took longer than the server allows"),
+        };
+        match &event {
+            Event::End { .. } => self.left -= 1,
+            Event::Failed { .. } => {
+                self.left = 0;
+                self.receiver.close();
+            }
+            _ => {}
+        }
+        Some(event)
+    }
+}

@@ -1,0 +1,131 @@
+//! A model that is served: what is known of it, and the thread that computes.
+
+mod job;
+mod reader;
+mod worker;
+
+use std::fmt;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use basert_engine::{Engine, Request, Sampler};
+pub use basert_text::Event as Part;
+use basert_text::{ChatTemplate, Dialect, Tokenizer};
+use tokio::sync::Semaphore;
+
+pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
+use self::reader::TextReader;
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::telemetry::Answered;
+
+/// A model that was opened: what a server needs of it.
+pub struct Loaded {
+    /// Computes.
+    pub engine: Engine,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template with its source, if it has one.
+    pub template: Option<(ChatTemplate, String)>,
+}
+
+/// A model that can be opened.
+pub struct Source {
+    /// What requests call it.
+    pub name: String,
+    /// Opens it.
+    pub open: Box<dyn Fn() -> Result<Loaded, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>,
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// An open model and its thread, which ends when the last one lets go of this.
+pub struct Model {
+    pub name: String,
+    pub tokenizer: Arc<Tokenizer>,
+    pub template: Option<ChatTemplate>,
+    /// How it writes calls of tools and reasoning.
+    pub dialect: Arc<Dialect>,
+    /// The control tokens that the dialect needs to see.
+    markers: Vec<u32>,
+    /// The most tokens of prompt and answer.
+    pub context: usize,
+    requests: mpsc::Sender<Request>,
+    thread: JoinHandle<()>,
+    answered: Arc<Answered>,
+    /// Room for requests, running and waiting.
+    room: Arc<Semaphore>,
+    config: Arc<Config>,
+}
+
+impl Model {
+    /// Starts the thread.
+    pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
+        let Loaded { engine, tokenizer, template } = loaded;
+        let context = engine.context();
+        let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
+        let markers = dialect.tokens(&tokenizer);
+        let template = template.map(|(template, _)| template);
+        let (requests, thread) = worker::start(name, engine, &config)?;
+        let room = Arc::new(Semaphore::new(config.parallel + config.queue));
+        let (name, tokenizer, answered) = (name.to_owned(), Arc::new(tokenizer), Arc::new(Answered::new(name)));
+        Ok(Model { name, tokenizer, template, dialect, markers, context, requests, thread, answered, room, config })
+    }
+
+    /// Whether the thread is no more.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Answers that run or wait.
+    pub fn in_flight(&self) -> usize {
+        (self.config.parallel + self.config.queue).saturating_sub(self.room.available_permits())
+    }
+
+    /// Whether there are none.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight() == 0
+    }
+
+    /// Begins to answer.
+    pub fn begin(&self, job: Job) -> Result<Events, ApiError> {
+        let answers = job.prompts.len() * job.n;
+        let asked = u32::try_from(answers).unwrap_or(u32::MAX);
+        let permit = self.room.clone().try_acquire_many_owned(asked).map_err(|_| {
+            let message = format!("{} requests for {} are waiting already; try again", self.config.queue, self.name);
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("overloaded")
+        })?;
+        let mut requests = Vec::with_capacity(job.prompts.len());
+        let (sender, events) = Events::channel(answers, permit, Instant::now() + self.config.request_timeout);
+        let most = job.max_tokens.unwrap_or(usize::MAX).min(self.config.max_tokens.unwrap_or(usize::MAX));
+        for (place, prompt) in job.prompts.iter().enumerate() {
+            if prompt.is_empty() {
+                return Err(ApiError::bad("the prompt has no tokens; there is nothing to continue"));
+            }
+            let mut answers = Vec::with_capacity(job.n);
+            for choice in place * job.n..(place + 1) * job.n {
+                let mut sampling = job.sampling.clone();
+                sampling.seed = sampling.seed.wrapping_add(choice as u64);
+                let sampler = Sampler::new(sampling, prompt).map_err(|error| ApiError::bad(error.to_string()))?;
+                let reader = TextReader::new(self, choice, &job, sender.clone());
+                answers.push(basert_engine::Answer {
+                    sampler,
+                    max_tokens: most,
+                    logprobs: job.logprobs,
+                    reader: Box::new(reader),
+                });
+            }
+            requests.push(Request { client: job.client, prompt: prompt.clone(), answers });
+        }
+        for request in requests {
+            self.requests.send(request).map_err(|_| ApiError::internal("the model's thread has ended"))?;
+        }
+        Ok(events)
+    }
+}

@@ -1,0 +1,228 @@
+//! From an answer's tokens to the pieces that a client gets.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use basert_engine::{Attention, EngineError, Prompt, Reader, Token};
+use basert_text::{Detokenizer, Event as Part, Parser, ParserOptions, StopTexts, Tokenizer};
+use tokio::sync::mpsc;
+
+use super::Model;
+use super::job::{BURST, Event, Finish, Job, TokenText};
+use crate::identity;
+use crate::telemetry::Answered;
+
+/// Gets the tokens of one answer.
+pub struct TextReader {
+    choice: usize,
+    tokenizer: Arc<Tokenizer>,
+    detokenizer: Option<Detokenizer<Arc<Tokenizer>>>,
+    text: Text,
+    calls: Calls,
+    ignore_end: bool,
+    /// So many events of all answers have to have room.
+    burst: usize,
+    tokens: usize,
+    reasoning: usize,
+    sender: mpsc::Sender<Event>,
+    answered: Arc<Answered>,
+    counts_prompt: bool,
+    prompt: Option<Prompt>,
+    /// When the request came, and then when the last token did.
+    last: Instant,
+}
+
+/// How an answer is read.
+enum Text {
+    Plain(StopTexts),
+    Chat(Parser),
+}
+
+impl Text {
+    fn push(&mut self, text: &str) -> Vec<Part> {
+        match self {
+            Text::Plain(stop) => {
+                let mut ready = String::new();
+                stop.push(text, &mut ready);
+                content(ready)
+            }
+            Text::Chat(parser) => parser.push(text),
+        }
+    }
+
+    /// The last text, and what was held back till then.
+    fn finish(&mut self, text: &str) -> Vec<Part> {
+        let mut parts = self.push(text);
+        match std::mem::replace(self, Text::Plain(StopTexts::default())) {
+            Text::Plain(mut stop) => {
+                let mut ready = String::new();
+                stop.flush(&mut ready);
+                parts.extend(content(ready));
+            }
+            Text::Chat(parser) => parts.extend(parser.finish()),
+        }
+        parts
+    }
+
+    fn stopped(&self) -> Option<&str> {
+        match self {
+            Text::Plain(stop) => stop.came(),
+            Text::Chat(parser) => parser.stopped(),
+        }
+    }
+}
+
+fn content(text: String) -> Vec<Part> {
+    if text.is_empty() { vec![] } else { vec![Part::Content(text)] }
+}
+
+/// Calls of tools in an answer.
+#[derive(Default)]
+struct Calls {
+    ended: usize,
+    broken: usize,
+    /// No more than one is wanted.
+    one: bool,
+}
+
+impl Calls {
+    fn count(&mut self, part: &Part) {
+        match part {
+            Part::CallEnded { .. } => self.ended += 1,
+            Part::CallBroken { .. } => self.broken += 1,
+            _ => {}
+        }
+    }
+}
+
+impl TextReader {
+    pub fn new(model: &Model, choice: usize, job: &Job, sender: mpsc::Sender<Event>) -> TextReader {
+        let tokenizer = model.tokenizer.clone();
+        let detokenizer = Detokenizer::continuing(tokenizer.clone(), true);
+        let (detokenizer, text) = match &job.chat {
+            None => (detokenizer, Text::Plain(StopTexts::new(&job.stop))),
+            Some(chat) => {
+                let tools: Vec<&str> = chat.tools.iter().map(String::as_str).collect();
+                let options =
+                    ParserOptions { prompt: &chat.prompt, tools: &tools, stop: &job.stop, seed: identity::seed() };
+                (detokenizer.showing(model.markers.clone()), Text::Chat(model.dialect.parser(options)))
+            }
+        };
+        TextReader {
+            choice,
+            tokenizer,
+            detokenizer: Some(detokenizer),
+            text,
+            calls: Calls { one: job.chat.as_ref().is_some_and(|chat| chat.one_call), ..Calls::default() },
+            ignore_end: job.ignore_end,
+            burst: BURST * job.n * job.prompts.len(),
+            tokens: 0,
+            reasoning: 0,
+            sender,
+            answered: model.answered.clone(),
+            counts_prompt: choice.is_multiple_of(job.n),
+            prompt: None,
+            last: Instant::now(),
+        }
+    }
+
+    /// There is room, or nobody listens: see [`TextReader::attention`].
+    fn send(&self, event: Event) {
+        let _ = self.sender.try_send(event);
+    }
+
+    fn piece(&mut self, parts: Vec<Part>, tokens: Vec<TokenText>) {
+        parts.iter().for_each(|part| self.calls.count(part));
+        self.reasoning += usize::from(parts.iter().any(|part| matches!(part, Part::Reasoning(_))));
+        if !parts.is_empty() || !tokens.is_empty() {
+            self.send(Event::Piece { choice: self.choice, parts, tokens });
+        }
+    }
+
+    /// Counts a token.
+    fn measure(&mut self) {
+        let time = std::mem::replace(&mut self.last, Instant::now()).elapsed();
+        if self.tokens > 0 {
+            self.answered.next(time);
+        } else {
+            self.answered.first(time);
+            // Several answers to a prompt count it once.
+            if let Some(prompt) = self.prompt.filter(|_| self.counts_prompt) {
+                self.answered.prompt(prompt.tokens, prompt.cached);
+            }
+        }
+        self.tokens += 1;
+        self.answered.generated(1);
+    }
+
+    fn token_text(&self, token: Token) -> Option<TokenText> {
+        let bytes = |id| self.tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+        let logprobs = token.logprobs?;
+        let top = logprobs.top.into_iter().map(|(id, logprob)| (id, bytes(id), logprob)).collect();
+        Some(TokenText { id: token.id, bytes: bytes(token.id), logprob: logprobs.logprob, top })
+    }
+
+    fn finish(&mut self, finish: Finish, tokens: Vec<TokenText>) {
+        let mut rest = String::new();
+        if let Some(detokenizer) = self.detokenizer.take() {
+            detokenizer.finish(&mut rest);
+        }
+        let parts = self.text.finish(&rest);
+        self.piece(parts, tokens);
+        let finish = match finish {
+            // A call that is not whole must not look like one.
+            _ if self.calls.broken > 0 => Finish::Length,
+            Finish::End if self.calls.ended > 0 => Finish::Calls,
+            finish => finish,
+        };
+        let (choice, tokens, reasoning) = (self.choice, self.tokens, self.reasoning);
+        self.send(Event::End { choice, finish, tokens, reasoning });
+    }
+}
+
+impl Reader for TextReader {
+    fn attention(&self) -> Attention {
+        if self.sender.is_closed() {
+            Attention::Gone
+        } else if self.sender.capacity() < self.burst {
+            Attention::Busy
+        } else {
+            Attention::Ready
+        }
+    }
+
+    fn prompt(&mut self, prompt: Prompt) {
+        self.prompt = Some(prompt);
+        self.send(Event::Prompt { choice: self.choice, prompt });
+    }
+
+    fn token(&mut self, token: Token) -> bool {
+        self.measure();
+        let id = token.id;
+        let tokens = self.token_text(token).into_iter().collect();
+        if !self.ignore_end && self.tokenizer.end_of_generation().contains(&id) {
+            self.finish(Finish::End, tokens);
+            return false;
+        }
+        let mut text = String::new();
+        if let Some(detokenizer) = &mut self.detokenizer {
+            detokenizer.push(id, &mut text);
+        }
+        let parts = self.text.push(&text);
+        self.piece(parts, tokens);
+        let finish = match self.text.stopped() {
+            Some(stop) => Finish::Stop(stop.to_owned()),
+            None if self.calls.one && self.calls.ended > 0 => Finish::End,
+            None => return true,
+        };
+        self.finish(finish, vec![]);
+        false
+    }
+
+    fn end(&mut self, result: Result<(), EngineError>) {
+        match result {
+            Ok(()) => self.finish(Finish::Length, vec![]),
+            Err(error) => self.send(Event::Failed { error: error.into() }),
+        }
+    }
+}

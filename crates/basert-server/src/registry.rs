@@ -1,0 +1,147 @@
+//! The models by name: opened when they are asked for, unloaded when nobody does.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use axum::http::StatusCode;
+
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::model::{Model, Source};
+
+/// All models that can be asked for.
+pub struct Registry {
+    entries: Vec<Entry>,
+    config: Arc<Config>,
+}
+
+struct Entry {
+    source: Source,
+    created: SystemTime,
+    /// Held while the model is opened, so that it is opened once.
+    opening: tokio::sync::Mutex<()>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    model: Option<Arc<Model>>,
+    /// When it was last asked for.
+    used: Option<Instant>,
+}
+
+/// What there is to say about a model.
+pub struct Listed<'a> {
+    pub name: &'a str,
+    pub created: SystemTime,
+    pub loaded: Option<Arc<Model>>,
+}
+
+impl Entry {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn usable(&self) -> Option<Arc<Model>> {
+        let mut state = self.state();
+        // The thread of a model ends before its time when the device fails badly.
+        state.model.take_if(|model| model.has_ended());
+        state.used = Some(Instant::now());
+        state.model.clone()
+    }
+}
+
+impl Registry {
+    pub fn new(sources: Vec<Source>, config: Arc<Config>) -> Registry {
+        let entry = |source| Entry {
+            source,
+            created: SystemTime::now(),
+            opening: tokio::sync::Mutex::default(),
+            state: Mutex::default(),
+        };
+        Registry { entries: sources.into_iter().map(entry).collect(), config }
+    }
+
+    /// The models in order; the first is that of requests that name none.
+    pub fn list(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.entries.iter().map(|entry| Listed {
+            name: &entry.source.name,
+            created: entry.created,
+            loaded: entry.state().model.clone(),
+        })
+    }
+
+    fn entry(&self, name: Option<&str>) -> Result<&Entry, ApiError> {
+        let found = match name {
+            None => self.entries.first(),
+            Some(name) => self.entries.iter().find(|entry| entry.source.name == name),
+        };
+        found.ok_or_else(|| self.unknown(name.unwrap_or_default()))
+    }
+
+    /// That there is no model of that name.
+    pub fn unknown(&self, name: &str) -> ApiError {
+        let names: Vec<_> = self.entries.iter().map(|entry| format!("'{}'", entry.source.name)).collect();
+        let message = format!("there is no model '{name}'; there is {}", names.join(", "));
+        let error = ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) };
+        error.with_code("model_not_found")
+    }
+
+    /// The model of that name, opened if need be.
+    pub async fn get(self: &Arc<Self>, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
+        let entry = self.entry(name)?;
+        if let Some(model) = entry.usable() {
+            return Ok(model);
+        }
+        let _opening = entry.opening.lock().await;
+        if let Some(model) = entry.usable() {
+            return Ok(model);
+        }
+        let (registry, name) = (self.clone(), entry.source.name.clone());
+        let opened = tokio::task::spawn_blocking(move || registry.open(&name)).await;
+        let model = opened.map_err(|error| ApiError::internal(format!("opening the model failed: {error}")))??;
+        let mut state = entry.state();
+        (state.model, state.used) = (Some(model.clone()), Some(Instant::now()));
+        Ok(model)
+    }
+
+    fn open(&self, name: &str) -> Result<Arc<Model>, ApiError> {
+        let source = &self.entry(Some(name))?.source;
+        let began = Instant::now();
+        let failed = |error: String| ApiError::internal(format!("the model '{name}' could not be opened: {error}"));
+        let loaded = (source.open)().map_err(|error| failed(error.to_string()))?;
+        let model = Model::start(name, loaded, self.config.clone()).map_err(|error| failed(error.to_string()))?;
+        tracing::info!(model = name, seconds = began.elapsed().as_secs_f64(), "loaded");
+        Ok(Arc::new(model))
+    }
+
+    /// Lets go of a model: its memory is free when its last request is answered. Whether it was open.
+    pub fn unload(&self, name: &str) -> Result<bool, ApiError> {
+        let taken = self.entry(Some(name))?.state().model.take();
+        if taken.is_some() {
+            tracing::info!(model = name, "unloaded");
+        }
+        Ok(taken.is_some())
+    }
+
+    /// Lets go of models that nobody used for that long and that answer nobody.
+    pub fn unload_idle(&self, idle: Duration) {
+        for entry in &self.entries {
+            let mut state = entry.state();
+            let long_ago = state.used.is_none_or(|used| used.elapsed() >= idle);
+            if state.model.take_if(|model| long_ago && model.is_idle()).is_some() {
+                tracing::info!(model = entry.source.name, "unloaded after {} s without use", idle.as_secs());
+            }
+        }
+    }
+
+    /// Answers that are running or waiting, of all models.
+    pub fn in_flight(&self) -> usize {
+        self.list().filter_map(|listed| listed.loaded).map(|model| model.in_flight()).sum()
+    }
+
+    /// Whether a request could be answered now without a model being opened first.
+    pub fn is_ready(&self) -> bool {
+        self.list().any(|listed| listed.loaded.is_some_and(|model| !model.has_ended()))
+    }
+}

@@ -1,0 +1,313 @@
+//! The server: connections, what every request passes, and the end.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tower::ServiceExt;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+
+use crate::api::responses::Kept;
+use crate::config::Config;
+use crate::error::ApiError;
+use crate::limits::Limits;
+use crate::model::Source;
+use crate::registry::Registry;
+use crate::{api, auth, error, log, telemetry};
+
+/// How often models and limits are looked after.
+const TIDY: Duration = Duration::from_secs(5);
+
+/// Why a server does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be listened to.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Everybody in the network could ask.
+    #[error("{address} can be reached from other machines; give an API key, or listen on 127.0.0.1")]
+    Open {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// An origin that is none.
+    #[error("'{0}' is not an origin; one looks like https://example.org, and * is all")]
+    Origin(String),
+    /// There is nothing to serve.
+    #[error("there is no model to serve")]
+    NoModels,
+    /// Two models of the same name.
+    #[error("two models are called '{0}'")]
+    SameName(String),
+}
+
+/// What handlers know.
+#[derive(Clone)]
+pub struct Shared(Arc<Inner>);
+
+pub struct Inner {
+    pub config: Arc<Config>,
+    pub registry: Arc<Registry>,
+    pub limits: Limits,
+    pub responses: Kept,
+    /// No new work is taken.
+    draining: AtomicBool,
+}
+
+impl std::ops::Deref for Shared {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Shared {
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells a server to end.
+#[derive(Debug, Clone)]
+pub struct Stop(watch::Sender<Ending>);
+
+/// How a server is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Ending {
+    /// Not at all.
+    No,
+    /// When its requests have ended.
+    Patiently,
+    /// When they have, or the drain timeout is over.
+    Soon,
+    Now,
+}
+
+impl Stop {
+    /// No new requests are taken; those there are may end within the drain timeout.
+    pub fn drain(&self) {
+        self.0.send_replace(Ending::Soon);
+    }
+
+    /// No new requests are taken; those there are may end, however long that takes.
+    pub fn drain_patiently(&self) {
+        self.0.send_replace(Ending::Patiently);
+    }
+
+    /// What there is ends at once.
+    pub fn now(&self) {
+        self.0.send_replace(Ending::Now);
+    }
+
+    /// Waits until a server is to end that soon.
+    async fn told(&self, ending: Ending) {
+        let mut told = self.0.subscribe();
+        // This is a sender itself: there is one as long as somebody waits.
+        let _ = told.wait_for(|&now| now >= ending).await;
+    }
+}
+
+/// A server that listens.
+pub struct Server {
+    listener: TcpListener,
+    shared: Shared,
+    router: Router,
+    stop: Stop,
+}
+
+impl Server {
+    /// Listens, and opens the first model before anybody asks for it.
+    ///
+    /// # Errors
+    /// When the address is taken, or what was asked for is not safe.
+    pub async fn bind(config: Config, sources: Vec<Source>) -> Result<Server, ServeError> {
+        let address = config.address;
+        if sources.is_empty() {
+            return Err(ServeError::NoModels);
+        }
+        for (i, source) in sources.iter().enumerate() {
+            if sources[..i].iter().any(|other| other.name == source.name) {
+                return Err(ServeError::SameName(source.name.clone()));
+            }
+        }
+        if !address.ip().is_loopback() && config.api_keys.iter().all(String::is_empty) {
+            return Err(ServeError::Open { address });
+        }
+        let cors = cors(&config.cors)?;
+        telemetry::recorder();
+        let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+        let config = Arc::new(config);
+        let registry = Arc::new(Registry::new(sources, config.clone()));
+        let limits = Limits::new(config.rate_limit);
+        let shared = Shared(Arc::new(Inner {
+            config,
+            registry,
+            limits,
+            responses: Kept::default(),
+            draining: AtomicBool::new(false),
+        }));
+        let router = api::router()
+            .layer(middleware::from_fn_with_state(shared.clone(), refuse_when_draining))
+            .layer(middleware::from_fn_with_state(shared.clone(), auth::check))
+            .layer(middleware::from_fn(error::in_its_own_shape))
+            .layer(cors)
+            .layer(middleware::from_fn(log::request))
+            .with_state(shared.clone());
+        Ok(Server { listener, shared, router, stop: Stop(watch::Sender::new(Ending::No)) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// What tells it to end.
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Opens the model of requests that name none, so that the first one need not wait.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub async fn open_first(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.shared.registry.get(None).await.map(drop)?)
+    }
+
+    /// Serves until it is told to stop, and then until all requests have ended or the drain timeout is over.
+    pub async fn run(self) {
+        let Server { listener, shared, router, stop } = self;
+        let connections = GracefulShutdown::new();
+        let tidy = tokio::spawn(tidy(shared.clone()));
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        let connection = connection(stream, peer, router.clone(), shared.config.header_timeout);
+                        let connection = connections.watch(connection);
+                        tokio::spawn(async move {
+                            if let Err(error) = connection.await {
+                                tracing::debug!(%error, "connection");
+                            }
+                        });
+                    }
+                    // Out of file descriptors, or the client is gone already.
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                () = stop.told(Ending::Patiently) => break,
+            }
+        }
+        drop(listener);
+        shared.draining.store(true, Ordering::Relaxed);
+        tracing::info!(in_flight = shared.registry.in_flight(), "draining");
+        let over = async {
+            stop.told(Ending::Soon).await;
+            tokio::select! {
+                () = stop.told(Ending::Now) => {}
+                () = tokio::time::sleep(shared.config.drain_timeout) => {}
+            }
+        };
+        tokio::select! {
+            () = connections.shutdown() => {}
+            () = over => tracing::warn!(in_flight = shared.registry.in_flight(), "requests are cut off"),
+        }
+        tidy.abort();
+    }
+}
+
+fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    header_timeout: Duration,
+) -> hyper::server::conn::http1::Connection<
+    TokioIo<TcpStream>,
+    impl hyper::service::HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send>,
+> {
+    // Events are small, and each is waited for.
+    let _ = stream.set_nodelay(true);
+    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer);
+        router.clone().oneshot(request)
+    });
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(header_timeout)
+        .serve_connection(TokioIo::new(stream), service)
+}
+
+async fn refuse_when_draining(
+    State(shared): State<Shared>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if shared.is_draining() && request.method() == Method::POST {
+        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to stop"));
+    }
+    Ok(next.run(request).await)
+}
+
+async fn tidy(shared: Shared) {
+    loop {
+        tokio::time::sleep(TIDY).await;
+        shared.limits.tidy();
+        if let Some(idle) = shared.config.idle_timeout {
+            shared.registry.unload_idle(idle);
+        }
+        if let Some(recorder) = telemetry::recorder() {
+            recorder.run_upkeep();
+        }
+    }
+}
+
+/// Lets pages of these origins in, if any.
+fn cors(origins: &[String]) -> Result<CorsLayer, ServeError> {
+    if origins.is_empty() {
+        return Ok(CorsLayer::new());
+    }
+    let origin = |text: &String| match text.parse::<axum::http::Uri>() {
+        Ok(uri) if uri.scheme().is_some() && matches!(uri.path(), "" | "/") => {
+            HeaderValue::from_str(text.trim_end_matches('/')).map_err(|_| ServeError::Origin(text.clone()))
+        }
+        _ => Err(ServeError::Origin(text.clone())),
+    };
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>, _>>()?)
+    };
+    let headers = ["x-api-key", "anthropic-version", "anthropic-beta", "x-request-id"].map(HeaderName::from_static);
+    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE].into_iter().chain(headers);
+    Ok(CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
+        .allow_headers(headers.collect::<Vec<_>>())
+        .expose_headers([HeaderName::from_static("x-request-id")]))
+}

@@ -1,0 +1,75 @@
+//! Answers as server-sent events.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::sse::{self, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde_json::Value;
+
+use crate::error::ApiError;
+use crate::model::{Event, Events};
+
+/// An event of a stream: its name, where the API has names, and its data.
+pub struct Sent {
+    pub name: Option<&'static str>,
+    pub data: String,
+}
+
+impl Sent {
+    pub fn data(data: &Value) -> Sent {
+        Sent { name: None, data: data.to_string() }
+    }
+
+    /// With the name that stands in the data as its type, too.
+    pub fn named(name: &'static str, data: &Value) -> Sent {
+        Sent { name: Some(name), data: data.to_string() }
+    }
+}
+
+/// How an API tells what happens to an answer.
+pub trait Narrator: Send + 'static {
+    /// Before anything happened.
+    fn begin(&mut self, out: &mut VecDeque<Sent>);
+    /// It did.
+    fn event(&mut self, event: Event, out: &mut VecDeque<Sent>);
+    /// It went wrong; nothing follows.
+    fn failed(&mut self, error: &ApiError, out: &mut VecDeque<Sent>);
+    /// All is told.
+    fn end(&mut self, out: &mut VecDeque<Sent>);
+}
+
+/// The stream of what a narrator says of the events.
+pub fn stream<N: Narrator>(events: Events, mut narrator: N, keep_alive: Duration) -> Response {
+    let mut out = VecDeque::new();
+    narrator.begin(&mut out);
+    let state = (events, narrator, out, false);
+    let sent = stream::unfold(state, async |(mut events, mut narrator, mut out, mut over)| {
+        while out.is_empty() && !over {
+            match events.next().await {
+                Some(Event::Failed { error }) => {
+                    narrator.failed(&error, &mut out);
+                    over = true;
+                }
+                Some(event) => narrator.event(event, &mut out),
+                None => {
+                    narrator.end(&mut out);
+                    over = true;
+                }
+            }
+        }
+        let Sent { name, data } = out.pop_front()?;
+        let event = name.map_or_else(sse::Event::default, |name| sse::Event::default().event(name)).data(data);
+        Some((Ok::<_, Infallible>(event), (events, narrator, out, over)))
+    });
+    let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
+    let mut response = Sse::new(sent).keep_alive(keep_alive).into_response();
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies that collect answers are told not to.
+    let buffering = HeaderName::from_static("x-accel-buffering");
+    response.headers_mut().insert(buffering, HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,142 @@
+//! Clients that leave, devices that fail, servers that end.
+
+use std::time::Duration;
+
+use basert_engine::Engine;
+use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
+use basert_server::{Config, Loaded};
+use serde_json::{Value, json};
+
+use crate::server::{Running, config, events, tiny};
+
+fn long() -> Value {
+    json!({ "prompt": "Once upon a time", "max_tokens": 900, "ignore_eos": true, "temperature": 0, "stream": true })
+}
+
+#[test]
+fn who_leaves_gives_the_pages_back() {
+    let server = Running::start("leaves");
+    let mut streams: Vec<_> = (0..4).map(|_| events(server.post("/v1/completions", &long()).send().unwrap())).collect();
+    for stream in &mut streams {
+        assert!(stream.next().is_some());
+    }
+    assert!(server.metric("basert_kv_pages_held") >= 4.0);
+    drop(streams);
+    server.wait_for("basert_kv_pages_held", 0.0);
+    // Also one who never got anything: the answer comes as a whole.
+    let mut whole = long();
+    whole["stream"] = false.into();
+    whole["n"] = 8.into();
+    let left = server.post("/v1/completions", &whole).timeout(Duration::from_millis(10)).send();
+    assert!(left.is_err());
+    server.wait_for("basert_kv_pages_held", 0.0);
+    server.wait_for("basert_running_answers", 0.0);
+}
+
+#[test]
+fn who_reads_slowly_gets_everything() {
+    let server = Running::start("reads slowly");
+    let mut body = long();
+    body["max_tokens"] = 300.into();
+    let whole = server.stream("/v1/completions", &body);
+    let slow = events(server.post("/v1/completions", &body).send().unwrap());
+    std::thread::sleep(Duration::from_millis(300));
+    // Others are not kept waiting.
+    server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 5 }));
+    let text = |data: &str| -> String {
+        let value: Value = serde_json::from_str(data).unwrap_or_default();
+        value["choices"][0]["text"].as_str().unwrap_or_default().to_owned()
+    };
+    let slow: String = slow.map(|(_, data)| text(&data)).collect();
+    assert_eq!(slow, whole.iter().map(|(_, data)| text(data)).collect::<String>());
+}
+
+#[test]
+fn a_server_that_drains_finishes_what_it_began() {
+    let mut server = Running::start("drains");
+    let mut stream = events(server.post("/v1/completions", &long()).send().unwrap());
+    assert!(stream.next().is_some());
+    server.stop.drain();
+    let rest: Vec<_> = stream.collect();
+    assert_eq!(rest.last().unwrap().1, "[DONE]");
+    server.join();
+    assert!(server.get("/health").send().is_err());
+}
+
+#[test]
+fn draining_does_not_take_longer_than_allowed() {
+    let mut server = Running::with(Config { drain_timeout: Duration::from_millis(50), ..config() }, "impatient", tiny);
+    let mut body = long();
+    body["max_tokens"] = 1000.into();
+    let mut stream = events(server.post("/v1/completions", &body).send().unwrap());
+    assert!(stream.next().is_some());
+    server.stop.drain();
+    server.join();
+}
+
+#[test]
+fn an_answer_that_takes_too_long_is_ended() {
+    let server = Running::with(Config { request_timeout: Duration::from_millis(10), ..config() }, "late", tiny);
+    let mut whole = long();
+    whole["n"] = 8.into();
+    let events = server.stream("/v1/completions", &whole);
+    assert!(events.last().unwrap().1.contains("longer than the server allows"));
+    whole["stream"] = false.into();
+    assert_eq!(server.refused("/v1/completions", &whole).0, 504);
+    server.wait_for("basert_kv_pages_held", 0.0);
+}
+
+/// A device that fails on the token of a word.
+struct Broken {
+    vocabulary: usize,
+    logits: Vec<f32>,
+}
+
+const LONG: usize = 40;
+
+impl Baked for Broken {
+    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
+        self.logits = vec![0.0; self.vocabulary];
+        self.logits[100] = 1.0;
+        if step.positions.iter().any(|&position| position as usize > LONG) {
+            return Err(DeviceError::Failed("as it was told to".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn logits(&self, _: usize) -> &[f32] {
+        &self.logits
+    }
+
+    fn copy_page(&mut self, _: u32, _: u32) {}
+}
+
+fn broken() -> Loaded {
+    let loaded = tiny();
+    let vocabulary = loaded.tokenizer.vocab_size();
+    let facts = Facts { name: "broken".into(), description: String::new(), page_tokens: 16, step_tokens: 64, chain: 0 };
+    let device = Box::new(Broken { vocabulary, logits: vec![] });
+    let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
+    Loaded { engine, ..loaded }
+}
+
+#[test]
+fn a_device_that_fails_ends_a_request_and_nothing_else() {
+    let server = Running::with(config(), "broken", broken);
+    let ask = |tokens: usize| json!({ "prompt": "x", "max_tokens": tokens, "temperature": 0, "ignore_eos": true });
+    for _ in 0..3 {
+        server.ask("/v1/completions", &ask(5));
+        let (status, answer) = server.refused("/v1/completions", &ask(60));
+        assert_eq!((status, &answer["error"]["type"]), (500, &json!("server_error")), "{answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains("as it was told to"));
+        let mut stream = ask(60);
+        stream["stream"] = true.into();
+        let events = server.stream("/v1/completions", &stream);
+        assert!(events.last().unwrap().1.contains("server_error"));
+    }
+    server.wait_for("basert_kv_pages_held", 0.0);
+}

@@ -1,0 +1,271 @@
+//! OpenAI's API: chats and completions, whole and as streams.
+
+use serde_json::{Value, json};
+
+use crate::server::Running;
+
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETE: &str = "/v1/completions";
+
+fn chat(words: &str) -> Value {
+    json!({ "messages": [{ "role": "user", "content": words }], "max_tokens": 24, "seed": 5, "ignore_eos": true })
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+fn text(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+#[test]
+fn a_stream_is_the_whole_answer_in_pieces() {
+    let server = Running::start("pieces");
+    let whole = server.ask(CHAT, &chat("Say something."));
+    let options = json!({ "stream": true, "stream_options": { "include_usage": true } });
+    let events = server.stream(CHAT, &with(chat("Say something."), options));
+    let (last, chunks) = events.split_last().unwrap();
+    assert_eq!(last.1, "[DONE]");
+    let chunks: Vec<Value> = chunks.iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    assert_eq!(chunks[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
+    let joined: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+    assert!(!joined.is_empty());
+    assert_eq!(joined, text(&whole));
+    let (usage, finish) = (&chunks[chunks.len() - 1], &chunks[chunks.len() - 2]);
+    assert_eq!(finish["choices"][0]["finish_reason"], "length");
+    assert_eq!((&usage["choices"], &usage["usage"]["completion_tokens"]), (&json!([]), &json!(24)));
+    assert_eq!(whole["usage"]["total_tokens"], usage["usage"]["total_tokens"]);
+    assert!(chunks.iter().all(|c| c["id"] == chunks[0]["id"] && c["object"] == "chat.completion.chunk"));
+}
+
+#[test]
+fn a_prompt_is_not_read_twice_and_the_answer_is_the_same() {
+    let server = Running::start("cached");
+    let long = chat(&"The ships that passed each night. ".repeat(20));
+    let first = server.ask(CHAT, &long);
+    let second = server.ask(CHAT, &long);
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    assert_eq!(cached(&first), 0);
+    assert_eq!(cached(&second), second["usage"]["prompt_tokens"].as_u64().unwrap() - 1);
+    assert_eq!(text(&first), text(&second));
+}
+
+/// More at once than there is room for, of different lengths, greedy and not.
+#[test]
+fn an_answer_is_the_same_in_company() {
+    let server = Running::start("company");
+    let asked: Vec<Value> = (0..12)
+        .map(|i| {
+            let temperature = if i % 2 == 0 { 0.0 } else { 0.9 };
+            with(chat(&"word ".repeat(1 + i * 7)), json!({ "temperature": temperature, "seed": i }))
+        })
+        .collect();
+    let alone: Vec<Value> = asked.iter().map(|body| server.ask(CHAT, body)).collect();
+    // Others with the same prompts, so that some are found in the cache and some are not.
+    let other = Running::start("company two");
+    let together: Vec<Value> = std::thread::scope(|scope| {
+        let threads: Vec<_> = asked.iter().map(|body| scope.spawn(|| other.ask(CHAT, body))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for (alone, together) in alone.iter().zip(&together) {
+        assert_eq!(text(alone), text(together));
+        assert!(!text(alone).is_empty());
+    }
+    other.wait_for("basert_kv_pages_held", 0.0);
+}
+
+#[test]
+fn several_answers_have_seeds_of_their_own() {
+    let server = Running::start("several");
+    let body = with(chat("Say something."), json!({ "n": 3, "temperature": 1.0 }));
+    let (first, again) = (server.ask(CHAT, &body), server.ask(CHAT, &body));
+    assert_eq!(first["choices"], again["choices"]);
+    let texts: Vec<_> = (0..3).map(|i| first["choices"][i]["message"]["content"].as_str().unwrap()).collect();
+    assert!(texts[0] != texts[1] && texts[1] != texts[2]);
+    assert_eq!(first["usage"]["completion_tokens"], 72);
+    // The first one is that of the seed itself.
+    assert_eq!(texts[0], text(&server.ask(CHAT, &with(chat("Say something."), json!({ "temperature": 1.0 })))));
+}
+
+#[test]
+fn stop_texts_end_an_answer_and_are_not_part_of_it() {
+    let server = Running::start("stops");
+    let whole =
+        server.ask(COMPLETE, &json!({ "prompt": "Once", "max_tokens": 40, "temperature": 0, "ignore_eos": true }));
+    let whole = whole["choices"][0]["text"].as_str().unwrap();
+    let stop: String = whole.chars().skip(9).take(3).collect();
+    let body = json!({ "prompt": "Once", "max_tokens": 40, "temperature": 0, "ignore_eos": true, "stop": stop });
+    let stopped = server.ask(COMPLETE, &body);
+    assert_eq!(stopped["choices"][0]["text"], whole[..whole.find(&stop).unwrap()]);
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+    let events = server.stream(COMPLETE, &with(body, json!({ "stream": true })));
+    let pieces = events.iter().filter_map(|(_, data)| serde_json::from_str::<Value>(data).ok());
+    let joined: String = pieces.filter_map(|c| c["choices"][0]["text"].as_str().map(str::to_owned)).collect();
+    assert_eq!(joined, whole[..whole.find(&stop).unwrap()]);
+}
+
+#[test]
+fn log_probabilities_are_those_of_the_tokens() {
+    let server = Running::start("logprobs");
+    let body = with(chat("Hi"), json!({ "logprobs": true, "top_logprobs": 3, "temperature": 0, "max_tokens": 6 }));
+    let answer = server.ask(CHAT, &body);
+    let content = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(content.len(), 6);
+    for token in content {
+        let top = token["top_logprobs"].as_array().unwrap();
+        assert_eq!(top.len(), 3);
+        // The likeliest one was taken.
+        assert_eq!((&top[0]["bytes"], &top[0]["logprob"]), (&token["bytes"], &token["logprob"]));
+        let logprobs: Vec<f64> = top.iter().map(|t| t["logprob"].as_f64().unwrap()).collect();
+        assert!(logprobs.is_sorted_by(|a, b| a >= b) && logprobs[0] <= 0.0);
+        assert!(logprobs.iter().map(|l| l.exp()).sum::<f64>() <= 1.0001);
+    }
+    let streamed = server.stream(CHAT, &with(body, json!({ "stream": true })));
+    let streamed: Vec<Value> = streamed
+        .iter()
+        .filter_map(|(_, data)| serde_json::from_str::<Value>(data).ok())
+        .flat_map(|c| c["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default())
+        .collect();
+    assert_eq!(&streamed, content);
+}
+
+#[test]
+fn completions_take_texts_and_tokens_and_say_them_again() {
+    let server = Running::start("prompts");
+    let tokens = server.ask("/v1/tokenize", &json!({ "text": "Once upon" }));
+    assert_eq!(tokens["count"], tokens["tokens"].as_array().unwrap().len());
+    let common = json!({ "max_tokens": 5, "temperature": 0, "ignore_eos": true });
+    let of = |prompt: Value, more: Value| {
+        server.ask(COMPLETE, &with(with(common.clone(), more), json!({ "prompt": prompt })))
+    };
+    let text = of(json!("Once upon"), json!({}));
+    let same = of(tokens["tokens"].clone(), json!({}));
+    assert_eq!(text["choices"], same["choices"]);
+    let many = of(json!(["Once upon", "Twice"]), json!({ "n": 2, "echo": true }));
+    assert_eq!(many["choices"].as_array().unwrap().len(), 4);
+    let first = text["choices"][0]["text"].as_str().unwrap();
+    assert_eq!(many["choices"][0]["text"], format!("Once upon{first}"));
+    assert!(many["choices"][2]["text"].as_str().unwrap().starts_with("Twice"));
+    assert_eq!(many["usage"]["completion_tokens"], 20);
+}
+
+#[test]
+fn mistakes_are_named() {
+    let server = Running::start("mistakes");
+    for (body, status, param, part) in [
+        (json!({ "messages": [] }), 400, Some("messages"), "none"),
+        (json!({ "max_tokens": 3 }), 400, None, "missing field `messages`"),
+        (with(chat("x"), json!({ "frobnicate": 1 })), 400, Some("frobnicate"), "not supported"),
+        (with(chat("x"), json!({ "temperature": 9 })), 400, Some("temperature"), "from 0 to 2"),
+        (with(chat("x"), json!({ "top_p": 0 })), 400, Some("top_p"), "0 is not"),
+        (with(chat("x"), json!({ "n": 0 })), 400, Some("n"), "at least 1"),
+        (with(chat("x"), json!({ "n": 100 })), 400, None, "100 answers"),
+        (with(chat("x"), json!({ "logit_bias": { "x": 1 } })), 400, Some("logit_bias.x"), "vocabulary"),
+        (with(chat("x"), json!({ "model": "other" })), 404, Some("model"), "there is no model 'other'"),
+        (with(chat("x"), json!({ "stream_options": {} })), 400, Some("stream_options"), "stream"),
+        (with(chat("x"), json!({ "top_logprobs": 2 })), 400, Some("top_logprobs"), "logprobs"),
+        (json!({ "messages": [{ "role": "wizard", "content": "x" }] }), 400, Some("messages[0].role"), "'wizard'"),
+        (
+            json!({ "messages": [{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }] }),
+            400,
+            Some("messages[0].content[0].type"),
+            "image_url",
+        ),
+        (chat(&"long ".repeat(2000)), 400, Some("messages"), "context of 1024"),
+    ] {
+        let (found, answer) = server.refused(CHAT, &body);
+        let error = &answer["error"];
+        assert_eq!((found, error["param"].as_str()), (status, param), "{body}: {answer}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{body}: {answer}");
+        assert!(error["type"].is_string());
+    }
+    let ignored = with(chat("x"), json!({ "user": "me", "metadata": { "a": 1 }, "store": true, "logprobs": null }));
+    server.ask(CHAT, &ignored);
+    assert_eq!(server.get("/v1/nowhere").send().unwrap().status(), 404);
+    assert_eq!(server.get(CHAT).send().unwrap().status(), 405);
+}
+
+#[test]
+fn models_are_listed_unloaded_and_loaded() {
+    let server = Running::start("one");
+    let listed = |server: &Running| server.get("/v1/models").send().unwrap().text().unwrap();
+    let first: Value = serde_json::from_str(&listed(&server)).unwrap();
+    assert_eq!((&first["data"][0]["id"], &first["data"][0]["loaded"]), (&json!("one"), &json!(true)));
+    server.ask("/v1/models/unload", &json!({ "model": "one" }));
+    assert!(listed(&server).contains("\"loaded\":false"));
+    assert_eq!(server.get("/ready").send().unwrap().status(), 503);
+    // A request opens it again.
+    server.ask(CHAT, &chat("x"));
+    assert!(listed(&server).contains("\"loaded\":true"));
+    assert_eq!(server.get("/ready").send().unwrap().status(), 200);
+    assert_eq!(server.get("/v1/models/one").send().unwrap().status(), 200);
+    assert_eq!(server.get("/v1/models/two").send().unwrap().status(), 404);
+    assert_eq!(server.refused("/v1/models/load", &json!({ "model": "two" })).0, 404);
+}
+
+const RESPONSES: &str = "/v1/responses";
+
+fn response(input: Value) -> Value {
+    json!({ "input": input, "max_output_tokens": 6, "temperature": 0, "ignore_eos": true })
+}
+
+#[test]
+fn responses_go_on_from_those_before() {
+    let server = Running::start("responses");
+    let first = server.ask(RESPONSES, &with(response(json!("One.")), json!({ "metadata": { "a": "b" } })));
+    assert_eq!((&first["object"], &first["status"]), (&json!("response"), &json!("incomplete")));
+    assert_eq!(first["metadata"], json!({ "a": "b" }));
+    let said = first["output"][0]["content"][0]["text"].as_str().unwrap();
+    let id = first["id"].as_str().unwrap();
+    let second = server.ask(RESPONSES, &with(response(json!("Two.")), json!({ "previous_response_id": id })));
+    let spelled = json!([
+        { "role": "user", "content": "One." },
+        { "type": "message", "role": "assistant", "content": [{ "type": "output_text", "text": said }] },
+        { "role": "user", "content": [{ "type": "input_text", "text": "Two." }] },
+    ]);
+    let whole = server.ask(RESPONSES, &response(spelled));
+    assert_eq!(second["output"][0]["content"], whole["output"][0]["content"]);
+    assert_eq!(second["usage"]["input_tokens"], whole["usage"]["input_tokens"]);
+    let path = format!("{RESPONSES}/{id}");
+    assert_eq!(server.get(&path).send().unwrap().text().unwrap(), first.to_string());
+    let unkept = server.ask(RESPONSES, &with(response(json!("One.")), json!({ "store": false })));
+    let unkept = format!("{RESPONSES}/{}", unkept["id"].as_str().unwrap());
+    assert_eq!(server.get(&unkept).send().unwrap().status(), 404);
+    let gone = with(response(json!("x")), json!({ "previous_response_id": "resp_0" }));
+    assert_eq!(server.refused(RESPONSES, &gone).0, 404);
+    let (status, refused) = server.refused(RESPONSES, &with(response(json!("x")), json!({ "truncation": "auto" })));
+    assert_eq!((status, &refused["error"]["param"]), (400, &json!("truncation")));
+}
+
+#[test]
+fn events_of_responses_build_the_response() {
+    let server = Running::start("response events");
+    let whole = server.ask(RESPONSES, &response(json!("One.")));
+    let events = server.stream(RESPONSES, &with(response(json!("One.")), json!({ "stream": true })));
+    let data: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+    assert!(data.iter().enumerate().all(|(i, data)| data["sequence_number"] == i));
+    assert!(events.iter().zip(&data).all(|((name, _), data)| data["type"] == name.as_deref().unwrap()));
+    let frame: Vec<&str> = data
+        .iter()
+        .map(|data| data["type"].as_str().unwrap().trim_start_matches("response."))
+        .filter(|kind| *kind != "output_text.delta")
+        .collect();
+    assert_eq!(
+        frame,
+        [
+            "created",
+            "in_progress",
+            "output_item.added",
+            "content_part.added",
+            "output_text.done",
+            "content_part.done",
+            "output_item.done",
+            "incomplete"
+        ]
+    );
+    let text: String = data.iter().filter_map(|data| data["delta"].as_str()).collect();
+    assert_eq!(text, whole["output"][0]["content"][0]["text"]);
+    assert_eq!(data[data.len() - 1]["response"]["output"][0]["content"], whole["output"][0]["content"]);
+}

@@ -1,0 +1,299 @@
+//! `basert serve`.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::Context;
+use basert::hub::DEFAULT_MODEL;
+use basert::{DeviceKind, Options};
+use basert_server::{Config, Loaded, Server, Source, Stop};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use super::failure::mistake;
+use super::model::{self, DeviceArgs, read_text};
+use super::{count, units};
+
+/// Answers requests over HTTP until it is told to stop.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  basert serve
+  basert serve smollm2-135m ./other.gguf --port 9000
+  basert serve qwen2.5-0.5b --host 0.0.0.0 --api-key-file keys.txt
+  curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
+
+A model is asked for by the name it has here, a file by its name without the ending; the first one answers requests \
+that name none. SIGTERM and SIGINT let requests end within --drain-timeout, SIGUSR1 however long they take; a second \
+signal ends the server at once.")]
+pub struct Args {
+    /// The models: paths, hub ids org/name[:variant], or names that `basert list` shows [default: smollm2-135m]
+    #[arg(value_name = "MODEL")]
+    models: Vec<String>,
+    /// Another model; may be given several times
+    #[arg(long = "model", value_name = "MODEL")]
+    more_models: Vec<String>,
+    /// Describe a model's architecture by this TOML file; may be given several times
+    #[arg(long, value_name = "FILE")]
+    arch_file: Vec<PathBuf>,
+    /// The most tokens that prompt and answer have together [default: what the model was trained for, up to 8192]
+    #[arg(long, value_name = "TOKENS", value_parser = count(1))]
+    max_context: Option<usize>,
+    /// The most tokens of an answer, whatever a request says
+    #[arg(long, value_name = "TOKENS", value_parser = count(1))]
+    max_tokens: Option<usize>,
+    /// Use this Jinja template instead of the models' own
+    #[arg(long, value_name = "FILE")]
+    chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Answers at once, for each model; others wait
+    #[arg(long = "continuous-batching", value_name = "N", default_value_t = 16, value_parser = count(1))]
+    parallel: usize,
+    /// Requests that may wait for their turn, for each model; more are refused
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(0))]
+    queue: usize,
+    /// Memory for keys and values of each model, in MiB [default: on the CPU half of what is available; elsewhere enough
+    /// for 4 answers of the longest context]
+    #[arg(long, value_name = "MIB", value_parser = count(1))]
+    kv_memory: Option<usize>,
+    /// About how long, in milliseconds, those who wait for their next token may wait for prompts of others
+    #[arg(long, value_name = "MS", default_value_t = 150, value_parser = count(1))]
+    step_gap: usize,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Network")]
+struct NetworkArgs {
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: IpAddr,
+    /// The port to listen on; 0 takes one that is free
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// Let in who has this key; may be given several times. Other users of the machine can see it: --api-key-file
+    #[arg(long, value_name = "KEY")]
+    api_key: Vec<String>,
+    /// Let in who has one of the keys in this file, a key on each line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Let web pages of this origin in, or of all with *; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+    /// Requests a minute, for each key, or for each address without keys
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate_limit: Option<u32>,
+    /// The largest body of a request, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = count(1))]
+    body_limit: usize,
+    /// Seconds that the head of a request may take, and again its body
+    #[arg(long, value_name = "S", default_value_t = 30, value_parser = count(1))]
+    header_timeout: usize,
+    /// Seconds that an answer may take
+    #[arg(long, value_name = "S", default_value_t = 3600, value_parser = count(1))]
+    request_timeout: usize,
+    /// Seconds that requests may go on after SIGTERM
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = count(0))]
+    drain_timeout: usize,
+    /// Seconds of silence after which a stream says that it is there
+    #[arg(long, value_name = "S", default_value_t = 10, value_parser = count(1))]
+    keep_alive: usize,
+    /// Unload a model that was not used for so many seconds [default: never]
+    #[arg(long, value_name = "S", value_parser = count(1))]
+    idle_timeout: Option<usize>,
+    /// Keep uploaded files and results of batches in this folder; without, there are none
+    #[arg(long, value_name = "FOLDER")]
+    files_dir: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Log")]
+struct LogArgs {
+    /// How the log is written; it never has what was said
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log: LogFormat,
+    /// Write the log to the end of this file instead of stderr
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    /// Lines to read
+    Text,
+    /// An object on each line
+    Json,
+    /// No log
+    Off,
+}
+
+/// Runs the command.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    args.log.begin()?;
+    let config = args.config()?;
+    let sources = args.sources()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(config, sources))
+}
+
+async fn serve(config: Config, sources: Vec<Source>) -> anyhow::Result<()> {
+    let names = sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>().join(", ");
+    let server = Server::bind(config, sources).await.map_err(|error| match error {
+        basert_server::ServeError::Listen { .. } => anyhow::Error::from(error),
+        error => mistake(error.to_string()),
+    })?;
+    let address = server.address()?;
+    server.open_first().await.map_err(anyhow::Error::from_boxed)?;
+    writeln!(io::stderr(), "serving {names} at http://{address}")?;
+    tokio::spawn(signals(server.stop()));
+    server.run().await;
+    Ok(())
+}
+
+/// Tells the server what signals say.
+#[cfg(unix)]
+async fn signals(stop: Stop) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::user_defined1()];
+    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut patient)] = kinds.map(signal) else {
+        return tracing::warn!("signals cannot be received; the server ends without draining");
+    };
+    let mut told = false;
+    loop {
+        let patiently = tokio::select! {
+            _ = terminate.recv() => false,
+            _ = interrupt.recv() => false,
+            _ = patient.recv() => true,
+        };
+        match (told, patiently) {
+            (true, _) => stop.now(),
+            (false, true) => stop.drain_patiently(),
+            (false, false) => stop.drain(),
+        }
+        told = true;
+    }
+}
+
+#[cfg(not(unix))]
+async fn signals(stop: Stop) {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        stop.drain();
+    }
+    if tokio::signal::ctrl_c().await.is_ok() {
+        stop.now();
+    }
+}
+
+impl LogArgs {
+    fn begin(&self) -> anyhow::Result<()> {
+        let writer = match &self.log_file {
+            None => BoxMakeWriter::new(io::stderr),
+            Some(path) => {
+                let file = File::options().create(true).append(true).open(path);
+                BoxMakeWriter::new(Mutex::new(file.with_context(|| format!("cannot write '{}'", path.display()))?))
+            }
+        };
+        let log = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false);
+        match self.log {
+            LogFormat::Text => log.init(),
+            LogFormat::Json => log.json().flatten_event(true).init(),
+            LogFormat::Off => {}
+        }
+        Ok(())
+    }
+}
+
+impl Args {
+    fn config(&self) -> anyhow::Result<Config> {
+        let network = &self.network;
+        let seconds = |seconds: usize| Duration::from_secs(seconds as u64);
+        let mut api_keys = network.api_key.clone();
+        if let Some(path) = &network.api_key_file {
+            let text = read_text(path)?;
+            api_keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+            if api_keys.is_empty() {
+                return Err(mistake(format!("there is no key in '{}'", path.display())));
+            }
+        }
+        if api_keys.iter().any(String::is_empty) {
+            return Err(mistake("an API key cannot be empty"));
+        }
+        Ok(Config {
+            address: SocketAddr::new(network.host, network.port),
+            api_keys,
+            cors: network.cors.clone(),
+            body_limit: network.body_limit << 20,
+            header_timeout: seconds(network.header_timeout),
+            request_timeout: seconds(network.request_timeout),
+            drain_timeout: seconds(network.drain_timeout),
+            keep_alive: seconds(network.keep_alive),
+            rate_limit: network.rate_limit,
+            parallel: self.parallel,
+            queue: self.queue,
+            max_tokens: self.max_tokens,
+            step_gap: Duration::from_millis(self.step_gap as u64),
+            idle_timeout: network.idle_timeout.map(seconds),
+            files: network.files_dir.clone(),
+        })
+    }
+
+    fn sources(&self) -> anyhow::Result<Vec<Source>> {
+        let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
+        let device = self.device.choose(Options::default()).device;
+        let cache_bytes = match self.kv_memory {
+            Some(mib) => Some(mib << 20),
+            None if device == DeviceKind::Cpu => available_memory().map(|bytes| bytes / 2),
+            None => None,
+        };
+        let sessions = if cache_bytes.is_some() { self.parallel } else { self.parallel.min(4) };
+        if let Some(bytes) = cache_bytes {
+            tracing::info!("up to {} for keys and values of each model", units::bytes(bytes as f64));
+        }
+        let options = Options {
+            max_context: self.max_context,
+            arch_files: self.arch_file.clone(),
+            chat_template,
+            sessions,
+            cache_bytes,
+            prefix_cache: true,
+            ..Options::default()
+        };
+        let mut models: Vec<&str> = self.models.iter().chain(&self.more_models).map(String::as_str).collect();
+        if models.is_empty() {
+            models.push(DEFAULT_MODEL);
+        }
+        models.into_iter().map(|name| self.source(name, options.clone())).collect()
+    }
+
+    fn source(&self, name: &str, options: Options) -> anyhow::Result<Source> {
+        let asked = (name != DEFAULT_MODEL).then_some(name);
+        let path = model::path(asked)?;
+        let given = Path::new(name);
+        let name = match given.file_stem() {
+            Some(stem) if given.exists() => stem.to_string_lossy().into_owned(),
+            _ => name.to_owned(),
+        };
+        let device = self.device.clone();
+        let open = move || {
+            let (engine, tokenizer, template) = device.open(&path, options.clone())?.into_parts();
+            Ok(Loaded { engine, tokenizer, template })
+        };
+        Ok(Source { name, open: Box::new(open) })
+    }
+}
+
+/// Bytes of memory that nobody uses, where the system says.
+fn available_memory() -> Option<usize> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
