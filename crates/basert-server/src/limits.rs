@@ -17,7 +17,7 @@ pub struct Limits {
 impl Limits {
     pub fn new(per_minute: Option<u32>) -> Limits {
         let quota = per_minute.and_then(NonZeroU32::new).map(Quota::per_minute);
-        Limits { limiter: quota.map(|quota| RateLimiter::hashmap(quota)) }
+        Limits { limiter: quota.map(RateLimiter::hashmap) }
     }
 
     /// Counts a request, or refuses it.

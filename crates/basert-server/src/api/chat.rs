@@ -9,6 +9,7 @@ use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::format::{Asked, Format};
 use super::items::{Call, Items};
 use super::options::Options;
 use super::prompt::{Chat, Message, Rendered};
@@ -18,7 +19,7 @@ use crate::auth::Client;
 use crate::body::Fields;
 use crate::error::ApiError;
 use crate::identity;
-use crate::model::{ChatAnswer, Event, Events, Finish, Job, Part, TokenText};
+use crate::model::{Event, Events, Finish, Job, Part, TokenText};
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
 
@@ -42,6 +43,9 @@ struct Request {
     tools: Option<Vec<Tool>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
+    response_format: Option<Asked>,
+    /// A grammar as llama.cpp writes them.
+    grammar: Option<String>,
     modalities: Option<Vec<String>>,
 }
 
@@ -83,10 +87,17 @@ async fn complete(
     let model = shared.registry.get(options.model.as_deref()).await?;
     let variables = request.variables();
     let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
-    let chat = Chat::new(request.messages, tools.for_template(), variables)?;
+    let format = match request.grammar {
+        None => Format::new("response_format", request.response_format)?,
+        Some(_) if request.response_format.is_some() => {
+            return Err(ApiError::field("grammar", "an answer has one format; response_format says another"));
+        }
+        Some(grammar) => Format::new("grammar", Some(Asked::Gbnf { grammar }))?,
+    };
+    let chat = Chat { tools, format, ..Chat::new(request.messages, variables)? };
     let sampling = options.sampling(&model)?;
     let n = options.n.unwrap_or(1);
-    let Rendered { text, tokens } = chat.render(model.clone()).await?;
+    let Rendered { tokens, answer } = chat.render(model.clone()).await?;
     let job = Job {
         client,
         prompts: vec![tokens],
@@ -94,7 +105,7 @@ async fn complete(
         sampling,
         max_tokens: request.max_completion_tokens.or(request.max_tokens),
         stop: options.stop.clone(),
-        chat: Some(ChatAnswer { prompt: text, tools: tools.names(), one_call: !tools.parallel }),
+        chat: Some(answer),
         logprobs,
         ignore_end: options.ignore_eos,
     };

@@ -98,22 +98,22 @@ impl Items {
 
     /// All texts as one.
     pub fn text(&self) -> String {
-        self.items
-            .iter()
-            .filter_map(|item| if let Item::Text(text) = item { Some(text.as_str()) } else { None })
-            .collect()
+        let text = |item: &Item| if let Item::Text(text) = item { text.clone() } else { String::new() };
+        self.items.iter().map(text).collect()
     }
 
     /// All reasoning as one.
     pub fn reasoning(&self) -> String {
-        let reasoning = |item| if let &Item::Reasoning(ref text) = item { Some(text.as_str()) } else { None };
-        self.items.iter().filter_map(reasoning).collect()
+        let reasoning = |item: &Item| if let Item::Reasoning(text) = item { text.clone() } else { String::new() };
+        self.items.iter().map(reasoning).collect()
     }
 
     /// The calls that are whole.
     pub fn calls(&self) -> impl Iterator<Item = &Call> {
-        let call = |item| if let &Item::Call(ref call) = item { Some(call) } else { None };
-        self.items.iter().filter_map(call).filter(|call| call.whole)
+        self.items.iter().filter_map(|item| match item {
+            Item::Call(call) if call.whole => Some(call),
+            _ => None,
+        })
     }
 }
 

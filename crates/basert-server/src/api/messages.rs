@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::format::{Asked, Format};
 use super::items::{Change, Item, Items};
 use super::options::Options;
 use super::prompt::{Chat, Rendered};
@@ -19,7 +20,7 @@ use crate::auth::Client;
 use crate::body::Fields;
 use crate::error::ApiError;
 use crate::identity;
-use crate::model::{ChatAnswer, Event, Events, Finish, Job};
+use crate::model::{Event, Events, Finish, Job};
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
 
@@ -115,10 +116,11 @@ enum Thinking {
     Disabled {},
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OutputConfig {
     effort: Option<String>,
+    format: Option<Asked>,
 }
 
 impl Request {
@@ -145,7 +147,7 @@ impl Request {
     }
 
     /// The conversation as templates want it.
-    fn chat(self, tools: &Tools) -> Result<Chat, ApiError> {
+    fn chat(self, tools: Tools) -> Result<Chat, ApiError> {
         let mut messages = Vec::new();
         if let Some(system) = self.system {
             messages.push(json!({ "role": "system", "content": text(system, "system")? }));
@@ -169,10 +171,12 @@ impl Request {
         if let Some(thinking) = &self.thinking {
             variables.insert("enable_thinking".into(), (!matches!(thinking, Thinking::Disabled {})).into());
         }
-        if let Some(effort) = self.output_config.and_then(|config| config.effort) {
+        let config = self.output_config.unwrap_or_default();
+        if let Some(effort) = config.effort {
             variables.insert("reasoning_effort".into(), effort.into());
         }
-        Ok(Chat { messages, tools: tools.for_template(), variables })
+        let format = Format::new("output_config.format", config.format)?;
+        Ok(Chat { messages, tools, format, variables })
     }
 }
 
@@ -259,7 +263,7 @@ async fn create(
     let tools = request.tools()?;
     let model = shared.registry.get(options.model.as_deref()).await?;
     let stop = request.stop_sequences.clone();
-    let Rendered { text, tokens } = request.chat(&tools)?.render(model.clone()).await?;
+    let Rendered { tokens, answer } = request.chat(tools)?.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
         prompts: vec![tokens],
@@ -267,7 +271,7 @@ async fn create(
         sampling: options.sampling(&model)?,
         max_tokens: Some(max_tokens),
         stop,
-        chat: Some(ChatAnswer { prompt: text, tools: tools.names(), one_call: !tools.parallel }),
+        chat: Some(answer),
         logprobs: None,
         ignore_end: false,
     })?;
@@ -290,7 +294,7 @@ async fn count(State(shared): State<Shared>, mut fields: Fields) -> Result<Json<
     let mut request: Request = fields.rest()?;
     let tools = request.tools()?;
     let model = shared.registry.get(options.model.as_deref()).await?;
-    let rendered = request.chat(&tools)?.render(model).await?;
+    let rendered = request.chat(tools)?.render(model).await?;
     Ok(Json(json!({ "input_tokens": rendered.tokens.len() })))
 }
 

@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod format;
 mod health;
 mod items;
 mod messages;

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use basert_text::{ChatRequest, EncodeOptions};
+use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::format::Format;
+use super::tools::{Choice, Tools};
 use crate::error::ApiError;
-use crate::model::Model;
+use crate::model::{ChatAnswer, Model};
 
 /// A message of a chat, as OpenAI's API has it.
 #[derive(Debug, Deserialize)]
@@ -117,18 +119,13 @@ impl Message {
         if let Some(id) = self.tool_call_id {
             message["tool_call_id"] = id.into();
         }
-        let calls = calls.into_iter().enumerate().map(|(i, call)| {
-            // Templates write arguments themselves.
-            let arguments: Value = match call.function.arguments.trim() {
-                "" => json!({}),
-                text => serde_json::from_str(text).map_err(|error| {
-                    ApiError::field(path(&format!("tool_calls[{i}].function.arguments")), format!("not JSON: {error}"))
-                })?,
-            };
-            let function = json!({ "name": call.function.name, "arguments": arguments });
-            Ok(json!({ "id": call.id, "type": "function", "function": function }))
-        });
-        let calls = calls.collect::<Result<Vec<_>, ApiError>>()?;
+        let calls: Vec<Value> = calls
+            .into_iter()
+            .map(|call| {
+                let function = json!({ "name": call.function.name, "arguments": call.function.arguments });
+                json!({ "id": call.id, "type": "function", "function": function })
+            })
+            .collect();
         if !calls.is_empty() {
             message["tool_calls"] = calls.into();
         }
@@ -143,25 +140,26 @@ impl Message {
 #[derive(Debug, Default)]
 pub struct Chat {
     pub messages: Vec<Value>,
-    /// Tools as templates want them: `{"type": "function", "function": {…}}`.
-    pub tools: Vec<Value>,
+    pub tools: Tools,
+    pub format: Format,
     pub variables: Map<String, Value>,
 }
 
 /// A prompt as the model gets it.
 #[derive(Debug, Default)]
 pub struct Rendered {
-    pub text: String,
     pub tokens: Vec<u32>,
+    /// How what follows is read.
+    pub answer: ChatAnswer,
 }
 
 impl Chat {
-    pub fn new(messages: Vec<Message>, tools: Vec<Value>, variables: Map<String, Value>) -> Result<Chat, ApiError> {
+    pub fn new(messages: Vec<Message>, variables: Map<String, Value>) -> Result<Chat, ApiError> {
         if messages.is_empty() {
             return Err(ApiError::field("messages", "there are none; a chat needs one at least"));
         }
         let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_value(index));
-        Ok(Chat { messages: messages.collect::<Result<_, _>>()?, tools, variables })
+        Ok(Chat { messages: messages.collect::<Result<_, _>>()?, variables, ..Chat::default() })
     }
 
     /// The prompt, up to where the answer begins. That may take a while, and does so elsewhere.
@@ -171,18 +169,57 @@ impl Chat {
                 let message = format!("'{}' has no chat template; it completes text at /v1/completions", model.name);
                 return Err(ApiError::bad(message));
             };
+            let wrong = |error| ApiError::field("messages", error);
+            let tools = self.tools.for_template();
+            let conversation = model.dialect.conversation(template, &self.messages, &tools).map_err(wrong)?;
             let request = ChatRequest {
-                messages: &self.messages,
-                tools: (!self.tools.is_empty()).then_some(&self.tools),
+                messages: &conversation.messages,
+                tools: (conversation.tools_in_template && !tools.is_empty()).then_some(&tools),
                 add_generation_prompt: true,
                 variables: Some(&self.variables),
                 ..ChatRequest::default()
             };
-            let text = template.render(&request).map_err(|error| ApiError::field("messages", error))?;
+            let text = template.render(&request).map_err(wrong)?;
             let tokens = encode(&model, &text, false)?;
-            Ok(Rendered { text, tokens })
+            let constraint = self.constraint(&model, &tools, &text)?;
+            let (names, one_call) = (self.tools.names(), !self.tools.parallel);
+            Ok(Rendered { tokens, answer: ChatAnswer { prompt: text, tools: names, one_call, constraint } })
         })
         .await
+    }
+}
+
+impl Chat {
+    /// What the answer has to be, by its format or by the tools that it has to call.
+    fn constraint(&self, model: &Model, tools: &[Value], prompt: &str) -> Result<Option<Constraint>, ApiError> {
+        let named = match &self.tools.choice {
+            Choice::Named(name) => Some(Some(name.as_str())),
+            Choice::Required => Some(None),
+            Choice::Auto | Choice::None => None,
+        };
+        let (param, grammar) = match (named, self.format.grammar()) {
+            (None, None) => return Ok(None),
+            (None, Some(_)) if !tools.is_empty() => {
+                let message =
+                    "an answer has a format or may call tools, not both; set tool_choice to none, or leave it out";
+                return Err(ApiError::field(self.format.field(), message));
+            }
+            (None, Some(grammar)) => (self.format.field(), Ok(grammar.clone())),
+            (Some(_), Some(_)) => {
+                return Err(ApiError::field(
+                    self.format.field(),
+                    "an answer that has to call tools has no other format",
+                ));
+            }
+            (Some(named), None) => {
+                let calls = CallGrammar::new(model.dialect.clone(), tools, named, self.tools.parallel);
+                ("tools", calls.map(Grammar::Calls))
+            }
+        };
+        let asked = self.variables.get("enable_thinking").and_then(Value::as_bool);
+        let reasons = model.reasons && asked.unwrap_or(true);
+        let constraint = grammar.and_then(|grammar| model.constraint(&grammar, prompt, reasons));
+        constraint.map(Some).map_err(|error| ApiError::field(param, error))
     }
 }
 

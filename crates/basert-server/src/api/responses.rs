@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
-use super::items::{Change, Item, Items};
+use super::format::{Asked, Format};
+use super::items::{Call, Change, Item, Items};
 use super::options::Options;
 use super::prompt::{Chat, Content, Rendered};
 use super::tools::{self, Function, Tools};
@@ -21,7 +22,7 @@ use crate::auth::Client;
 use crate::body::Fields;
 use crate::error::ApiError;
 use crate::identity;
-use crate::model::{ChatAnswer, Event, Events, Finish, Job};
+use crate::model::{Event, Events, Finish, Job};
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
 
@@ -43,6 +44,7 @@ struct Request {
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     reasoning: Option<Reasoning>,
+    text: Option<Text>,
     truncation: Option<String>,
     #[serde(default)]
     background: bool,
@@ -67,6 +69,12 @@ struct Tool {
     description: Option<String>,
     parameters: Option<Map<String, Value>>,
     strict: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: Option<Asked>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -199,8 +207,11 @@ async fn create(
     let effort = request.reasoning.and_then(|reasoning| reasoning.effort);
     let variables = effort.map(|effort| ("reasoning_effort".to_owned(), Value::String(effort))).into_iter().collect();
     let model = shared.registry.get(options.model.as_deref()).await?;
-    let chat = Chat { messages: all, tools: tools.for_template(), variables };
-    let Rendered { text, tokens } = chat.render(model.clone()).await?;
+    let listed: Vec<Value> = tools.for_template().iter().map(flat).collect();
+    let parallel = tools.parallel;
+    let format = Format::new("text.format", request.text.and_then(|text| text.format))?;
+    let chat = Chat { messages: all, tools, format, variables };
+    let Rendered { tokens, answer } = chat.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
         prompts: vec![tokens],
@@ -208,7 +219,7 @@ async fn create(
         sampling: options.sampling(&model)?,
         max_tokens: request.max_output_tokens,
         stop: vec![],
-        chat: Some(ChatAnswer { prompt: text, tools: tools.names(), one_call: !tools.parallel }),
+        chat: Some(answer),
         logprobs: None,
         ignore_end: options.ignore_eos,
     })?;
@@ -221,9 +232,9 @@ async fn create(
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
         "previous_response_id": request.previous_response_id,
-        "parallel_tool_calls": tools.parallel,
+        "parallel_tool_calls": parallel,
         "tool_choice": request.tool_choice.unwrap_or_else(|| json!("auto")),
-        "tools": tools.for_template().iter().map(flat).collect::<Vec<_>>(),
+        "tools": listed,
         "metadata": metadata,
         "store": store,
         "truncation": "disabled",
@@ -304,8 +315,6 @@ fn add(mut item: Value, path: &str, messages: &mut Vec<Value>) -> Result<(), Api
             }
         }
         Said::FunctionCall { call_id, name, arguments } => {
-            let arguments: Value = serde_json::from_str(&arguments)
-                .map_err(|error| ApiError::field(format!("{path}.arguments"), format!("not JSON: {error}")))?;
             let call =
                 json!({ "id": call_id, "type": "function", "function": { "name": name, "arguments": arguments } });
             let message = assistant(messages);
@@ -449,9 +458,8 @@ impl Reply {
             let calls: Vec<_> = self
                 .items
                 .calls()
-                .map(|call| {
-                    let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
-                    json!({ "id": call.id, "type": "function", "function": { "name": call.name, "arguments": arguments } })
+                .map(|Call { id, name, arguments, .. }| {
+                    json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } })
                 })
                 .collect();
             if !calls.is_empty() {

@@ -31,7 +31,7 @@ async fn tokenize(State(shared): State<Shared>, fields: Fields) -> Result<Json<V
     let tokens = match (request.text, request.messages) {
         (Some(text), None) => prompt::text_tokens(model.clone(), text).await?,
         (None, Some(messages)) => {
-            let chat = Chat::new(messages, vec![], request.chat_template_kwargs.unwrap_or_default())?;
+            let chat = Chat::new(messages, request.chat_template_kwargs.unwrap_or_default())?;
             chat.render(model.clone()).await?.tokens
         }
         _ => return Err(ApiError::bad("either text or messages has to be given")),

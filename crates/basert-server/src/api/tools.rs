@@ -41,12 +41,19 @@ pub enum Choice {
 }
 
 /// The tools of a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tools {
     pub functions: Vec<Function>,
     pub choice: Choice,
     /// Whether several may be called in one answer.
     pub parallel: bool,
+}
+
+impl Default for Tools {
+    /// None.
+    fn default() -> Tools {
+        Tools { functions: Vec::new(), choice: Choice::Auto, parallel: true }
+    }
 }
 
 /// The longest name of a tool.
@@ -97,7 +104,7 @@ impl Tools {
             json!({ "type": "function", "function": {
                 "name": function.name,
                 "description": function.description.as_deref().unwrap_or_default(),
-                "parameters": function.parameters.clone().unwrap_or_default(),
+                "parameters": function.parameters.clone().unwrap_or_else(no_arguments),
             } })
         };
         self.callable().iter().map(tool).collect()
@@ -111,6 +118,11 @@ impl Tools {
     fn callable(&self) -> &[Function] {
         if self.choice == Choice::None { &[] } else { &self.functions }
     }
+}
+
+/// The schema of no arguments.
+fn no_arguments() -> Map<String, Value> {
+    Map::from_iter([("type".to_owned(), "object".into()), ("properties".to_owned(), json!({}))])
 }
 
 /// What a chat says of the choice.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::http::StatusCode;
 use basert_engine::{Prompt, Sampling};
-use basert_text::Event as Part;
+use basert_text::{Constraint, Event as Part};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::error::ApiError;
@@ -53,6 +53,8 @@ pub struct ChatAnswer {
     pub tools: Vec<String>,
     /// Whether the answer ends after a call.
     pub one_call: bool,
+    /// What the answer has to be.
+    pub constraint: Option<Constraint>,
 }
 
 /// A token by itself, with its log probability.

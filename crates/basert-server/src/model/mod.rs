@@ -5,14 +5,14 @@ mod reader;
 mod worker;
 
 use std::fmt;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
 use basert_engine::{Engine, Request, Sampler};
 pub use basert_text::Event as Part;
-use basert_text::{ChatTemplate, Dialect, Tokenizer};
+use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::Semaphore;
 
 pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
@@ -52,6 +52,10 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// How it writes calls of tools and reasoning.
     pub dialect: Arc<Dialect>,
+    /// Whether the template knows of reasoning.
+    pub reasons: bool,
+    /// Makes constraints; it arranges the whole vocabulary, so it is made when it is needed.
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// The control tokens that the dialect needs to see.
     markers: Vec<u32>,
     /// The most tokens of prompt and answer.
@@ -70,12 +74,37 @@ impl Model {
         let Loaded { engine, tokenizer, template } = loaded;
         let context = engine.context();
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
+        let reasons = template.as_ref().is_some_and(|(_, source)| source.contains("think"));
         let markers = dialect.tokens(&tokenizer);
         let template = template.map(|(template, _)| template);
         let (requests, thread) = worker::start(name, engine, &config)?;
         let room = Arc::new(Semaphore::new(config.parallel + config.queue));
         let (name, tokenizer, answered) = (name.to_owned(), Arc::new(tokenizer), Arc::new(Answered::new(name)));
-        Ok(Model { name, tokenizer, template, dialect, markers, context, requests, thread, answered, room, config })
+        Ok(Model {
+            name,
+            tokenizer,
+            template,
+            dialect,
+            reasons,
+            grammars: OnceLock::new(),
+            markers,
+            context,
+            requests,
+            thread,
+            answered,
+            room,
+            config,
+        })
+    }
+
+    /// What an answer has to be after this prompt, with reasoning before it if the model may. That may take a while.
+    pub fn constraint(&self, grammar: &Grammar, prompt: &str, reasons: bool) -> Result<Constraint, GrammarError> {
+        let compiler = self.grammars.get_or_init(|| GrammarCompiler::new(self.tokenizer.clone()));
+        let (dialect, prompt) = (self.dialect.clone(), prompt.to_owned());
+        compiler
+            .as_ref()
+            .map_err(Clone::clone)?
+            .compile_after(grammar, &Preface::OfDialect { dialect, prompt, reasons })
     }
 
     /// Whether the thread is no more.

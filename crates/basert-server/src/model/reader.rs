@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use basert_engine::{Attention, EngineError, Prompt, Reader, Token};
-use basert_text::{Detokenizer, Event as Part, Parser, ParserOptions, StopTexts, Tokenizer};
+use basert_engine::{Attention, EngineError, Mask, Prompt, Reader, Token};
+use basert_text::{Constraint, Detokenizer, Event as Part, Parser, ParserOptions, StopTexts, Tokenizer};
 use tokio::sync::mpsc;
 
 use super::Model;
@@ -19,6 +19,7 @@ pub struct TextReader {
     detokenizer: Option<Detokenizer<Arc<Tokenizer>>>,
     text: Text,
     calls: Calls,
+    constraint: Option<Constraint>,
     ignore_end: bool,
     /// So many events of all answers have to have room.
     burst: usize,
@@ -114,6 +115,7 @@ impl TextReader {
             detokenizer: Some(detokenizer),
             text,
             calls: Calls { one: job.chat.as_ref().is_some_and(|chat| chat.one_call), ..Calls::default() },
+            constraint: job.chat.as_ref().and_then(|chat| chat.constraint.clone()),
             ignore_end: job.ignore_end,
             burst: BURST * job.n * job.prompts.len(),
             tokens: 0,
@@ -196,6 +198,15 @@ impl Reader for TextReader {
         self.send(Event::Prompt { choice: self.choice, prompt });
     }
 
+    fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    fn mask(&mut self) -> Result<Option<Mask>, String> {
+        let Some(constraint) = &mut self.constraint else { return Ok(None) };
+        constraint.mask().map(|mask| Some(mask.to_vec())).map_err(|error| error.to_string())
+    }
+
     fn token(&mut self, token: Token) -> bool {
         self.measure();
         let id = token.id;
@@ -210,6 +221,16 @@ impl Reader for TextReader {
         }
         let parts = self.text.push(&text);
         self.piece(parts, tokens);
+        if let Some(constraint) = &mut self.constraint {
+            if let Err(error) = constraint.accept(id) {
+                self.end(Err(EngineError::Constraint(error.to_string())));
+                return false;
+            }
+            if constraint.is_finished() {
+                self.finish(Finish::End, vec![]);
+                return false;
+            }
+        }
         let finish = match self.text.stopped() {
             Some(stop) => Finish::Stop(stop.to_owned()),
             None if self.calls.one && self.calls.ended > 0 => Finish::End,

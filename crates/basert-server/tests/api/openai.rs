@@ -269,3 +269,72 @@ fn events_of_responses_build_the_response() {
     assert_eq!(text, whole["output"][0]["content"][0]["text"]);
     assert_eq!(data[data.len() - 1]["response"]["output"][0]["content"], whole["output"][0]["content"]);
 }
+
+#[test]
+fn a_format_is_kept_and_one_that_cannot_be_is_refused() {
+    let server = Running::start("formats");
+    let format =
+        |format: Value| with(chat("Say something."), json!({ "response_format": format, "ignore_eos": false }));
+    let digits = server.ask(CHAT, &format(json!({ "type": "regex", "pattern": "[0-9]{3}" })));
+    let said = text(&digits);
+    assert!(said.len() == 3 && said.bytes().all(|c| c.is_ascii_digit()), "{said}");
+    assert_eq!(digits["choices"][0]["finish_reason"], "stop");
+    let schema = json!({ "type": "object", "properties": { "a": { "enum": ["x", "y"] } }, "required": ["a"],
+        "additionalProperties": false });
+    let schema = json!({ "type": "json_schema", "json_schema": { "name": "one", "strict": true, "schema": schema } });
+    let mut whole = 0;
+    for seed in 0..6 {
+        let body = with(format(schema.clone()), json!({ "temperature": 1.0, "seed": seed, "n": 3, "max_tokens": 200 }));
+        for choice in server.ask(CHAT, &body)["choices"].as_array().unwrap() {
+            // Random weights may write space until they are cut off.
+            if choice["finish_reason"] == "stop" {
+                let said: Value = serde_json::from_str(choice["message"]["content"].as_str().unwrap()).unwrap();
+                assert!(["x", "y"].contains(&said["a"].as_str().unwrap()), "{said}");
+                whole += 1;
+            }
+        }
+    }
+    assert!(whole > 0);
+    for (body, param) in [
+        (format(json!({ "type": "regex", "pattern": "(" })), "response_format"),
+        (format(json!({ "type": "xml" })), "response_format.type"),
+        (with(chat("x"), json!({ "grammar": "root ::= missing" })), "grammar"),
+    ] {
+        let (status, answer) = server.refused(CHAT, &body);
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some(param)), "{answer}");
+    }
+}
+
+#[test]
+fn a_tool_that_has_to_be_called_is_called() {
+    let server = Running::start("tools");
+    let schema = json!({ "type": "object", "properties": { "n": { "type": "integer", "maximum": 99, "minimum": 0 } },
+        "required": ["n"], "additionalProperties": false });
+    let tool = |name: &str| json!({ "type": "function", "function": { "name": name, "parameters": schema } });
+    let named = json!({ "type": "function", "function": { "name": "second" } });
+    let asked = json!({ "tools": [tool("first"), tool("second")], "tool_choice": named, "max_tokens": 200,
+        "ignore_eos": false, "parallel_tool_calls": false });
+    let body = with(chat("Call."), asked);
+    let answer = server.ask(CHAT, &body);
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null),
+        "{answer}"
+    );
+    let calls = choice["message"]["tool_calls"].as_array().unwrap();
+    assert_eq!((calls.len(), &calls[0]["function"]["name"]), (1, &json!("second")));
+    let arguments: Value = serde_json::from_str(calls[0]["function"]["arguments"].as_str().unwrap()).unwrap();
+    assert!(arguments["n"].is_u64(), "{arguments}");
+    let events = server.stream(CHAT, &with(body.clone(), json!({ "stream": true })));
+    let chunks: Vec<Value> = events.iter().filter_map(|(_, data)| serde_json::from_str(data).ok()).collect();
+    let deltas = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"]);
+    let streamed: String = deltas.filter_map(Value::as_str).collect();
+    assert_eq!(streamed, calls[0]["function"]["arguments"].as_str().unwrap());
+    // Cut off, it is no call.
+    let cut = server.ask(CHAT, &with(body, json!({ "max_tokens": 12 })));
+    assert_eq!(cut["choices"][0]["finish_reason"], "length");
+    assert!(cut["choices"][0]["message"]["tool_calls"].is_null(), "{cut}");
+    let unknown = with(chat("x"), json!({ "tools": [tool("a")], "tool_choice": "sometimes" }));
+    assert_eq!(server.refused(CHAT, &unknown).1["error"]["param"], "tool_choice");
+}
