@@ -9,7 +9,7 @@ import type { AddressInfo } from "node:net";
 import { extname, join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
-const ASSETS = process.env.BASERT_WEB_ASSETS ?? join(import.meta.dirname, "../dist");
+const ASSETS = process.env.BASERT_WEB_ASSETS ?? join(import.meta.dirname, "../../crates/basert-server/assets");
 const TYPES: Record<string, string> = {
   ".html": "text/html; charset=utf-8",
   ".js": "text/javascript; charset=utf-8",

@@ -13,7 +13,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 macro_rules! built {
     ($name:literal) => {
-        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../web/dist/", $name))
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/", $name))
     };
 }
 
