@@ -225,6 +225,26 @@ impl Synth {
         Ok(())
     }
 
+    /// Everything of the file up to the weights, and the length of the whole: for a file with a hole in their place, which
+    /// has all that a plan needs.
+    ///
+    /// # Errors
+    /// When the file cannot hold the model.
+    pub fn outline(&self) -> Result<(Vec<u8>, u64), SynthError> {
+        let mut writer = self.header()?;
+        let mut length = 0;
+        for (tensor, format) in &self.tensors {
+            let spec = TensorSpec::new(&tensor.name, *format, &tensor.shape);
+            length += spec.byte_len()?.next_multiple_of(gguf::DEFAULT_ALIGNMENT) as u64;
+            writer.declare(spec)?;
+        }
+        let mut head = Vec::new();
+        // No tensor follows.
+        drop(writer.begin(&mut head)?);
+        let length = length + head.len() as u64;
+        Ok((head, length))
+    }
+
     /// Everything but the tensors.
     fn header(&self) -> Result<gguf::Writer, SynthError> {
         let mut writer = gguf::Writer::new();

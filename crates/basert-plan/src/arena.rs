@@ -84,23 +84,36 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 /// Puts a barrier before every op that uses memory which an op since the last barrier wrote, or writes memory which
 /// one of them used. Memory is that of the arena, whatever value lies in it, and the caches.
 pub(crate) fn set_barriers(plan: &mut Plan) {
-    let mut since: Vec<Access> = Vec::new();
-    for i in 0..plan.ops.len() {
-        let accesses = accesses(plan, &plan.ops[i].op);
-        let conflict = accesses.iter().any(|a| since.iter().any(|b| a.conflicts(b)));
-        plan.ops[i].barrier = conflict;
-        if conflict {
-            since.clear();
-        }
-        since.extend(accesses);
+    let accesses: Vec<_> = plan.ops.iter().map(|planned| accesses(plan, &planned.op)).collect();
+    for (planned, barrier) in plan.ops.iter_mut().zip(barriers(&accesses)) {
+        planned.barrier = barrier;
     }
 }
 
+/// Before which of these, carried out in this order, all before it have to be complete.
+fn barriers(accesses: &[Vec<Access>]) -> Vec<bool> {
+    let mut since: Vec<&Access> = Vec::new();
+    let needs =
+        |accesses: &Vec<Access>, since: &[&Access]| accesses.iter().any(|a| since.iter().any(|b| a.conflicts(b)));
+    let mut barriers = Vec::with_capacity(accesses.len());
+    for accesses in accesses {
+        let barrier = needs(accesses, &since);
+        if barrier {
+            since.clear();
+        }
+        since.extend(accesses);
+        barriers.push(barrier);
+    }
+    barriers
+}
+
+#[derive(Debug, Clone)]
 struct Access {
     memory: Memory,
     write: bool,
 }
 
+#[derive(Debug, Clone)]
 enum Memory {
     Arena(Range<usize>),
     Cache(usize),
@@ -130,4 +143,51 @@ fn accesses(plan: &Plan, op: &PlanOp) -> Vec<Access> {
     accesses.extend(written.map(|cache| Access { memory: Memory::Cache(cache.0), write: true }));
     accesses.extend(read.map(|cache| Access { memory: Memory::Cache(cache.0), write: false }));
     accesses
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_access() -> impl Strategy<Value = Access> {
+        let arena = (0usize..40, 1usize..12).prop_map(|(start, bytes)| Memory::Arena(start..start + bytes));
+        let memory = prop_oneof![arena, (0usize..3).prop_map(Memory::Cache)];
+        (memory, any::<bool>()).prop_map(|(memory, write)| Access { memory, write })
+    }
+
+    /// The bytes that are touched, or written, by one of the dispatches: those of caches after those of the arena.
+    fn bytes(accesses: &[Access], written: bool) -> BTreeSet<usize> {
+        let chosen = accesses.iter().filter(|access| access.write || !written);
+        chosen
+            .flat_map(|access| match &access.memory {
+                Memory::Arena(range) => range.clone().collect::<Vec<_>>(),
+                Memory::Cache(cache) => vec![1000 + cache],
+            })
+            .collect()
+    }
+
+    fn race(a: &[Access], b: &[Access]) -> bool {
+        !bytes(a, true).is_disjoint(&bytes(b, false)) || !bytes(a, false).is_disjoint(&bytes(b, true))
+    }
+
+    proptest! {
+        /// Dispatches that no barrier divides can run at once, and no barrier is there for nothing.
+        #[test]
+        fn what_overlaps_in_time_does_not_conflict(list in prop::collection::vec(prop::collection::vec(any_access(), 0..4), 0..24)) {
+            let barriers = barriers(&list);
+            let mut begin = 0;
+            for i in 0..list.len() {
+                let before = &list[begin..i];
+                let conflict = before.iter().any(|other| race(&list[i], other));
+                prop_assert_eq!(barriers[i], conflict, "dispatch {} after those from {}", i, begin);
+                if barriers[i] {
+                    begin = i;
+                }
+            }
+        }
+    }
 }

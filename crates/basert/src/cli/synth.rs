@@ -16,6 +16,7 @@ use super::{progress, units};
 #[command(after_help = "\
 Examples:
   basert synth --arch qwen3 --size 1.7b --quant q8_0 qwen3.gguf
+  basert synth --arch qwen3 --size 8b --quant q4_0 --outline qwen3-8b.gguf && basert plan ./qwen3-8b.gguf --chip m4-pro
   basert synth --arch llama --size 135m --quant q4_k_m smollm2.gguf && basert bench ./smollm2.gguf
 
 Architectures are llama (SmolLM2, Llama 3.x), qwen2 (Qwen2.5), qwen3 and gemma3; a name that is unknown is answered \
@@ -37,6 +38,9 @@ pub struct Args {
     /// Every matrix in the same format
     #[arg(long)]
     pure: bool,
+    /// Leave the weights out: a file of the same length that takes no room on disk and can be planned and inspected
+    #[arg(long)]
+    outline: bool,
     /// The same seed gives the same file
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -56,12 +60,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut part = args.out.clone().into_os_string();
     part.push(".part");
     let part = PathBuf::from(part);
-    let done = write(&model, &part).with_context(|| format!("cannot write '{}'", part.display())).and_then(|()| {
-        if !args.force && args.out.exists() {
-            return Err(taken());
-        }
-        fs::rename(&part, &args.out).with_context(|| format!("cannot write '{}'", args.out.display()))
-    });
+    let done = write(&model, &part, args.outline)
+        .with_context(|| format!("cannot write '{}'", part.display()))
+        .and_then(|()| {
+            if !args.force && args.out.exists() {
+                return Err(taken());
+            }
+            fs::rename(&part, &args.out).with_context(|| format!("cannot write '{}'", args.out.display()))
+        });
     if done.is_err() {
         // What matters is why it failed, not whether this did as well.
         let _ = fs::remove_file(&part);
@@ -71,7 +77,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(writeln!(io::stdout(), "{} ({}) is at {}", model.name(), units::bytes(bytes), args.out.display())?)
 }
 
-fn write(model: &Synth, path: &Path) -> anyhow::Result<()> {
+fn write(model: &Synth, path: &Path, outline: bool) -> anyhow::Result<()> {
+    if outline {
+        let (head, length) = model.outline()?;
+        let mut file = File::create(path)?;
+        file.write_all(&head)?;
+        return Ok(file.set_len(length)?);
+    }
     let mut bar = progress::LateBar::bytes("writing");
     let file = BufWriter::new(File::create(path)?);
     Ok(model.write(file, &mut |done, total| bar.set(done as usize, total as usize))?)

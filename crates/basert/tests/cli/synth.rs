@@ -50,3 +50,17 @@ fn what_there_is_not_is_answered_with_what_there_is() {
     assert!(!path.exists());
     assert!(synth("qwen3", "tiny", "q8_0", "/no/such/folder/m.gguf").fails(1).contains("/no/such/folder/m.gguf"));
 }
+
+#[test]
+fn an_outline_is_planned_as_the_model_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (whole, outline) = (path("whole.gguf"), path("outline.gguf"));
+    let synth = ["synth", "--arch", "qwen3", "--size", "tiny", "--quant", "q4_k_m"];
+    basert(&[&synth[..], &[whole.as_str()]].concat()).ok();
+    basert(&[&synth[..], &[outline.as_str(), "--outline"]].concat()).ok();
+    let length = |path: &str| fs::metadata(path).unwrap().len();
+    assert_eq!(length(&outline), length(&whole));
+    let plan = |path: &str| basert(&["plan", path, "--json", "--chip", "m4-pro"]).ok();
+    assert_eq!(plan(&outline), plan(&whole));
+}
