@@ -55,7 +55,8 @@ def v4(config):
 
 
 # Each model: its configuration, the type its weights are stored in, the largest shard, and further configurations for the
-# same weights. A variant either changes keys only in form, and so has the logits of `config.json`, or has its own.
+# same weights. A variant either changes keys only in form, and so has the logits of `config.json`, or has its own. Folders
+# whose weights we do not read are without them: only the GGUF twin holds these.
 MODELS = {
     "llama": dict(
         config=COMMON | dict(
@@ -118,6 +119,34 @@ MODELS = {
             },
         },
     ),
+    "stablelm": dict(
+        config=COMMON | dict(
+            model_type="stablelm", num_key_value_heads=2, layer_norm_eps=1e-5, use_qkv_bias=True,
+            tie_word_embeddings=False, rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
+        ),
+        dtype=torch.float16,
+    ),
+    "qwen3moe": dict(
+        config=COMMON | dict(
+            model_type="qwen3_moe", num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-6, tie_word_embeddings=False,
+            num_experts=8, num_experts_per_tok=3, moe_intermediate_size=32, norm_topk_prob=True,
+            rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+        ),
+        dtype=torch.bfloat16,
+        weights=False,
+    ),
+    "gpt-oss": dict(
+        config=COMMON | dict(
+            model_type="gpt_oss", num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-5, tie_word_embeddings=False,
+            intermediate_size=32, num_local_experts=8, num_experts_per_tok=2, sliding_window=16, swiglu_limit=7.0,
+            rope_parameters=dict(
+                rope_type="yarn", rope_theta=150000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+                original_max_position_embeddings=64,
+            ),
+        ),
+        dtype=torch.bfloat16,
+        weights=False,
+    ),
 }
 
 
@@ -140,10 +169,14 @@ def fill(model, seed):
             values = 0.3 * values + (0 if gemma else 1)
         elif name.endswith("bias"):
             values *= 0.5
+        elif name.endswith("sinks"):
+            pass
         elif "embed_tokens" in name or "lm_head" in name:
             values *= 2 / hidden**0.5
         else:
-            values *= (1.5 if "q_proj" in name or "k_proj" in name else 1) / weight.shape[1] ** 0.5
+            # Those of experts are products with matrices as they are in gpt-oss, and with transposed ones elsewhere.
+            inputs = weight.shape[1 if weight.ndim == 2 or model.config.model_type == "gpt_oss" else 2]
+            values *= (1.5 if "q_proj" in name or "k_proj" in name else 1) / inputs**0.5
         weight.data = torch.from_numpy(values.astype(np.float32))
     model.tie_weights()
 
@@ -178,15 +211,21 @@ def load(folder, config="config.json"):
     return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
 
 
-def make(name, config, dtype, shard="50GB", variants={}):
+def rebuilt(name):
+    """The model as it is saved, from its seed."""
+    model = model_of(MODELS[name]["config"])
+    fill(model, name)
+    return model.to(MODELS[name]["dtype"])
+
+
+def make(name, config, dtype, shard="50GB", variants={}, weights=True):
     """Writes a folder with everything in it."""
     folder = DATA / name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    model = model_of(config)
-    fill(model, name)
-    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    model = rebuilt(name)
+    model.save_pretrained(folder, max_shard_size=shard)
     (folder / "generation_config.json").unlink(missing_ok=True)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)
@@ -207,6 +246,9 @@ def make(name, config, dtype, shard="50GB", variants={}):
         else:
             write_logits(folder / f"logits-{variant}.f32", theirs)
             cases.append({"config": file, "logits": f"logits-{variant}.f32"})
+    if not weights:
+        for file in folder.glob("*.safetensors"):
+            file.unlink()
     expected = {"prompt": tokens, "vocabulary": VOCABULARY, "cases": cases}
     (folder / "expected.json").write_text(json.dumps(expected) + "\n")
     size = sum(file.stat().st_size for file in folder.iterdir())

@@ -101,7 +101,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
                 for (matrix, counter) in matrices.iter().zip(&counters) {
                     for units in worker.chunks(counter, matrix.units(), 3) {
                         // SAFETY: each unit is claimed once.
-                        unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out, &mut scratch) };
+                        unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out, None, &mut scratch) };
                     }
                     worker.barrier();
                 }

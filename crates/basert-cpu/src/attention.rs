@@ -168,7 +168,8 @@ impl Scratch {
     }
 }
 
-/// Attention of the queries in `rows` of `q` with the keys and values of `kv_head`, into the same columns of `out`.
+/// Attention of the queries in `rows` of `q` with the keys and values of `kv_head`, into the same columns of `out`. Each
+/// head of queries may have a sink: a score more, without a value.
 ///
 /// Row i is the token at position `sequence.position + i`, and has all heads of queries side by side.
 ///
@@ -187,6 +188,7 @@ pub unsafe fn attend(
     q: Rows<'_>,
     kv_head: usize,
     rows: Range<usize>,
+    sinks: Option<&[f32]>,
     out: Rows<'_>,
     scratch: &mut Scratch,
 ) {
@@ -196,6 +198,7 @@ pub unsafe fn attend(
     let (dim, group) = (attention.head_dim, attention.group());
     let count = rows.len() * group;
     scratch.load(isa, attention, q, kv_head, rows.clone());
+    let sinks = sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]);
     let merged = &mut scratch.merged[..count * partial_len(dim)];
     clear(merged, dim);
 
@@ -219,7 +222,7 @@ pub unsafe fn attend(
     }
     for (row, merged) in rows.zip(merged.chunks_exact(group * partial_len(dim))) {
         // SAFETY: the caller's.
-        unsafe { finish(isa, merged, dim, out.row_ptr(row).add(kv_head * group * dim)) };
+        unsafe { finish(isa, merged, dim, sinks, out.row_ptr(row).add(kv_head * group * dim)) };
     }
 }
 
@@ -285,10 +288,12 @@ pub unsafe fn merge_pages(
     kv_head: usize,
     row: usize,
     partials: Rows<'_>,
+    sinks: Option<&[f32]>,
     out: Rows<'_>,
     scratch: &mut Scratch,
 ) {
     let (dim, group) = (attention.head_dim, attention.group());
+    let sinks = sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]);
     assert_eq!(partials.cols(), partial_len(dim));
     assert_eq!(out.cols(), attention.q_heads * dim);
     let merged = &mut scratch.merged[..group * partial_len(dim)];
@@ -305,7 +310,7 @@ pub unsafe fn merge_pages(
         }
     }
     // SAFETY: the caller's.
-    unsafe { finish(isa, merged, dim, out.row_ptr(row).add(kv_head * group * dim)) };
+    unsafe { finish(isa, merged, dim, sinks, out.row_ptr(row).add(kv_head * group * dim)) };
 }
 
 fn check(attention: &Attention, kv: KvLayer<'_>, q: Rows<'_>) {
@@ -396,7 +401,7 @@ dispatch! {
     unsafe fn merge(merged: &mut [f32], page: &[f32], dim: usize) = merge_kernel;
 
     /// Divides the merged sums, side by side, by their weights.
-    unsafe fn finish(merged: &[f32], dim: usize, out: *mut f32) = finish_kernel;
+    unsafe fn finish(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) = finish_kernel;
 }
 
 const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
@@ -480,11 +485,19 @@ unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32], dim: usize) {
 }
 
 #[inline(always)]
-unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, out: *mut f32) {
+unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) {
     for (i, merged) in merged.chunks_exact(partial_len(dim)).enumerate() {
         // SAFETY: `merged` has `dim` values, which are whole vectors; the caller's for `out`.
         unsafe {
-            let inverse = S::splat(1.0 / merged[dim + 1]);
+            let mut inverse = S::splat(1.0 / merged[dim + 1]);
+            if let Some(sinks) = sinks {
+                // One score more: o · a / (l · a + b).
+                let (m, sink) = (S::splat(merged[dim]), S::splat(sinks[i]));
+                let largest = S::max(m, sink);
+                let a = math::exp_negative::<S>(S::sub(m, largest));
+                let b = math::exp_negative::<S>(S::sub(sink, largest));
+                inverse = S::div(a, S::fma(S::splat(merged[dim + 1]), a, b));
+            }
             for at in (0..dim).step_by(LANES) {
                 S::store(out.add(i * dim + at), S::mul(S::load(merged.as_ptr().add(at)), inverse));
             }

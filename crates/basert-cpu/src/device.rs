@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
-use basert_graph::{Norm, Pairs, WeightId};
+use basert_graph::{Experts, Norm, Pairs, WeightId};
 use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matrix, Plan, PlanOp};
 
 use crate::attention::{Attention, Scratch};
+use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
-use crate::step::{Bound, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, WorkerScratch};
+use crate::step::{Bound, BoundExperts, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, Uses, WorkerScratch};
 use crate::{Buffer, Counter, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
 
 /// Tokens of a step beyond which a prompt is not read faster.
@@ -68,19 +69,20 @@ impl Device for CpuDevice {
             progress(ready, total);
         };
         // One allocation for all, so that small matrices lie on large pages too.
-        let lens = plan.matrices.iter().map(|matrix| binder.packed_bytes(matrix)).collect::<Result<Vec<_>, _>>()?;
+        let lens = plan.matrices.iter().map(|matrix| Ok(matrix.experts * binder.packed_bytes(matrix)?));
+        let lens = lens.collect::<Result<Vec<_>, DeviceError>>()?;
         let mut memory = binder.buffer(lens.iter().sum(), "packed weights")?;
         let parts: Vec<_> = lens.iter().map(|&len| memory.split_to(len)).collect();
         let matrices = plan.matrices.iter().zip(parts).map(|(matrix, part)| binder.pack(matrix, part, &mut packed));
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
-        let panels = matrices.iter().map(PackedMatrix::scratch_bytes).max().unwrap_or(0);
+        let panels = matrices.iter().flatten().map(PackedMatrix::scratch_bytes).max().unwrap_or(0);
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
         let page_bytes = plan.graph.caches.iter().map(|cache| binder.page_bytes(cache)).sum();
         let mut ops = Vec::with_capacity(plan.ops.len());
         let mut linear_since_barrier = false;
         for planned in &plan.ops {
             let kernel = binder.bind(&planned.op, &mut matrices)?;
-            let is_linear = matches!(kernel, Kernel::Linear(_));
+            let is_linear = matches!(kernel, Kernel::Linear(_) | Kernel::Experts(_));
             // Linear ops share the memory of prepared inputs, which the plan knows nothing of.
             let barrier = planned.barrier || (is_linear && linear_since_barrier);
             linear_since_barrier = is_linear || (linear_since_barrier && !barrier);
@@ -128,46 +130,57 @@ impl Binder<'_> {
         }
     }
 
-    fn norm(&self, norm: &Norm) -> Result<(Vec<f32>, f32), DeviceError> {
+    fn norm(&self, norm: &Norm) -> Result<BoundNorm, DeviceError> {
         let mut weight = self.vector(norm.weight)?;
         weight.iter_mut().for_each(|w| *w += norm.offset);
-        Ok((weight, norm.eps))
+        let bias = norm.bias.map(|bias| self.vector(bias)).transpose()?;
+        Ok(BoundNorm { centred: norm.centred, weight, bias, eps: norm.eps })
     }
 
-    /// Bytes that a matrix takes when repacked, in whole cache lines.
+    /// Bytes that one expert's part of a matrix takes when repacked, in whole cache lines.
     fn packed_bytes(&self, matrix: &Matrix) -> Result<usize, DeviceError> {
-        let rows: Vec<_> = matrix.parts.iter().map(|(id, _)| self.plan.graph.weights[id.0].rows).collect();
+        let rows: Vec<_> = self.part_rows(matrix).collect();
         let bytes = PackedMatrix::packed_bytes(matrix.format, matrix.columns, &rows, matrix.order);
         let tensor = || self.plan.graph.weights[matrix.parts[0].0.0].tensor.clone();
         let bytes = bytes.map_err(|error| DeviceError::Weight { tensor: tensor(), what: error.to_string() })?;
         Ok(bytes.next_multiple_of(64))
     }
 
-    /// Repacks a matrix, and tells `packed` how many bytes of the file are done.
+    /// The rows that an expert has of each part of a matrix.
+    fn part_rows(&self, matrix: &Matrix) -> impl Iterator<Item = usize> {
+        matrix.parts.iter().map(|(id, _)| self.plan.graph.weights[id.0].rows / matrix.experts)
+    }
+
+    /// Repacks a matrix, or the matrices of its experts, and tells `packed` how many bytes of the file are done.
     fn pack(
         &self,
         matrix: &Matrix,
-        memory: Buffer,
+        mut memory: Buffer,
         packed: &mut dyn FnMut(usize),
-    ) -> Result<PackedMatrix, DeviceError> {
+    ) -> Result<Vec<PackedMatrix>, DeviceError> {
         let tensors: Vec<_> = matrix.parts.iter().map(|(id, _)| self.tensor(*id)).collect::<Result<_, _>>()?;
-        let sources: Vec<_> = tensors
-            .iter()
-            .zip(&matrix.parts)
-            .map(|(tensor, (id, _))| Source { bytes: tensor.bytes, rows: self.plan.graph.weights[id.0].rows })
-            .collect();
+        let (pool, order, len) = (&self.device.pool, matrix.order, self.packed_bytes(matrix)?);
         let mut done = |bytes: &[u8]| {
             self.file.release(bytes);
             packed(bytes.len());
         };
-        let (pool, order) = (&self.device.pool, matrix.order);
-        let matrix = PackedMatrix::pack(pool, matrix.format, matrix.columns, &sources, order, memory, &mut done);
-        matrix.map_err(|error| match error {
-            PackError::NotFinite { tensor, .. } => {
-                DeviceError::Weight { tensor: tensors[tensor].name.to_owned(), what: error.to_string() }
-            }
-            _ => DeviceError::Weight { tensor: tensors[0].name.to_owned(), what: error.to_string() },
-        })
+        let pack = |expert: usize| {
+            let bytes = tensors.iter().map(|tensor| {
+                let len = tensor.bytes.len() / matrix.experts;
+                &tensor.bytes[expert * len..(expert + 1) * len]
+            });
+            let sources: Vec<_> =
+                bytes.zip(self.part_rows(matrix)).map(|(bytes, rows)| Source { bytes, rows }).collect();
+            let memory = memory.split_to(len);
+            let packed = PackedMatrix::pack(pool, matrix.format, matrix.columns, &sources, order, memory, &mut done);
+            packed.map_err(|error| match error {
+                PackError::NotFinite { tensor, .. } => {
+                    DeviceError::Weight { tensor: tensors[tensor].name.to_owned(), what: error.to_string() }
+                }
+                _ => DeviceError::Weight { tensor: tensors[0].name.to_owned(), what: error.to_string() },
+            })
+        };
+        (0..matrix.experts).map(pack).collect()
     }
 
     fn out_of_memory(&self, bytes: usize, what: &str) -> DeviceError {
@@ -178,7 +191,7 @@ impl Binder<'_> {
         Buffer::zeroed(bytes).map_err(|_| self.out_of_memory(bytes, what))
     }
 
-    fn bind(&self, op: &PlanOp, packed: &mut [Option<PackedMatrix>]) -> Result<Kernel, DeviceError> {
+    fn bind(&self, op: &PlanOp, packed: &mut [Option<Vec<PackedMatrix>>]) -> Result<Kernel, DeviceError> {
         let place = |value: basert_graph::ValueId| (self.plan.places[value.0], self.plan.values[value.0].rows);
         Ok(match *op {
             PlanOp::Embed { weight, scale, out } => {
@@ -186,26 +199,42 @@ impl Binder<'_> {
                 Kernel::Embed { tensor: tensor.name.to_owned(), scale, out: place(out).0 }
             }
             PlanOp::Norm { x, ref norm, residual, out } => {
-                let (weight, eps) = self.norm(norm)?;
-                Kernel::Norm { x: place(x).0, weight, eps, add: residual.is_some(), out: place(out) }
+                let norm = self.norm(norm)?;
+                Kernel::Norm { x: place(x).0, norm, add: residual.is_some(), out: place(out) }
             }
-            PlanOp::Linear { x, ref norm, ref matrices, epilogue, out } => {
-                let norm = norm.as_ref().map(|norm| self.norm(norm)).transpose()?;
-                let mut parts = Vec::with_capacity(matrices.len());
-                let mut column = 0;
-                for id in matrices {
-                    let Some(matrix) = packed[id.0].take() else { continue };
-                    let bias = self.bias(&self.plan.matrices[id.0])?;
-                    let width = matrix.rows();
-                    parts.push((matrix, bias, column..column + width));
-                    column += width;
-                }
+            PlanOp::Linear { x, ref norm, ref matrices, experts, epilogue, out } => {
                 let epilogue = match epilogue {
                     Epilogue::Store => crate::Epilogue::Store,
                     Epilogue::Add(_) => crate::Epilogue::Add,
                     Epilogue::Gated(activation) => crate::Epilogue::Gated(activation),
                 };
+                let norm = norm.as_ref().map(|norm| self.norm(norm)).transpose()?;
+                let mut parts = Vec::with_capacity(matrices.len());
+                let mut column = 0;
+                for id in matrices {
+                    let mut bias = self.bias(&self.plan.matrices[id.0])?;
+                    for matrix in packed[id.0].take().into_iter().flatten() {
+                        let width = matrix.rows();
+                        let rest = bias.as_mut().map(|bias| bias.split_off(width));
+                        parts.push((matrix, std::mem::replace(&mut bias, rest), column..column + width));
+                        column += width;
+                    }
+                }
+                if let Some(Experts { route, used, .. }) = experts {
+                    let experts = parts.into_iter().map(|(matrix, bias, _)| (matrix, bias)).collect();
+                    let (x, route, out) = (place(x).0, place(route).0, place(out));
+                    if out.0.stride != out.0.width {
+                        let what = "results of experts among other values".to_owned();
+                        return Err(DeviceError::Unsupported { device: self.device.facts.name.clone(), what });
+                    }
+                    return Ok(Kernel::Experts(BoundExperts { x, route, used, experts, epilogue, out }));
+                }
                 Kernel::Linear(BoundLinear { x: place(x).0, norm, parts, epilogue, out: place(out) })
+            }
+            PlanOp::Route { x, normalised, out, .. } => Kernel::Route { x: place(x).0, normalised, out: place(out) },
+            PlanOp::Combine { x, experts, residual, out } => {
+                let route = place(experts.route).0;
+                Kernel::Combine { x: place(x).0, route, add: residual.is_some(), out: place(out) }
             }
             PlanOp::RopeCache { q, k, v, ref q_norm, ref k_norm, rope, cache, out } => Kernel::RopeCache {
                 q: place(q).0,
@@ -217,13 +246,14 @@ impl Binder<'_> {
                 cache: self.cache(cache),
                 out: place(out).0,
             },
-            PlanOp::Attention { q, cache, heads, scale, window, cap, out } => {
+            PlanOp::Attention { q, cache, heads, scale, window, cap, sinks, out } => {
                 let attention = self.attention(cache, heads, scale, window, cap);
                 attention.check().map_err(|what| DeviceError::Unsupported {
                     device: self.device.facts.name.clone(),
                     what: what.to_string(),
                 })?;
-                Kernel::Attention { q: place(q).0, attention, cache: self.cache(cache), out: place(out).0 }
+                let sinks = sinks.map(|sinks| self.vector(sinks)).transpose()?;
+                Kernel::Attention { q: place(q).0, attention, sinks, cache: self.cache(cache), out: place(out).0 }
             }
             PlanOp::Gate { gate, up, activation, out } => {
                 Kernel::Gate { gate: place(gate).0, up: place(up).0, activation, out: place(out) }
@@ -291,9 +321,19 @@ impl Binder<'_> {
         self.plan.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0)
     }
 
+    /// The most experts that a token uses, and the most there are; 1 and 0 where there are none.
+    fn most_experts(&self) -> (usize, usize) {
+        let experts = self.plan.ops.iter().filter_map(|op| match op.op {
+            PlanOp::Linear { experts, .. } => experts,
+            _ => None,
+        });
+        experts.fold((1, 0), |(used, count), experts| (used.max(experts.used), count.max(experts.count)))
+    }
+
     /// Room for the inputs of a linear op as its kernels want them: normed, and quantised.
     fn prepared(&self) -> Result<(Buffer, Buffer), DeviceError> {
-        let (rows, width) = (self.plan.limits.tokens.max(self.plan.limits.wanted), self.widest());
+        let rows = self.plan.limits.tokens.max(self.plan.limits.wanted) * self.most_experts().0;
+        let width = self.widest();
         let what = "prepared inputs";
         let quantised = QuantisedRows::bytes(rows, width.next_multiple_of(32));
         Ok((self.buffer(rows * width * size_of::<f32>(), what)?, self.buffer(quantised, what)?))
@@ -333,12 +373,18 @@ impl Binder<'_> {
         Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window }
     }
 
+    fn uses(&self) -> Uses {
+        let (used, count) = self.most_experts();
+        Uses::new(self.plan.limits.tokens.max(self.plan.limits.wanted) * used, count)
+    }
+
     fn worker(&self, panels: usize) -> Result<WorkerScratch, DeviceError> {
         let width = self.widest().max(self.plan.values.iter().map(|value| value.width).max().unwrap_or(0));
         Ok(WorkerScratch {
             row: vec![0.0; self.widest()],
             row_floats: vec![0.0; self.widest()],
             panels: self.buffer(panels, "expanded weights")?,
+            uses: self.uses(),
             row_quantised: self.buffer(QuantisedRows::bytes(1, width.next_multiple_of(32)), "a worker's row")?,
             attention: self.largest_attention().map(|attention| Scratch::new(&attention)),
         })

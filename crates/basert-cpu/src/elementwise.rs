@@ -7,7 +7,7 @@
 #![allow(clippy::extra_unused_type_parameters)]
 
 use crate::isa::dispatch;
-use crate::linear::{activate, load_some, store_some};
+use crate::linear::{gated, load_some, store_some};
 use crate::math;
 use crate::simd::{LANES, Simd};
 use crate::{Activation, Isa};
@@ -41,6 +41,48 @@ pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
     unsafe { norm(isa, x.as_ptr(), weight.as_ptr(), x.len(), eps, x.as_mut_ptr()) }
 }
 
+/// A norm with its weights at hand.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BoundNorm {
+    /// Whether the mean is subtracted first: LayerNorm.
+    pub centred: bool,
+    /// One for each value.
+    pub weight: Vec<f32>,
+    /// Added to the result.
+    pub bias: Option<Vec<f32>>,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+impl BoundNorm {
+    /// `out = norm(x)`.
+    ///
+    /// # Panics
+    /// When lengths differ.
+    pub fn apply(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
+        if self.centred {
+            assert_eq!(x.len(), out.len());
+            // SAFETY: the machine has `isa`.
+            let mean = unsafe { sum(isa, x) } / x.len() as f32;
+            out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean);
+            rms_norm_in_place(isa, out, &self.weight, self.eps);
+        } else {
+            rms_norm(isa, x, &self.weight, self.eps, out);
+        }
+        if let Some(bias) = &self.bias {
+            add(isa, out, bias);
+        }
+    }
+
+    /// `x = norm(x)`, of one that is not centred and has no bias: that of a head.
+    ///
+    /// # Panics
+    /// When lengths differ.
+    pub fn apply_to_head(&self, isa: Isa, x: &mut [f32]) {
+        rms_norm_in_place(isa, x, &self.weight, self.eps);
+    }
+}
+
 /// `x += y`.
 ///
 /// # Panics
@@ -63,7 +105,7 @@ pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     unsafe { cap_each(isa, x, cap) }
 }
 
-/// `gate = activation(gate) · up`.
+/// `gate = activation(gate) · up`; but see [`Activation::ClampedSwish`].
 ///
 /// # Panics
 /// When lengths differ.
@@ -86,6 +128,7 @@ pub fn rotate(isa: Isa, head: &mut [f32], cos: &[f32], sin: &[f32], style: Rotar
 
 dispatch! {
     unsafe fn norm(x: *const f32, weight: *const f32, len: usize, eps: f32, out: *mut f32) = norm_kernel;
+    unsafe fn sum(x: &[f32]) -> f32 = sum_kernel;
     unsafe fn add_each(x: &mut [f32], y: &[f32]) = add_kernel;
     unsafe fn scale_each(x: &mut [f32], factor: f32) = scale_kernel;
     unsafe fn cap_each(x: &mut [f32], cap: f32) = cap_kernel;
@@ -129,6 +172,18 @@ unsafe fn norm_kernel<S: Simd>(x: *const f32, weight: *const f32, len: usize, ep
 }
 
 #[inline(always)]
+unsafe fn sum_kernel<S: Simd>(x: &[f32]) -> f32 {
+    // SAFETY: the vectors are those of `x`.
+    unsafe {
+        let mut sums = [S::splat(0.0); 4];
+        vectors(x.len(), |at, count| {
+            sums[at / LANES % 4] = S::add(sums[at / LANES % 4], load_some::<S>(x.as_ptr().add(at), count));
+        });
+        S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
+    }
+}
+
+#[inline(always)]
 unsafe fn add_kernel<S: Simd>(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;
@@ -157,8 +212,8 @@ unsafe fn gate_kernel<S: Simd>(activation: Activation, gate: &mut [f32], up: &[f
     let (gate, up, len) = (gate.as_mut_ptr(), up.as_ptr(), up.len());
     // SAFETY: the vectors are those of `gate` and `up`, which are equally long.
     vectors(len, |at, count| unsafe {
-        let y = activate::<S>(activation, load_some::<S>(gate.add(at), count));
-        store_some::<S>(gate.add(at), count, S::mul(y, load_some::<S>(up.add(at), count)));
+        let y = gated::<S>(activation, load_some::<S>(gate.add(at), count), load_some::<S>(up.add(at), count));
+        store_some::<S>(gate.add(at), count, y);
     });
 }
 

@@ -44,12 +44,13 @@ const INPUT_ROWS: usize = 240;
 /// The results of so many rows and two panels.
 const RESULT_BYTES: usize = 2 * INPUT_ROWS * size_of::<Lanes>();
 
-/// Computes 16 columns of the output for every one of `units`, for all rows of `x`.
+/// Computes 16 columns of the output for every one of `units`, for all rows of `x`. The result of row i goes to row
+/// `places[i]` of `out`, or to row i where there are no places.
 ///
 /// A result does not depend on the number of rows, on how units are divided among workers, or on `isa`.
 ///
 /// # Safety
-/// Nobody else reads or writes those columns of `out` (16 for each unit), or writes `x`, at the same time.
+/// Nobody else reads or writes those columns of those rows of `out` (16 for each unit), or writes `x`, at the same time.
 ///
 /// # Panics
 /// When shapes do not agree, the input is not of the kind that the weights want, the epilogue does not go with the
@@ -64,13 +65,15 @@ pub unsafe fn linear(
     bias: Option<&[f32]>,
     epilogue: Epilogue,
     out: Rows<'_>,
+    places: Option<&[u32]>,
     scratch: &mut Buffer,
 ) {
     let (rows, k) = match x {
         Input::Quantised(x) => (x.rows(), x.k()),
         Input::Float(x) => (x.rows(), x.k()),
     };
-    assert_eq!((k, rows, weights.rows()), (weights.k(), out.rows(), out.cols()));
+    assert_eq!((k, rows, weights.rows()), (weights.k(), places.map_or(out.rows(), <[u32]>::len), out.cols()));
+    assert!(places.is_none_or(|places| places.iter().all(|&place| (place as usize) < out.rows())));
     assert_eq!(matches!(x, Input::Quantised(_)), weights.wants_quantised());
     assert_eq!(matches!(epilogue, Epilogue::Gated(_)), weights.order() == Order::Paired);
     assert!(bias.is_none_or(|bias| bias.len() == weights.rows() && weights.order() == Order::Stacked));
@@ -122,8 +125,9 @@ pub unsafe fn linear(
                 // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
                 // have just been computed.
                 unsafe {
-                    let out_row = out.row_ptr(row).add(columns.start);
-                    finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), columns.len());
+                    let places = places.map(|places| &places[row..row + count]);
+                    let out_row = out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
+                    finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), places, columns.len());
                 }
             }
         }
@@ -263,10 +267,11 @@ fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize
 }
 
 dispatch! {
-    /// Brings the products of some panels with a tile of `rows` rows to `columns` columns of the output.
+    /// Brings the products of some panels with a tile of `rows` rows to `columns` columns of the output, in the rows
+    /// that follow each other or have these places.
     unsafe fn finish(
         results: *const Lanes, rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
-        columns: usize
+        places: Option<&[u32]>, columns: usize
     ) = finish_kernel;
 }
 
@@ -279,6 +284,7 @@ unsafe fn finish_kernel<S: Simd>(
     epilogue: Epilogue,
     out: *mut f32,
     stride: usize,
+    places: Option<&[u32]>,
     columns: usize,
 ) {
     let panels = if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 };
@@ -288,7 +294,7 @@ unsafe fn finish_kernel<S: Simd>(
             // SAFETY: rows of `out` and `bias` have `columns` values, and the results of these panels and rows are there.
             unsafe {
                 let result = |panel: usize| results.add((panels * unit + panel) * rows + row).cast();
-                let out = out.add(row * stride + column);
+                let out = out.add(places.map_or(row, |places| places[row] as usize) * stride + column);
                 let mut y = S::load(result(panels - 1));
                 if let Some(bias) = bias {
                     y = S::add(y, load_some::<S>(bias.as_ptr().add(column), count));
@@ -296,7 +302,7 @@ unsafe fn finish_kernel<S: Simd>(
                 y = match epilogue {
                     Epilogue::Store => y,
                     Epilogue::Add => S::add(load_some::<S>(out, count), y),
-                    Epilogue::Gated(activation) => S::mul(activate::<S>(activation, S::load(result(0))), y),
+                    Epilogue::Gated(activation) => gated::<S>(activation, S::load(result(0)), y),
                 };
                 store_some::<S>(out, count, y);
             }
@@ -331,13 +337,19 @@ pub(crate) unsafe fn load_some<S: Simd>(p: *const f32, count: usize) -> S::F {
     }
 }
 
+/// What a gate makes of the other factor.
 #[inline(always)]
-pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F {
+pub(crate) unsafe fn gated<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
     // SAFETY: the caller's.
     unsafe {
         match activation {
-            Activation::Silu => math::silu::<S>(x),
-            Activation::GeluTanh => math::gelu_tanh::<S>(x),
+            Activation::Silu => S::mul(math::silu::<S>(gate), up),
+            Activation::GeluTanh => S::mul(math::gelu_tanh::<S>(gate), up),
+            Activation::ClampedSwish => {
+                let up = S::max(S::splat(-7.0), S::min(S::splat(7.0), up));
+                let gate = math::swish::<S>(S::min(S::splat(7.0), gate), 1.702);
+                S::fma(gate, up, gate)
+            }
         }
     }
 }

@@ -66,6 +66,13 @@ pub(crate) unsafe fn silu<S: Simd>(x: S::F) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
 }
 
+/// x · σ(slope · x).
+#[inline(always)]
+pub(crate) unsafe fn swish<S: Simd>(x: S::F, slope: f32) -> S::F {
+    // SAFETY: the caller's.
+    unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-slope))))) }
+}
+
 /// The tanh form of GELU, ½x(1 + tanh u) with u = √(2/π)(x + 0.044715x³), which is x · σ(2u).
 #[inline(always)]
 pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {

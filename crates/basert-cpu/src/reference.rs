@@ -10,7 +10,7 @@ use crate::STEP_TOKENS;
 use crate::kv::PAGE;
 use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
-use basert_graph::{Activation, Graph, Norm, Op, Pairs, Rope, ValueId, WeightId};
+use basert_graph::{Activation, Experts, Graph, Norm, Op, Pairs, Rope, ValueId, WeightId};
 use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Plan, StepState};
 
 /// A row-major matrix.
@@ -84,21 +84,24 @@ impl Reference {
                     normed.data.chunks_exact_mut(normed.width).for_each(|row| self.norm(&norm, row));
                     normed
                 }
-                Op::Linear { x, weight, bias } => self.linear(value(x), weight, bias),
+                Op::Linear { x, weight, bias, experts: None } => self.linear(value(x), weight, bias),
+                Op::Linear { x, weight, bias, experts: Some(experts) } => {
+                    self.experts(value(x), weight, bias, value(experts.route), experts)
+                }
+                Op::Route { x, used, normalised } => value(x).map_rows(2 * used, |x, y| route(x, normalised, y)),
+                Op::Combine { x, experts } => combine(value(x), value(experts.route), experts.used),
                 Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache } => {
                     let (head_dim, rope) = (self.graph.caches[cache.0].head_dim, &self.graph.ropes[rope.0]);
                     let keys = self.rotate_heads(value(k), head_dim, k_norm.as_ref(), rope);
                     caches[cache.0] = Some((keys, value(v).clone()));
                     self.rotate_heads(value(q), head_dim, q_norm.as_ref(), rope)
                 }
-                Op::Attention { q, cache, heads, scale, window, cap } => {
+                Op::Attention { q, cache, heads, scale, window, cap, sinks } => {
                     let (k, v) = caches[cache.0].as_ref().expect("ops come in order");
-                    attention(value(q), k, v, heads, self.graph.caches[cache.0].kv_heads, scale, window, cap)
+                    let sinks = sinks.map(|sinks| &self.weights[sinks.0].data[..]);
+                    attention(value(q), k, v, heads, self.graph.caches[cache.0].kv_heads, scale, window, cap, sinks)
                 }
-                Op::Gate { gate, up, activation: Activation::Silu } => value(gate).zip(value(up), |g, u| silu(g) * u),
-                Op::Gate { gate, up, activation: Activation::GeluTanh } => {
-                    value(gate).zip(value(up), |g, u| gelu_tanh(g) * u)
-                }
+                Op::Gate { gate, up, activation } => value(gate).zip(value(up), |g, u| gated(activation, g, u)),
                 Op::Add { a, b } => value(a).zip(value(b), |a, b| a + b),
                 Op::Select { x } => {
                     let data = wanted.iter().flat_map(|&row| value(x).row(row)).copied().collect();
@@ -117,12 +120,19 @@ impl Reference {
         Matrix { width: table.width, data }
     }
 
-    /// x ← x / √(mean(x²) + ε) · (w + offset)
+    /// x ← x / √(mean(x²) + ε) · (w + offset) + b, of x − mean(x) where it is centred
     fn norm(&self, norm: &Norm, x: &mut [f32]) {
+        if norm.centred {
+            let mean = x.iter().sum::<f32>() / x.len() as f32;
+            x.iter_mut().for_each(|x| *x -= mean);
+        }
         let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
         let scale = 1.0 / (mean + norm.eps).sqrt();
         for (x, w) in x.iter_mut().zip(&self.weights[norm.weight.0].data) {
             *x *= scale * (w + norm.offset);
+        }
+        if let Some(bias) = norm.bias {
+            x.iter_mut().zip(&self.weights[bias.0].data).for_each(|(x, b)| *x += b);
         }
     }
 
@@ -135,6 +145,30 @@ impl Reference {
                 *y = dot(w, x) + bias.map_or(0.0, |bias| bias.data[i]);
             }
         })
+    }
+
+    /// y = W x + b of each expert that the token's route names, side by side; x may differ from one to the next.
+    fn experts(
+        &self,
+        x: &Matrix,
+        weight: WeightId,
+        bias: Option<WeightId>,
+        route: &Matrix,
+        experts: Experts,
+    ) -> Matrix {
+        let weight = &self.weights[weight.0];
+        let rows = weight.data.len() / weight.width / experts.count;
+        let mut out = Matrix::new(route.rows().len(), experts.used * rows);
+        for ((x, route), y) in x.rows().zip(route.rows()).zip(out.data.chunks_exact_mut(experts.used * rows)) {
+            for (slot, y) in y.chunks_exact_mut(rows).enumerate() {
+                let x = if x.len() == weight.width { x } else { &x[slot * weight.width..][..weight.width] };
+                let first = route[slot] as usize * rows;
+                for (i, y) in y.iter_mut().enumerate() {
+                    *y = dot(weight.row(first + i), x) + bias.map_or(0.0, |bias| self.weights[bias.0].data[first + i]);
+                }
+            }
+        }
+        out
     }
 
     /// Norms each head, and turns its pairs by position · frequency.
@@ -165,7 +199,34 @@ fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
     }
 }
 
-/// softmax(cap(scale · q kᵀ)) v for each head, over the tokens that each token sees.
+/// The numbers of the experts with the largest softmax, and then their weights.
+fn route(x: &[f32], normalised: bool, y: &mut [f32]) {
+    let (chosen, weights) = y.split_at_mut(y.len() / 2);
+    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f32 = x.iter().map(|x| (x - max).exp()).sum();
+    let mut order: Vec<usize> = (0..x.len()).collect();
+    order.sort_by(|&a, &b| x[b].total_cmp(&x[a]));
+    for ((chosen, weight), expert) in chosen.iter_mut().zip(&mut *weights).zip(order) {
+        (*chosen, *weight) = (expert as f32, (x[expert] - max).exp() / sum);
+    }
+    if normalised {
+        let sum: f32 = weights.iter().sum();
+        weights.iter_mut().for_each(|weight| *weight /= sum);
+    }
+}
+
+/// y = Σ weight · x over the experts of each token.
+fn combine(x: &Matrix, route: &Matrix, used: usize) -> Matrix {
+    let mut out = Matrix::new(route.rows().len(), x.width / used);
+    for ((x, route), y) in x.rows().zip(route.rows()).zip(out.data.chunks_exact_mut(x.width / used)) {
+        for (x, weight) in x.chunks_exact(y.len()).zip(&route[used..]) {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y += weight * x);
+        }
+    }
+    out
+}
+
+/// softmax(cap(scale · q kᵀ)) v for each head, over the tokens that each token sees, and a sink that has no value.
 #[allow(clippy::too_many_arguments)]
 fn attention(
     q: &Matrix,
@@ -176,6 +237,7 @@ fn attention(
     scale: f32,
     window: Option<usize>,
     cap: Option<f32>,
+    sinks: Option<&[f32]>,
 ) -> Matrix {
     let head_dim = q.width / heads;
     let mut out = Matrix::new(q.data.len() / q.width, q.width);
@@ -188,9 +250,10 @@ fn attention(
                 cap.map_or(score, |cap| cap * (score / cap).tanh())
             };
             let scores: Vec<f32> = (first..=position).map(score).collect();
-            let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sink = sinks.map(|sinks| sinks[head]);
+            let max = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
             let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
-            let sum: f32 = weights.iter().sum();
+            let sum = weights.iter().sum::<f32>() + sink.map_or(0.0, |sink| (sink - max).exp());
             for (token, weight) in (first..=position).zip(weights) {
                 for (out, v) in out.iter_mut().zip(&v.row(token)[of_head.clone()]) {
                     *out += weight / sum * v;
@@ -290,6 +353,18 @@ impl Baked for ReferenceBaked {
 
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// What a gate makes of the other factor.
+fn gated(activation: Activation, gate: f32, up: f32) -> f32 {
+    match activation {
+        Activation::Silu => silu(gate) * up,
+        Activation::GeluTanh => gelu_tanh(gate) * up,
+        Activation::ClampedSwish => {
+            let gate = gate.min(7.0);
+            gate / (1.0 + (-1.702 * gate).exp()) * (up.clamp(-7.0, 7.0) + 1.0)
+        }
+    }
 }
 
 fn silu(x: f32) -> f32 {

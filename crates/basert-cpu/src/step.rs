@@ -4,6 +4,8 @@
 //! themselves by a shared counter, so that whoever is free takes the next piece; between ops that depend on each other
 //! is a barrier. None of this changes a result: each output has one order of operations whoever computes it.
 
+mod experts;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,7 +15,9 @@ use basert_files::ModelFile;
 use basert_graph::{Activation, Rows as RowClass};
 use basert_plan::{Baked, DeviceError, Place, Plan, StepState};
 
+pub(crate) use self::experts::{BoundExperts, Uses};
 use crate::attention::{Attention, Scratch, Sequence, attend, attend_pages, merge_pages};
+use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
 use crate::{
     Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Rows, Worker,
@@ -32,18 +36,29 @@ pub(crate) enum Kernel {
     },
     Norm {
         x: Place,
-        weight: Vec<f32>,
-        eps: f32,
+        norm: BoundNorm,
         add: bool,
         out: Output,
     },
     Linear(BoundLinear),
+    Experts(BoundExperts),
+    Route {
+        x: Place,
+        normalised: bool,
+        out: Output,
+    },
+    Combine {
+        x: Place,
+        route: Place,
+        add: bool,
+        out: Output,
+    },
     RopeCache {
         q: Place,
         k: Place,
         v: Place,
-        q_norm: Option<(Vec<f32>, f32)>,
-        k_norm: Option<(Vec<f32>, f32)>,
+        q_norm: Option<BoundNorm>,
+        k_norm: Option<BoundNorm>,
         rope: usize,
         cache: CachePlace,
         out: Place,
@@ -51,6 +66,7 @@ pub(crate) enum Kernel {
     Attention {
         q: Place,
         attention: Attention,
+        sinks: Option<Vec<f32>>,
         cache: CachePlace,
         out: Place,
     },
@@ -79,7 +95,7 @@ pub(crate) enum Kernel {
 /// A linear op: matrices side by side, with their biases and the columns of their outputs.
 pub(crate) struct BoundLinear {
     pub x: Place,
-    pub norm: Option<(Vec<f32>, f32)>,
+    pub norm: Option<BoundNorm>,
     pub parts: Vec<(PackedMatrix, Option<Vec<f32>>, Range<usize>)>,
     pub epilogue: Epilogue,
     pub out: Output,
@@ -122,6 +138,8 @@ pub(crate) struct WorkerScratch {
     pub row_quantised: Buffer,
     /// Panels of weights, expanded.
     pub panels: Buffer,
+    /// Which tokens use which experts.
+    pub uses: Uses,
     /// None where no op is attention.
     pub attention: Option<Scratch>,
 }
@@ -305,23 +323,41 @@ impl Run<'_> {
         unsafe {
             match op.kernel {
                 Kernel::Embed { ref tensor, scale, out } => self.embed(op, worker, tensor, scale, out),
-                Kernel::Norm { x, ref weight, eps, add, out } => {
+                Kernel::Norm { x, ref norm, add, out } => {
                     let (x, out) = (self.view(x, self.count(out.1)), self.view(out.0, self.count(out.1)));
                     for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
                         if add {
                             let scratch = &mut scratch.row[..out.cols()];
-                            elementwise::rms_norm(self.isa, x.row(row), weight, eps, scratch);
+                            norm.apply(self.isa, x.row(row), scratch);
                             elementwise::add(self.isa, out.row_mut(row), scratch);
                         } else {
-                            elementwise::rms_norm(self.isa, x.row(row), weight, eps, out.row_mut(row));
+                            norm.apply(self.isa, x.row(row), out.row_mut(row));
                         }
                     }
                 }
                 Kernel::Linear(ref bound) => self.linear(op, bound, worker, scratch),
+                Kernel::Experts(ref bound) => self.experts(op, bound, worker, scratch),
+                Kernel::Route { x, normalised, out } => {
+                    let (x, out) = (self.view(x, self.count(out.1)), self.view(out.0, self.count(out.1)));
+                    for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
+                        experts::route(x.row(row), normalised, out.row_mut(row));
+                    }
+                }
+                Kernel::Combine { x, route, add, out } => {
+                    let rows = self.count(out.1);
+                    let (x, route, out) = (self.view(x, rows), self.view(route, rows), self.view(out.0, rows));
+                    for row in worker.chunks(&op.work, rows, 1).flatten() {
+                        let sums = &mut scratch.row[..out.cols()];
+                        experts::combine(x.row(row), route.row(row), sums);
+                        let out = out.row_mut(row);
+                        if add { elementwise::add(self.isa, out, sums) } else { out.copy_from_slice(sums) }
+                    }
+                }
                 Kernel::RopeCache { .. } => self.rope_cache(op, worker),
-                Kernel::Attention { q, ref attention, cache, out } => {
+                Kernel::Attention { q, ref attention, ref sinks, cache, out } => {
                     if let Some(scratch) = &mut scratch.attention {
-                        self.attention(op, worker, scratch, attention, self.layer(cache), (q, out));
+                        let sinks = sinks.as_deref();
+                        self.attention(op, worker, scratch, attention, sinks, self.layer(cache), (q, out));
                     }
                 }
                 Kernel::Gate { gate, up, activation, out } => self.columns(op, worker, out, |range, row| {
@@ -411,8 +447,8 @@ impl Run<'_> {
             // SAFETY: each row is prepared by one worker, or by each for itself.
             unsafe {
                 let mut values = x.row(row);
-                if let Some((weight, eps)) = &bound.norm {
-                    elementwise::rms_norm(self.isa, values, weight, *eps, &mut scratch.row[..x.cols()]);
+                if let Some(norm) = &bound.norm {
+                    norm.apply(self.isa, values, &mut scratch.row[..x.cols()]);
                     values = &scratch.row[..x.cols()];
                 }
                 if let Some(codes) = codes {
@@ -450,7 +486,7 @@ impl Run<'_> {
                 // SAFETY: the columns of a unit are computed by whoever took it.
                 unsafe {
                     let (bias, panels) = (bias.as_deref(), &mut scratch.panels);
-                    linear(self.isa, matrix, start..end, input, bias, bound.epilogue, out, panels);
+                    linear(self.isa, matrix, start..end, input, bias, bound.epilogue, out, None, panels);
                 }
             }
         }
@@ -464,9 +500,9 @@ impl Run<'_> {
         let (q, k, v, out) = (self.view(q, tokens), self.view(k, tokens), self.view(v, tokens), self.view(out, tokens));
         let (rope, layer) = (&self.ropes[rope], self.layer(cache));
         let group = q.cols() / kv_heads;
-        let turn = |head: &mut [f32], norm: &Option<(Vec<f32>, f32)>, row: usize| {
-            if let Some((weight, eps)) = norm {
-                elementwise::rms_norm_in_place(self.isa, head, weight, *eps);
+        let turn = |head: &mut [f32], norm: &Option<BoundNorm>, row: usize| {
+            if let Some(norm) = norm {
+                norm.apply_to_head(self.isa, head);
             }
             let (cos, sin) = rope.row(row);
             elementwise::rotate(self.isa, head, cos, sin, rope.style);
@@ -497,12 +533,14 @@ impl Run<'_> {
         (self.step.page_table[first + position / PAGE] as usize, position % PAGE)
     }
 
+    #[allow(clippy::too_many_arguments)]
     unsafe fn attention(
         &self,
         op: &Bound,
         worker: &Worker,
         scratch: &mut Scratch,
         attention: &Attention,
+        sinks: Option<&[f32]>,
         layer: KvLayer<'_>,
         (q, out): (Place, Place),
     ) {
@@ -550,7 +588,7 @@ impl Run<'_> {
                         attend_pages(self.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
                     } else {
                         let taken = part * block..rows.len().min((part + 1) * block);
-                        attend(self.isa, attention, layer, &sequence, q, head, taken, out, scratch);
+                        attend(self.isa, attention, layer, &sequence, q, head, taken, sinks, out, scratch);
                     }
                 }
                 break;
@@ -568,7 +606,7 @@ impl Run<'_> {
             // SAFETY: each head of each sequence is one worker's, and its partials are complete.
             unsafe {
                 let partials = self.partials(before, head, blocks, pages, attention);
-                merge_pages(self.isa, attention, &sequence, head, 0, partials, rows_of(out, &rows), scratch);
+                merge_pages(self.isa, attention, &sequence, head, 0, partials, sinks, rows_of(out, &rows), scratch);
             }
         }
     }

@@ -101,7 +101,7 @@ impl Case {
             let rows = first..(first + step).min(len - start);
             for head in 0..attention.kv_heads {
                 // SAFETY: one thread.
-                unsafe { attend(isa, &attention, kv, &sequence, q, head, rows.clone(), view, &mut scratch) };
+                unsafe { attend(isa, &attention, kv, &sequence, q, head, rows.clone(), None, view, &mut scratch) };
             }
         }
         out
@@ -128,7 +128,7 @@ impl Case {
                 unsafe { attend_pages(isa, &attention, kv, &sequence, q, head, 0, part, partials, &mut scratch) };
             }
             // SAFETY: one thread.
-            unsafe { merge_pages(isa, &attention, &sequence, head, 0, partials, view, &mut scratch) };
+            unsafe { merge_pages(isa, &attention, &sequence, head, 0, partials, None, view, &mut scratch) };
         }
         out
     }

@@ -39,7 +39,7 @@ fn product(
         let mut scratch = Buffer::zeroed(matrix.scratch_bytes()).unwrap();
         for units in worker.chunks(&counter, matrix.units(), grain) {
             // SAFETY: each unit is claimed once.
-            unsafe { linear(isa, matrix, units, input, bias, epilogue, view, &mut scratch) };
+            unsafe { linear(isa, matrix, units, input, bias, epilogue, view, None, &mut scratch) };
         }
     })
     .unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use basert_core::KvFormat;
-use basert_graph::{Activation, CacheId, Norm, Pairs, Rows, ValueId};
+use basert_graph::{Activation, CacheId, Experts, Norm, Pairs, Rows, ValueId};
 use basert_plan::{DeviceError, Epilogue, MatrixId, Place, Plan, PlanOp, PlannedOp};
 
 use crate::Kernel;
@@ -17,6 +17,8 @@ use crate::weights::{Placed, Vector, Weights};
 const THREADGROUP_BYTES: usize = 32 << 10;
 /// The most parts that a context is divided into.
 const MOST_SPLITS: usize = 32;
+/// Threadgroups that look for the largest of a row of logits.
+const LARGEST_PARTS: usize = 32;
 /// Simdgroups of attention over tiles of queries.
 const PREFILL_SIMDGROUPS: usize = crate::step::QUERY_TILE / 16;
 
@@ -172,14 +174,22 @@ impl<'p> Lowering<'p> {
             first.barrier = true;
         }
         if shape.outcome != Outcome::Logits && shape.wanted > 0 {
-            let kernel = Kernel { exact: true, ..Kernel::new("sample/sample.metal", "sample", 1024) };
-            let kernel = self
-                .draws(kernel)
-                .define("VOCABULARY", self.plan.graph.vocabulary)
-                .define("LOGITS_STRIDE", self.place(self.plan.logits).stride);
-            let bindings =
-                vec![self.at(self.plan.logits), (Memory::Histories, 0), (Memory::Drawn, 0), (Memory::Step, 0)];
-            all.push(self.launch_of(kernel, bindings, [shape.wanted, 1, 1]));
+            self.partial_bytes = self.partial_bytes.max(shape.wanted * LARGEST_PARTS * size_of::<u64>());
+            let kernel = |lowering: &Self, path, entry, threads| {
+                let kernel = Kernel { exact: true, ..Kernel::new(path, entry, threads) };
+                kernel
+                    .define("VOCABULARY", lowering.plan.graph.vocabulary)
+                    .define("LOGITS_STRIDE", lowering.place(lowering.plan.logits).stride)
+                    .define("LARGEST_PARTS", LARGEST_PARTS)
+            };
+            let (logits, histories, partial) =
+                (self.at(self.plan.logits), (Memory::Histories, 0), (Memory::Partial, 0));
+            let largest = kernel(self, "sample/largest.metal", "largest", 256);
+            let bindings = vec![logits, histories, partial, (Memory::Step, 0)];
+            all.push(self.launch_of(largest, bindings, [LARGEST_PARTS, shape.wanted, 1]));
+            let sample = self.draws(kernel(self, "sample/sample.metal", "sample", 1024));
+            let bindings = vec![logits, histories, (Memory::Drawn, 0), partial, (Memory::Step, 0)];
+            all.push(self.launch_of(sample, bindings, [shape.wanted, 1, 1]));
         }
         Ok(all)
     }
@@ -258,11 +268,35 @@ impl<'p> Lowering<'p> {
                 let place = self.place(value);
                 let kernel = self.norm_kernel(x, Some(norm), count).define("OUT_STRIDE", place.stride);
                 let kernel = kernel.define("ADD", u32::from(residual.is_some())).define("OUTPUT", "OUTPUT_FLOATS");
-                let bindings = vec![self.at(x), self.vector(Vector::Norm(norm)), self.at(value), (Memory::Step, 0)];
+                let bindings = self.norm_bindings(x, Some(norm), self.at(value));
                 self.launch(out, kernel, bindings, [rows, 1, 1]);
             }
-            PlanOp::Linear { x, norm, ref matrices, epilogue, out: value } => {
-                self.linear(x, norm, matrices, epilogue, value, (rows, count), out)?;
+            PlanOp::Linear { experts: None, .. } => self.linear(op, (rows, count), out),
+            PlanOp::Linear { experts: Some(experts), .. } => self.experts(op, experts, (rows, count), out)?,
+            PlanOp::Route { x, used, normalised, out: value } => {
+                let simdgroups = 4;
+                let kernel = Kernel::new("moe/route.metal", "route", simdgroups as u32 * 32)
+                    .define("EXPERTS", self.place(x).width)
+                    .define("USED", used)
+                    .define("NORMALISED", u32::from(normalised))
+                    .define("X_STRIDE", self.place(x).stride)
+                    .define("OUT_STRIDE", self.place(value).stride)
+                    .define("COUNT", count);
+                let bindings = vec![self.at(x), self.at(value), (Memory::Step, 0)];
+                self.launch(out, kernel, bindings, [rows.div_ceil(simdgroups), 1, 1]);
+            }
+            PlanOp::Combine { x, experts, residual, out: value } => {
+                let (place, threads) = (self.place(value), 256);
+                let kernel = Kernel::new("moe/combine.metal", "combine", threads)
+                    .define("WIDTH", place.width)
+                    .define("USED", experts.used)
+                    .define("X_STRIDE", self.place(x).stride)
+                    .define("ROUTE_STRIDE", self.place(experts.route).stride)
+                    .define("OUT_STRIDE", place.stride)
+                    .define("COUNT", count)
+                    .define("ADD", u32::from(residual.is_some()));
+                let bindings = vec![self.at(x), self.at(experts.route), self.at(value), (Memory::Step, 0)];
+                self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
             }
             PlanOp::RopeCache { .. } => self.rope_cache(op, rows, out)?,
             PlanOp::Attention { .. } => self.attention(op, None, shape, out)?,
@@ -270,6 +304,7 @@ impl<'p> Lowering<'p> {
                 let function = match activation {
                     Activation::Silu => "FUNCTION_SILU",
                     Activation::GeluTanh => "FUNCTION_GELU",
+                    Activation::ClampedSwish => "FUNCTION_CLAMPED_SWISH",
                 };
                 self.elementwise(function, gate, up, value, None, (rows, count), out);
             }
@@ -316,12 +351,21 @@ impl<'p> Lowering<'p> {
     fn norm_kernel(&self, x: ValueId, norm: Option<Norm>, count: &str) -> Kernel {
         let place = self.place(x);
         let threads = place.width.div_ceil(8).next_multiple_of(32).clamp(32, 512) as u32;
-        let kernel = Kernel::new("norm/rms_norm.metal", "rms_norm", threads)
+        let kernel = Kernel::new("norm/norm.metal", "row_norm", threads)
             .define("WIDTH", place.width)
             .define("X_STRIDE", place.stride)
             .define("COUNT", count)
-            .define("NORM", u32::from(norm.is_some()));
+            .define("NORM", u32::from(norm.is_some()))
+            .define("CENTRED", u32::from(norm.is_some_and(|norm| norm.centred)))
+            .define("HAS_BIAS", u32::from(norm.is_some_and(|norm| norm.bias.is_some())));
         norm.map_or(kernel.clone(), |norm| kernel.define("NORM_EPS", Float(norm.eps)))
+    }
+
+    /// What it is launched with.
+    fn norm_bindings(&self, x: ValueId, norm: Option<Norm>, to: (Memory, usize)) -> Vec<(Memory, usize)> {
+        let bias =
+            norm.and_then(|norm| norm.bias).map_or((Memory::Weights, 0), |bias| self.vector(Vector::Plain(bias)));
+        vec![self.at(x), self.norm_at(norm), to, bias, (Memory::Step, 0)]
     }
 
     /// Where a vector is; anywhere, where there is none and none is read.
@@ -334,27 +378,14 @@ impl<'p> Lowering<'p> {
         norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)))
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn linear(
-        &mut self,
-        x: ValueId,
-        norm: Option<Norm>,
-        matrices: &[MatrixId],
-        epilogue: Epilogue,
-        value: ValueId,
-        (rows, count): (usize, &'static str),
-        out: &mut Op,
-    ) -> Result<(), DeviceError> {
-        let (epilogue, per_column) = match epilogue {
-            Epilogue::Store => ("EPILOGUE_STORE", 1),
-            Epilogue::Add(_) => ("EPILOGUE_ADD", 1),
-            Epilogue::Gated(Activation::Silu) => ("EPILOGUE_SILU", 2),
-            Epilogue::Gated(Activation::GeluTanh) => ("EPILOGUE_GELU", 2),
-        };
+    fn linear(&mut self, op: &PlanOp, (rows, count): (usize, &'static str), out: &mut Op) {
+        let PlanOp::Linear { x, norm, ref matrices, epilogue, out: value, .. } = *op else { return };
         let columns = self.place(x).width;
         let few = rows <= self.tuning.few_tokens;
         let quantised = matrices.iter().all(|id| !self.plan.matrices[id.0].format.is_float());
-        let fits = |bytes: usize| bytes + RESULTS <= THREADGROUP_BYTES;
+        // What a kernel does to its input itself.
+        let plain = norm.is_none_or(|norm| !norm.centred && norm.bias.is_none());
+        let fits = |bytes: usize| plain && bytes + RESULTS <= THREADGROUP_BYTES;
         let kind = match (few, self.tuning.integer_dots && quantised) {
             (false, _) => Input::Halves,
             (true, true) if rows == 1 && fits(columns + columns / 8) => Input::QuantisedHere,
@@ -371,50 +402,140 @@ impl<'p> Lowering<'p> {
         };
         let (mut to, place) = (self.at(value), self.place(value));
         for &id in matrices {
-            let Placed { layout, offset, .. } = self.weights.matrix(id);
             let of_w = self.plan.matrices[id.0].rows;
-            let bias = self.weights.vector_at(Vector::Bias(id));
             let product = Product { tokens: rows, rows: of_w, columns };
-            let (w, bias_at) = ((Memory::Weights, *offset), (Memory::Weights, bias.unwrap_or(0)));
+            let (w, bias) = self.matrix_at(id);
             let (kernel, bindings, groups) = if few {
-                let choice = self.tuning.gemv(product);
-                let mut kernel = Kernel::new("linear/gemv.metal", "gemv", choice.simdgroups as u32 * 32)
-                    .define("ROWS", choice.each)
-                    .define("SPLIT", choice.split)
+                let (mut kernel, each) = self.gemv(product, kind);
+                kernel = kernel
                     .define("TOKENS", rows)
                     .define("X_STRIDE", input.1)
                     .define("SCALES_OF_X_AT", rows * columns)
-                    .define("INPUT", kind.macro_of_gemv())
                     .define("NORM", u32::from(norm_inside.is_some()));
-                let bindings = vec![w, input.0, to, bias_at, self.norm_at(norm_inside), (Memory::Step, 0)];
                 if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
                 }
-                let each = choice.simdgroups / choice.split * choice.each;
+                let bindings = vec![w, input.0, to, bias, self.norm_at(norm_inside), (Memory::Step, 0), w];
                 (kernel, bindings, [of_w.div_ceil(each), 1, 1])
             } else {
-                let Gemm { m, n, simdgroups, simdgroups_m } = self.tuning.gemm(product);
-                let kernel = Kernel::new("linear/gemm.metal", "gemm", simdgroups as u32 * 32)
-                    .define("TILE_M", m)
-                    .define("TILE_N", n)
-                    .define("SIMDGROUPS_M", simdgroups_m);
-                let bindings = vec![w, input.0, to, bias_at, (Memory::Step, 0)];
-                (kernel, bindings, [rows.div_ceil(m), of_w.div_ceil(n), 1])
+                let (kernel, Gemm { m, n, .. }) = self.gemm(product);
+                (kernel, vec![w, input.0, to, bias, (Memory::Step, 0), w], [rows.div_ceil(m), of_w.div_ceil(n), 1])
             };
-            let kernel = kernel
-                .define("ROWS_OF_W", of_w)
-                .define("COLUMNS", columns)
-                .define("COUNT", count)
-                .define("OUT_STRIDE", place.stride)
-                .define("EPILOGUE", epilogue)
-                .define("HAS_BIAS", u32::from(bias.is_some()));
-            let kernel = layout.define(kernel);
+            let kernel =
+                self.product(kernel, id, of_w, epilogue).define("COUNT", count).define("OUT_STRIDE", place.stride);
             self.launch(out, kernel, bindings, groups);
             // The matrices of an op write columns of their own.
             out.barrier = false;
-            to.1 += of_w / per_column * size_of::<f32>();
+            to.1 += of_w / rows_a_column(epilogue) * size_of::<f32>();
+        }
+    }
+
+    /// A linear op of the experts that each token uses: one product for each use, or, of many tokens, for each tile of uses
+    /// of the same expert.
+    fn experts(
+        &mut self,
+        op: &PlanOp,
+        experts: Experts,
+        (rows, count): (usize, &'static str),
+        out: &mut Op,
+    ) -> Result<(), DeviceError> {
+        let PlanOp::Linear { x, ref matrices, epilogue, out: value, .. } = *op else { return Ok(()) };
+        let (from, place, uses) = (self.place(x), self.place(value), rows * experts.used);
+        for &id in matrices {
+            let matrix = &self.plan.matrices[id.0];
+            let (columns, of_w) = (matrix.columns, matrix.rows / experts.count);
+            // Where each use has an input of its own, those of a token lie side by side, as the outputs do.
+            let of_uses = from.width != columns;
+            if place.stride != place.width || (of_uses && from.stride != from.width) {
+                return Err(self.unsupported("results of experts among other values".to_owned()));
+            }
+            let (w, bias) = self.matrix_at(id);
+            let route = self.at(experts.route);
+            let macros = |kernel: Kernel| {
+                kernel
+                    .define("EXPERTS", experts.count)
+                    .define("USED", experts.used)
+                    .define("ROUTE_STRIDE", self.place(experts.route).stride)
+                    .define("X_OF_USES", u32::from(of_uses))
+                    .define("COUNT", count)
+            };
+            let (kernel, bindings, groups) = if rows <= self.tuning.few_tokens {
+                let fits = columns + columns / 8 + RESULTS <= THREADGROUP_BYTES;
+                let integers = self.tuning.integer_dots && !matrix.format.is_float() && fits;
+                let kind = if integers { Input::QuantisedHere } else { Input::Floats };
+                let (kernel, each) = self.gemv(Product { tokens: 1, rows: of_w, columns }, kind);
+                let stride = if of_uses { columns } else { from.stride };
+                let kernel = macros(kernel).define("TOKENS", 1).define("X_STRIDE", stride).define("NORM", 0);
+                let (step, norm) = ((Memory::Step, 0), (Memory::Weights, 0));
+                let bindings = vec![w, self.at(x), self.at(value), bias, norm, step, route];
+                (kernel, bindings, [of_w.div_ceil(each), uses, 1])
+            } else {
+                let each = uses.div_ceil(experts.count);
+                let (kernel, Gemm { m, n, .. }) = self.gemm(Product { tokens: each, rows: of_w, columns });
+                let tiles = uses / m + experts.count.min(uses);
+                let sorted = |kernel: Kernel| {
+                    let kernel = macros(kernel).define("TILE_M", m);
+                    kernel.define("USES_TILES", 4).define("USES_NUMBERS", 4 + 3 * tiles)
+                };
+                let sort = sorted(Kernel::new("moe/sort.metal", "sort_uses", 1024));
+                let kernel = sorted(kernel);
+                self.partial_bytes = self.partial_bytes.max((4 + 3 * tiles + uses) * size_of::<u32>());
+                self.launch(out, sort, vec![route, (Memory::Partial, 0), (Memory::Step, 0)], [1, 1, 1]);
+                out.barrier = false;
+                self.prepare(x, None, Input::Halves, (rows, count), out);
+                out.barrier = true;
+                let (step, input) = ((Memory::Step, 0), (Memory::Prepared, 0));
+                let bindings = vec![w, input, self.at(value), bias, step, (Memory::Partial, 0)];
+                (kernel, bindings, [tiles, of_w.div_ceil(n), 1])
+            };
+            let width = of_w / rows_a_column(epilogue);
+            let kernel = self.product(kernel, id, of_w, epilogue).define("OUT_STRIDE", width);
+            self.launch(out, kernel, bindings, groups);
         }
         Ok(())
+    }
+
+    /// Where a matrix is, and its biases: anywhere, where there are none.
+    fn matrix_at(&self, id: MatrixId) -> ((Memory, usize), (Memory, usize)) {
+        ((Memory::Weights, self.weights.matrix(id).offset), self.vector(Vector::Bias(id)))
+    }
+
+    /// The kernel of a product of few rows, but for what is said of its input, and the rows of weights a threadgroup has.
+    fn gemv(&self, product: Product, kind: Input) -> (Kernel, usize) {
+        let choice = self.tuning.gemv(product);
+        let kernel = Kernel::new("linear/gemv.metal", "gemv", choice.simdgroups as u32 * 32)
+            .define("ROWS", choice.each)
+            .define("SPLIT", choice.split)
+            .define("INPUT", kind.macro_of_gemv());
+        (kernel, choice.simdgroups / choice.split * choice.each)
+    }
+
+    /// The kernel of a product of many rows, and its tiles.
+    fn gemm(&self, product: Product) -> (Kernel, Gemm) {
+        let choice = self.tuning.gemm(product);
+        let kernel = Kernel::new("linear/gemm.metal", "gemm", choice.simdgroups as u32 * 32)
+            .define("TILE_M", choice.m)
+            .define("TILE_N", choice.n)
+            .define("SIMDGROUPS_M", choice.simdgroups_m);
+        (kernel, choice)
+    }
+
+    /// The kernel of a product with the macros that say what it is multiplied by, of which `rows` are used at a time, and
+    /// what becomes of it.
+    fn product(&self, kernel: Kernel, id: MatrixId, rows: usize, epilogue: Epilogue) -> Kernel {
+        let epilogue = match epilogue {
+            Epilogue::Store => "EPILOGUE_STORE",
+            Epilogue::Add(_) => "EPILOGUE_ADD",
+            Epilogue::Gated(Activation::Silu) => "EPILOGUE_SILU",
+            Epilogue::Gated(Activation::GeluTanh) => "EPILOGUE_GELU",
+            Epilogue::Gated(Activation::ClampedSwish) => "EPILOGUE_CLAMPED_SWISH",
+        };
+        let kernel = kernel
+            .define("ROWS_OF_W", rows)
+            .define("COLUMNS", self.plan.matrices[id.0].columns)
+            .define("EPILOGUE", epilogue)
+            .define("HAS_BIAS", u32::from(self.weights.vector_at(Vector::Bias(id)).is_some()));
+        self.weights.matrix(id).layout.define(kernel)
     }
 
     /// Norms the input of a linear op, or rounds it, or both.
@@ -434,7 +555,7 @@ impl<'p> Lowering<'p> {
             .define("ADD", 0)
             .define("OUTPUT", output)
             .define("SCALES_OF_X_AT", rows * columns);
-        let bindings = vec![self.at(x), self.norm_at(norm), (Memory::Prepared, 0), (Memory::Step, 0)];
+        let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0));
         self.launch(out, kernel, bindings, [rows, 1, 1]);
     }
 
@@ -510,7 +631,9 @@ impl<'p> Lowering<'p> {
     }
 
     fn attention(&mut self, op: &PlanOp, rope: Option<&PlanOp>, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {
-        let PlanOp::Attention { mut q, cache, heads, scale, window, cap, out: value } = *op else { return Ok(()) };
+        let PlanOp::Attention { mut q, cache, heads, scale, window, cap, sinks, out: value } = *op else {
+            return Ok(());
+        };
         let of_rope = self.rope_arguments(rope.unwrap_or(op));
         if let Some(PlanOp::RopeCache { q: plain, .. }) = rope {
             q = *plain;
@@ -530,16 +653,18 @@ impl<'p> Lowering<'p> {
                 .define("WINDOW", window.unwrap_or(0))
                 .define("CAP_SCORES", u32::from(cap.is_some()))
                 .define("CAP", Float(cap.unwrap_or(0.0)))
+                .define("SINKS", u32::from(sinks.is_some()))
                 .define("SPLITS", splits)
                 .define("LEAST_SPLIT", choice.least_split)
                 .define("Q_STRIDE", self.place(q).stride)
                 .define("OUT_STRIDE", self.place(value).stride)
         };
+        let sinks = sinks.map_or((Memory::Weights, 0), |sinks| self.vector(Vector::Plain(sinks)));
         let (query, to, step, partial) = (self.at(q), self.at(value), (Memory::Step, 0), (Memory::Partial, 0));
         if shape.attention == AttentionKind::Tiles {
             let kernel = Kernel::new("attention/prefill.metal", "attention_prefill", PREFILL_SIMDGROUPS as u32 * 32);
             let (cache, kernel) = self.cache(cache, common(kernel))?;
-            let bindings = vec![query, cache, to, step];
+            let bindings = vec![query, cache, to, step, sinks];
             self.launch(out, kernel, bindings, [heads, tiles(shape.tokens), 1]);
             return Ok(());
         }
@@ -551,7 +676,7 @@ impl<'p> Lowering<'p> {
         let kernel = common(kernel).define("HEADS", at_once).define("ROPE", u32::from(rope.is_some()));
         let kernel = rope.map_or(kernel.clone(), |rope| self.rope(rope, kernel));
         let (cache_at, kernel) = self.cache(cache, kernel)?;
-        let bindings = [query, cache_at, to, partial, step].into_iter().chain(of_rope).collect();
+        let bindings = [query, cache_at, to, partial, step].into_iter().chain(of_rope).chain([sinks]).collect();
         let combine = Kernel::new("attention/combine.metal", "attention_combine", head_dim.min(128) as u32);
         let (_, combine) = self.cache(cache, common(combine))?;
         self.launch(out, kernel, bindings, [kv_heads * group.div_ceil(at_once), shape.tokens, splits]);
@@ -559,10 +684,15 @@ impl<'p> Lowering<'p> {
             let bytes = shape.tokens * heads * splits * (head_dim + 2) * size_of::<f32>();
             self.partial_bytes = self.partial_bytes.max(bytes);
             out.barrier = true;
-            self.launch(out, combine, vec![partial, to, step], [heads, shape.tokens, 1]);
+            self.launch(out, combine, vec![partial, to, step, sinks], [heads, shape.tokens, 1]);
         }
         Ok(())
     }
+}
+
+/// Rows of weights that a column of the output is made of.
+fn rows_a_column(epilogue: Epilogue) -> usize {
+    if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 }
 }
 
 /// An f32 as C++ reads it back exactly.

@@ -16,6 +16,8 @@ const ALIGNMENT: usize = 256;
 /// A vector of f32 that kernels read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Vector {
+    /// A vector of the file as it is.
+    Plain(WeightId),
     /// The weights of a norm, with its offset added.
     Norm(Norm),
     /// The biases of a matrix.
@@ -61,22 +63,23 @@ impl Weights {
                         None => {
                             let basert_graph::Weight { rows, columns, format, .. } = plan.graph.weights[weight.0];
                             let parts = vec![(weight, None)];
-                            let matrix = Matrix { parts, order: Order::Stacked, format, rows, columns };
+                            let matrix = Matrix { parts, order: Order::Stacked, format, rows, columns, experts: 1 };
                             weights.place(plan, matrix, device)?;
                             weights.matrices.len() - 1
                         }
                     };
                     weights.embeddings.push((weight, at));
                 }
-                PlanOp::Norm { norm, .. } => weights.vector(plan, Vector::Norm(norm)),
+                PlanOp::Norm { norm, .. } => weights.norm(plan, norm),
                 PlanOp::Linear { norm, ref matrices, .. } => {
-                    norm.into_iter().for_each(|norm| weights.vector(plan, Vector::Norm(norm)));
+                    norm.into_iter().for_each(|norm| weights.norm(plan, norm));
                     matrices.iter().for_each(|&id| weights.vector(plan, Vector::Bias(id)));
                 }
                 PlanOp::RopeCache { q_norm, k_norm, rope, .. } => {
-                    q_norm.into_iter().chain(k_norm).for_each(|norm| weights.vector(plan, Vector::Norm(norm)));
+                    q_norm.into_iter().chain(k_norm).for_each(|norm| weights.norm(plan, norm));
                     weights.vector(plan, Vector::Frequencies(rope));
                 }
+                PlanOp::Attention { sinks: Some(sinks), .. } => weights.vector(plan, Vector::Plain(sinks)),
                 _ => {}
             }
         }
@@ -94,6 +97,11 @@ impl Weights {
         Ok(())
     }
 
+    fn norm(&mut self, plan: &Plan, norm: Norm) {
+        self.vector(plan, Vector::Norm(norm));
+        norm.bias.into_iter().for_each(|bias| self.vector(plan, Vector::Plain(bias)));
+    }
+
     fn vector(&mut self, plan: &Plan, vector: Vector) {
         let len = self.len(plan, vector);
         if len > 0 && self.vectors.iter().all(|(known, _)| *known != vector) {
@@ -105,7 +113,8 @@ impl Weights {
     /// Values of a vector: none for the biases of a matrix that has none.
     fn len(&self, plan: &Plan, vector: Vector) -> usize {
         match vector {
-            Vector::Norm(norm) => plan.graph.weights[norm.weight.0].columns * plan.graph.weights[norm.weight.0].rows,
+            Vector::Plain(id) => plan.graph.weights[id.0].columns * plan.graph.weights[id.0].rows,
+            Vector::Norm(norm) => self.len(plan, Vector::Plain(norm.weight)),
             Vector::Bias(id) if plan.matrices[id.0].parts.iter().all(|(_, bias)| bias.is_none()) => 0,
             Vector::Bias(id) => plan.matrices[id.0].rows,
             Vector::Frequencies(rope) => plan.graph.ropes[rope.0].frequencies.len(),
@@ -164,6 +173,7 @@ impl Weights {
             }
         };
         match vector {
+            Vector::Plain(id) => decode(id),
             Vector::Norm(norm) => {
                 let mut values = decode(norm.weight)?;
                 values.iter_mut().for_each(|value| *value += norm.offset);

@@ -211,6 +211,8 @@ impl Builder<'_> {
         let (rows, columns) = match *found.shape {
             [columns] => (1, columns),
             [rows, columns] => (rows, columns),
+            // The matrices of experts, one below the other.
+            [experts, rows, columns] => (experts.saturating_mul(rows), columns),
             _ => return Err(self.fail(format!("tensor '{tensor}' has shape {:?}, not one of a matrix", found.shape))),
         };
         let id = WeightId(self.graph.weights.len());
@@ -264,7 +266,7 @@ impl Builder<'_> {
             .rope
             .get(name)
             .ok_or_else(|| self.wrong(format!("there is no rotary embedding [rope.{name}]")))?;
-        const KNOWN: [&str; 9] = [
+        const KNOWN: [&str; 12] = [
             "base",
             "dim",
             "pairs",
@@ -273,6 +275,9 @@ impl Builder<'_> {
             "low_freq_factor",
             "high_freq_factor",
             "original_context",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
             "factors",
         ];
         if let Some(unknown) = table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
@@ -305,8 +310,16 @@ impl Builder<'_> {
                 high: number(self, "high_freq_factor")?,
                 original_context: number(self, "original_context")?,
             },
+            Val::Text(text) if text == "yarn" => Scaling::Yarn {
+                factor: number(self, "factor")?,
+                fast: number(self, "beta_fast")?,
+                slow: number(self, "beta_slow")?,
+                original_context: number(self, "original_context")?,
+                truncated: value(self, "truncate")? == Val::Bool(true),
+            },
             other => {
-                return Err(self.fail(format!("rope scaling {other} is not known; known are none, linear, llama3")));
+                let what = format!("rope scaling {other} is not known; known are none, linear, llama3, yarn");
+                return Err(self.fail(what));
             }
         };
         let mut frequencies = rope::frequencies(dim, number(self, "base")?, scaling);

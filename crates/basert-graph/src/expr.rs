@@ -204,6 +204,7 @@ impl<'t> Parser<'t, '_> {
         let arguments = arguments.iter().map(number).collect::<Result<Vec<_>, _>>()?;
         match (name, &arguments[..]) {
             ("sqrt", [x]) => Ok(Value::Number(x.sqrt())),
+            ("ln", [x]) => Ok(Value::Number(x.ln())),
             ("min", [a, b]) => Ok(Value::Number(a.min(*b))),
             ("max", [a, b]) => Ok(Value::Number(a.max(*b))),
             _ => Err(format!("there is no function '{name}' of {} arguments", arguments.len())),

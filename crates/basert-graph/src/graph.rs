@@ -81,17 +81,35 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of x · Φ(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415).
     GeluTanh,
+    /// That of gpt-oss: with the gate g at most 7 and the other factor u within ±7, g · σ(1.702 g) · (u + 1).
+    ClampedSwish,
 }
 
-/// RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `x / √(mean(x²) + eps) · (weight + offset)`.
+/// RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `x / √(mean(x²) + eps) · (weight + offset)`. Or, where it is
+/// `centred`, LayerNorm (Ba et al. 2016, arXiv 1607.06450): the same of x − mean(x), plus a bias.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
+    /// Whether the mean is subtracted first.
+    pub centred: bool,
     /// A vector, as long as what is normed.
     pub weight: WeightId,
+    /// Another, added to the result.
+    pub bias: Option<WeightId>,
     /// Added to the mean square.
     pub eps: f32,
     /// Added to every weight.
     pub offset: f32,
+}
+
+/// The experts that a router chose for each token, out of several that lie in one weight, one below the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// The value that [`Op::Route`] computed.
+    pub route: ValueId,
+    /// How many there are.
+    pub count: usize,
+    /// How many a token uses.
+    pub used: usize,
 }
 
 macro_rules! id {
@@ -135,14 +153,33 @@ pub enum Op {
         /// What kind.
         norm: Norm,
     },
-    /// y = x · weightᵀ + bias.
+    /// y = x · weightᵀ + bias. With experts, the results of those that each token uses, side by side.
     Linear {
-        /// Input, as wide as the weight has columns.
+        /// Input, as wide as the weight has columns; with experts it may also have as many columns for each one used.
         x: ValueId,
         /// Matrix.
         weight: WeightId,
-        /// Vector.
+        /// As many values as the matrix has rows.
         bias: Option<WeightId>,
+        /// Whose rows of the matrix are used.
+        experts: Option<Experts>,
+    },
+    /// Of the softmax of x, one value for each expert, the largest ones (of equals the first). y has their numbers, and
+    /// then their values.
+    Route {
+        /// Input, as wide as there are experts.
+        x: ValueId,
+        /// How many are chosen.
+        used: usize,
+        /// Whether their values are divided by their sum.
+        normalised: bool,
+    },
+    /// y = the sum of what a token's experts computed, times what the router gave each.
+    Combine {
+        /// Input: the results of all experts used, side by side.
+        x: ValueId,
+        /// Who they are.
+        experts: Experts,
     },
     /// Norms each head of q and k where asked for, rotates them by their positions, and keeps k and v in the cache.
     /// y is the rotated q.
@@ -177,8 +214,10 @@ pub enum Op {
         window: Option<usize>,
         /// Scores become cap · tanh(score / cap).
         cap: Option<f32>,
+        /// A vector with one score more for each head of q, which takes its share of the softmax and has no value.
+        sinks: Option<WeightId>,
     },
-    /// y = activation(gate) · up.
+    /// y = activation(gate) · up; but see [`Activation::ClampedSwish`].
     Gate {
         /// What goes through the nonlinearity.
         gate: ValueId,
@@ -215,6 +254,8 @@ impl Op {
             Op::Embed { .. } => "embed",
             Op::Norm { .. } => "norm",
             Op::Linear { .. } => "linear",
+            Op::Route { .. } => "route",
+            Op::Combine { .. } => "combine",
             Op::RopeCache { .. } => "rope_cache",
             Op::Attention { .. } => "attention",
             Op::Gate { .. } => "gate",
@@ -228,7 +269,12 @@ impl Op {
     pub fn inputs(&self) -> Vec<ValueId> {
         match *self {
             Op::Embed { .. } => vec![],
-            Op::Norm { x, .. } | Op::Linear { x, .. } | Op::Select { x } | Op::SoftCap { x, .. } => vec![x],
+            Op::Linear { x, experts: Some(experts), .. } | Op::Combine { x, experts } => vec![x, experts.route],
+            Op::Norm { x, .. }
+            | Op::Linear { x, .. }
+            | Op::Route { x, .. }
+            | Op::Select { x }
+            | Op::SoftCap { x, .. } => vec![x],
             Op::RopeCache { q, k, v, .. } => vec![q, k, v],
             Op::Attention { q, .. } => vec![q],
             Op::Gate { gate, up, .. } => vec![gate, up],

@@ -15,7 +15,8 @@ mod tensors;
 
 pub use arch::{Architecture, Expression, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
 pub use graph::{
-    Activation, Cache, CacheId, Graph, Node, Norm, Op, Pairs, Rope, RopeId, Rows, Value, ValueId, Weight, WeightId,
+    Activation, Cache, CacheId, Experts, Graph, Node, Norm, Op, Pairs, Rope, RopeId, Rows, Value, ValueId, Weight,
+    WeightId,
 };
 pub use parameters::Metadata;
 pub use rope::llama3_factors;

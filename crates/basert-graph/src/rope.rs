@@ -12,10 +12,16 @@ pub(crate) enum Scaling {
     Linear { factor: f64 },
     /// Those of long waves are divided by the factor, those of short ones are kept, and between there is a ramp.
     Llama3 { factor: f64, low: f64, high: f64, original_context: f64 },
+    /// YaRN (Peng et al. 2023, arXiv 2309.00071): between the pairs that turn `fast` and `slow` times over the original
+    /// context is a ramp from kept frequencies to those divided by the factor. Whole pairs, where it is `truncated`.
+    Yarn { factor: f64, fast: f64, slow: f64, original_context: f64, truncated: bool },
 }
 
 /// Radians per position of the `dim / 2` pairs: base^(−2i/dim), scaled.
 pub(crate) fn frequencies(dim: usize, base: f64, scaling: Scaling) -> Vec<f32> {
+    // The pair that turns so many times over the original context.
+    let pair =
+        |turns: f64, context: f64| dim as f64 * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
     (0..dim / 2)
         .map(|i| {
             let frequency = base.powf(-2.0 * i as f64 / dim as f64);
@@ -26,6 +32,15 @@ pub(crate) fn frequencies(dim: usize, base: f64, scaling: Scaling) -> Vec<f32> {
                     let waves = original_context * frequency / std::f64::consts::TAU;
                     let kept = ((waves - low) / (high - low)).clamp(0.0, 1.0);
                     frequency * (kept + (1.0 - kept) / factor)
+                }
+                Scaling::Yarn { factor, fast, slow, original_context, truncated } => {
+                    let (mut first, mut last) = (pair(fast, original_context), pair(slow, original_context));
+                    if truncated {
+                        (first, last) = (first.floor(), last.ceil());
+                    }
+                    let (first, last) = (first.max(0.0), last.min(dim as f64 - 1.0));
+                    let divided = ((i as f64 - first) / (last - first).max(0.001)).clamp(0.0, 1.0);
+                    frequency * (1.0 - divided + divided / factor)
                 }
             };
             scaled as f32

@@ -75,11 +75,15 @@ impl Plan {
                 cost.weights = m * weight.bytes() as f64 / weight.rows as f64;
                 cost.flops = m * out.width as f64;
             }
-            PlanOp::Linear { ref matrices, .. } if m > 0.0 => {
+            PlanOp::Linear { ref matrices, experts, .. } if m > 0.0 => {
+                // The share of the experts that a token uses, and that are used at all if all are as likely.
+                let share: f64 = experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
+                let touched = 1.0 - (1.0 - share).powf(m);
                 for id in matrices {
                     let matrix = &self.matrices[id.0];
-                    cost.weights += matrix.format.row_bytes(matrix.columns).unwrap_or(0) as f64 * matrix.rows as f64;
-                    cost.flops += 2.0 * m * matrix.rows as f64 * matrix.columns as f64;
+                    let bytes = matrix.format.row_bytes(matrix.columns).unwrap_or(0) as f64 * matrix.rows as f64;
+                    cost.weights += touched * bytes;
+                    cost.flops += 2.0 * m * share * matrix.rows as f64 * matrix.columns as f64;
                 }
             }
             PlanOp::RopeCache { cache, .. } => {
@@ -97,6 +101,8 @@ impl Plan {
             PlanOp::Norm { .. } => cost.flops = 4.0 * m * out.width as f64,
             PlanOp::Gate { .. } | PlanOp::SoftCap { .. } => cost.flops = 8.0 * m * out.width as f64,
             PlanOp::Add { .. } => cost.flops = m * out.width as f64,
+            PlanOp::Combine { experts, .. } => cost.flops = 2.0 * m * (out.width * experts.used) as f64,
+            PlanOp::Route { x, used, .. } => cost.flops = m * ((4 + used) * self.values[x.0].width) as f64,
             PlanOp::Linear { .. } | PlanOp::Select { .. } => {}
         }
         cost

@@ -3,7 +3,7 @@
 //! Each fusion removes a dependency between ops, or work that nobody asked for. A plan built without one of them
 //! computes the same: tests compare plans with and without each.
 
-use basert_graph::{Rows, ValueId};
+use basert_graph::{Experts, Rows, ValueId};
 
 use crate::plan::{Epilogue, Matrix, MatrixId, Order, Plan, PlanOp, PlanValue, PlannedOp};
 
@@ -103,6 +103,8 @@ fn find_selectable(plan: &Plan) -> Option<(ValueId, Vec<usize>)> {
             by,
             PlanOp::Norm { .. }
                 | PlanOp::Linear { .. }
+                | PlanOp::Route { .. }
+                | PlanOp::Combine { .. }
                 | PlanOp::Gate { .. }
                 | PlanOp::Add { .. }
                 | PlanOp::SoftCap { .. }
@@ -139,28 +141,33 @@ fn pair_gate_and_up(plan: &mut Plan) {
 fn paired(plan: &mut Plan, i: usize) -> Option<(PlanOp, usize, usize)> {
     let PlanOp::Gate { gate, up, activation, out } = plan.ops[i].op else { return None };
     let (first, second) = (plan.only_for(gate, i)?, plan.only_for(up, i)?);
-    let ((x, g), (same, u)) = (plain_linear(plan, first)?, plain_linear(plan, second)?);
+    let ((x, g, experts), (same, u, others)) = (stored_linear(plan, first)?, stored_linear(plan, second)?);
     let (gate, up) = (&plan.matrices[g.0], &plan.matrices[u.0]);
     let bias = gate.parts[0].1.or(up.parts[0].1);
-    if x != same || gate.format != up.format || gate.rows != up.rows || bias.is_some() {
+    if x != same || experts != others || gate.format != up.format || gate.rows != up.rows || bias.is_some() {
         return None;
     }
     let parts = vec![gate.parts[0], up.parts[0]];
     let matrix = Matrix { parts, order: Order::Paired, rows: gate.rows * 2, ..gate.clone() };
     plan.matrices[g.0] = matrix;
     let epilogue = Epilogue::Gated(activation);
-    Some((PlanOp::Linear { x, norm: None, matrices: vec![g], epilogue, out }, first, second))
+    Some((PlanOp::Linear { x, norm: None, matrices: vec![g], experts, epilogue, out }, first, second))
 }
 
-/// Input and matrix of a linear op that does nothing else.
-fn plain_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId)> {
+/// Input, matrix and experts of a linear op that does nothing else.
+fn stored_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId, Option<Experts>)> {
     match plan.ops[i].op {
-        PlanOp::Linear { x, norm: None, ref matrices, epilogue: Epilogue::Store, .. } => match matrices[..] {
-            [matrix] => Some((x, matrix)),
+        PlanOp::Linear { x, norm: None, ref matrices, experts, epilogue: Epilogue::Store, .. } => match matrices[..] {
+            [matrix] => Some((x, matrix, experts)),
             _ => None,
         },
         _ => None,
     }
+}
+
+/// Input and matrix of one without experts.
+fn plain_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId)> {
+    stored_linear(plan, i).filter(|(.., experts)| experts.is_none()).map(|(x, matrix, _)| (x, matrix))
 }
 
 /// Linear ops over the same input as one, which writes their outputs side by side.
@@ -201,14 +208,15 @@ fn pack_group(plan: &mut Plan, x: ValueId, group: &[usize]) {
     for &j in group[1..].iter().rev() {
         plan.ops.remove(j);
     }
-    plan.ops[group[0]].op = PlanOp::Linear { x, norm: None, matrices, epilogue: Epilogue::Store, out: packed };
+    let epilogue = Epilogue::Store;
+    plan.ops[group[0]].op = PlanOp::Linear { x, norm: None, matrices, experts: None, epilogue, out: packed };
 }
 
 /// linear(norm(x)) as one op, where nothing else reads norm(x).
 fn norm_into_linear(plan: &mut Plan) {
     let mut i = 0;
     while i < plan.ops.len() {
-        if let PlanOp::Linear { x, norm: None, .. } = plan.ops[i].op
+        if let PlanOp::Linear { x, norm: None, experts: None, .. } = plan.ops[i].op
             && let Some(at) = plan.only_for(x, i)
             && let PlanOp::Norm { x: input, norm: found, residual: None, .. } = plan.ops[at].op
             && let PlanOp::Linear { x, norm, .. } = &mut plan.ops[i].op
@@ -234,7 +242,7 @@ fn addable(plan: &Plan, i: usize) -> Option<(usize, ValueId, ValueId)> {
 /// x + linear(h) as a linear op that adds to x.
 fn residual_into_linear(plan: &mut Plan) {
     fuse_residual(plan, |op, residual, sum| match op {
-        PlanOp::Linear { epilogue, out, .. } if *epilogue == Epilogue::Store => {
+        PlanOp::Linear { epilogue, experts: None, out, .. } if *epilogue == Epilogue::Store => {
             (*epilogue, *out) = (Epilogue::Add(residual), sum);
             true
         }
@@ -242,10 +250,11 @@ fn residual_into_linear(plan: &mut Plan) {
     });
 }
 
-/// x + norm(h) as a norm that adds to x.
+/// x + norm(h) as a norm that adds to x, and the same of what experts computed.
 fn residual_into_norm(plan: &mut Plan) {
     fuse_residual(plan, |op, into, sum| match op {
-        PlanOp::Norm { residual: residual @ None, out, .. } => {
+        PlanOp::Norm { residual: residual @ None, out, .. }
+        | PlanOp::Combine { residual: residual @ None, out, .. } => {
             (*residual, *out) = (Some(into), sum);
             true
         }
@@ -277,7 +286,13 @@ impl PlanOp {
             PlanOp::Embed { .. } => vec![],
             PlanOp::Norm { x, residual, .. } => std::iter::once(x).chain(residual.as_mut()).collect(),
             PlanOp::Linear { x, epilogue: Epilogue::Add(residual), .. } => vec![x, residual],
-            PlanOp::Linear { x, .. } | PlanOp::Select { x, .. } | PlanOp::SoftCap { x, .. } => vec![x],
+            PlanOp::Linear { x, experts, .. } => {
+                std::iter::once(x).chain(experts.as_mut().map(|experts| &mut experts.route)).collect()
+            }
+            PlanOp::Combine { x, experts, residual, .. } => {
+                [x, &mut experts.route].into_iter().chain(residual.as_mut()).collect()
+            }
+            PlanOp::Route { x, .. } | PlanOp::Select { x, .. } | PlanOp::SoftCap { x, .. } => vec![x],
             PlanOp::RopeCache { q, k, v, .. } => vec![q, k, v],
             PlanOp::Attention { q, .. } => vec![q],
             PlanOp::Gate { gate, up, .. } => vec![gate, up],
@@ -295,6 +310,8 @@ impl PlanOp {
             PlanOp::Embed { out, .. }
             | PlanOp::Norm { out, .. }
             | PlanOp::Linear { out, .. }
+            | PlanOp::Route { out, .. }
+            | PlanOp::Combine { out, .. }
             | PlanOp::RopeCache { out, .. }
             | PlanOp::Attention { out, .. }
             | PlanOp::Gate { out, .. }

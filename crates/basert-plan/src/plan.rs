@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use basert_core::Format;
-use basert_graph::{Activation, CacheId, Graph, Norm, Op, RopeId, Rows, ValueId, WeightId};
+use basert_graph::{Activation, CacheId, Experts, Graph, Norm, Op, RopeId, Rows, ValueId, WeightId};
 
 use crate::arena;
 use crate::fuse::Fusion;
@@ -44,6 +44,8 @@ pub struct Matrix {
     pub rows: usize,
     /// Columns of each.
     pub columns: usize,
+    /// How many experts have equal shares of the rows, one below the other; 1 without experts.
+    pub experts: usize,
 }
 
 /// How the rows of a packed matrix lie.
@@ -95,10 +97,34 @@ pub enum PlanOp {
         x: ValueId,
         /// Applied to x first.
         norm: Option<Norm>,
-        /// One matrix for each run of weights of the same format.
+        /// One matrix for each run of weights of the same format; just one with experts.
         matrices: Vec<MatrixId>,
+        /// Whose rows of the matrix are used for each token.
+        experts: Option<Experts>,
         /// Applied to the result.
         epilogue: Epilogue,
+        /// Output.
+        out: ValueId,
+    },
+    /// See [`Op::Route`].
+    Route {
+        /// One value for each expert.
+        x: ValueId,
+        /// How many are chosen.
+        used: usize,
+        /// Whether their values are divided by their sum.
+        normalised: bool,
+        /// Output.
+        out: ValueId,
+    },
+    /// out = what the experts computed, weighted and summed, + residual.
+    Combine {
+        /// The results of all experts used.
+        x: ValueId,
+        /// Who they are.
+        experts: Experts,
+        /// A value that nothing reads afterwards: the output lies where it does.
+        residual: Option<ValueId>,
         /// Output.
         out: ValueId,
     },
@@ -135,6 +161,8 @@ pub enum PlanOp {
         window: Option<usize>,
         /// Soft cap of the scores.
         cap: Option<f32>,
+        /// A score more for each head.
+        sinks: Option<WeightId>,
         /// Output.
         out: ValueId,
     },
@@ -183,6 +211,8 @@ impl PlanOp {
             PlanOp::Embed { .. } => "embed",
             PlanOp::Norm { residual: None, .. } => "norm",
             PlanOp::Norm { residual: Some(_), .. } => "norm+add",
+            PlanOp::Linear { experts: Some(_), epilogue: Epilogue::Gated(_), .. } => "experts+gate",
+            PlanOp::Linear { experts: Some(_), .. } => "experts",
             PlanOp::Linear { norm, epilogue, .. } => match (norm, epilogue) {
                 (None, Epilogue::Store) => "linear",
                 (None, Epilogue::Add(_)) => "linear+add",
@@ -191,6 +221,9 @@ impl PlanOp {
                 (Some(_), Epilogue::Add(_)) => "norm+linear+add",
                 (Some(_), Epilogue::Gated(_)) => "norm+linear+gate",
             },
+            PlanOp::Route { .. } => "route",
+            PlanOp::Combine { residual: None, .. } => "combine",
+            PlanOp::Combine { residual: Some(_), .. } => "combine+add",
             PlanOp::RopeCache { .. } => "rope+cache",
             PlanOp::Attention { .. } => "attention",
             PlanOp::Gate { .. } => "gate",
@@ -206,12 +239,13 @@ impl PlanOp {
             PlanOp::Embed { .. } => vec![],
             PlanOp::Norm { x, residual, .. } => [x].into_iter().chain(residual).collect(),
             PlanOp::Linear { x, epilogue: Epilogue::Add(residual), .. } => vec![x, residual],
-            PlanOp::Linear { x, .. } => vec![x],
+            PlanOp::Linear { x, experts, .. } => [x].into_iter().chain(experts.map(|experts| experts.route)).collect(),
+            PlanOp::Combine { x, experts, residual, .. } => [x, experts.route].into_iter().chain(residual).collect(),
             PlanOp::RopeCache { q, k, v, .. } => vec![q, k, v],
             PlanOp::Attention { q, .. } => vec![q],
             PlanOp::Gate { gate, up, .. } => vec![gate, up],
             PlanOp::Add { a, b, .. } => vec![a, b],
-            PlanOp::Select { x, .. } | PlanOp::SoftCap { x, .. } => vec![x],
+            PlanOp::Route { x, .. } | PlanOp::Select { x, .. } | PlanOp::SoftCap { x, .. } => vec![x],
         }
     }
 
@@ -221,6 +255,8 @@ impl PlanOp {
             PlanOp::Embed { out, .. }
             | PlanOp::Norm { out, .. }
             | PlanOp::Linear { out, .. }
+            | PlanOp::Route { out, .. }
+            | PlanOp::Combine { out, .. }
             | PlanOp::RopeCache { out, .. }
             | PlanOp::Attention { out, .. }
             | PlanOp::Gate { out, .. }
@@ -338,18 +374,21 @@ impl Plan {
         let op = match *op {
             Op::Embed { weight, scale } => PlanOp::Embed { weight, scale, out },
             Op::Norm { x, norm } => PlanOp::Norm { x, norm, residual: None, out },
-            Op::Linear { x, weight, bias } => {
+            Op::Linear { x, weight, bias, experts } => {
                 let basert_graph::Weight { rows, columns, format, .. } = self.graph.weights[weight.0];
                 let id = MatrixId(self.matrices.len());
                 let parts = vec![(weight, bias)];
-                self.matrices.push(Matrix { parts, order: Order::Stacked, format, rows, columns });
-                PlanOp::Linear { x, norm: None, matrices: vec![id], epilogue: Epilogue::Store, out }
+                let count = experts.map_or(1, |experts| experts.count);
+                self.matrices.push(Matrix { parts, order: Order::Stacked, format, rows, columns, experts: count });
+                PlanOp::Linear { x, norm: None, matrices: vec![id], experts, epilogue: Epilogue::Store, out }
             }
+            Op::Route { x, used, normalised } => PlanOp::Route { x, used, normalised, out },
+            Op::Combine { x, experts } => PlanOp::Combine { x, experts, residual: None, out },
             Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache } => {
                 PlanOp::RopeCache { q, k, v, q_norm, k_norm, rope, cache, out }
             }
-            Op::Attention { q, cache, heads, scale, window, cap } => {
-                PlanOp::Attention { q, cache, heads, scale, window, cap, out }
+            Op::Attention { q, cache, heads, scale, window, cap, sinks } => {
+                PlanOp::Attention { q, cache, heads, scale, window, cap, sinks, out }
             }
             Op::Gate { gate, up, activation } => PlanOp::Gate { gate, up, activation, out },
             Op::Add { a, b } => PlanOp::Add { a, b, out },

@@ -7,6 +7,7 @@ kernel void attention_combine(
     device const float *partial [[buffer(0)]],
     device float *out [[buffer(1)]],
     device const uint *step [[buffer(2)]],
+    device const float *sinks [[buffer(3)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]])
 {
@@ -19,6 +20,10 @@ kernel void attention_combine(
     device const float *from = partial + (ulong(row) * Q_HEADS + head) * SPLITS * (HEAD_DIM + 2);
     float most = -INFINITY, total = 0.0f;
     for (uint p = 0; p < parts; ++p) most = max(most, from[p * (HEAD_DIM + 2) + HEAD_DIM]);
+#if SINKS
+    most = max(most, sinks[head]);
+    total = exp(sinks[head] - most);
+#endif
     for (uint p = 0; p < parts; ++p) {
         device const float *of_part = from + p * (HEAD_DIM + 2) + HEAD_DIM;
         total = fma(of_part[1], exp(of_part[0] - most), total);

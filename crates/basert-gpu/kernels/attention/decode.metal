@@ -30,6 +30,7 @@ kernel void attention_decode(
     device const float *q_norm [[buffer(7)]],
     device const float *k_norm [[buffer(8)]],
     device const float *frequencies [[buffer(9)]],
+    device const float *sinks [[buffer(10)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -189,6 +190,12 @@ kernel void attention_decode(
         if (head >= (kv_head + 1) * GROUP) continue;
         float most = -INFINITY, x = 0.0f, total = 0.0f;
         for (uint s = 0; s < SIMDGROUPS; ++s) most = max(most, largest[s * HEADS + h]);
+#if SINKS
+        if (parts == 1) {
+            most = max(most, sinks[head]);
+            total = exp(sinks[head] - most);
+        }
+#endif
         for (uint s = 0; s < SIMDGROUPS; ++s) {
             const float before = largest[s * HEADS + h], factor = before == -INFINITY ? 0.0f : exp(before - most);
             x = fma(sums[(s * HEADS + h) * HEAD_DIM + d], factor, x);

@@ -21,6 +21,7 @@ kernel void attention_prefill(
     device const uchar *cache [[buffer(1)]],
     device float *out [[buffer(2)]],
     device const uint *step [[buffer(3)]],
+    device const float *sinks [[buffer(4)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -134,13 +135,24 @@ kernel void attention_prefill(
         }
     }
 
-    const float totals[2] = {tile_row_sum(total[0]), tile_row_sum(total[1])};
+    // What sums are multiplied by.
+    float shares[2];
+#pragma unroll
+    for (uint v = 0; v < 2; ++v) {
+        const float all = tile_row_sum(total[v]);
+#if SINKS
+        const float largest = max(most[v], sinks[head]), keep = exp(most[v] - largest);
+        shares[v] = keep / (all * keep + exp(sinks[head] - largest));
+#else
+        shares[v] = 1.0f / all;
+#endif
+    }
 #pragma unroll
     for (uint c = 0; c < HEAD_DIM / 16; ++c) {
 #pragma unroll
         for (uint e = 0; e < 8; ++e) {
             const uint v = e / 2 % 2, r = own + 8 * v, d = 16 * c + tile_column(lane) + 8 * (e / 4) + e % 2;
-            if (r < rows) out[ulong(first_row + r) * OUT_STRIDE + head * HEAD_DIM + d] = tile_get(sums[c], e) / totals[v];
+            if (r < rows) out[ulong(first_row + r) * OUT_STRIDE + head * HEAD_DIM + d] = tile_get(sums[c], e) * shares[v];
         }
     }
 }

@@ -1,6 +1,7 @@
 // What the attention kernels share.
 //
 // Q_HEADS, KV_HEADS, HEAD_DIM; SCALE; WINDOW, how many tokens one sees, or 0 for all; CAP, the soft cap of scores, or 0.
+// SINKS, where each query head has a score more, without a value.
 #include "common/kv.h"
 
 #define GROUP (Q_HEADS / KV_HEADS)

@@ -48,6 +48,12 @@ static inline float gelu(float x) {
     return 0.5f * x * (1.0f + tanh(inner));
 }
 
+// A gate and what it gates, as gpt-oss has them.
+static inline float clamped_swish(float gate, float up) {
+    const float g = min(gate, 7.0f);
+    return g / (1.0f + exp(-1.702f * g)) * (clamp(up, -7.0f, 7.0f) + 1.0f);
+}
+
 // The sum of c and of the products of four signed bytes each.
 static inline int dot_bytes(uint a, uint b, int c) {
 #if defined(METAL_ON_CUDA)

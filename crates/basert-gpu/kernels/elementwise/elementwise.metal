@@ -9,6 +9,7 @@
 #define FUNCTION_GELU 2      // gelu(a) · b
 #define FUNCTION_SOFT_CAP 3  // CAP · tanh(a / CAP)
 #define FUNCTION_SELECT 4    // row STEP_WANTED[i] of a
+#define FUNCTION_CLAMPED_SWISH 5
 
 kernel void elementwise(
     device const float *a [[buffer(0)]],
@@ -33,6 +34,8 @@ kernel void elementwise(
     out[ulong(row) * OUT_STRIDE + i] = silu(x) * b[ulong(row) * B_STRIDE + i];
 #elif FUNCTION == FUNCTION_GELU
     out[ulong(row) * OUT_STRIDE + i] = gelu(x) * b[ulong(row) * B_STRIDE + i];
+#elif FUNCTION == FUNCTION_CLAMPED_SWISH
+    out[ulong(row) * OUT_STRIDE + i] = clamped_swish(x, b[ulong(row) * B_STRIDE + i]);
 #else
     out[ulong(row) * OUT_STRIDE + i] = CAP * tanh(x / CAP);
 #endif

@@ -5,11 +5,18 @@
 //
 // ROWS_OF_W, COLUMNS, ROWS (an even number), SPLIT, TOKENS; COUNT, the word of the step that says how many rows of x there are;
 // X_STRIDE, OUT_STRIDE; EPILOGUE; HAS_BIAS; INPUT; NORM and NORM_EPS, where x is normed first.
+//
+// Where there are EXPERTS, a threadgroup has one use of an expert (`moe/uses.h`), whose rows follow those of the experts
+// before it: TOKENS is 1, rows of x are those of tokens, or of uses where X_OF_USES is set, and rows of the output those of
+// uses.
 #include "common/base.h"
 #include "common/epilogue.h"
 #include "common/format.h"
 #include "common/quantise.h"
 #include "common/step.h"
+#if EXPERTS
+#include "moe/uses.h"
+#endif
 
 // What the input is: floats; floats, which each threadgroup quantises for itself; or quantised, with scales that begin
 // SCALES_OF_X_AT bytes in.
@@ -30,10 +37,15 @@ struct brought {
     uint4 scales[ROWS];
 };
 
-static inline void bring(thread brought &b, device const uchar *w, uint first_row, uint g, uint q) {
+// The groups of one of the rows that a simdgroup has.
+static inline ulong groups_of(ulong rows_before, uint row) {
+    return (rows_before + min(row, uint(ROWS_OF_W - 1))) * GROUPS;
+}
+
+static inline void bring(thread brought &b, device const uchar *w, ulong rows_before, uint first_row, uint g, uint q) {
 #pragma unroll
     for (uint r = 0; r < ROWS; ++r) {
-        const ulong group = ulong(min(first_row + r, uint(ROWS_OF_W - 1))) * GROUPS + g;
+        const ulong group = groups_of(rows_before, first_row + r) + g;
         b.bits[r] = bits_of(w, group, q);
         b.scales[r] = scales_of(w, group);
     }
@@ -52,6 +64,7 @@ kernel void gemv(
     device const float *bias [[buffer(3)]],
     device const float *norm [[buffer(4)]],
     device const uint *step [[buffer(5)]],
+    device const float *route [[buffer(6)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -68,14 +81,25 @@ kernel void gemv(
     const uint q = lane & 1, first_group = simdgroup % SPLIT * 16 + lane / 2, sub = first_group % 8;
 
     RELEASE_NEXT();
+#if EXPERTS
+    AWAIT_INPUTS();
+    const uint number = threadgroup_position.y;
+    if (number / USED >= step[COUNT]) return;
+    const ulong rows_before = ulong(expert_of(route, number)) * ROWS_OF_W;
+    input += ulong(X_OF_USES ? number : number / USED) * (X_STRIDE * 4);
+    out += ulong(number) * OUT_STRIDE;
+    bias += rows_before;
+#else
+    const ulong rows_before = 0;
+#endif
     // Weights are there before any input is.
     brought next;
-    if (first_group < GROUPS) bring(next, w, first_row, first_group, q);
+    if (first_group < GROUPS) bring(next, w, rows_before, first_row, first_group, q);
 #pragma unroll
     for (uint ahead = 1; ahead <= ASKED_AHEAD; ++ahead) {
         const uint g = first_group + ahead * 16 * SPLIT;
         if (g >= GROUPS) break;
-        for (uint r = 0; r < ROWS; ++r) ask_for_bits(w, ulong(min(first_row + r, uint(ROWS_OF_W - 1))) * GROUPS + g, q);
+        for (uint r = 0; r < ROWS; ++r) ask_for_bits(w, groups_of(rows_before, first_row + r) + g, q);
     }
 #if INPUT == INPUT_QUANTISED_HERE && NORM
     float4 gain[HELD];
@@ -85,7 +109,9 @@ kernel void gemv(
         gain[i] = at < GROUPS * 8 ? ((device const float4 *)norm)[at] : float4(0.0f);
     }
 #endif
+#if !EXPERTS
     AWAIT_INPUTS();
+#endif
     const uint tokens = TOKENS == 1 ? 1 : min(uint(TOKENS), step[COUNT]);
 #if INPUT == INPUT_QUANTISED_HERE
     // Whole groups of lanes take part, all of them in the shuffles.
@@ -148,7 +174,7 @@ kernel void gemv(
 
     for (uint at = first_group; at < GROUPS; at += 16 * SPLIT) {
         const brought now = next;
-        if (at + 16 * SPLIT < GROUPS) bring(next, w, first_row, at + 16 * SPLIT, q);
+        if (at + 16 * SPLIT < GROUPS) bring(next, w, rows_before, first_row, at + 16 * SPLIT, q);
 #if INPUT != INPUT_FLOATS
         uint4 words[ROWS];
         float2 scale[ROWS];

@@ -1,12 +1,13 @@
 // Draws a token from each row of logits, by a threadgroup: the algorithm of the engine's sampler, to the bit.
 //
-// Candidates are compared by one number, their rank: the logit's bits so that larger ones are larger, and after them
-// the token, smaller ones first. A truncation is the least rank that stays. It is found by a histogram of the distance
-// to the largest logit, and then among the few candidates of one bin, or, where they are many, bit by bit.
+// A truncation is the least rank that stays. It is found by a histogram of the distance to the largest logit, and then
+// among the few candidates of one bin, or, where they are many, bit by bit. The largest rank of each part of the
+// vocabulary was found before.
 //
 // VOCABULARY, LOGITS_STRIDE; what STEP_DRAWS says of each row; WANTED_LIMIT and CHAIN, the size of `drawn`.
 #include "common/base.h"
 #include "common/step.h"
+#include "sample/candidate.h"
 #include "sample/exact.h"
 
 #define BINS 2048
@@ -15,76 +16,7 @@
 // Noise lies between −2.9 and 16.7: what is further behind than that cannot win.
 #define REACH 20.0f
 
-struct draw {
-    float temperature;
-    uint top_k;
-    uint top_p;       // in steps of 2^−20
-    float log_min_p;
-    float repeat;
-    float presence;
-    float frequency;
-    uint seed_low;
-    uint seed_high;
-    uint index;
-    bool has_history;
-};
-
-static inline draw draw_of(device const uint *step, uint row) {
-    device const uint *at = step + STEP_DRAWS + row * DRAW_WORDS;
-    draw d;
-    d.temperature = as_type<float>(at[0]);
-    d.top_k = at[1];
-    d.top_p = at[2];
-    d.log_min_p = as_type<float>(at[3]);
-    d.repeat = as_type<float>(at[4]);
-    d.presence = as_type<float>(at[5]);
-    d.frequency = as_type<float>(at[6]);
-    d.seed_low = at[7];
-    d.seed_high = at[8];
-    d.index = at[9];
-    d.has_history = at[10] != 0;
-    return d;
-}
-
-// The logit with its penalties, divided by the temperature where there is one. History: how often a token is in the
-// answer, and 2^15 more where it is in the prompt.
-static inline float candidate(thread const draw &d, device const float *logits, device const ushort *history, uint token) {
-    float x = logits[token];
-    if (d.has_history) {
-        const uint seen = history[token];
-        if (seen) {
-            x = x > 0.0f ? x / d.repeat : x * d.repeat;
-            if (seen & 0x7fffu) x = fma(-d.frequency, float(seen & 0x7fffu), x - d.presence);
-        }
-    }
-    if (d.temperature > 0.0f) x = x / d.temperature;
-    return x + 0.0f;
-}
-
-static inline ulong rank_of(float x, uint token) {
-    const uint bits = as_type<uint>(x);
-    const uint ordered = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (ulong(ordered) << 32) | ulong(~token);
-}
-
-static inline float value_of(ulong rank) {
-    const uint ordered = uint(rank >> 32);
-    return as_type<float>(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
-}
-
 static inline uint bin_of(float largest, float x) { return uint(min((largest - x) * BINS_PER_NAT, float(BINS - 1))); }
-
-// The larger of each thread's rank.
-static inline ulong threadgroup_max(ulong rank, threadgroup ulong *partial, uint simdgroup, uint lane) {
-    const uint high = simd_max(uint(rank >> 32));
-    const uint low = simd_max(uint(rank >> 32) == high ? uint(rank & 0xfffffffful) : 0u);
-    if (lane == 0) partial[simdgroup] = (ulong(high) << 32) | ulong(low);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    ulong most = 0;
-    for (uint i = 0; i < SIMDGROUPS; ++i) most = max(most, partial[i]);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return most;
-}
 
 // The sum of each thread's number, which is less than 2^44 / THREADS.
 static inline ulong threadgroup_total(ulong x, threadgroup ulong *partial, uint simdgroup, uint lane) {
@@ -101,7 +33,8 @@ kernel void sample(
     device const float *all_logits [[buffer(0)]],
     device ushort *histories [[buffer(1)]],
     device uint *drawn [[buffer(2)]],
-    device const uint *step [[buffer(3)]],
+    device const ulong *largest_ranks [[buffer(3)]],
+    device const uint *step [[buffer(4)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -120,14 +53,9 @@ kernel void sample(
     if (row >= step[STEP_COUNT_WANTED]) return;
     const draw d = draw_of(step, row);
     device const float *logits = all_logits + ulong(row) * LOGITS_STRIDE;
-    device ushort *history = histories + (d.has_history ? ulong(step[STEP_DRAWS + row * DRAW_WORDS + 10] - 1) * VOCABULARY : 0);
+    device ushort *history = histories + history_of(d, step, row);
 
-    ulong best = 0;
-#pragma unroll 8
-    for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-        const float x = candidate(d, logits, history, token);
-        if (x > -INFINITY) best = max(best, rank_of(x, token));
-    }
+    ulong best = thread_index < LARGEST_PARTS ? largest_ranks[row * LARGEST_PARTS + thread_index] : 0;
     best = threadgroup_max(best, partial, simdgroup, lane);
     const float largest = value_of(best);
 

@@ -22,6 +22,8 @@ impl<'t> Step<'_, '_, 't> {
             "embed" => self.embed()?,
             "norm" => self.norm()?,
             "linear" => self.linear()?,
+            "route" => self.route()?,
+            "combine" => self.combine()?,
             "rope_cache" => self.rope_cache()?,
             "attention" => self.attention()?,
             "gate" => self.gate()?,
@@ -37,8 +39,8 @@ impl<'t> Step<'_, '_, 't> {
             }
             _ => {
                 return Err(self.builder.wrong(format!(
-                    "there is no op '{name}'; there are embed, norm, linear, rope_cache, attention, gate, add, \
-                     select, soft_cap"
+                    "there is no op '{name}'; there are embed, norm, linear, route, combine, rope_cache, attention, \
+                     gate, add, select, soft_cap"
                 )));
             }
         };
@@ -73,26 +75,83 @@ impl<'t> Step<'_, '_, 't> {
     fn norm(&mut self) -> Result<(Op, usize, Rows)> {
         let x = self.input("in")?;
         let weight = self.weight("weight")?;
-        let norm = self.norm_of(weight, self.width(x))?;
+        let bias = self.optional_weight("bias")?;
+        if let Some(bias) = bias {
+            self.check_vector(bias, self.width(x))?;
+        }
+        let centred = match self.value_or("kind", "norm_kind")? {
+            Val::Text(kind) if kind == "rms" => false,
+            Val::Text(kind) if kind == "layer" => true,
+            other => return Err(self.wrong(format!("the norm kind {other} is not known; known are 'rms' and 'layer'"))),
+        };
+        let norm = Norm { centred, bias, ..self.norm_of(weight, self.width(x))? };
         Ok((Op::Norm { x, norm }, self.width(x), self.rows(x)))
     }
 
     fn linear(&mut self) -> Result<(Op, usize, Rows)> {
         let x = self.input("in")?;
         let weight = self.weight("weight")?;
+        let experts = self.experts()?;
         let Weight { rows, columns, ref tensor, .. } = self.builder.graph.weights[weight.0];
-        if columns != self.width(x) {
+        let (width, used) = (self.width(x), experts.map_or(1, |experts| experts.used));
+        if columns != width && columns.checked_mul(used) != Some(width) {
             return Err(self.builder.fail(format!(
-                "tensor '{tensor}' has {columns} columns, and its input '{}' is {} wide",
+                "tensor '{tensor}' has {columns} columns, and its input '{}' is {width} wide",
                 self.builder.graph.values[x.0].name,
-                self.width(x)
             )));
+        }
+        let count = experts.map_or(1, |experts| experts.count);
+        if rows % count != 0 {
+            return Err(self
+                .builder
+                .fail(format!("tensor '{tensor}' has {rows} rows, which {count} experts cannot share")));
         }
         let bias = self.optional_weight("bias")?;
         if let Some(bias) = bias {
-            self.check_vector(bias, rows)?;
+            let Weight { rows: a, columns: b, ref tensor, .. } = self.builder.graph.weights[bias.0];
+            if a * b != rows {
+                return Err(self.builder.fail(format!("tensor '{tensor}' has {} values, expected {rows}", a * b)));
+            }
         }
-        Ok((Op::Linear { x, weight, bias }, rows, self.rows(x)))
+        let out = (rows / count).saturating_mul(used);
+        Ok((Op::Linear { x, weight, bias, experts }, out, self.rows(x)))
+    }
+
+    /// Whose experts an op is to use, if it says so.
+    fn experts(&mut self) -> Result<Option<Experts>> {
+        self.read.insert("route");
+        if !self.table.contains_key("route") {
+            return Ok(None);
+        }
+        let route = self.input("route")?;
+        let nodes = &self.builder.graph.nodes;
+        let Some(&Op::Route { x, used, .. }) = nodes.iter().find(|node| node.out == route).map(|node| &node.op) else {
+            return Err(self.wrong("`route` does not name what an op 'route' computes".to_owned()));
+        };
+        Ok(Some(Experts { route, count: self.width(x), used }))
+    }
+
+    fn route(&mut self) -> Result<(Op, usize, Rows)> {
+        let x = self.input("in")?;
+        let (count, used) = (self.width(x), self.count("used")?);
+        if used > count {
+            return Err(self.builder.fail(format!("a token is to use {used} of {count} experts")));
+        }
+        let normalised = match self.value_or("normalised", "normalised")? {
+            Val::Bool(normalised) => normalised,
+            other => return Err(self.wrong(format!("`normalised` is {other}, neither true nor false"))),
+        };
+        Ok((Op::Route { x, used, normalised }, 2 * used, self.rows(x)))
+    }
+
+    fn combine(&mut self) -> Result<(Op, usize, Rows)> {
+        let x = self.input("in")?;
+        let Some(experts) = self.experts()? else { return Err(self.wrong("`route` is missing".to_owned())) };
+        let width = self.width(x);
+        if width % experts.used != 0 {
+            return Err(self.wrong(format!("its input is {width} wide, which {} experts cannot share", experts.used)));
+        }
+        Ok((Op::Combine { x, experts }, width / experts.used, self.rows(x)))
     }
 
     fn rope_cache(&mut self) -> Result<(Op, usize, Rows)> {
@@ -144,6 +203,10 @@ impl<'t> Step<'_, '_, 't> {
         let window = self.number_or("window", "attention_window")?;
         let window = self.builder.whole("the attention window", &Val::Number(window), 0, usize::MAX >> 12)?;
         let cap = self.number_or("cap", "attention_cap")? as f32;
+        let sinks = self.optional_weight("sinks")?;
+        if let Some(sinks) = sinks {
+            self.check_vector(sinks, heads)?;
+        }
         let op = Op::Attention {
             q,
             cache,
@@ -151,6 +214,7 @@ impl<'t> Step<'_, '_, 't> {
             scale,
             window: (window > 0).then_some(window),
             cap: (cap > 0.0).then_some(cap),
+            sinks,
         };
         Ok((op, self.width(q), self.rows(q)))
     }
@@ -162,10 +226,11 @@ impl<'t> Step<'_, '_, 't> {
         let activation = match self.value_or("activation", "activation")? {
             Val::Text(name) if name == "silu" => Activation::Silu,
             Val::Text(name) if name == "gelu_pytorch_tanh" || name == "gelu_tanh" => Activation::GeluTanh,
+            Val::Text(name) if name == "clamped_swish" => Activation::ClampedSwish,
             other => {
-                return Err(self
-                    .builder
-                    .fail(format!("the activation {other} is not known; known are silu and gelu_pytorch_tanh")));
+                return Err(self.builder.fail(format!(
+                    "the activation {other} is not known; known are silu, gelu_pytorch_tanh and clamped_swish"
+                )));
             }
         };
         Ok((Op::Gate { gate, up, activation }, self.width(gate), self.rows(gate)))
@@ -220,7 +285,8 @@ impl<'t> Step<'_, '_, 't> {
 
     fn norm_of(&mut self, weight: WeightId, width: usize) -> Result<Norm> {
         self.check_vector(weight, width)?;
-        Ok(Norm { weight, eps: self.number("eps")? as f32, offset: self.number_or("offset", "norm_offset")? as f32 })
+        let (eps, offset) = (self.number("eps")? as f32, self.number_or("offset", "norm_offset")? as f32);
+        Ok(Norm { centred: false, weight, bias: None, eps, offset })
     }
 
     /// The attribute's value, or that of the parameter called `parameter` where it is left out.

@@ -1,7 +1,8 @@
-// Each row of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight.
+// Each row of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight. Or through LayerNorm: the same of
+// x − mean(x), and a bias added.
 //
 // WIDTH, X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
-// stored as it is; NORM_EPS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
+// stored as it is; NORM_EPS; CENTRED, where the mean is subtracted; HAS_BIAS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
 // SCALES_OF_X_AT, where their scales begin.
 #include "common/base.h"
 #include "common/quantise.h"
@@ -11,11 +12,12 @@
 #define OUTPUT_HALVES 1
 #define OUTPUT_BYTES 2
 
-kernel void rms_norm(
+kernel void row_norm(
     device const float *x [[buffer(0)]],
     device const float *weight [[buffer(1)]],
     device uchar *out [[buffer(2)]],
-    device const uint *step [[buffer(3)]],
+    device const float *bias [[buffer(3)]],
+    device const uint *step [[buffer(4)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -27,10 +29,18 @@ kernel void rms_norm(
     const uint row = threadgroup_position.x;
     if (row >= step[COUNT]) return;
     device const float *from = x + ulong(row) * X_STRIDE;
-    float factor = 1.0f;
+    float factor = 1.0f, mean = 0.0f;
+#if NORM && CENTRED
+    float sum = 0.0f;
+    for (uint i = thread_index; i < WIDTH; i += THREADS) sum += from[i];
+    mean = threadgroup_sum(sum, partial, simdgroup, lane) / WIDTH;
+#endif
 #if NORM
     float squares = 0.0f;
-    for (uint i = thread_index; i < WIDTH; i += THREADS) squares = fma(from[i], from[i], squares);
+    for (uint i = thread_index; i < WIDTH; i += THREADS) {
+        const float x = from[i] - mean;
+        squares = fma(x, x, squares);
+    }
     factor = rsqrt(threadgroup_sum(squares, partial, simdgroup, lane) / WIDTH + NORM_EPS);
 #endif
 #if OUTPUT == OUTPUT_BYTES
@@ -39,9 +49,12 @@ kernel void rms_norm(
         const uint i = first + thread_index;
         float4 four = float4(0.0f);
         if (i < WIDTH / 4) {
-            four = ((device const float4 *)from)[i] * factor;
+            four = (((device const float4 *)from)[i] - float4(mean)) * factor;
 #if NORM
             four = four * ((device const float4 *)weight)[i];
+#endif
+#if HAS_BIAS
+            four = four + ((device const float4 *)bias)[i];
 #endif
         }
         float scale;
@@ -53,10 +66,14 @@ kernel void rms_norm(
     }
 #else
     for (uint i = thread_index; i < WIDTH / 2; i += THREADS) {
-        float a = from[2 * i], b = from[2 * i + 1];
+        float a = from[2 * i] - mean, b = from[2 * i + 1] - mean;
 #if NORM
         a *= factor * weight[2 * i];
         b *= factor * weight[2 * i + 1];
+#endif
+#if HAS_BIAS
+        a += bias[2 * i];
+        b += bias[2 * i + 1];
 #endif
 #if OUTPUT == OUTPUT_HALVES
         ((device uint *)out)[ulong(row) * (OUT_STRIDE / 2) + i] = two_halves(a, b);
