@@ -5,7 +5,7 @@ use std::sync::Arc;
 use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
 use basert_graph::{Experts, Norm, Pairs, WeightId};
-use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matrix, Plan, PlanOp};
+use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matrix, Plan, PlanOp, Stage};
 
 use crate::attention::{Attention, Scratch};
 use crate::elementwise::BoundNorm;
@@ -66,7 +66,7 @@ impl Device for CpuDevice {
         let (mut ready, total) = (0, plan.weight_bytes());
         let mut packed = |bytes| {
             ready += bytes;
-            progress(ready, total);
+            progress(Stage::Weights, ready, total);
         };
         // One allocation for all, so that small matrices lie on large pages too.
         let lens = plan.matrices.iter().map(|matrix| Ok(matrix.experts * binder.packed_bytes(matrix)?));

@@ -70,14 +70,19 @@ impl Mapping {
         })
     }
 
+    /// Where `bytes` begin in this mapping, if all of them are a part of it.
+    pub fn offset_of(&self, bytes: &[u8]) -> Option<usize> {
+        let offset = (bytes.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize)?;
+        offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len()).then_some(offset)
+    }
+
     fn advise(&self, bytes: &[u8], advice: impl FnOnce(&Mmap, usize, usize) -> io::Result<()>) -> bool {
-        let Some(offset) = (bytes.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else { return false };
-        let inside = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len());
-        if inside && !bytes.is_empty() {
+        let Some(offset) = self.offset_of(bytes) else { return false };
+        if !bytes.is_empty() {
             // The advice is about speed and memory, never about what is read: its failure is not an error.
             let _ = advice(&self.map, offset, bytes.len());
         }
-        inside
+        true
     }
 }
 

@@ -136,6 +136,11 @@ impl ModelFile {
         self.files.iter().map(|map| map.len() as u64).sum()
     }
 
+    /// The files with tensors, as they are mapped: each begins at a page.
+    pub fn mappings(&self) -> &[Mapping] {
+        &self.files
+    }
+
     /// The metadata value of `key`.
     ///
     /// In a GGUF file, `key` is the key as it is (`llama.block_count`). In a Hugging Face folder it is a path into

@@ -1,5 +1,5 @@
-//! Writes every kernel that the tiny models of the tests need, of all families and formats, to a folder, each as
-//! Apple's compiler would get it: `cargo run -p basert-gpu --example kernels FOLDER`.
+//! Writes every kernel that the tiny models of the tests need, of all families and formats, to a folder, each as Apple's
+//! compiler would get it on chips without and with tensor units: `cargo run -p basert-gpu --example kernels FOLDER`.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_gpu::{GpuDevice, Recorder};
+use basert_gpu::{Kernel, MetalSource, MetalSystem, Tiles, kernels_on};
 use basert_graph::Graph;
-use basert_plan::{Device, FUSIONS, Limits, LoadOptions, Plan};
+use basert_plan::{FUSIONS, Limits, Plan, chip};
 
 fn models(folder: &Path) -> Result<Vec<PathBuf>, std::io::Error> {
     let paths =
@@ -20,23 +20,22 @@ fn models(folder: &Path) -> Result<Vec<PathBuf>, std::io::Error> {
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(std::env::args_os().nth(1).ok_or("which folder do the kernels go to?")?);
     std::fs::create_dir_all(&folder)?;
-    let tiny = basert_testkit::tiny();
-    for path in models(&tiny)?.into_iter().chain(models(&tiny.join("quantised"))?) {
-        let file = Arc::new(ModelFile::open(&path)?);
-        let graph = Arc::new(Graph::open(&file, &[])?);
-        for kv in [KvFormat::F16, KvFormat::Q8, KvFormat::Q4] {
-            if graph.caches.iter().any(|cache| kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(32)) {
-                continue;
-            }
-            let recorder = Recorder::new("cuda", 40);
-            let device = GpuDevice::new(recorder.clone())?;
-            let limits = Limits { tokens: 64, wanted: 2 };
-            let plan = Arc::new(Plan::build(graph.clone(), limits, &FUSIONS));
-            device.load(plan, file.clone(), LoadOptions { pages: 64, kv, progress: &mut |_, _| {} })?;
-            for kernel in &recorder.recorded().kernels {
-                let path = folder.join(format!("{}-{:016x}.metal", kernel.function, kernel.fingerprint()));
-                let text = format!("{}#line 1 \"{}\"\n{}", kernel.defines(), kernel.file, kernel.source());
-                std::fs::write(path, text)?;
+    let systems = [("m4-pro", Tiles::Simdgroups), ("m5-pro", Tiles::TensorUnits)];
+    for (name, tiles) in systems {
+        let system = MetalSystem { macos: 26, tiles };
+        let check = Kernel::new("check/tiles.metal", "check_tiles", 32);
+        MetalSource::new(&check, system).write_to(&folder, check.file)?;
+        let (chip, tiny) = (chip(name)?, basert_testkit::tiny());
+        for path in models(&tiny)?.into_iter().chain(models(&tiny.join("quantised"))?) {
+            let graph = Arc::new(Graph::open(&ModelFile::open(&path)?, &[])?);
+            let plan = Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS);
+            for kv in [KvFormat::F16, KvFormat::Q8, KvFormat::Q4] {
+                if graph.caches.iter().any(|cache| kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(32)) {
+                    continue;
+                }
+                for kernel in kernels_on(&chip, &plan, kv)? {
+                    MetalSource::new(&kernel, system).write_to(&folder, kernel.file)?;
+                }
             }
         }
     }

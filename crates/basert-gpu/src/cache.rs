@@ -42,6 +42,12 @@ impl CacheKey {
     }
 }
 
+impl std::fmt::Display for CacheKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// The folder of what can be made again, if there is a home.
 pub(crate) fn cache_dir() -> Option<PathBuf> {
     let named = std::env::var_os(CACHE_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
@@ -72,6 +78,11 @@ impl Cache {
     pub fn file(&self, key: &CacheKey) -> Option<PathBuf> {
         self.get(key)?;
         Some(self.folder.as_ref()?.join(&key.0))
+    }
+
+    /// Where a file beside the entries is or would be, for what others write and check.
+    pub fn beside(&self, key: &CacheKey, extension: &str) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(format!("{key}.{extension}")))
     }
 
     /// Keeps what was compiled, if that is possible; a reader sees all of it or nothing.

@@ -5,14 +5,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Place, Plan, StepState};
+use basert_plan::{Baked, Device, DeviceError, Facts, Fit, LoadOptions, Place, Plan, Stage, StepState};
 
-use crate::lower::{CHAIN, Launch, Lowering, Memory};
+use crate::lower::{CHAIN, Launch, Lowering, Memory, page_bytes};
 use crate::shape::{AttentionKind, Outcome, Shape, classes};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
-use crate::weights::Weights;
-use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel, Pipeline, Recording, Ticket};
+use crate::weights::{BringError, Resident, Weights};
+use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
 /// A GPU.
 pub struct GpuDevice<G> {
@@ -83,8 +83,44 @@ impl Lowered {
         }
         let Lowering { kernels, prepared_bytes, partial_bytes, .. } = &lowering;
         let (kernels, prepared_bytes, partial_bytes) = (kernels.clone(), *prepared_bytes, *partial_bytes);
-        let page_bytes = lowering.all_page_bytes();
+        let page_bytes = page_bytes(&plan.graph.caches, kv);
         Ok(Lowered { weights, step, shapes, kernels, prepared_bytes, partial_bytes, page_bytes })
+    }
+
+    /// The memory that is needed beside the weights, the KV cache first.
+    fn rooms(&self, plan: &Plan, pages: usize) -> [(Memory, usize, &'static str); Memory::COUNT - 1] {
+        let wanted = plan.limits.wanted;
+        [
+            (Memory::Cache, pages.saturating_mul(self.page_bytes), "the KV cache"),
+            (Memory::Arena, plan.arena_bytes, "intermediate values"),
+            (Memory::Step, self.step.words * size_of::<u32>(), "the state of a step"),
+            (Memory::Prepared, self.prepared_bytes, "prepared inputs"),
+            (Memory::Partial, self.partial_bytes, "partial attention"),
+            (Memory::Histories, wanted * plan.graph.vocabulary * size_of::<u16>(), "histories of tokens"),
+            (Memory::Drawn, wanted * CHAIN * size_of::<u32>(), "drawn tokens"),
+        ]
+    }
+
+    /// Refuses what the device has no room for, before any of it is taken. `fixed` is what is needed beside the KV cache.
+    fn check_memory(
+        &self,
+        plan: &Plan,
+        (pages, kv): (usize, KvFormat),
+        fixed: usize,
+        facts: &GpuFacts,
+    ) -> Result<(), DeviceError> {
+        let needed = fixed.saturating_add(pages.saturating_mul(self.page_bytes));
+        let Some(free) = facts.free_memory.filter(|&free| free < needed) else { return Ok(()) };
+        let formats = KvFormat::ALL.into_iter().skip_while(|&other| other != kv);
+        let whole = |kv: &KvFormat| {
+            *kv == KvFormat::F16 || plan.graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(kv.block()))
+        };
+        let fit = |kv| {
+            let room = free.saturating_sub(fixed) / page_bytes(&plan.graph.caches, kv).max(1);
+            Fit { kv, pages: room.min(pages) }
+        };
+        let fits = formats.filter(whole).map(fit).collect();
+        Err(DeviceError::TooLarge { device: facts.name.clone(), needed, free, fits })
     }
 }
 
@@ -99,23 +135,24 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
         let mut gpu = lock(&self.gpu);
         let gpu_ref = &mut *gpu;
         let name = &self.facts.name;
+        let rooms = lowered.rooms(&plan, pages);
+        let fixed = rooms[1..].iter().fold(lowered.weights.bytes, |sum, &(_, bytes, _)| sum.saturating_add(bytes));
+        lowered.check_memory(&plan, (pages, kv), fixed, gpu_ref.facts())?;
+
         let fail = |error| of_device(name, error);
-        let pipelines = gpu_ref.compile(&lowered.kernels, &mut |_| {}).map_err(fail)?;
-        let mut buffers = Buffers::default();
-        let cache = pages.saturating_mul(lowered.page_bytes);
-        for (memory, bytes, what) in [
-            (Memory::Weights, lowered.weights.bytes, "weights"),
-            (Memory::Cache, cache, "the KV cache"),
-            (Memory::Arena, plan.arena_bytes, "intermediate values"),
-            (Memory::Step, lowered.step.words * size_of::<u32>(), "the state of a step"),
-            (Memory::Prepared, lowered.prepared_bytes, "prepared inputs"),
-            (Memory::Partial, lowered.partial_bytes, "partial attention"),
-            (Memory::Histories, plan.limits.wanted * plan.graph.vocabulary * size_of::<u16>(), "histories of tokens"),
-            (Memory::Drawn, plan.limits.wanted * CHAIN * size_of::<u32>(), "drawn tokens"),
-        ] {
-            buffers.0[memory as usize] = gpu_ref.allocate(bytes.max(16), what).map_err(fail)?;
+        let kernels = lowered.kernels.len();
+        let mut compiled = |ready| progress(Stage::Kernels, ready, kernels);
+        let pipelines = gpu_ref.compile(&lowered.kernels, &mut compiled).map_err(fail)?;
+        let weights = lowered.weights.bring(&plan, &file, gpu_ref, progress).map_err(|error| match error {
+            BringError::Weights(error) => error,
+            BringError::Gpu(error) => fail(error),
+        })?;
+        let sizes = rooms.map(|(_, bytes, what)| (bytes.max(16), what));
+        let taken = gpu_ref.allocate_all(&sizes).map_err(fail)?;
+        let mut buffers = Buffers { weights, others: [Buffer(u32::MAX); Memory::COUNT] };
+        for ((memory, ..), buffer) in rooms.into_iter().zip(taken) {
+            buffers.others[memory as usize] = buffer;
         }
-        lowered.weights.upload(&plan, &file, gpu_ref, buffers.of(Memory::Weights), progress)?;
         let words = vec![0; lowered.step.words];
         let logits = vec![0.0; plan.limits.wanted * plan.graph.vocabulary];
         Ok(Box::new(GpuBaked {
@@ -146,18 +183,26 @@ fn of_device(device: &str, error: GpuError) -> DeviceError {
     }
 }
 
-/// The buffer of each [`Memory`].
-struct Buffers([Buffer; Memory::COUNT]);
-
-impl Default for Buffers {
-    fn default() -> Self {
-        Buffers([Buffer(u32::MAX); Memory::COUNT])
-    }
+/// Where each [`Memory`] is.
+struct Buffers {
+    weights: Resident,
+    others: [Buffer; Memory::COUNT],
 }
 
 impl Buffers {
+    /// The buffer of a memory that has one.
     fn of(&self, memory: Memory) -> Buffer {
-        self.0[memory as usize]
+        self.others[memory as usize]
+    }
+
+    /// A place in any memory.
+    fn at(&self, memory: Memory, offset: usize) -> Result<Binding, GpuError> {
+        match memory {
+            Memory::Weights => {
+                self.weights.at(offset).ok_or_else(|| GpuError::Failed(format!("no weights are at {offset}")))
+            }
+            _ => Ok(Binding { buffer: self.of(memory), offset }),
+        }
     }
 }
 
@@ -222,21 +267,17 @@ impl<G: Gpu> GpuBaked<G> {
         let Some(launches) = self.lowered.shapes.get(&shape) else {
             return Err(GpuError::Failed(format!("there are no dispatches for a step like {shape:?}")));
         };
-        let dispatches: Vec<_> = launches
-            .iter()
-            .map(|launch| Dispatch {
+        let dispatch = |launch: &Launch| {
+            let bindings = launch.bindings.iter().map(|&(memory, offset)| self.buffers.at(memory, offset));
+            Ok(Dispatch {
                 pipeline: self.pipelines[launch.kernel],
-                bindings: launch
-                    .bindings
-                    .iter()
-                    .map(|&(memory, offset)| Binding { buffer: self.buffers.of(memory), offset })
-                    .collect(),
+                bindings: bindings.collect::<Result<_, GpuError>>()?,
                 groups: launch.groups.map(|n| n as u32),
                 threads: self.lowered.kernels[launch.kernel].threads,
                 barrier: launch.barrier,
             })
-            .collect();
-        gpu.record(&dispatches)
+        };
+        gpu.record(&launches.iter().map(dispatch).collect::<Result<Vec<_>, GpuError>>()?)
     }
 }
 

@@ -1,5 +1,9 @@
 //! What the rest of this crate sees of a GPU.
 
+use std::sync::Arc;
+
+use basert_files::ModelFile;
+
 use crate::Kernel;
 
 /// What a GPU is.
@@ -11,8 +15,10 @@ pub struct GpuFacts {
     pub description: String,
     /// The tuning table that its kernels are chosen from, such as `cuda`.
     pub tuning: &'static str,
-    /// Bytes of memory that can still be allocated, where that is known.
+    /// Bytes of memory that can still be used, allocated or mapped, where that is known.
     pub free_memory: Option<usize>,
+    /// Bytes of the largest buffer.
+    pub largest_buffer: usize,
     /// Cores (streaming multiprocessors) that threadgroups are spread over.
     pub cores: usize,
 }
@@ -68,6 +74,23 @@ pub trait Gpu: Send {
     /// [`GpuError::OutOfMemory`].
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer, GpuError>;
 
+    /// The same for several, which a device may take as one.
+    ///
+    /// # Errors
+    /// [`GpuError::OutOfMemory`].
+    fn allocate_all(&mut self, rooms: &[(usize, &str)]) -> Result<Vec<Buffer>, GpuError> {
+        rooms.iter().map(|&(bytes, what)| self.allocate(bytes, what)).collect()
+    }
+
+    /// Uses parts of a file where they are mapped, for reading, and keeps the file for as long. `None` for what this
+    /// device cannot use there: on most, all of it.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn map(&mut self, _file: &Arc<ModelFile>, parts: &[&[u8]]) -> Result<Vec<Option<Binding>>, GpuError> {
+        Ok(vec![None; parts.len()])
+    }
+
     /// Compiles kernels, or finds them compiled already, or leaves that to [`Gpu::record`]. `progress` is called with how many are ready.
     ///
     /// # Errors
@@ -104,8 +127,8 @@ pub trait Gpu: Send {
     /// When the device failed.
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError>;
 
-    /// Begins to get a few bytes (at most 4096) out of memory, after all that was submitted so far. No more than
-    /// sixteen tickets are out at a time.
+    /// Begins to get a few bytes (at most 4096) out of memory, after all that was submitted so far. Nothing that is
+    /// submitted before they are collected may change them. No more than sixteen tickets are out at a time.
     ///
     /// # Errors
     /// When the device failed.

@@ -24,6 +24,7 @@ sources![
     "attention/decode.metal",
     "attention/combine.metal",
     "attention/prefill.metal",
+    "check/tiles.metal",
     "elementwise/elementwise.metal",
     "elementwise/embed.metal",
     "linear/gemm.metal",

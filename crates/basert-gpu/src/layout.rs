@@ -121,6 +121,28 @@ impl Layout {
         }
     }
 
+    /// Whether the file's blocks lie as kernels read them.
+    pub fn is_that_of_files(&self) -> bool {
+        matches!(self.format.block().codes, Codes::Float)
+    }
+
+    /// Bytes of its blocks in a file.
+    pub fn bytes_of_file(&self) -> usize {
+        self.blocks * self.format.block().bytes
+    }
+
+    /// Looks for scales and values that are not finite numbers among the file's blocks.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self, source: &[u8]) -> Result<(), String> {
+        let block = self.format.block();
+        match block.codes {
+            Codes::Float => check_floats(self.format, source),
+            Codes::Quantised { .. } => source.chunks_exact(block.bytes).try_for_each(|bytes| check_block(block, bytes)),
+        }
+    }
+
     /// Puts rows of the file's blocks where they belong: block `first` of the matrix and those after it.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 //! Metal's standard library for them.
 
 mod cache;
+mod check;
+mod count;
 #[cfg(not(target_os = "macos"))]
 mod cuda;
 mod device;
@@ -13,6 +15,7 @@ mod gpu;
 mod kernel;
 mod layout;
 mod lower;
+mod metal;
 mod recorder;
 mod shape;
 mod signature;
@@ -20,15 +23,21 @@ mod signature;
 mod simt;
 mod step;
 mod tuning;
+mod views;
 mod weights;
 
 pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey};
+pub use check::tiles_are_right;
+pub use count::{Launches, apple_tuning, kernels_on, launches_on};
 #[cfg(not(target_os = "macos"))]
 pub use cuda::{CudaCompiler, CudaGpu, CudaOptions};
 pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
 pub use kernel::{Kernel, SOURCES};
-pub use recorder::{Recorded, Recorder};
+#[cfg(target_os = "macos")]
+pub use metal::MetalGpu;
+pub use metal::{MetalSource, MetalSystem, Tiles};
+pub use recorder::{Call, Recorded, Recorder};
 pub use signature::{Argument, Signature};
 #[cfg(unix)]
 pub use simt::{SimtGpu, SimtOptions};

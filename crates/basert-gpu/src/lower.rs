@@ -110,6 +110,11 @@ impl Input {
     }
 }
 
+/// Bytes of a page, these layers together.
+pub fn page_bytes(caches: &[basert_graph::Cache], kv: KvFormat) -> usize {
+    caches.iter().map(|cache| 2 * cache.kv_heads * kv.bytes(cache.head_dim) * PAGE).sum()
+}
+
 /// The launches of one op so far.
 struct Op {
     launches: Vec<Launch>,
@@ -559,16 +564,6 @@ impl<'p> Lowering<'p> {
         self.launch(out, kernel, bindings, [rows, 1, 1]);
     }
 
-    /// Bytes that a layer has in a page.
-    fn page_bytes(&self, cache: &basert_graph::Cache) -> usize {
-        2 * cache.kv_heads * self.kv.bytes(cache.head_dim) * PAGE
-    }
-
-    /// Bytes of a page, all layers together.
-    pub fn all_page_bytes(&self) -> usize {
-        self.plan.graph.caches.iter().map(|cache| self.page_bytes(cache)).sum()
-    }
-
     /// The cache of a layer, and the kernel with the macros that say how it lies.
     fn cache(&self, id: CacheId, kernel: Kernel) -> Result<((Memory, usize), Kernel), DeviceError> {
         let cache = &self.plan.graph.caches[id.0];
@@ -579,13 +574,13 @@ impl<'p> Lowering<'p> {
             let what = format!("{} keys and values of heads of {} values, not whole blocks", self.kv, cache.head_dim);
             return Err(self.unsupported(what));
         }
-        let before: usize = self.plan.graph.caches[..id.0].iter().map(|cache| self.page_bytes(cache)).sum();
+        let before = page_bytes(&self.plan.graph.caches[..id.0], self.kv);
         let kernel = kernel
             .define("KV_HEADS", cache.kv_heads)
             .define("HEAD_DIM", cache.head_dim)
             .define("KV_BITS", self.kv.bits())
             .define("PAGE", PAGE)
-            .define("PAGE_BYTES", format!("{}ul", self.all_page_bytes()));
+            .define("PAGE_BYTES", format!("{}ul", page_bytes(&self.plan.graph.caches, self.kv)));
         Ok(((Memory::Cache, before), kernel))
     }
 

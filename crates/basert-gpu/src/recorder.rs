@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use basert_files::ModelFile;
+
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
 /// What a [`Recorder`] was asked for.
@@ -13,6 +15,37 @@ pub struct Recorded {
     pub lists: Vec<Vec<Dispatch>>,
     /// The recordings that were submitted.
     pub submitted: Vec<Recording>,
+    /// What was asked for, in order.
+    pub calls: Vec<Call>,
+    /// How many buffers there are.
+    pub buffers: u32,
+}
+
+/// A call of a [`Gpu`]'s method, but for those that only ask what it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// [`Gpu::allocate`], with the bytes.
+    Allocate(usize),
+    /// [`Gpu::map`], with the number of parts.
+    Map(usize),
+    /// [`Gpu::compile`], with the number of kernels.
+    Compile(usize),
+    /// [`Gpu::record`], with the number of dispatches.
+    Record(usize),
+    /// [`Gpu::write`], with the bytes.
+    Write(usize),
+    /// [`Gpu::copy`], with the bytes.
+    Copy(usize),
+    /// [`Gpu::submit`].
+    Submit(Recording),
+    /// [`Gpu::read`], with the bytes.
+    Read(usize),
+    /// [`Gpu::fetch`], with the bytes.
+    Fetch(usize),
+    /// [`Gpu::collect`], with the bytes.
+    Collect(usize),
+    /// [`Gpu::wait`].
+    Wait,
 }
 
 /// A GPU without memory or arithmetic, for those who want to know what one would be asked to do. Copies share what they
@@ -27,8 +60,15 @@ impl Recorder {
     /// One of so many cores, for which kernels are chosen from this tuning table.
     pub fn new(tuning: &'static str, cores: usize) -> Recorder {
         let (name, description) = ("recorder".to_owned(), "does nothing".to_owned());
-        let facts = GpuFacts { name, description, tuning, free_memory: None, cores };
+        let facts = GpuFacts { name, description, tuning, free_memory: None, largest_buffer: usize::MAX, cores };
         Recorder { facts, recorded: Arc::default() }
+    }
+
+    /// The same, as a device with so many bytes of free memory.
+    #[must_use]
+    pub fn with_memory(mut self, free: usize) -> Recorder {
+        self.facts.free_memory = Some(free);
+        self
     }
 
     /// What it was asked for so far.
@@ -42,12 +82,21 @@ impl Gpu for Recorder {
         &self.facts
     }
 
-    fn allocate(&mut self, _: usize, _: &str) -> Result<Buffer, GpuError> {
-        Ok(Buffer(0))
+    fn allocate(&mut self, bytes: usize, _: &str) -> Result<Buffer, GpuError> {
+        let mut recorded = self.recorded();
+        recorded.calls.push(Call::Allocate(bytes));
+        recorded.buffers += 1;
+        Ok(Buffer(recorded.buffers - 1))
+    }
+
+    fn map(&mut self, _: &Arc<ModelFile>, parts: &[&[u8]]) -> Result<Vec<Option<Binding>>, GpuError> {
+        self.recorded().calls.push(Call::Map(parts.len()));
+        Ok(vec![None; parts.len()])
     }
 
     fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError> {
         let mut recorded = self.recorded();
+        recorded.calls.push(Call::Compile(kernels.len()));
         let first = recorded.kernels.len() as u32;
         recorded.kernels.extend_from_slice(kernels);
         progress(kernels.len());
@@ -56,38 +105,47 @@ impl Gpu for Recorder {
 
     fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError> {
         let mut recorded = self.recorded();
+        recorded.calls.push(Call::Record(dispatches.len()));
         recorded.lists.push(dispatches.to_vec());
         Ok(Recording(recorded.lists.len() as u32 - 1))
     }
 
-    fn write(&mut self, _: Binding, _: &[u8]) -> Result<(), GpuError> {
+    fn write(&mut self, _: Binding, bytes: &[u8]) -> Result<(), GpuError> {
+        self.recorded().calls.push(Call::Write(bytes.len()));
         Ok(())
     }
 
-    fn copy(&mut self, _: Binding, _: Binding, _: usize) -> Result<(), GpuError> {
+    fn copy(&mut self, _: Binding, _: Binding, bytes: usize) -> Result<(), GpuError> {
+        self.recorded().calls.push(Call::Copy(bytes));
         Ok(())
     }
 
     fn submit(&mut self, recording: Recording) -> Result<(), GpuError> {
-        self.recorded().submitted.push(recording);
+        let mut recorded = self.recorded();
+        recorded.calls.push(Call::Submit(recording));
+        recorded.submitted.push(recording);
         Ok(())
     }
 
     fn read(&mut self, _: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {
+        self.recorded().calls.push(Call::Read(bytes.len()));
         bytes.fill(0);
         Ok(())
     }
 
-    fn fetch(&mut self, _: Binding, _: usize) -> Result<Ticket, GpuError> {
+    fn fetch(&mut self, _: Binding, bytes: usize) -> Result<Ticket, GpuError> {
+        self.recorded().calls.push(Call::Fetch(bytes));
         Ok(Ticket(0))
     }
 
     fn collect(&mut self, _: Ticket, bytes: &mut [u8]) -> Result<(), GpuError> {
+        self.recorded().calls.push(Call::Collect(bytes.len()));
         bytes.fill(0);
         Ok(())
     }
 
     fn wait(&mut self) -> Result<(), GpuError> {
+        self.recorded().calls.push(Call::Wait);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! The shapes that steps have: for each there is a list of dispatches.
 
 use basert_core::KvFormat;
-use basert_plan::{Plan, StepState};
+use basert_plan::{Plan, StepShape, StepState};
 
 use crate::step::QUERY_TILE;
 
@@ -66,6 +66,19 @@ impl Shape {
             && attention != AttentionKind::Tiles
             && step.sequences.iter().all(|sequence| sequence.rows.len() == 1);
         Shape { tokens, wanted, attention, outcome, alone }
+    }
+
+    /// The shape of a step of one sequence's next tokens, of which the last is drawn from where that is the only one.
+    pub fn of_one_sequence(step: StepShape, plan: &Plan) -> Shape {
+        let rows = step.tokens.min(plan.limits.tokens);
+        let tokens = rows.next_power_of_two().min(plan.limits.tokens);
+        let attention = match () {
+            () if Shape::tiled(tokens) => AttentionKind::Tiles,
+            () if step.context + step.tokens <= WHOLE_CONTEXT => AttentionKind::Whole,
+            () => AttentionKind::Divided,
+        };
+        let outcome = if tokens == 1 { Outcome::Tokens } else { Outcome::Logits };
+        Shape { tokens, wanted: 1, attention, outcome, alone: tokens == 1 && step.kv == KvFormat::F16 }
     }
 
     /// The shape of the step that follows one of this shape, none of whose positions are beyond `last`.

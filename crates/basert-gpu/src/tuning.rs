@@ -86,8 +86,12 @@ pub struct Tuning {
 }
 
 /// The tables that come with the project.
-const TABLES: [(&str, &str); 2] =
-    [("cuda", include_str!("../tuning/cuda.toml")), ("simt", include_str!("../tuning/simt.toml"))];
+const TABLES: [(&str, &str); 4] = [
+    ("apple", include_str!("../tuning/apple.toml")),
+    ("apple10", include_str!("../tuning/apple10.toml")),
+    ("cuda", include_str!("../tuning/cuda.toml")),
+    ("simt", include_str!("../tuning/simt.toml")),
+];
 
 impl Tuning {
     /// The table of this name: the one in `~/.cache/baseRT/tuning/NAME.toml`, if this machine has its own, or else the
@@ -115,7 +119,7 @@ impl Tuning {
     ///
     /// # Panics
     /// When there is none, or it is not well-formed, which a test rules out.
-    fn named(name: &str) -> Tuning {
+    pub fn named(name: &str) -> Tuning {
         let (_, text) = TABLES.iter().find(|(table, _)| *table == name).expect("every device has its table");
         toml::from_str(text).expect("tables are well-formed")
     }

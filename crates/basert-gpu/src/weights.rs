@@ -1,16 +1,20 @@
 //! Where the weights of a plan lie in a GPU's memory, and how they get there.
+//!
+//! Launches name weights by addresses that are given out one after the other, whatever buffer they are in: a device may
+//! use some where the file is mapped, and may need several buffers for the others. [`Resident`] says where an address is.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use basert_core::codec;
 use basert_files::{ModelFile, Tensor};
 use basert_graph::{Norm, RopeId, WeightId};
-use basert_plan::{DeviceError, Matrix, MatrixId, Order, Plan, PlanOp};
+use basert_plan::{DeviceError, Matrix, MatrixId, Order, Plan, PlanOp, Stage};
 
 use crate::layout::Layout;
-use crate::{Binding, Buffer, Gpu, GpuError};
+use crate::{Binding, Gpu, GpuError};
 
-/// Where vectors begin.
+/// What the addresses of matrices and vectors are multiples of.
 const ALIGNMENT: usize = 256;
 
 /// A vector of f32 that kernels read.
@@ -136,29 +140,59 @@ impl Weights {
         self.vectors.iter().find(|(known, _)| *known == vector).map(|&(_, at)| at)
     }
 
-    /// Brings all weights from the file to `buffer`. `progress` is called with bytes ready and in all.
+    /// Makes all weights of the file usable on a device: where they are mapped, if they lie there as kernels read them and
+    /// the device can, and otherwise in memory of the device. `progress` is called with bytes ready and in all.
     ///
     /// # Errors
-    /// When a tensor is missing or damaged, or the device fails.
-    pub fn upload(
+    /// When a tensor is missing or damaged, or the device lacks memory or fails.
+    pub fn bring(
         &self,
         plan: &Plan,
-        file: &ModelFile,
+        file: &Arc<ModelFile>,
         gpu: &mut dyn Gpu,
-        buffer: Buffer,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(), DeviceError> {
-        for placed in &self.matrices {
-            let memory = placed.pack(plan, file)?;
-            gpu.write(Binding { buffer, offset: placed.offset }, &memory).map_err(failed)?;
-            progress(placed.offset + placed.layout.bytes, self.bytes);
+        progress: &mut dyn FnMut(Stage, usize, usize),
+    ) -> Result<Resident, BringError> {
+        let mut runs = Vec::with_capacity(self.matrices.len() + self.vectors.len());
+        let mut ready = 0;
+        let mut done = |bytes| {
+            ready += bytes;
+            progress(Stage::Weights, ready, self.bytes);
+        };
+        let parts = self.matrices.iter().map(|placed| placed.in_file(plan, file)).collect::<Result<Vec<_>, _>>()?;
+        let usable: Vec<&[u8]> = parts.iter().flatten().copied().collect();
+        let mut mapped = gpu.map(file, &usable)?.into_iter();
+        let mut copied = Vec::new();
+        for (placed, part) in self.matrices.iter().zip(parts) {
+            match part.and_then(|part| Some((part, mapped.next()??))) {
+                Some((part, binding)) => {
+                    placed.check(plan, part)?;
+                    runs.push((placed.offset, binding));
+                    done(placed.layout.bytes);
+                }
+                None => copied.push((placed.offset, placed.layout.bytes, Copied::Matrix(placed))),
+            }
         }
-        for &(vector, offset) in &self.vectors {
-            let values = self.values(plan, file, vector)?;
-            gpu.write(Binding { buffer, offset }, bytemuck::cast_slice(&values)).map_err(failed)?;
+        copied.extend(self.vectors.iter().map(|&(vector, offset)| {
+            let bytes = self.len(plan, vector) * size_of::<f32>();
+            (offset, bytes.next_multiple_of(ALIGNMENT), Copied::Vector(vector))
+        }));
+        let sizes: Vec<_> = copied.iter().map(|&(_, bytes, _)| bytes).collect();
+        let (chunks, places) = chunks(&sizes, gpu.facts().largest_buffer);
+        let rooms: Vec<_> = chunks.into_iter().map(|bytes| (bytes, "weights")).collect();
+        let buffers = gpu.allocate_all(&rooms)?;
+        for ((address, bytes, what), (chunk, offset)) in copied.into_iter().zip(places) {
+            let binding = Binding { buffer: buffers[chunk], offset };
+            match what {
+                Copied::Matrix(placed) => gpu.write(binding, &placed.pack(plan, file)?)?,
+                Copied::Vector(vector) => {
+                    gpu.write(binding, bytemuck::cast_slice(&self.values(plan, file, vector)?))?;
+                }
+            }
+            runs.push((address, binding));
+            done(bytes);
         }
-        progress(self.bytes, self.bytes);
-        Ok(())
+        runs.sort_by_key(|&(address, _)| address);
+        Ok(Resident { runs })
     }
 
     fn values(&self, plan: &Plan, file: &ModelFile, vector: Vector) -> Result<Vec<f32>, DeviceError> {
@@ -194,8 +228,59 @@ impl Weights {
     }
 }
 
-fn failed(error: GpuError) -> DeviceError {
-    DeviceError::Failed(error.to_string())
+/// What has to be copied.
+enum Copied<'w> {
+    Matrix(&'w Placed),
+    Vector(Vector),
+}
+
+/// Where weights are: the address at which each run of them begins, and its place.
+pub(crate) struct Resident {
+    runs: Vec<(usize, Binding)>,
+}
+
+impl Resident {
+    /// What is at an address.
+    pub fn at(&self, address: usize) -> Option<Binding> {
+        let after = self.runs.partition_point(|&(begin, _)| begin <= address);
+        let (begin, Binding { buffer, offset }) = *self.runs.get(after.checked_sub(1)?)?;
+        Some(Binding { buffer, offset: offset + (address - begin) })
+    }
+}
+
+/// Why weights could not be brought to a device.
+pub(crate) enum BringError {
+    /// Something is wrong with them.
+    Weights(DeviceError),
+    /// The device failed.
+    Gpu(GpuError),
+}
+
+impl From<DeviceError> for BringError {
+    fn from(error: DeviceError) -> BringError {
+        BringError::Weights(error)
+    }
+}
+
+impl From<GpuError> for BringError {
+    fn from(error: GpuError) -> BringError {
+        BringError::Gpu(error)
+    }
+}
+
+/// The sizes of buffers of at most `limit` bytes for pieces of these sizes, in order; and for each piece its buffer and
+/// where it begins there. A piece larger than that has a buffer of its own, which the device will refuse.
+fn chunks(sizes: &[usize], limit: usize) -> (Vec<usize>, Vec<(usize, usize)>) {
+    let mut chunks: Vec<usize> = Vec::new();
+    let places = sizes.iter().map(|&bytes| {
+        match chunks.last_mut() {
+            Some(chunk) if *chunk + bytes <= limit => *chunk += bytes,
+            _ => chunks.push(bytes),
+        }
+        (chunks.len() - 1, chunks[chunks.len() - 1] - bytes)
+    });
+    let places = places.collect();
+    (chunks, places)
 }
 
 fn tensor<'f>(plan: &Plan, file: &'f ModelFile, id: WeightId) -> Result<Tensor<'f>, DeviceError> {
@@ -204,6 +289,19 @@ fn tensor<'f>(plan: &Plan, file: &'f ModelFile, id: WeightId) -> Result<Tensor<'
 }
 
 impl Placed {
+    /// The matrix in the file, if it lies there as kernels read it.
+    fn in_file<'f>(&self, plan: &Plan, file: &'f ModelFile) -> Result<Option<&'f [u8]>, DeviceError> {
+        let [(id, _)] = self.matrix.parts[..] else { return Ok(None) };
+        let bytes = tensor(plan, file, id)?.bytes;
+        Ok((self.layout.is_that_of_files() && bytes.len() == self.layout.bytes_of_file()).then_some(bytes))
+    }
+
+    /// Looks for values that are no numbers, where none are copied.
+    fn check(&self, plan: &Plan, bytes: &[u8]) -> Result<(), DeviceError> {
+        let tensor = || plan.graph.weights[self.matrix.parts[0].0.0].tensor.clone();
+        self.layout.check(bytes).map_err(|what| DeviceError::Weight { tensor: tensor(), what })
+    }
+
     /// The matrix as it lies on the device, put together by all cores.
     fn pack(&self, plan: &Plan, file: &ModelFile) -> Result<Vec<u8>, DeviceError> {
         let tensors = self.matrix.parts.iter().map(|&(id, _)| tensor(plan, file, id)).collect::<Result<Vec<_>, _>>()?;
@@ -259,5 +357,31 @@ impl Placed {
             before += rows;
         }
         (0, row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Buffer;
+
+    #[test]
+    fn pieces_fill_buffers_up_to_their_limit() {
+        assert_eq!(
+            chunks(&[4, 4, 4, 12, 20, 2], 12),
+            (vec![12, 12, 20, 2], vec![(0, 0), (0, 4), (0, 8), (1, 0), (2, 0), (3, 0)])
+        );
+        assert_eq!(chunks(&[4, 20, 2], usize::MAX), (vec![26], vec![(0, 0), (0, 4), (0, 24)]));
+        assert_eq!(chunks(&[], 12), (vec![], vec![]));
+    }
+
+    #[test]
+    fn an_address_is_in_the_run_before_it() {
+        let binding = |buffer, offset| Binding { buffer: Buffer(buffer), offset };
+        let resident = Resident { runs: vec![(0, binding(7, 512)), (256, binding(3, 0)), (1024, binding(7, 0))] };
+        assert_eq!(resident.at(0), Some(binding(7, 512)));
+        assert_eq!(resident.at(1023), Some(binding(3, 767)));
+        assert_eq!(resident.at(1024), Some(binding(7, 0)));
+        assert_eq!(Resident { runs: vec![] }.at(0), None);
     }
 }

@@ -14,7 +14,7 @@ use basert_plan::{Device, FUSIONS, Limits, LoadOptions, Plan};
 /// What the tiny models ask for, steps of all sizes together.
 fn kernels() -> Vec<Kernel> {
     let tiny = basert_testkit::tiny();
-    let mut all = Vec::new();
+    let mut all = vec![Kernel::new("check/tiles.metal", "check_tiles", 32)];
     for folder in [tiny.clone(), tiny.join("quantised")] {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -36,7 +36,7 @@ fn kernels_of(path: &Path) -> Vec<Kernel> {
         if graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(kv.block())) {
             let recorder = Recorder::new("cuda", 132);
             let plan = Arc::new(Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS));
-            let options = LoadOptions { pages: 64, kv, progress: &mut |_, _| {} };
+            let options = LoadOptions { pages: 64, kv, progress: &mut |_, _, _| {} };
             GpuDevice::new(recorder.clone()).unwrap().load(plan, file.clone(), options).unwrap();
             all.extend(recorder.recorded().kernels.iter().cloned());
         }

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use basert_gpu::{Binding, Buffer, Cache, CudaGpu, CudaOptions, Dispatch, Gpu, GpuError, Kernel};
+use basert_gpu::{Binding, Buffer, Cache, CudaGpu, CudaOptions, Dispatch, Gpu, GpuError, Kernel, tiles_are_right};
 
 #[test]
 fn a_cuda_gpu_does_what_it_is_told_in_order() {
@@ -22,6 +22,7 @@ fn a_cuda_gpu_does_what_it_is_told_in_order() {
     let open = |options| CudaGpu::open_with(0, options, Cache::at(folder.path())).unwrap_or_else(|e| panic!("{e}"));
     let mut gpu = open(CudaOptions::default());
     println!("{:?}", gpu.facts());
+    assert!(tiles_are_right(&mut gpu).unwrap());
     memory(&mut gpu);
     tickets(&mut gpu);
     refusals(&mut gpu);

@@ -1,51 +1,27 @@
 //! The dispatches of a step of each family, as snapshots: a change of their number shows in review.
 
+mod common;
+
 use std::fmt::Write;
-use std::sync::Arc;
 
 use basert_core::KvFormat;
-use basert_files::ModelFile;
-use basert_gpu::{Dispatch, GpuDevice, Recorder};
-use basert_graph::Graph;
-use basert_plan::{Device, Draw, FUSIONS, Limits, LoadOptions, Plan, StepState};
+use basert_gpu::{Dispatch, Recorder};
 
-const GREEDY: Draw = Draw {
-    temperature: 0.0,
-    top_k: 0,
-    top_p: Draw::PARTS,
-    log_min_p: f32::NEG_INFINITY,
-    repeat_penalty: 1.0,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.0,
-    seed: 0,
-    index: 0,
-    history: None,
-};
+use common::{load, model, one_token, prompt};
 
 fn dispatches(family: &str) -> String {
-    let file = Arc::new(ModelFile::open(basert_testkit::tiny().join(format!("{family}.gguf"))).unwrap());
-    let graph = Arc::new(Graph::open(&file, &[]).unwrap());
     let recorder = Recorder::new("cuda", 132);
-    let plan = Arc::new(Plan::build(graph, Limits { tokens: 64, wanted: 4 }, &FUSIONS));
-    let options = LoadOptions { pages: 16, kv: KvFormat::F16, progress: &mut |_, _| {} };
-    let mut baked = GpuDevice::new(recorder.clone()).unwrap().load(plan, file, options).unwrap();
-
-    let mut step = StepState::default();
-    step.push(&[1], 5, &[0], 1);
-    step.draws.push(GREEDY);
-    baked.submit(&step).unwrap();
+    let mut baked = load(&recorder, &model(family), KvFormat::F16).unwrap();
+    baked.submit(&one_token(5)).unwrap();
     baked.chain().unwrap();
     baked.wait().unwrap();
     baked.wait().unwrap();
 
-    step.clear();
-    step.push(&[1], 700, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 1);
+    let mut step = one_token(700);
+    step.draws.clear();
     baked.submit(&step).unwrap();
     baked.wait().unwrap();
-
-    step.clear();
-    step.push(&[1; 40], 0, &[0], 1);
-    baked.submit(&step).unwrap();
+    baked.submit(&prompt(40)).unwrap();
 
     let mut out = String::new();
     let recorded = recorder.recorded();

@@ -1,7 +1,10 @@
 //! The simulated GPU: right kernels give right results in any order, and planted mistakes are found.
 #![cfg(unix)]
 
-use basert_gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel, SimtGpu, SimtOptions};
+use std::sync::Arc;
+
+use basert_files::ModelFile;
+use basert_gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel, SimtGpu, SimtOptions, tiles_are_right};
 use half::f16;
 
 fn gpu(seed: u64) -> SimtGpu {
@@ -309,4 +312,35 @@ fn launches_are_checked_when_they_are_recorded() {
         assert!(error.contains(said), "{error}");
     }
     gpu.record(&[right]).unwrap();
+}
+
+#[test]
+fn the_check_of_tiles_passes_in_any_order() {
+    for seed in 0..3 {
+        assert!(tiles_are_right(&mut gpu(seed)).unwrap(), "seed {seed}");
+    }
+}
+
+#[test]
+fn files_are_used_where_they_are_mapped_and_only_read() {
+    let file = Arc::new(ModelFile::open(basert_testkit::tiny().join("quantised/q4_0.gguf")).unwrap());
+    let tensors: Vec<_> = file.tensors().map(|tensor| tensor.bytes).collect();
+    let mut gpu = gpu(0);
+    let places = gpu.map(&file, &tensors).unwrap();
+    for (tensor, place) in tensors.iter().zip(&places) {
+        let mut found = vec![0; tensor.len()];
+        let place = place.expect("tensors of GGUF files are aligned");
+        gpu.read(place, &mut found).unwrap();
+        assert!(found == *tensor);
+        assert!(gpu.write(place, &[0]).unwrap_err().to_string().contains("only read"));
+    }
+    let unaligned = &tensors[0][1..17];
+    assert_eq!(gpu.map(&file, &[unaligned, &[0; 64]]).unwrap(), [None, None]);
+
+    let writes =
+        kernel("#include \"common/base.h\"\nkernel void test(device float *x [[buffer(0)]])\n{ x[0] = 1.0f; }", 32);
+    let pipeline = gpu.compile(std::slice::from_ref(&writes), &mut |_| {}).unwrap()[0];
+    let bindings = vec![places[0].unwrap()];
+    let refused = gpu.record(&[Dispatch { pipeline, bindings, groups: [1, 1, 1], threads: 32, barrier: true }]);
+    assert!(refused.unwrap_err().to_string().contains("x is written, and bound to a file"));
 }

@@ -12,16 +12,42 @@ pub struct Chip {
     pub bandwidth: f64,
     /// Arithmetic in TFLOP/s (10¹²).
     pub rate: f64,
+    /// Cores of its GPU, of the largest variant.
+    pub cores: usize,
+    /// The family of its GPU, where that is one of Apple's: 9 for M3 and M4.
+    pub family: Option<u32>,
+    /// What launching costs it at least, where that is known.
+    #[serde(skip)]
+    pub launching: Option<Launching>,
+}
+
+/// What a GPU takes at least to launch work.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Launching {
+    /// Microseconds for a barrier between dispatches.
+    pub barrier: f64,
+    /// Microseconds for a step's command buffer.
+    pub submission: f64,
+}
+
+impl Chip {
+    /// Microseconds that launching a step takes at least, with so many barriers; 0 where that is not known.
+    pub fn launch_microseconds(&self, barriers: usize) -> f64 {
+        self.launching.map_or(0.0, |launching| launching.submission + launching.barrier * barriers as f64)
+    }
 }
 
 #[derive(Deserialize)]
 struct Table {
+    apple: Launching,
     chip: Vec<Chip>,
 }
 
 /// All chips of the table.
 pub fn chips() -> Vec<Chip> {
-    toml::from_str::<Table>(include_str!("chips.toml")).map(|table| table.chip).unwrap_or_default()
+    let Ok(Table { apple, chip }) = toml::from_str(include_str!("chips.toml")) else { return Vec::new() };
+    chip.into_iter().map(|chip| Chip { launching: chip.family.map(|_| apple), ..chip }).collect()
 }
 
 /// The chip called `name`, in either case; an error that lists the names otherwise.
@@ -36,9 +62,24 @@ pub fn chip(name: &str) -> Result<Chip, String> {
     })
 }
 
+/// The chip of a GPU that calls itself `name`, such as `Apple M4 Pro`.
+pub fn chip_of_device(name: &str) -> Option<Chip> {
+    let words: Vec<_> = name.strip_prefix("Apple ")?.split_whitespace().collect();
+    chip(&words.join("-")).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_found_by_what_they_call_themselves() {
+        assert_eq!(chip_of_device("Apple M4 Pro").map(|chip| chip.cores), Some(20));
+        assert_eq!(chip_of_device("Apple M1").map(|chip| chip.name).as_deref(), Some("m1"));
+        for unknown in ["Apple Paravirtual device", "Apple M99", "AMD Radeon Pro", "Apple ", ""] {
+            assert_eq!(chip_of_device(unknown), None, "{unknown}");
+        }
+    }
 
     #[test]
     fn the_table_parses_and_names_are_unique() {
@@ -47,6 +88,9 @@ mod tests {
         names.sort();
         names.dedup();
         assert_eq!(names.len(), chips().len());
+        assert!(chip("m4").unwrap().launching.is_some() && chip("h100").unwrap().launching.is_none());
+        assert_eq!(chip("m4").unwrap().launch_microseconds(100), 140.0);
+        assert!(chips().iter().all(|chip| chip.bandwidth > 0.0 && chip.rate > 0.0 && chip.cores > 0));
         assert_eq!(chip("M4-Pro").unwrap().bandwidth, 273.0);
         assert!(chip("m9").unwrap_err().contains("m5-max"));
     }

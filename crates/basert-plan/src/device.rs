@@ -30,8 +30,20 @@ pub struct LoadOptions<'a> {
     pub pages: usize,
     /// How it stores keys and values. A device that lacks the format refuses.
     pub kv: KvFormat,
-    /// Called with bytes of weights made ready, and how many there are in all.
-    pub progress: &'a mut dyn FnMut(usize, usize),
+    /// Called with what is being made ready, how much of it is, and how much there is in all.
+    pub progress: Progress<'a>,
+}
+
+/// Told how far a device is with a part of loading.
+pub type Progress<'a> = &'a mut dyn FnMut(Stage, usize, usize);
+
+/// A part of loading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Kernels are compiled, or found compiled; counted in kernels.
+    Kernels,
+    /// Weights are brought to where they are used; counted in bytes.
+    Weights,
 }
 
 /// A machine that plans run on.
@@ -216,6 +228,15 @@ impl StepState {
     }
 }
 
+/// The largest KV cache of a format that a device has room for beside a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fit {
+    /// The format of keys and values.
+    pub kv: KvFormat,
+    /// Pages of the cache.
+    pub pages: usize,
+}
+
 /// Why a device could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DeviceError {
@@ -244,6 +265,18 @@ pub enum DeviceError {
         bytes: usize,
         /// What for.
         what: String,
+    },
+    /// A model with its KV cache is more than the device has room for. Nothing was taken.
+    #[error("the {device} device has {free} bytes left, and {needed} are needed: {} too many", needed - free)]
+    TooLarge {
+        /// The device.
+        device: String,
+        /// Bytes needed in all.
+        needed: usize,
+        /// Bytes that there are.
+        free: usize,
+        /// What would fit: the format asked for, and then smaller ones.
+        fits: Vec<Fit>,
     },
     /// The step itself is wrong.
     #[error("step refused: {0}")]

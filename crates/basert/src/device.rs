@@ -7,6 +7,8 @@ use basert_cpu::CpuDevice;
 use basert_cpu::reference::ReferenceDevice;
 #[cfg(not(target_os = "macos"))]
 use basert_gpu::CudaGpu;
+#[cfg(target_os = "macos")]
+use basert_gpu::MetalGpu;
 #[cfg(unix)]
 use basert_gpu::{GpuDevice, SimtGpu, SimtOptions};
 use basert_plan::Device;
@@ -19,6 +21,8 @@ pub enum DeviceKind {
     /// The CPU.
     #[default]
     Cpu,
+    /// The GPU of a Mac.
+    Metal,
     /// An NVIDIA GPU, by its number.
     Cuda(usize),
     /// The kernels of the GPUs on the CPU, thread by thread: for those who write kernels, and slow.
@@ -30,6 +34,10 @@ pub enum DeviceKind {
 impl DeviceKind {
     /// The best that there is on this machine: a GPU, or else the CPU.
     pub fn best() -> DeviceKind {
+        #[cfg(target_os = "macos")]
+        if MetalGpu::exists() {
+            return DeviceKind::Metal;
+        }
         #[cfg(not(target_os = "macos"))]
         if CudaGpu::count() > 0 {
             return DeviceKind::Cuda(0);
@@ -47,6 +55,8 @@ impl DeviceKind {
             DeviceKind::Reference => Ok(Box::new(ReferenceDevice::default())),
             #[cfg(not(target_os = "macos"))]
             DeviceKind::Cuda(number) => Ok(Box::new(GpuDevice::new(CudaGpu::open(number)?)?)),
+            #[cfg(target_os = "macos")]
+            DeviceKind::Metal => Ok(Box::new(GpuDevice::new(MetalGpu::open()?)?)),
             #[cfg(unix)]
             DeviceKind::Simt => Ok(Box::new(GpuDevice::new(SimtGpu::new(SimtOptions::default())?)?)),
             #[allow(unreachable_patterns)]
@@ -59,6 +69,7 @@ impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             DeviceKind::Cpu => f.write_str("cpu"),
+            DeviceKind::Metal => f.write_str("metal"),
             DeviceKind::Cuda(number) => write!(f, "cuda:{number}"),
             DeviceKind::Simt => f.write_str("simt"),
             DeviceKind::Reference => f.write_str("reference"),
@@ -69,16 +80,17 @@ impl fmt::Display for DeviceKind {
 impl FromStr for DeviceKind {
     type Err = String;
 
-    /// Reads `cpu`, `cuda`, `cuda:N`, `simt` or `reference`.
+    /// Reads `cpu`, `metal`, `cuda`, `cuda:N`, `simt` or `reference`.
     fn from_str(text: &str) -> Result<Self, String> {
         let number = |text: &str| text.parse().map_err(|_| format!("'{text}' is not the number of a GPU"));
         match (text, text.strip_prefix("cuda:")) {
             ("cpu", _) => Ok(DeviceKind::Cpu),
+            ("metal", _) => Ok(DeviceKind::Metal),
             ("cuda", _) => Ok(DeviceKind::Cuda(0)),
             (_, Some(text)) => number(text).map(DeviceKind::Cuda),
             ("simt", _) => Ok(DeviceKind::Simt),
             ("reference", _) => Ok(DeviceKind::Reference),
-            _ => Err(format!("no device is called '{text}'; there are cpu, cuda, cuda:N, simt and reference")),
+            _ => Err(format!("no device is called '{text}'; there are cpu, metal, cuda, cuda:N, simt and reference")),
         }
     }
 }
@@ -89,8 +101,9 @@ mod tests {
 
     #[test]
     fn devices_go_by_their_names() {
-        for kind in [DeviceKind::Cpu, DeviceKind::Cuda(0), DeviceKind::Cuda(3), DeviceKind::Simt, DeviceKind::Reference]
-        {
+        let numbered = [DeviceKind::Cuda(0), DeviceKind::Cuda(3)];
+        let others = [DeviceKind::Cpu, DeviceKind::Metal, DeviceKind::Simt, DeviceKind::Reference];
+        for kind in numbered.into_iter().chain(others) {
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
         assert_eq!("cuda".parse(), Ok(DeviceKind::Cuda(0)));

@@ -53,6 +53,16 @@ pub enum Error {
         /// What happened.
         source: DeviceError,
     },
+    /// The model is too large for the device.
+    #[error("{file}: {source}; {advice}")]
+    TooLarge {
+        /// The model.
+        file: String,
+        /// How much is missing.
+        source: DeviceError,
+        /// What would fit.
+        advice: String,
+    },
     /// The device could not be started.
     #[error("the cpu device cannot start its threads: {0}")]
     Threads(#[from] std::io::Error),

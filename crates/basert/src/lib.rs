@@ -41,6 +41,7 @@ mod chat;
 mod device;
 mod error;
 mod generate;
+mod memory;
 mod model;
 mod session;
 mod text;
@@ -52,7 +53,7 @@ pub use chat::Message;
 pub use device::DeviceKind;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};
-pub use model::{Model, Options, Progress};
+pub use model::{Model, Options, Progress, Stage};
 pub use session::Session;
 
 pub use {basert_core as core, basert_files as files, basert_graph as graph, basert_hub as hub, basert_plan as plan};

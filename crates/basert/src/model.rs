@@ -12,10 +12,9 @@ use basert_text::{ChatRequest, ChatTemplate, EncodeOptions, Tokenizer};
 use serde_json::{Map, Value};
 
 use crate::generate::{Answer, Generation};
-use crate::{DeviceKind, Error, Message, Session, text};
+use crate::{DeviceKind, Error, Message, Session, memory, text};
 
-/// Told how many bytes of weights are ready, and of how many.
-pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+pub use basert_plan::{Progress, Stage};
 
 /// How a model is opened.
 #[derive(Debug, Clone)]
@@ -87,7 +86,7 @@ impl Model {
     /// # Errors
     /// When the files are damaged, the architecture is unknown, or the device cannot hold the model.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Model, Error> {
-        Model::open_with_progress(path, options, &mut |_, _| {})
+        Model::open_with_progress(path, options, &mut |_, _, _| {})
     }
 
     /// Opens a model, and tells how far that is.
@@ -118,7 +117,13 @@ impl Model {
             (tokenizer, baked)
         });
         let tokenizer = tokenizer?;
-        let baked = baked.map_err(|source| Error::Device { file: name.clone(), source })?;
+        let baked = baked.map_err(|source| {
+            let (file, per_session) = (name.clone(), options.sessions.max(1));
+            match memory::advice(&source, facts.page_tokens, per_session, context) {
+                Some(advice) => Error::TooLarge { file, source, advice },
+                None => Error::Device { file, source },
+            }
+        })?;
         if tokenizer.vocab_size() > plan.graph.vocabulary {
             let what = format!(
                 "the tokenizer has {} tokens and the output only {}",

@@ -79,12 +79,14 @@ kernel void attention_prefill(
 
         tile_sums scores[BLOCK / 16];
 #pragma unroll
-        for (uint b = 0; b < BLOCK / 16; ++b) {
+        for (uint b = 0; b < BLOCK / 16; b += 2) {
             tile_clear(scores[b]);
+            tile_clear(scores[b + 1]);
 #pragma unroll
             for (uint c = 0; c < HEAD_DIM / 16; ++c) {
                 const tile_operand key = tile_load_columns(tiles, CHUNKS, 16 * b, 2 * c, lane);
-                tile_multiply(scores[b], query[c], key);
+                const tile_operand other = tile_load_columns(tiles, CHUNKS, 16 * (b + 1), 2 * c, lane);
+                tile_multiply_two(scores[b], scores[b + 1], query[c], key, other);
             }
         }
 
@@ -94,7 +96,7 @@ kernel void attention_prefill(
 #pragma unroll
             for (uint e = 0; e < 8; ++e) {
                 const uint v = e / 2 % 2, position = first_position + own + 8 * v;
-                const uint token = begin + 16 * b + tile_column(lane) + 8 * (e / 4) + e % 2;
+                const uint token = begin + 16 * b + tile_column_of(lane, e);
                 const bool seen = token <= position && token >= first_seen(position);
                 const float score = seen ? capped(tile_get(scores[b], e)) : -INFINITY;
                 tile_set(scores[b], e, score);
@@ -128,10 +130,15 @@ kernel void attention_prefill(
         for (uint b = 0; b < BLOCK / 16; ++b) {
             const tile_operand weights = tile_round(scores[b]);
 #pragma unroll
-            for (uint c = 0; c < HEAD_DIM / 16; ++c) {
+            for (uint c = 0; c + 1 < HEAD_DIM / 16; c += 2) {
                 const tile_operand value = tile_load_straight(tiles, CHUNKS, BLOCK + 16 * b, 2 * c, lane);
-                tile_multiply(sums[c], weights, value);
+                const tile_operand other = tile_load_straight(tiles, CHUNKS, BLOCK + 16 * b, 2 * c + 2, lane);
+                tile_multiply_two(sums[c], sums[c + 1], weights, value, other);
             }
+#if HEAD_DIM / 16 % 2
+            const tile_operand value = tile_load_straight(tiles, CHUNKS, BLOCK + 16 * b, CHUNKS - 2, lane);
+            tile_multiply(sums[HEAD_DIM / 16 - 1], weights, value);
+#endif
         }
     }
 
@@ -151,7 +158,7 @@ kernel void attention_prefill(
     for (uint c = 0; c < HEAD_DIM / 16; ++c) {
 #pragma unroll
         for (uint e = 0; e < 8; ++e) {
-            const uint v = e / 2 % 2, r = own + 8 * v, d = 16 * c + tile_column(lane) + 8 * (e / 4) + e % 2;
+            const uint v = e / 2 % 2, r = own + 8 * v, d = 16 * c + tile_column_of(lane, e);
             if (r < rows) out[ulong(first_row + r) * OUT_STRIDE + head * HEAD_DIM + d] = tile_get(sums[c], e) * shares[v];
         }
     }

@@ -133,11 +133,17 @@ kernel void gemm(
                 a[i] = tile_load_rows(xs + now * TILE_M * 32, 4, m + 16 * i, chunk, lane);
             }
 #pragma unroll
-            for (uint k = 0; k < PARTS_N; ++k) {
+            for (uint k = 0; k + 1 < PARTS_N; k += 2) {
                 const tile_operand b = tile_load_columns(ws + now * TILE_N * 32, 4, n + 16 * k, chunk, lane);
+                const tile_operand c = tile_load_columns(ws + now * TILE_N * 32, 4, n + 16 * (k + 1), chunk, lane);
 #pragma unroll
-                for (uint i = 0; i < PARTS_M; ++i) tile_multiply(sums[i][k], a[i], b);
+                for (uint i = 0; i < PARTS_M; ++i) tile_multiply_two(sums[i][k], sums[i][k + 1], a[i], b, c);
             }
+#if PARTS_N % 2
+            const tile_operand b = tile_load_columns(ws + now * TILE_N * 32, 4, n + 16 * (PARTS_N - 1), chunk, lane);
+#pragma unroll
+            for (uint i = 0; i < PARTS_M; ++i) tile_multiply(sums[i][PARTS_N - 1], a[i], b);
+#endif
         }
         if (g + 1 < GROUPS) keep(next, xs + (1 - now) * TILE_M * 32, ws + (1 - now) * TILE_N * 32, g + 1, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -150,7 +156,7 @@ kernel void gemm(
 #pragma unroll
             for (uint e = 0; e < 8; e += 2) {
                 const uint row = first_m + m + 16 * i + tile_row(lane) + 8 * (e / 2 % 2);
-                const uint column = first_n + n + 16 * k + tile_column(lane) + 8 * (e / 4);
+                const uint column = first_n + n + 16 * k + tile_column_of(lane, e);
                 if (row < rows && column < ROWS_OF_W) {
 #if EXPERTS
                     device float *to = out + ulong(numbers[row]) * OUT_STRIDE;

@@ -170,6 +170,7 @@ impl CudaGpu {
                 description: format!("{model}, compute capability {major}.{minor}, {gibibytes:.1} GiB"),
                 tuning: "cuda",
                 free_memory: Some(free),
+                largest_buffer: usize::MAX,
                 cores,
             },
             dependent_launch: options.dependent_launch

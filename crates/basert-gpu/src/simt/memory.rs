@@ -2,17 +2,27 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use basert_files::ModelFile;
 
 /// What every buffer is aligned to.
 const ALIGNMENT: usize = 16;
 
-/// Bytes, zeros at first. It hands out their address only: kernels change them from several threads.
+/// Bytes, zeros at first, or those of a file. It hands out their address only: kernels change them from several threads.
 pub struct Allocation {
     begin: NonNull<u8>,
-    layout: Layout,
+    bytes: usize,
+    owner: Owner,
 }
 
-// SAFETY: it is an address, and nothing more.
+/// Whose bytes they are.
+enum Owner {
+    Allocated(Layout),
+    Mapped { _file: Arc<ModelFile> },
+}
+
+// SAFETY: it is an address, and nothing more; what it points to is its own, or the file's that it keeps.
 unsafe impl Send for Allocation {}
 
 impl Allocation {
@@ -20,7 +30,14 @@ impl Allocation {
     pub fn zeroed(bytes: usize) -> Option<Allocation> {
         let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).ok()?;
         // SAFETY: the layout is not empty.
-        NonNull::new(unsafe { alloc_zeroed(layout) }).map(|begin| Allocation { begin, layout })
+        let begin = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(Allocation { begin, bytes: layout.size(), owner: Owner::Allocated(layout) })
+    }
+
+    /// A part of a file, where it is mapped. Nothing may be written there.
+    pub fn mapped(file: &Arc<ModelFile>, part: &[u8]) -> Allocation {
+        let begin = NonNull::from(part).cast();
+        Allocation { begin, bytes: part.len(), owner: Owner::Mapped { _file: file.clone() } }
     }
 
     pub fn begin(&self) -> *mut u8 {
@@ -28,14 +45,21 @@ impl Allocation {
     }
 
     pub fn bytes(&self) -> usize {
-        self.layout.size()
+        self.bytes
+    }
+
+    pub fn is_mapped(&self) -> bool {
+        matches!(self.owner, Owner::Mapped { .. })
     }
 }
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout.
-        unsafe { dealloc(self.begin.as_ptr(), self.layout) };
+        match &self.owner {
+            // SAFETY: it was allocated with this layout.
+            Owner::Allocated(layout) => unsafe { dealloc(self.begin.as_ptr(), *layout) },
+            Owner::Mapped { .. } => {}
+        }
     }
 }
 

@@ -13,22 +13,28 @@ mod threadgroup;
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
+use basert_files::ModelFile;
 use compiler::{Compiled, Compiler};
 use memory::Allocation;
 use order::{Order, Random};
 use threadgroup::{Fault, LANES, Launch, MOST_THREADS, Memory, Worker};
 
+use crate::views::Views;
 use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
 /// Fewer threadgroups than this for each are not worth another thread of the system.
 const LEAST_GROUPS: u64 = 4;
 /// What offsets of bindings are multiples of.
 const OFFSETS: usize = 16;
+/// Views of files are small, so that models have several.
+const LARGEST_VIEW: usize = 1 << 20;
+/// What views of files begin at multiples of.
+const VIEW_PAGE: usize = 4096;
 
 /// How kernels are run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,10 +68,10 @@ pub struct SimtGpu {
     launched: u64,
 }
 
-/// A kernel, and how its arguments are called: of each buffer's index, its name.
+/// A kernel, and its arguments: of each buffer's index, its name and whether it is only read.
 struct Loaded {
     compiled: Compiled,
-    arguments: Vec<Option<CString>>,
+    arguments: Vec<Option<(CString, bool)>>,
 }
 
 /// A dispatch, ready to be run.
@@ -90,6 +96,7 @@ impl SimtGpu {
             description: "the CPU, running GPU kernels thread by thread".to_owned(),
             tuning: "simt",
             free_memory: memory::available(),
+            largest_buffer: usize::MAX,
             cores: options.workers,
         };
         let workers = (0..options.workers).map(|_| Worker::default()).collect();
@@ -125,6 +132,15 @@ impl SimtGpu {
                 "{bytes} bytes at {} of buffer {}: it ends after {rest}",
                 binding.offset, binding.buffer.0
             )));
+        }
+        Ok(begin)
+    }
+
+    /// The same, where it may be written.
+    fn own_bytes(&self, binding: Binding, bytes: usize) -> Result<*mut u8, GpuError> {
+        let begin = self.bytes(binding, bytes)?;
+        if self.buffers[binding.buffer.0 as usize].is_mapped() {
+            return Err(failed(format!("buffer {} is a file, and only read", binding.buffer.0)));
         }
         Ok(begin)
     }
@@ -176,9 +192,9 @@ impl SimtGpu {
                 loaded.compiled.kernel.threads
             )));
         }
-        let argument = |(i, name): (usize, &Option<CString>)| {
+        let argument = |(i, argument): (usize, &Option<(CString, bool)>)| {
             let nothing = Memory { begin: std::ptr::null_mut(), bytes: 0, name: c"".as_ptr() };
-            let Some(name) = name else { return Ok(nothing) };
+            let Some((name, only_read)) = argument else { return Ok(nothing) };
             let said = name.to_string_lossy();
             let binding =
                 *dispatch.bindings.get(i).ok_or_else(|| refuse(format!("nothing is bound to {said}, buffer({i})")))?;
@@ -186,6 +202,9 @@ impl SimtGpu {
                 return Err(refuse(format!("{said} is bound at {}, not a multiple of {OFFSETS}", binding.offset)));
             }
             let (begin, bytes) = self.memory(binding).map_err(|e| refuse(format!("{said}: {e}")))?;
+            if !only_read && self.buffers[binding.buffer.0 as usize].is_mapped() {
+                return Err(refuse(format!("{said} is written, and bound to a file")));
+            }
             Ok(Memory { begin, bytes: bytes as u64, name: name.as_ptr() })
         };
         let arguments = loaded.arguments.iter().enumerate().map(argument).collect::<Result<_, _>>()?;
@@ -258,6 +277,26 @@ impl Gpu for SimtGpu {
         Ok(Buffer(self.buffers.len() as u32 - 1))
     }
 
+    fn map(&mut self, file: &Arc<ModelFile>, parts: &[&[u8]]) -> Result<Vec<Option<Binding>>, GpuError> {
+        let mut bindings = vec![None; parts.len()];
+        for mapping in file.mappings() {
+            let inside: Vec<_> = (0..parts.len())
+                .filter(|&i| (parts[i].as_ptr() as usize).is_multiple_of(OFFSETS))
+                .filter_map(|i| Some((i, mapping.offset_of(parts[i])?)))
+                .collect();
+            let ranges: Vec<_> = inside.iter().map(|&(i, offset)| offset..offset + parts[i].len()).collect();
+            let Views { views, places } = Views::new(&ranges, VIEW_PAGE, LARGEST_VIEW);
+            let first = self.buffers.len();
+            for view in views {
+                self.buffers.push(Allocation::mapped(file, &mapping[view.start..view.end.min(mapping.len())]));
+            }
+            for ((i, _), place) in inside.into_iter().zip(places) {
+                bindings[i] = place.map(|(view, offset)| Binding { buffer: Buffer((first + view) as u32), offset });
+            }
+        }
+        Ok(bindings)
+    }
+
     fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError> {
         // A model has many, for steps of all sizes, and a test needs few of them: they wait for a recording.
         let first = self.pipelines.len() as u32;
@@ -274,14 +313,14 @@ impl Gpu for SimtGpu {
     }
 
     fn write(&mut self, to: Binding, bytes: &[u8]) -> Result<(), GpuError> {
-        let to = self.bytes(to, bytes.len())?;
+        let to = self.own_bytes(to, bytes.len())?;
         // SAFETY: there are so many bytes, and no kernel runs.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         Ok(())
     }
 
     fn copy(&mut self, from: Binding, to: Binding, bytes: usize) -> Result<(), GpuError> {
-        let (from, to) = (self.bytes(from, bytes)?, self.bytes(to, bytes)?);
+        let (from, to) = (self.bytes(from, bytes)?, self.own_bytes(to, bytes)?);
         // SAFETY: there are so many bytes at both, and no kernel runs.
         unsafe { std::ptr::copy(from, to, bytes) };
         Ok(())
@@ -339,7 +378,8 @@ impl Loaded {
         for argument in &compiled.signature.arguments {
             if let Some(i) = argument.buffer() {
                 arguments.resize(arguments.len().max(i + 1), None);
-                arguments[i] = CString::new(argument.name.as_str()).ok();
+                let only_read = argument.kind.split_whitespace().any(|word| word == "const" || word == "constant");
+                arguments[i] = CString::new(argument.name.as_str()).ok().map(|name| (name, only_read));
             }
         }
         Loaded { compiled, arguments }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Store};
-use basert::{DeviceKind, KvFormat, Message, Model, Options};
+use basert::{DeviceKind, KvFormat, Message, Model, Options, Stage};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
@@ -23,7 +23,7 @@ pub struct ModelArgs {
 /// What the model runs on.
 #[derive(Clone, clap::Args)]
 pub struct DeviceArgs {
-    /// What to run on: cpu; cuda or cuda:N, an NVIDIA GPU; simt, the GPU kernels on the CPU, slowly; reference, the exact
+    /// What to run on: cpu; metal, the GPU of a Mac; cuda or cuda:N, an NVIDIA GPU; simt, the GPU kernels on the CPU, slowly; reference, the exact
     /// and very slow one that all are checked against [default: a GPU where there is one, or else the CPU]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceKind>,
@@ -111,9 +111,15 @@ fn lacks_gpu(error: &basert::Error) -> bool {
 
 /// Opens a model, with a bar when that takes long.
 fn open(path: &Path, options: Options) -> anyhow::Result<Model> {
-    let mut bar = progress::LateBar::bytes("loading");
-    let model = Model::open_with_progress(path, options, &mut |done, total| bar.set(done, total))?;
-    drop(bar);
+    let mut bars = [progress::LateBar::kernels("compiling kernels"), progress::LateBar::bytes("loading")];
+    let model = Model::open_with_progress(path, options, &mut |stage, done, total| {
+        let [kernels, weights] = &mut bars;
+        match stage {
+            Stage::Kernels => kernels.set(done, total),
+            Stage::Weights => weights.set(done, total),
+        }
+    })?;
+    drop(bars);
     let (context, trained) = (model.context(), model.plan().graph.context);
     if context > trained {
         writeln!(io::stderr(), "note: the model was trained for {trained} tokens of context, not for {context}")?;

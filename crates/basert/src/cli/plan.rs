@@ -1,11 +1,15 @@
 //! `basert plan`.
 
+use std::fs;
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use basert::files::ModelFile;
 use basert::graph::Rows;
-use basert::plan::{Chip, Cost, Plan, PlanOp, StepShape, chip};
+use basert::plan::{Chip, Cost, Launching, Plan, PlanOp, StepShape, chip};
 use basert::{Model, Options};
+use basert_gpu::{Launches, MetalSource, MetalSystem, Tiles, kernels_on, launches_on};
 use indexmap::IndexMap;
 use serde_json::json;
 
@@ -25,7 +29,8 @@ Examples:
 
 A bar before an op is a barrier: all ops before it have to be complete. Weights, keys and values come from memory; \
 intermediate values are taken to stay in caches. An op takes as long as its bytes or its operations do at least, \
-whichever is longer, and a step as long as its ops together. The arithmetic of 'this' is the integer dot product that quantised weights use.")]
+whichever is longer, and a step as long as its ops together. For Apple's chips the barriers between the dispatches of \
+their kernels and the step's command buffer are added. The arithmetic of 'this' is the integer dot product that quantised weights use.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -53,6 +58,12 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Write the kernels that the chips of Apple's would be given to this folder, with the options of Metal's compiler
+    #[arg(long, value_name = "FOLDER", requires = "chip")]
+    kernels: Option<PathBuf>,
+    /// The version of macOS that these kernels are for
+    #[arg(long, value_name = "N", default_value_t = 26, value_parser = clap::value_parser!(u32).range(14..), requires = "kernels")]
+    macos: u32,
 }
 
 /// Runs the command.
@@ -63,6 +74,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let step_tokens = Some(args.tokens.max(basert_cpu::STEP_TOKENS));
     let plan = Model::plan_of(&file, &Options { step_tokens, ..options })?;
     let step = StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv: args.kv.format };
+    let chips: Vec<_> = chips.into_iter().map(|chip| (chip.clone(), Bound::new(&plan, step, &chip))).collect();
+    if let Some(folder) = &args.kernels {
+        write_kernels(&plan, args, &chips, folder)?;
+    }
     let mut out = io::stdout().lock();
     if args.json {
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report(&plan, step, &chips))?)?);
@@ -73,7 +88,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let rows = if args.summary { summary(&plan, step) } else { all(&plan, step) };
     write!(out, "{}", units::table(&rows, if args.summary { 1 } else { 2 }))?;
     if !chips.is_empty() {
-        write!(out, "\n{}", units::table(&bounds(&plan, step, &chips), 1))?;
+        write!(out, "\n{}", units::table(&bounds(step, &chips), 1))?;
+        if let Some(assumptions) = assumptions(&chips) {
+            write!(out, "\n{assumptions}")?;
+        }
+    }
+    Ok(())
+}
+
+fn write_kernels(plan: &Plan, args: &Args, chips: &[(Chip, Bound)], folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make '{}'", folder.display()))?;
+    for (chip, _) in chips {
+        let tensors = args.macos >= 26 && chip.family.is_some_and(|family| family >= 10);
+        let tiles = if tensors { Tiles::TensorUnits } else { Tiles::Simdgroups };
+        for kernel in kernels_on(chip, plan, args.kv.format)? {
+            let source = MetalSource::new(&kernel, MetalSystem { macos: args.macos, tiles });
+            source.write_to(folder, kernel.file).with_context(|| format!("cannot write to '{}'", folder.display()))?;
+        }
     }
     Ok(())
 }
@@ -88,7 +119,14 @@ fn chips(args: &Args) -> anyhow::Result<Vec<Chip>> {
     let named = args.chip.iter().map(|name| if name == "this" { this_machine() } else { chip(name).map_err(mistake) });
     let mut chips = named.collect::<anyhow::Result<Vec<_>>>()?;
     if chips.is_empty() && (args.bandwidth.is_some() || args.rate.is_some()) {
-        chips.push(Chip { name: "as given".to_owned(), bandwidth: f64::INFINITY, rate: f64::INFINITY });
+        chips.push(Chip {
+            name: "as given".to_owned(),
+            bandwidth: f64::INFINITY,
+            rate: f64::INFINITY,
+            cores: 1,
+            family: None,
+            launching: None,
+        });
     }
     for chip in &mut chips {
         chip.bandwidth = args.bandwidth.unwrap_or(chip.bandwidth);
@@ -99,7 +137,14 @@ fn chips(args: &Args) -> anyhow::Result<Vec<Chip>> {
 
 fn this_machine() -> anyhow::Result<Chip> {
     let machine = basert_cpu::machine::Machine::measure()?;
-    Ok(Chip { name: "this".to_owned(), bandwidth: machine.bandwidth / 1e9, rate: machine.rate / 1e12 })
+    Ok(Chip {
+        name: "this".to_owned(),
+        bandwidth: machine.bandwidth / 1e9,
+        rate: machine.rate / 1e12,
+        cores: 1,
+        family: None,
+        launching: None,
+    })
 }
 
 fn cells(cost: Cost) -> [String; 3] {
@@ -153,21 +198,36 @@ fn summary(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
     rows
 }
 
-/// Seconds that the step takes on the chip at least.
-fn seconds(plan: &Plan, step: StepShape, chip: &Chip) -> f64 {
-    plan.step_cost(step, chip.bandwidth * 1e9, chip.rate * 1e12).1
+/// What bounds a step on a chip.
+struct Bound {
+    /// Seconds that it takes at least.
+    seconds: f64,
+    /// Its dispatches, where what launching them costs is known.
+    launches: Option<Launches>,
 }
 
-fn bounds(plan: &Plan, step: StepShape, chips: &[Chip]) -> Vec<Vec<String>> {
-    let mut rows =
-        vec![["chip", "GB/s", "TFLOP/s", "step at least", "tokens/s at most", ""].map(str::to_owned).to_vec()];
+impl Bound {
+    fn new(plan: &Plan, step: StepShape, chip: &Chip) -> Bound {
+        // A plan that has no kernels yet is bounded by what it moves and computes.
+        let launches = launches_on(chip, plan, step).ok().flatten();
+        let moving = plan.step_cost(step, chip.bandwidth * 1e9, chip.rate * 1e12).1;
+        let launching = launches.map_or(0.0, |launches| chip.launch_microseconds(launches.barriers) / 1e6);
+        Bound { seconds: moving + launching, launches }
+    }
+}
+
+fn bounds(step: StepShape, chips: &[(Chip, Bound)]) -> Vec<Vec<String>> {
+    let columns = ["chip", "GB/s", "TFLOP/s", "dispatches", "barriers", "step at least", "tokens/s at most", ""];
+    let mut rows = vec![columns.map(str::to_owned).to_vec()];
     let number = |x: f64| if x.is_finite() { format!("{x:.3}") } else { "any".to_owned() };
-    rows.extend(chips.iter().map(|chip| {
-        let seconds = seconds(plan, step, chip);
+    let count = |n: Option<usize>| n.map_or("-".to_owned(), |n| n.to_string());
+    rows.extend(chips.iter().map(|(chip, Bound { seconds, launches })| {
         vec![
             chip.name.clone(),
             number(chip.bandwidth),
             number(chip.rate),
+            count(launches.map(|launches| launches.dispatches)),
+            count(launches.map(|launches| launches.barriers)),
             format!("{:.3} ms", seconds * 1e3),
             format!("{:.1}", step.tokens as f64 / seconds),
             String::new(),
@@ -176,7 +236,17 @@ fn bounds(plan: &Plan, step: StepShape, chips: &[Chip]) -> Vec<Vec<String>> {
     rows
 }
 
-fn report(plan: &Plan, step: StepShape, chips: &[Chip]) -> serde_json::Value {
+/// What the bounds take for granted, where launching is part of them.
+fn assumptions(chips: &[(Chip, Bound)]) -> Option<String> {
+    let launching = chips.iter().filter(|(_, bound)| bound.launches.is_some());
+    let Launching { barrier, submission } = launching.filter_map(|(chip, _)| chip.launching).next()?;
+    Some(format!(
+        "Predictions, not measurements: the chip's full bandwidth, weights and cache read once, {barrier} µs for each barrier \
+         and {submission} µs for the step's command buffer, and nothing beside.\n"
+    ))
+}
+
+fn report(plan: &Plan, step: StepShape, chips: &[(Chip, Bound)]) -> serde_json::Value {
     let cost = |cost: Cost| {
         json!({
             "weight_bytes": cost.weights, "kv_bytes": cost.cache, "value_bytes": cost.values, "flops": cost.flops,
@@ -198,12 +268,13 @@ fn report(plan: &Plan, step: StepShape, chips: &[Chip]) -> serde_json::Value {
         .collect();
     let bounds: Vec<_> = chips
         .iter()
-        .map(|chip| {
-            let seconds = seconds(plan, step, chip);
+        .map(|(chip, Bound { seconds, launches })| {
             json!({
                 "chip": chip.name,
                 "gigabytes_per_second": chip.bandwidth,
                 "teraflops_per_second": chip.rate,
+                "dispatches": launches.map(|launches| launches.dispatches),
+                "barriers": launches.map(|launches| launches.barriers),
                 "seconds_at_least": seconds,
                 "tokens_per_second_at_most": step.tokens as f64 / seconds,
             })

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 const BYTES: &str =
     "{msg:30!} {wide_bar} {decimal_bytes:>10} / {decimal_total_bytes:10} {decimal_bytes_per_sec:>12} {eta:>4}";
+const KERNELS: &str = "{msg:30!} {wide_bar} {pos:>6} / {len:6} kernels";
 const TOKENS: &str = "{msg:30!} {wide_bar} {pos:>6} / {len:6} tokens";
 
 fn bar(template: &str, what: &str) -> ProgressBar {
@@ -33,19 +34,29 @@ impl LateBar {
         LateBar { what, template: BYTES, began: Instant::now(), bar: None }
     }
 
+    /// For work that is counted in kernels.
+    pub fn kernels(what: &'static str) -> LateBar {
+        LateBar { what, template: KERNELS, began: Instant::now(), bar: None }
+    }
+
     /// For work that is counted in tokens.
     pub fn tokens(what: &'static str) -> LateBar {
         LateBar { what, template: TOKENS, began: Instant::now(), bar: None }
     }
 
-    /// Tells how far the work is.
+    /// Tells how far the work is. When it is done, the bar goes.
     pub fn set(&mut self, done: usize, total: usize) {
-        if self.bar.is_none() && self.began.elapsed() > Self::PATIENCE && io::stderr().is_terminal() {
+        if done < total && self.bar.is_none() && self.began.elapsed() > Self::PATIENCE && io::stderr().is_terminal() {
             self.bar = Some(bar(self.template, self.what));
         }
         if let Some(bar) = &self.bar {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
+        }
+        if done >= total
+            && let Some(bar) = self.bar.take()
+        {
+            bar.finish_and_clear();
         }
     }
 }

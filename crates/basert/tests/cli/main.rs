@@ -287,10 +287,10 @@ fn a_plan_adds_up() {
     // Each weight takes part in a multiplication and an addition.
     let flops = one["total"]["flops"].as_f64().unwrap();
     assert!((flops / (2.0 * 134.5e6) - 1.0).abs() < 0.02, "{flops}");
-    let bytes = one["total"]["weight_bytes"].as_f64().unwrap() + one["total"]["kv_bytes"].as_f64().unwrap();
+    let moved = one["total"]["weight_bytes"].as_f64().unwrap() + one["total"]["kv_bytes"].as_f64().unwrap();
     let at_most = one["bounds"][0]["tokens_per_second_at_most"].as_f64().unwrap();
     // At this rate, every op waits for memory.
-    assert!((at_most * bytes / 100e9 - 1.0).abs() < 1e-9, "{at_most}");
+    assert!((at_most * moved / 100e9 - 1.0).abs() < 1e-9, "{at_most}");
     let slow = plan(&["--rate", "0.001"])["bounds"][0]["tokens_per_second_at_most"].as_f64().unwrap();
     assert!(slow < at_most && slow < 1e9 / flops * 1.001, "{slow}");
     let many = plan(&["-m", "64", "--context", "100"]);
@@ -299,6 +299,23 @@ fn a_plan_adds_up() {
     assert_eq!(bytes(&small), bytes(&many) / 128.0 * 36.0);
     assert!(many["total"]["flops"].as_f64().unwrap() > 40.0 * flops);
     assert_eq!(many["ops"][0]["output"], serde_json::json!([64, 576]));
+
+    // On a chip whose launching is known, barriers and the command buffer are added.
+    let launched = &plan(&["--chip", "m4-pro"])["bounds"][0];
+    let barriers = launched["barriers"].as_f64().unwrap();
+    assert!(barriers > 60.0 && launched["dispatches"].as_f64().unwrap() >= barriers, "{launched}");
+    let launching = launched["seconds_at_least"].as_f64().unwrap() - moved / 273e9;
+    assert!((launching * 1e6 - (20.0 + 1.2 * barriers)).abs() < 1e-3, "{launching}");
+    let kernels = tempfile::tempdir().unwrap();
+    let folder = kernels.path().to_str().unwrap();
+    basert(&["plan", &model, "--chip", "m4-pro", "--kernels", folder, "--summary"]).ok();
+    let named = |end: &str| {
+        fs::read_dir(folder)
+            .unwrap()
+            .filter(|f| f.as_ref().unwrap().file_name().to_str().unwrap().ends_with(end))
+            .count()
+    };
+    assert!(named(".metal") > 10 && named(".metal") == named(".options"));
 
     let summary = basert(&["plan", &model, "--summary", "--chip", "m4-pro", "--chip", "this"]).ok();
     for word in ["attention", "total", "m4-pro", "this"] {

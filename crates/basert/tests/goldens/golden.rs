@@ -42,7 +42,7 @@ impl Golden {
     /// Logits that follow each token of the prompt.
     pub fn on(&self, device: &dyn Device, kv: KvFormat, limits: Limits, fusions: &[Fusion]) -> Vec<f32> {
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
-        let options = LoadOptions { pages: 4, kv, progress: &mut |_, _| {} };
+        let options = LoadOptions { pages: 4, kv, progress: &mut |_, _, _| {} };
         let baked =
             device.load(plan, self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);

@@ -72,7 +72,7 @@ fn quantised_keys_and_values_are_close() {
 fn engine(golden: &Golden, device: &dyn Device, facts: &Facts) -> Engine {
     let limits = Limits { tokens: 4, wanted: 4 };
     let plan = Arc::new(Plan::build(golden.graph.clone(), limits, &FUSIONS));
-    let options = LoadOptions { pages: 16, kv: KvFormat::F16, progress: &mut |_, _| {} };
+    let options = LoadOptions { pages: 16, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
     let baked = device.load(plan, golden.file.clone(), options).unwrap();
     Engine::new(baked, facts, limits, 16, 256, golden.graph.vocabulary)
 }
