@@ -18,8 +18,13 @@ ADD = {
 }
 
 
+# The client has no argument for it any more.
+GREEDY = {"temperature": 0}
+
+
 def asked(words, **more):
-    return {"model": served.MODEL, "max_tokens": 24, "messages": [{"role": "user", "content": words}], **more}
+    messages = [{"role": "user", "content": words}]
+    return {"model": served.MODEL, "max_tokens": 24, "messages": messages, "extra_body": GREEDY, **more}
 
 
 class Messages(unittest.TestCase):
@@ -28,8 +33,8 @@ class Messages(unittest.TestCase):
         cls.client = anthropic.Anthropic(base_url=served.address(), api_key="none", max_retries=0)
 
     def test_a_stream_is_the_whole_answer(self):
-        whole = self.client.messages.create(**asked("Name a colour.", system="Be brief.", temperature=0))
-        with self.client.messages.stream(**asked("Name a colour.", system="Be brief.", temperature=0)) as stream:
+        whole = self.client.messages.create(**asked("Name a colour.", system="Be brief."))
+        with self.client.messages.stream(**asked("Name a colour.", system="Be brief.")) as stream:
             text = "".join(stream.text_stream)
             final = stream.get_final_message()
         self.assertEqual(text, whole.content[0].text)
@@ -43,7 +48,7 @@ class Messages(unittest.TestCase):
         self.assertEqual(counted.input_tokens, usage.input_tokens + usage.cache_read_input_tokens)
 
     def test_tools_are_called_and_their_results_read(self):
-        request = asked("What is 2 and 3?", tools=[ADD], tool_choice={"type": "any"}, temperature=0) | {"max_tokens": 100}
+        request = asked("What is 2 and 3?", tools=[ADD], tool_choice={"type": "any"}) | {"max_tokens": 100}
         with self.client.messages.stream(**request) as stream:
             answer = stream.get_final_message()
         self.assertEqual(answer.stop_reason, "tool_use")
@@ -60,7 +65,7 @@ class Messages(unittest.TestCase):
         with self.assertRaisesRegex(anthropic.NotFoundError, "no model 'other'"):
             self.client.messages.create(**{**asked("x"), "model": "other"})
         with self.assertRaisesRegex(anthropic.BadRequestError, "frobnicate"):
-            self.client.messages.create(**asked("x"), extra_body={"frobnicate": 1})
+            self.client.messages.create(**{**asked("x"), "extra_body": {"frobnicate": 1}})
 
     def test_who_leaves_ends_the_answer(self):
         with self.client.messages.stream(**asked("Write a story.") | {"max_tokens": 2000}) as stream:

@@ -241,3 +241,30 @@ fn the_reference_is_a_device() {
         assert!((a - b).abs() < 2e-2 * largest, "{a} and {b}");
     }
 }
+
+/// Pages of closed sessions are used again, whole and in part, and nothing shows but the time that it saves.
+#[test]
+fn a_cached_prefix_is_as_good_as_a_fresh_one() {
+    let fresh = open(smollm2(), 2);
+    let options = Options { threads: Some(2), max_context: Some(1024), prefix_cache: true, ..Options::default() };
+    let cached = Model::open(smollm2(), options).unwrap();
+    let tokens = prompt(&fresh, 4);
+    let mut other = tokens.clone();
+    other[100] += 1;
+    let mut known: Vec<Vec<u32>> = Vec::new();
+    for (timeline, from) in [(&tokens, 90), (&tokens, 150), (&other, 130), (&tokens, 64), (&tokens, 151), (&other, 200)]
+    {
+        let timeline = &timeline[..from];
+        let shared = |old: &Vec<u32>| old.iter().zip(&timeline[..from - 1]).take_while(|(a, b)| a == b).count();
+        let expected = from - known.iter().map(shared).max().unwrap_or(0);
+        let (mut session, mut computed) = (cached.session(), 0);
+        let progress = &mut |done| {
+            computed = done;
+            true
+        };
+        session.sync_in_chunks(timeline, usize::MAX, progress).unwrap();
+        assert_eq!(computed, expected, "of {from} tokens");
+        assert!(session.logits() == logits_in_chunks(&fresh, timeline, usize::MAX), "{from} tokens");
+        known.push(timeline.to_vec());
+    }
+}

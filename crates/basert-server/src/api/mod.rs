@@ -2,11 +2,13 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod format;
 mod health;
 mod items;
 mod messages;
 mod models;
+mod openapi;
 mod options;
 pub mod page;
 mod prompt;
@@ -26,8 +28,10 @@ pub fn router() -> Router<Shared> {
         .merge(completions::router())
         .merge(messages::router())
         .merge(responses::router())
+        .merge(embeddings::router())
         .merge(models::router())
         .merge(tokenize::router())
         .merge(health::router())
+        .merge(openapi::router())
         .merge(page::router())
 }

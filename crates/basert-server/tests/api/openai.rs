@@ -338,3 +338,39 @@ fn a_tool_that_has_to_be_called_is_called() {
     let unknown = with(chat("x"), json!({ "tools": [tool("a")], "tool_choice": "sometimes" }));
     assert_eq!(server.refused(CHAT, &unknown).1["error"]["param"], "tool_choice");
 }
+
+/// Every endpoint of the document exists, and every field of it is known.
+#[test]
+fn the_document_says_what_there_is() {
+    let server = Running::start("document");
+    let document: Value = serde_json::from_str(&server.get("/openapi.json").send().unwrap().text().unwrap()).unwrap();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let path = path.replace("{id}", "resp_0").replace("{name}", "document");
+            match method.as_str() {
+                "post" => {
+                    let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+                    // Of the wrong type, every one of them is refused for that.
+                    for field in schema["properties"].as_object().unwrap().keys() {
+                        let (status, answer) = server.refused(&path, &json!({ (field): { "wrong": [] } }));
+                        let message = answer["error"]["message"].as_str().unwrap();
+                        assert!(
+                            status >= 400 && !message.contains(&format!("{field}: this field")),
+                            "{path}: {answer}"
+                        );
+                    }
+                    let (status, answer) = server.refused(&path, &json!({ "frobnicate": 1 }));
+                    let message = answer["error"]["message"].as_str().unwrap();
+                    assert!(status == 400 && message.contains("frobnicate"), "{path}: {answer}");
+                }
+                "get" => {
+                    let answer = server.get(&path).send().unwrap();
+                    assert!(answer.status() != 405 && !answer.text().unwrap().contains("nothing at"), "{path}");
+                }
+                _ => {}
+            }
+        }
+    }
+    let (status, answer) = server.refused("/v1/embeddings", &json!({ "input": "x" }));
+    assert_eq!((status, &answer["error"]["code"]), (501, &json!("unsupported")));
+}

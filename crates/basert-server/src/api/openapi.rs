@@ -1,0 +1,146 @@
+//! `/openapi.json`: what there is, in a form that programs read.
+
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Map, Value, json};
+
+use crate::server::Shared;
+
+pub fn router() -> Router<Shared> {
+    Router::new().route("/openapi.json", get(async || Json(document())))
+}
+
+/// Fields of a request, each with its type, in a form that is short to write: `name type`, with `*` behind what is
+/// required.
+type Fields = &'static [&'static str];
+
+/// How an answer is generated, wherever one is.
+const SAMPLING: Fields = &[
+    "model string",
+    "temperature number",
+    "top_p number",
+    "top_k integer",
+    "min_p number",
+    "repeat_penalty number",
+    "presence_penalty number",
+    "frequency_penalty number",
+    "seed integer",
+    "stream boolean",
+    "ignore_eos boolean",
+];
+/// What OpenAI's chats and completions have beside that.
+const OPENAI: Fields =
+    &["n integer", "stop any", "stream_options object", "logit_bias object", "return_progress boolean"];
+const CHAT: Fields = &[
+    "messages* array",
+    "max_completion_tokens integer",
+    "max_tokens integer",
+    "logprobs boolean",
+    "top_logprobs integer",
+    "tools array",
+    "tool_choice any",
+    "parallel_tool_calls boolean",
+    "response_format object",
+    "grammar string",
+    "reasoning_effort string",
+    "enable_thinking boolean",
+    "chat_template_kwargs object",
+    "modalities array",
+];
+const COMPLETION: Fields = &["prompt* any", "max_tokens integer", "logprobs integer", "echo boolean"];
+const MESSAGES: Fields = &[
+    "messages* array",
+    "max_tokens* integer",
+    "system any",
+    "stop_sequences array",
+    "tools array",
+    "tool_choice object",
+    "thinking object",
+    "output_config object",
+];
+const RESPONSES: Fields = &[
+    "input* any",
+    "instructions string",
+    "max_output_tokens integer",
+    "previous_response_id string",
+    "tools array",
+    "tool_choice any",
+    "parallel_tool_calls boolean",
+    "reasoning object",
+    "text object",
+    "truncation string",
+    "background boolean",
+];
+const TOKENIZE: Fields = &["model string", "text string", "messages array", "chat_template_kwargs object"];
+const MODEL: Fields = &["model* string"];
+
+/// Method, path, what it does, and the fields of its body.
+const ENDPOINTS: &[(&str, &str, &str, &[Fields])] = &[
+    ("post", "/v1/chat/completions", "Answer a chat", &[CHAT, SAMPLING, OPENAI]),
+    ("post", "/v1/completions", "Continue texts", &[COMPLETION, SAMPLING, OPENAI]),
+    ("post", "/v1/messages", "Answer a conversation, on Anthropic's API", &[MESSAGES, SAMPLING]),
+    ("post", "/v1/messages/count_tokens", "Count the tokens of a conversation", &[MESSAGES]),
+    ("post", "/v1/responses", "Answer, and keep the conversation", &[RESPONSES, SAMPLING]),
+    ("get", "/v1/responses/{id}", "An answer that was kept", &[]),
+    ("delete", "/v1/responses/{id}", "Forget an answer", &[]),
+    ("post", "/v1/embeddings", "Refused: generating models give no hidden states", &[&["model string", "input* any"]]),
+    ("get", "/v1/models", "The models", &[]),
+    ("get", "/v1/models/{name}", "A model", &[]),
+    ("post", "/v1/models/load", "Open a model", &[MODEL]),
+    ("post", "/v1/models/unload", "Let go of a model", &[MODEL]),
+    ("post", "/v1/tokenize", "The tokens of a text or of a chat", &[TOKENIZE]),
+    ("post", "/v1/detokenize", "The text of tokens", &[&["model string", "tokens* array"]]),
+    ("get", "/health", "Whether the server runs", &[]),
+    ("get", "/ready", "Whether it takes requests", &[]),
+    ("get", "/metrics", "Measurements for Prometheus", &[]),
+];
+
+fn document() -> Value {
+    let mut paths = Map::new();
+    for (method, path, summary, fields) in ENDPOINTS {
+        let mut operation = json!({
+            "summary": summary,
+            "responses": {
+                "200": { "description": "Success" },
+                "default": { "description": "What is wrong, in the shape of the API" },
+            },
+        });
+        if *method == "post" {
+            let schema = schema(fields);
+            operation["requestBody"] =
+                json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+        }
+        let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let parameters: Vec<_> = names
+            .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
+            .collect();
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.into();
+        }
+        let entry = paths.entry((*path).to_owned()).or_insert_with(|| json!({}));
+        entry[*method] = operation;
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "basert",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Fields that are not listed are refused by name, but for those that the APIs call ignorable.",
+        },
+        "paths": paths,
+        "components": { "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } } },
+        "security": [{}, { "key": [] }],
+    })
+}
+
+fn schema(fields: &[Fields]) -> Value {
+    let (mut properties, mut required) = (Map::new(), Vec::new());
+    for (name, kind) in fields.iter().copied().flatten().filter_map(|field| field.split_once(' ')) {
+        let bare = name.trim_end_matches('*');
+        if bare != name {
+            required.push(bare);
+        }
+        properties.insert(bare.to_owned(), if kind == "any" { json!({}) } else { json!({ "type": kind }) });
+    }
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
