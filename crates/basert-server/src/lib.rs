@@ -12,6 +12,7 @@ mod auth;
 mod body;
 mod config;
 mod error;
+mod files;
 mod identity;
 mod limits;
 mod log;

@@ -3,13 +3,14 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -21,9 +22,11 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use crate::api::batches::{self, Batches};
 use crate::api::responses::Kept;
 use crate::config::Config;
 use crate::error::ApiError;
+use crate::files::Files;
 use crate::limits::Limits;
 use crate::model::Source;
 use crate::registry::Registry;
@@ -52,6 +55,14 @@ pub enum ServeError {
     /// An origin that is none.
     #[error("'{0}' is not an origin; one looks like https://example.org, and * is all")]
     Origin(String),
+    /// The folder for files cannot be used.
+    #[error("files cannot be kept in '{}': {source}", folder.display())]
+    Files {
+        /// The folder.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// There is nothing to serve.
     #[error("there is no model to serve")]
     NoModels,
@@ -69,6 +80,9 @@ pub struct Inner {
     pub registry: Arc<Registry>,
     pub limits: Limits,
     pub responses: Kept,
+    pub batches: Batches,
+    /// Where files are kept, if anywhere.
+    pub files: Option<Arc<Files>>,
     /// No new work is taken.
     draining: AtomicBool,
 }
@@ -154,6 +168,13 @@ impl Server {
             return Err(ServeError::Open { address });
         }
         let cors = cors(&config.cors)?;
+        let files = config.files.clone().map(|folder| {
+            Files::open(folder.clone()).map(Arc::new).map_err(|source| ServeError::Files { folder, source })
+        });
+        let files = files.transpose()?;
+        if let Some(files) = &files {
+            batches::recover(files);
+        }
         telemetry::recorder();
         let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
         let config = Arc::new(config);
@@ -164,9 +185,12 @@ impl Server {
             registry,
             limits,
             responses: Kept::default(),
+            batches: Batches::default(),
+            files,
             draining: AtomicBool::new(false),
         }));
         let router = api::router()
+            .layer(DefaultBodyLimit::max(shared.config.body_limit))
             .layer(middleware::from_fn_with_state(shared.clone(), refuse_when_draining))
             .layer(middleware::from_fn_with_state(shared.clone(), auth::check))
             .layer(middleware::from_fn(error::in_its_own_shape))

@@ -1,8 +1,10 @@
 //! The endpoints, a file for each family.
 
+pub mod batches;
 mod chat;
 mod completions;
 mod embeddings;
+mod files;
 mod format;
 mod health;
 mod items;
@@ -30,6 +32,8 @@ pub fn router() -> Router<Shared> {
         .merge(responses::router())
         .merge(embeddings::router())
         .merge(models::router())
+        .merge(files::router())
+        .merge(batches::router())
         .merge(tokenize::router())
         .merge(health::router())
         .merge(openapi::router())

@@ -72,6 +72,7 @@ const RESPONSES: Fields = &[
     "background boolean",
 ];
 const TOKENIZE: Fields = &["model string", "text string", "messages array", "chat_template_kwargs object"];
+const BATCH: Fields = &["input_file_id* string", "endpoint* string", "completion_window* string", "metadata object"];
 const MODEL: Fields = &["model* string"];
 
 /// Method, path, what it does, and the fields of its body.
@@ -84,6 +85,13 @@ const ENDPOINTS: &[(&str, &str, &str, &[Fields])] = &[
     ("get", "/v1/responses/{id}", "An answer that was kept", &[]),
     ("delete", "/v1/responses/{id}", "Forget an answer", &[]),
     ("post", "/v1/embeddings", "Refused: generating models give no hidden states", &[&["model string", "input* any"]]),
+    ("get", "/v1/files", "The files", &[]),
+    ("get", "/v1/files/{id}", "A file", &[]),
+    ("delete", "/v1/files/{id}", "Remove a file", &[]),
+    ("get", "/v1/files/{id}/content", "What is in a file", &[]),
+    ("get", "/v1/batches", "The batches", &[]),
+    ("post", "/v1/batches", "Answer a file of requests", &[BATCH]),
+    ("get", "/v1/batches/{id}", "A batch", &[]),
     ("get", "/v1/models", "The models", &[]),
     ("get", "/v1/models/{name}", "A model", &[]),
     ("post", "/v1/models/load", "Open a model", &[MODEL]),

@@ -1,6 +1,7 @@
 //! A server on a free port, with a tiny model of random weights, asked over HTTP as its clients do.
 
 mod anthropic;
+mod batches;
 mod life;
 mod limits;
 mod openai;

@@ -1,8 +1,9 @@
 //! OpenAI's API: chats and completions, whole and as streams.
 
+use basert_server::Config;
 use serde_json::{Value, json};
 
-use crate::server::Running;
+use crate::server::{Running, config, tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETE: &str = "/v1/completions";
@@ -342,7 +343,8 @@ fn a_tool_that_has_to_be_called_is_called() {
 /// Every endpoint of the document exists, and every field of it is known.
 #[test]
 fn the_document_says_what_there_is() {
-    let server = Running::start("document");
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::with(Config { files: Some(folder.path().to_owned()), ..config() }, "document", tiny);
     let document: Value = serde_json::from_str(&server.get("/openapi.json").send().unwrap().text().unwrap()).unwrap();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use basert::{Model, Options};
 use basert_server::{Config, Loaded, Server, Source, Stop};
+use reqwest::blocking::multipart::Form;
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::Value;
 
@@ -76,6 +77,14 @@ impl Running {
     pub fn post(&self, path: &str, body: &Value) -> RequestBuilder {
         let request = self.client.post(format!("http://{}{path}", self.address));
         self.with_key(request.header("content-type", "application/json").body(body.to_string()))
+    }
+
+    pub fn delete(&self, path: &str) -> RequestBuilder {
+        self.with_key(self.client.delete(format!("http://{}{path}", self.address)))
+    }
+
+    pub fn form(&self, path: &str, form: Form) -> RequestBuilder {
+        self.with_key(self.client.post(format!("http://{}{path}", self.address)).multipart(form))
     }
 
     fn with_key(&self, request: RequestBuilder) -> RequestBuilder {

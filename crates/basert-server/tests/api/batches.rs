@@ -1,0 +1,128 @@
+//! Files and batches.
+
+use std::time::Duration;
+
+use basert_server::Config;
+use reqwest::blocking::multipart::{Form, Part};
+use serde_json::{Value, json};
+
+use crate::server::{Running, config, tiny};
+
+fn upload(server: &Running, content: &str) -> (u16, Value) {
+    let part = Part::text(content.to_owned()).file_name("requests.jsonl");
+    let form = Form::new().text("purpose", "batch").part("file", part);
+    let response = server.form("/v1/files", form).send().unwrap();
+    (response.status().as_u16(), serde_json::from_str(&response.text().unwrap()).unwrap())
+}
+
+fn line(id: usize, body: Value) -> String {
+    json!({ "custom_id": format!("r{id}"), "method": "POST", "url": "/v1/completions", "body": body }).to_string()
+        + "\n"
+}
+
+fn read(server: &Running, path: &str) -> Value {
+    serde_json::from_str(&server.get(path).send().unwrap().text().unwrap()).unwrap()
+}
+
+fn wait(server: &Running, batch: &Value) -> Value {
+    let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+    for _ in 0..1000 {
+        let batch = read(server, &path);
+        if !["in_progress", "cancelling"].contains(&batch["status"].as_str().unwrap()) {
+            return batch;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the batch does not end");
+}
+
+fn begin(server: &Running, content: &str) -> Value {
+    let (status, file) = upload(server, content);
+    assert_eq!(status, 200, "{file}");
+    let batch = json!({ "input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h" });
+    server.ask("/v1/batches", &batch)
+}
+
+#[test]
+fn a_batch_is_answered_line_by_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = || Config { files: Some(folder.path().to_owned()), ..config() };
+    let server = Running::with(with(), "batch", tiny);
+    let ask =
+        |i: usize| json!({ "prompt": format!("Number {i}"), "max_tokens": 6, "temperature": 0, "ignore_eos": true });
+    let mut lines: String = (0..20).map(|i| line(i, ask(i))).collect();
+    lines += &line(20, json!({ "prompt": "x", "frobnicate": 1 }));
+    let batch = wait(&server, &begin(&server, &lines));
+    assert_eq!(
+        (&batch["status"], &batch["request_counts"]),
+        (&json!("completed"), &json!({ "total": 21, "completed": 20, "failed": 1 }))
+    );
+    let content = |name: &str| {
+        let path = format!("/v1/files/{}/content", batch[name].as_str().unwrap());
+        let text = server.get(&path).send().unwrap().text().unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let (good, bad) = (content("output_file_id"), content("error_file_id"));
+    assert_eq!((good.len(), bad.len()), (20, 1));
+    for (i, answer) in good.iter().enumerate() {
+        assert_eq!(answer["custom_id"], format!("r{i}"));
+        let alone = server.ask("/v1/completions", &ask(i));
+        assert_eq!(answer["response"]["body"]["choices"], alone["choices"]);
+    }
+    assert_eq!(bad[0]["response"]["status_code"], 400);
+    assert!(bad[0]["response"]["body"]["error"]["message"].as_str().unwrap().contains("frobnicate"));
+    // What is kept is there for the next server.
+    drop(server);
+    let server = Running::with(with(), "batch two", tiny);
+    assert_eq!(read(&server, &format!("/v1/batches/{}", batch["id"].as_str().unwrap())), batch);
+    assert_eq!(read(&server, "/v1/batches")["data"].as_array().unwrap().len(), 1);
+    assert_eq!(read(&server, "/v1/files")["data"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn a_batch_that_is_wrong_says_where_and_one_that_is_cancelled_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Running::with(Config { files: Some(folder.path().to_owned()), ..config() }, "wrong batch", tiny);
+    let good = json!({ "prompt": "x", "max_tokens": 900, "ignore_eos": true });
+    for (content, line_number, part) in [
+        (line(1, good.clone()) + "{}\n", 2, "missing field"),
+        (line(1, good.clone()) + &line(1, good.clone()), 2, "twice"),
+        (line(1, json!({ "stream": true })), 1, "stream"),
+        (String::new(), 1, "no requests"),
+    ] {
+        let batch = begin(&server, &content);
+        let error = &batch["errors"]["data"][0];
+        assert_eq!((&batch["status"], &error["line"]), (&json!("failed"), &json!(line_number)), "{batch}");
+        assert!(error["message"].as_str().unwrap().contains(part), "{batch}");
+    }
+    let batch = begin(&server, &(0..200).map(|i| line(i, good.clone())).collect::<String>());
+    let cancelled = server.ask(&format!("/v1/batches/{}/cancel", batch["id"].as_str().unwrap()), &json!({}));
+    assert_eq!(cancelled["status"], "cancelling");
+    assert_eq!(wait(&server, &batch)["status"], "cancelled");
+    server.wait_for("basert_kv_pages_held", 0.0);
+}
+
+#[test]
+fn files_are_their_owners_and_nothing_else_is_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = vec!["one".to_owned(), "two".to_owned()];
+    let config = Config { files: Some(folder.path().to_owned()), api_keys: keys, body_limit: 10_000, ..config() };
+    let mut server = Running::with(config, "owners", tiny);
+    let (_, file) = upload(&server, "content");
+    let path = format!("/v1/files/{}", file["id"].as_str().unwrap());
+    assert_eq!(server.get(&format!("{path}/content")).send().unwrap().text().unwrap(), "content");
+    server.key = Some("two".to_owned());
+    assert_eq!(server.get(&path).send().unwrap().status(), 404);
+    assert_eq!(read(&server, "/v1/files")["data"], json!([]));
+    for id in ["..%2F..%2Fetc%2Fpasswd", "file-..%2F", "file-00000000000000000000000000000000", "x"] {
+        assert_eq!(server.get(&format!("/v1/files/{id}/content")).send().unwrap().status(), 404, "{id}");
+    }
+    assert_eq!(upload(&server, &"x".repeat(20_000)).0, 413);
+    server.key = Some("one".to_owned());
+    assert_eq!(server.delete(&path).send().unwrap().status(), 200);
+    assert_eq!(server.get(&path).send().unwrap().status(), 404);
+    assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
+    drop(server);
+    let without = Running::start("no files");
+    assert_eq!(without.get("/v1/files").send().unwrap().status(), 501);
+}
