@@ -89,6 +89,16 @@ impl Task {
             })
     }
 
+    /// Goes on from what is known of its tokens. What was done before it had to wait is not counted as found.
+    fn adopt(&mut self, engine: &mut Engine) {
+        engine.adopt(&mut self.sequence);
+        if self.made == 0 {
+            let found = self.sequence.computed();
+            self.prompt.cached += found.saturating_sub(self.prompt.done);
+            self.prompt.done = self.prompt.done.max(found);
+        }
+    }
+
     fn report_prompt(&mut self) {
         let prompt = self.prompt;
         self.answers.iter_mut().for_each(|answer| answer.reader.prompt(prompt));
@@ -227,7 +237,7 @@ impl Scheduler {
                 return;
             }
             let mut task = self.waiting.swap_remove(at);
-            let saved = engine.adopt(&mut task.sequence);
+            task.adopt(engine);
             while !self.running.is_empty() && !self.has_room(engine, &task) {
                 // Pages of those that do not read are of more use here.
                 let busy = self.running.iter().filter(|task| task.attention() == Attention::Busy);
@@ -239,10 +249,6 @@ impl Scheduler {
                         return;
                     }
                 }
-            }
-            if task.made == 0 {
-                // What it had computed itself before it had to wait does not count.
-                task.prompt.cached += saved.saturating_sub(task.prompt.done);
             }
             self.running.push(task);
         }
@@ -275,10 +281,7 @@ impl Scheduler {
         for (_, number) in reading {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { continue };
             // Another one may have computed the same in the meantime.
-            let saved = engine.adopt(&mut task.sequence);
-            if task.made == 0 {
-                task.prompt.cached += saved;
-            }
+            task.adopt(engine);
             let count = task.lacking().min(budget);
             if count > 0 && self.reserve(engine, number, count, &mut rows) {
                 budget -= count;
@@ -371,7 +374,7 @@ impl Scheduler {
         let mut masks = masks.into_iter().peekable();
         for (mut task, count) in step.drain(..) {
             if task.made == 0 {
-                task.prompt.done = task.sequence.computed().min(task.prompt.tokens);
+                task.prompt.done = task.prompt.done.max(task.sequence.computed());
                 task.report_prompt();
                 if count > 1 {
                     engine.publish(&task.sequence);
