@@ -42,7 +42,7 @@ fn dispatches(family: &str) -> String {
 
 #[test]
 fn dispatches_of_each_family() {
-    for family in ["llama", "llama2", "mistral", "qwen2", "qwen3", "gemma3"] {
+    for family in ["llama", "llama2", "mistral", "qwen2", "qwen3", "gemma3", "stablelm", "qwen3moe", "gpt-oss"] {
         insta::assert_snapshot!(family, dispatches(family));
     }
 }

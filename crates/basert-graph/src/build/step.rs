@@ -148,7 +148,7 @@ impl<'t> Step<'_, '_, 't> {
         let x = self.input("in")?;
         let Some(experts) = self.experts()? else { return Err(self.wrong("`route` is missing".to_owned())) };
         let width = self.width(x);
-        if width % experts.used != 0 {
+        if !width.is_multiple_of(experts.used) {
             return Err(self.wrong(format!("its input is {width} wide, which {} experts cannot share", experts.used)));
         }
         Ok((Op::Combine { x, experts }, width / experts.used, self.rows(x)))
