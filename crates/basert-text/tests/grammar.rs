@@ -34,6 +34,9 @@ fn check(grammar: Grammar, good: &[&str], bad: &[&str]) {
 
 #[test]
 fn objects_and_schemas() {
+    let spaced = |count: usize| format!("{{{}}}", " ".repeat(count));
+    check(Grammar::JsonObject, &[&spaced(32)], &[&spaced(33)]);
+    check(Grammar::JsonSchema(json!(true)), &["1", "[null]"], &["", "x"]);
     check(
         Grammar::JsonObject,
         &["{}", "{\"a\": [1, {\"é\": null}]}", "{\n  \"a\":1}"],

@@ -4,7 +4,7 @@ use basert_engine::{EngineError, SamplingError};
 use basert_files::FileError;
 use basert_graph::GraphError;
 use basert_plan::DeviceError;
-use basert_text::{TemplateError, TokenizerError};
+use basert_text::{GrammarError, TemplateError, TokenizerError};
 
 /// Why a model could not be opened, or could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +81,9 @@ pub enum Error {
     /// A setting is out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// A grammar cannot be used, or could not be followed.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// There is nothing to continue.
     #[error("the prompt has no tokens; there is nothing to continue")]
     EmptyPrompt,

@@ -1,9 +1,11 @@
 //! Answers, piece by piece.
 
+use std::panic::resume_unwind;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use basert_engine::{Sampler, Sampling};
-use basert_text::{Detokenizer, StopTexts, Tokenizer};
+use basert_text::{Constraint, Detokenizer, Grammar, GrammarError, StopTexts, Tokenizer};
 
 use crate::{Error, Session};
 
@@ -18,11 +20,19 @@ pub struct Generation {
     pub stop: Vec<String>,
     /// Go on after the model says that the answer is complete.
     pub ignore_end: bool,
+    /// What the answer has to be, if not any text. It ends where it is complete.
+    pub grammar: Option<Grammar>,
 }
 
 impl Default for Generation {
     fn default() -> Self {
-        Generation { max_tokens: usize::MAX, sampling: Sampling::default(), stop: Vec::new(), ignore_end: false }
+        Generation {
+            max_tokens: usize::MAX,
+            sampling: Sampling::default(),
+            stop: Vec::new(),
+            ignore_end: false,
+            grammar: None,
+        }
     }
 }
 
@@ -60,6 +70,7 @@ pub struct Answer {
 pub struct Pieces<'s, 'm> {
     session: &'s mut Session<'m>,
     sampler: Sampler,
+    constraint: Option<Constraint>,
     detokenizer: Option<Detokenizer<&'m Tokenizer>>,
     options: Generation,
     stop: StopTexts,
@@ -74,6 +85,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
             return Err(Error::EmptyPrompt);
         }
         let sampler = Sampler::new(options.sampling.clone(), prompt)?;
+        let constraint = options.grammar.as_ref().map(|grammar| session.model().constraint(grammar)).transpose()?;
         let began = Instant::now();
         let mut computed_tokens = 0;
         session.sync_in_chunks(prompt, usize::MAX, &mut |computed| {
@@ -91,7 +103,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
         };
         let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true));
         let (stop, options, began) = (StopTexts::new(&options.stop), options.clone(), Instant::now());
-        Ok(Pieces { session, sampler, detokenizer, options, stop, finished: false, answer, began })
+        Ok(Pieces { session, sampler, constraint, detokenizer, options, stop, finished: false, answer, began })
     }
 
     /// What there is of the answer so far.
@@ -111,13 +123,15 @@ impl<'s, 'm> Pieces<'s, 'm> {
                 return Ok(self.finish(Finish::Length));
             }
             // The token before is computed only now that one more is wanted.
-            let token = match self.answer.tokens.last() {
-                Some(&last) => {
+            let last = self.answer.tokens.last().copied();
+            let token = match (&mut self.constraint, last) {
+                (Some(constraint), _) => constrained(self.session, &mut self.sampler, constraint, last)?,
+                (None, Some(last)) => {
                     let more = self.options.max_tokens - self.answer.tokens.len() - 1;
                     let model = self.session.model();
                     model.draw(&mut [(&mut *self.session, &mut self.sampler, last)], more)?[0]
                 }
-                None => self.sampler.next(self.session.logits()),
+                (None, None) => self.sampler.next(self.session.logits()),
             };
             self.answer.tokens.push(token);
             self.answer.answer_time = self.began.elapsed();
@@ -133,6 +147,9 @@ impl<'s, 'm> Pieces<'s, 'm> {
             if self.stop.came().is_some() {
                 self.answer.finish = Finish::Stop;
                 self.finished = true;
+            }
+            if !self.finished && self.constraint.as_ref().is_some_and(Constraint::is_finished) {
+                ready.extend(self.finish(Finish::Stop));
             }
             if !ready.is_empty() {
                 return Ok(Some(ready));
@@ -159,6 +176,25 @@ impl<'s, 'm> Pieces<'s, 'm> {
         self.stop.flush(&mut ready);
         Some(ready).filter(|text| !text.is_empty())
     }
+}
+
+/// Computes the token before, if there is one, and meanwhile which ones may follow it; draws among these.
+fn constrained(
+    session: &mut Session<'_>,
+    sampler: &mut Sampler,
+    constraint: &mut Constraint,
+    last: Option<u32>,
+) -> Result<u32, Error> {
+    thread::scope(|scope| {
+        let mask = scope.spawn(|| constraint.mask().map(drop));
+        let computed = last.map_or(Ok(()), |last| session.step(last));
+        mask.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+        computed
+    })?;
+    let token = sampler.next_of(session.logits(), constraint.mask()?);
+    let token = token.ok_or_else(|| GrammarError::Step { reason: "no token may come next".into() })?;
+    constraint.accept(token)?;
+    Ok(token)
 }
 
 impl Iterator for Pieces<'_, '_> {

@@ -48,7 +48,9 @@ mod text;
 
 pub use basert_core::KvFormat;
 pub use basert_engine::{Engine, Sampler, Sampling};
-pub use basert_text::{ChatRequest, ChatTemplate, Detokenizer, EncodeOptions, Tokenizer};
+pub use basert_text::{
+    ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Grammar, GrammarError, Tokenizer,
+};
 pub use chat::Message;
 pub use device::DeviceKind;
 pub use error::Error;

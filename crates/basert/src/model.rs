@@ -1,14 +1,16 @@
 //! A model, ready to be used.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
 use basert_engine::{Engine, EngineError, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{FUSIONS, Facts, Limits, LoadOptions, Plan};
-use basert_text::{ChatRequest, ChatTemplate, EncodeOptions, Tokenizer};
+use basert_text::{
+    ChatRequest, ChatTemplate, Constraint, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Tokenizer,
+};
 use serde_json::{Map, Value};
 
 use crate::generate::{Answer, Generation};
@@ -73,7 +75,9 @@ pub struct Model {
     plan: Arc<Plan>,
     facts: Facts,
     kv: KvFormat,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// Made when it is first needed.
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// With its source.
     template: Option<(ChatTemplate, String)>,
     engine: Mutex<Engine>,
@@ -116,7 +120,7 @@ impl Model {
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (tokenizer, baked)
         });
-        let tokenizer = tokenizer?;
+        let tokenizer = Arc::new(tokenizer?);
         let baked = baked.map_err(|source| {
             let (file, per_session) = (name.clone(), options.sessions.max(1));
             match memory::advice(&source, facts.page_tokens, per_session, context) {
@@ -140,7 +144,8 @@ impl Model {
         let template = template.transpose()?;
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
-        Ok(Model { file, plan, facts, kv: options.kv, tokenizer, template, engine: Mutex::new(engine), context })
+        let (engine, grammars) = (Mutex::new(engine), OnceLock::new());
+        Ok(Model { file, plan, facts, kv: options.kv, tokenizer, grammars, template, engine, context })
     }
 
     /// The plan of a model file, as [`Model::open`] would make it for the CPU.
@@ -178,7 +183,7 @@ impl Model {
 
     /// Takes it apart, for those who run the engine themselves: the engine, the tokenizer, and the chat template with its
     /// source, if there is one.
-    pub fn into_parts(self) -> (Engine, Tokenizer, Option<(ChatTemplate, String)>) {
+    pub fn into_parts(self) -> (Engine, Arc<Tokenizer>, Option<(ChatTemplate, String)>) {
         (self.engine.into_inner().unwrap_or_else(PoisonError::into_inner), self.tokenizer, self.template)
     }
 
@@ -237,6 +242,15 @@ impl Model {
             ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };
         let prompt = template.render(&request).map_err(|source| Error::Template { file: file(), source })?;
         self.tokens(&prompt, EncodeOptions { add_special: false, parse_special: true })
+    }
+
+    /// What an answer that follows a grammar may be. The first call arranges the vocabulary for it.
+    ///
+    /// # Errors
+    /// When the grammar is wrong, too large, or asks for something that cannot be honoured.
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        let compiler = self.grammars.get_or_init(|| GrammarCompiler::new(Arc::clone(&self.tokenizer)));
+        compiler.as_ref().map_err(Clone::clone)?.compile(grammar)
     }
 
     fn tokens(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, Error> {

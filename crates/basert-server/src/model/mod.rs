@@ -26,7 +26,7 @@ pub struct Loaded {
     /// Computes.
     pub engine: Engine,
     /// Its tokenizer.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// Its chat template with its source, if it has one.
     pub template: Option<(ChatTemplate, String)>,
 }
@@ -79,7 +79,7 @@ impl Model {
         let template = template.map(|(template, _)| template);
         let (requests, thread) = worker::start(name, engine, &config)?;
         let room = Arc::new(Semaphore::new(config.parallel + config.queue));
-        let (name, tokenizer, answered) = (name.to_owned(), Arc::new(tokenizer), Arc::new(Answered::new(name)));
+        let (name, answered) = (name.to_owned(), Arc::new(Answered::new(name)));
         Ok(Model {
             name,
             tokenizer,

@@ -153,7 +153,7 @@ impl GrammarCompiler {
             Grammar::JsonSchema(schema) => {
                 schema::check(schema)?;
                 let start = |schema: &Value, preface| {
-                    self.start(GrammarWithLexer::from_json_schema(schema.clone()), preface, Answer::Text)
+                    self.start(GrammarWithLexer::from_json_schema(schema::with_space(schema)), preface, Answer::Text)
                 };
                 start(schema, preface)
                     .map_err(|reason| schema::blame(schema, reason, &|part| start(part, &Preface::None).map(drop)))

@@ -1,6 +1,6 @@
 //! What has to be said about JSON schemas before and after they are compiled.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{GrammarError, MOST_SOURCE};
 
@@ -44,6 +44,18 @@ pub(super) fn check(schema: &Value) -> Result<(), GrammarError> {
         return Err(failed("/x-guidance", "not supported".into()));
     }
     Ok(())
+}
+
+/// The schema, with a limit on the space between JSON's tokens: models that are unsure write space without end.
+pub(super) fn with_space(schema: &Value) -> Value {
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        other => other.clone(),
+    };
+    if let Some(schema) = schema.as_object_mut() {
+        schema.insert("x-guidance".into(), json!({"whitespace_pattern": r"[\x20\x0A\x0D\x09]{1,32}"}));
+    }
+    schema
 }
 
 /// The error for a schema that does not compile, at the innermost part that does not by itself, for the same reason.

@@ -3,9 +3,10 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::path::PathBuf;
 
-use basert::{Finish, Message};
+use basert::{Finish, Generation, Message};
 
 use super::failure::mistake;
+use super::grammar::GrammarArgs;
 use super::model::{ModelArgs, RunArgs, read_text};
 use super::sampling::SamplingArgs;
 use super::{answer, count};
@@ -17,6 +18,7 @@ Examples:
   basert complete -p \"The capital of France is\"
   basert complete -p \"Name three primary colours.\" --chat --system \"Answer in one line.\"
   basert complete ./model.gguf --file story.txt --temp 0.8 --seed 7 --max-tokens 400
+  basert complete -p \"A city and its country: \" --json-schema city.json
   git diff | basert complete qwen2.5-0.5b --chat --system \"Describe this change.\"
 
 The prompt comes from -p, from --file, or from stdin; the line feed that a file or stdin ends with is left out. \
@@ -39,6 +41,8 @@ pub struct Args {
     #[command(flatten)]
     run: RunArgs,
     #[command(flatten)]
+    grammar: GrammarArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
 }
 
@@ -48,8 +52,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return Err(mistake(format!("{option} is for chats: give --chat too")));
     }
     let text = prompt(args)?;
+    let grammar = args.grammar.grammar()?;
     let model = args.run.open(&args.model)?;
-    let generation = args.sampling.generation(&model, 0.0, args.max_tokens)?;
+    let generation = Generation { grammar, ..args.sampling.generation(&model, 0.0, args.max_tokens)? };
     let tokens = if args.chat {
         let system = args.run.system.as_deref().map(Message::system);
         let messages: Vec<_> = system.into_iter().chain([Message::user(&text)]).collect();

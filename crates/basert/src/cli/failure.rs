@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use basert::files::{FileError, Problem};
 use basert::graph::GraphError;
-use basert::{Error, hub};
+use basert::{Error, GrammarError, hub};
 use basert_convert::SynthError;
 use basert_engine::EngineError;
 
@@ -65,6 +65,7 @@ fn is_mistaken_use(error: &Error) -> bool {
         Error::File(FileError { problem: Problem::Io(io), .. }) => io.kind() == io::ErrorKind::NotFound,
         Error::Graph(error) => matches!(error, GraphError::Architecture { .. }),
         Error::Engine(error) => matches!(error, EngineError::ContextFull { .. }),
+        Error::Grammar(error) => !matches!(error, GrammarError::Step { .. }),
         Error::NoTemplate { .. } | Error::Sampling(_) | Error::EmptyPrompt => true,
         _ => false,
     }

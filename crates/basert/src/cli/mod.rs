@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod complete;
 mod failure;
+mod grammar;
 mod inspect;
 mod model;
 mod plan;

@@ -64,7 +64,8 @@ impl SamplingArgs {
             seed: self.seed.unwrap_or_else(any_seed),
         };
         sampling.check().map_err(basert::Error::from)?;
-        Ok(Generation { max_tokens, sampling, stop: self.stop.clone(), ignore_end: self.ignore_eos })
+        let (stop, ignore_end) = (self.stop.clone(), self.ignore_eos);
+        Ok(Generation { max_tokens, sampling, stop, ignore_end, ..Generation::default() })
     }
 }
 

@@ -105,7 +105,7 @@ fn mistakes_are_told_from_failures() {
     let latin1 = folder.path().join("latin1");
     fs::write(&latin1, b"caf\xe9").unwrap();
     let latin1 = latin1.display().to_string();
-    let mistakes: [(&[&str], &str); 17] = [
+    let mistakes: [(&[&str], &str); 19] = [
         (&["complete", &model], "there is no prompt"),
         (&["complete", "/no/such.gguf", "-p", "x"], "/no/such.gguf"),
         (&["complete", "smolm2", "-p", "x"], "did you mean `smollm2`"),
@@ -119,6 +119,8 @@ fn mistakes_are_told_from_failures() {
         (&["complete", &model, "-p", "x", "--arch-file", "/no/arch.toml"], "/no/arch.toml"),
         (&["complete", &model, "-p", "x", "--chat", "--chat-template", "/no/template"], "/no/template"),
         (&["complete", &model, "--file", &latin1], "UTF-8"),
+        (&["complete", &model, "-p", "x", "--regex", "(a"], "regular expression"),
+        (&["complete", &model, "-p", "x", "--json-schema", "/no/schema"], "/no/schema"),
         (&["bench", &model, "-p", "0", "-n", "0"], "nothing to measure"),
         (&["plan", &model, "--chip", "m99"], "m4-pro"),
         (&["rm", "smollm2"], "smollm2"),
@@ -202,6 +204,37 @@ fn stop_texts_end_the_answer_and_stats_are_asked_for() {
     let stopped = basert(&[&arguments[..], &["--stop", "nothing like it", "--stop", " five", "--stats"]].concat());
     assert!(stopped.err.contains("complete; seed ") && stopped.err.contains("tok/s"), "{}", stopped.err);
     assert_eq!(stopped.ok(), format!("{before}\n"));
+}
+
+#[test]
+fn answers_follow_schemas_and_grammars() {
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = file(
+        "schema.json",
+        r#"{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}"#,
+    );
+    let gbnf = file("list.gbnf", "root ::= [a-c] (\", \" [a-c]){2}");
+    let lark = file("list.lark", "start: \"yes\" | \"no\"");
+    let arguments = ["complete", &model, "-p", "Answer: ", "--max-tokens", "60"];
+    let answer = |more: &[&str]| basert(&[&arguments, more].concat()).ok().trim_end().to_owned();
+    let object: serde_json::Value = serde_json::from_str(&answer(&["--json-schema", &schema])).unwrap();
+    assert!(object["n"] == 1 || object["n"] == 2);
+    assert_eq!(answer(&["--grammar", &gbnf]).len(), 7);
+    assert!(["yes", "no"].contains(&answer(&["--grammar", &lark]).as_str()));
+    assert_eq!(answer(&["--regex", "[0-9]{5}"]).len(), 5);
+    assert!(answer(&["--json"]).starts_with('{'));
+    let both = basert(&["complete", &model, "-p", "x", "--json", "--regex", "a"]);
+    assert!(both.code == Some(2) && both.err.contains("cannot be used with"), "{}", both.err);
+    let broken = file("broken.json", "{");
+    assert!(
+        basert(&["complete", &model, "-p", "x", "--json-schema", &broken]).fails(2).contains("broken.json: not JSON")
+    );
 }
 
 #[test]
