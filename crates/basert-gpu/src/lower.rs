@@ -73,6 +73,8 @@ pub struct Lowering<'p> {
     kv: KvFormat,
     cores: usize,
     device: &'p str,
+    /// Whether the step has one row, and its logits are wanted: then selections are what they select from.
+    single: bool,
     /// The kernels of all that was lowered so far.
     pub kernels: Vec<Kernel>,
     known: BTreeMap<Kernel, usize>,
@@ -132,7 +134,20 @@ impl<'p> Lowering<'p> {
         device: &'p str,
     ) -> Lowering<'p> {
         let (kernels, known) = (Vec::new(), BTreeMap::new());
-        Lowering { plan, weights, tuning, step, kv, cores, device, kernels, known, prepared_bytes: 0, partial_bytes: 0 }
+        Lowering {
+            plan,
+            weights,
+            tuning,
+            step,
+            kv,
+            cores,
+            device,
+            single: false,
+            kernels,
+            known,
+            prepared_bytes: 0,
+            partial_bytes: 0,
+        }
     }
 
     /// The launches of a step of this shape.
@@ -141,6 +156,7 @@ impl<'p> Lowering<'p> {
     /// When there is no kernel for an op.
     pub fn lower(&mut self, shape: Shape) -> Result<Vec<Launch>, DeviceError> {
         let mut all = Vec::new();
+        self.single = shape.tokens == 1 && shape.wanted == 1;
         if shape.outcome == Outcome::Chained {
             let kernel = Kernel::new("sample/advance.metal", "advance", 64).define("PAGE", PAGE);
             let bindings = vec![(Memory::Drawn, 0), (Memory::Step, 0)];
@@ -151,7 +167,7 @@ impl<'p> Lowering<'p> {
         let mut prepared_in_use = false;
         let mut rope = None;
         for (i, PlannedOp { op, barrier }) in self.plan.ops.iter().enumerate() {
-            if self.rows(op, shape).0 == 0 {
+            if self.rows(op, shape).0 == 0 || (self.single && matches!(op, PlanOp::Select { .. })) {
                 continue;
             }
             if shape.alone && self.rotates_for_attention(i) {
@@ -229,7 +245,19 @@ impl<'p> Lowering<'p> {
     }
 
     fn place(&self, value: ValueId) -> Place {
-        self.plan.places[value.0]
+        let place = self.plan.places[value.0];
+        let (root, column) = self.plan.root(value);
+        let selected = self.plan.ops.iter().find_map(|op| match op.op {
+            PlanOp::Select { x, out } if self.single && out == root => Some(x),
+            _ => None,
+        });
+        match selected {
+            Some(x) => {
+                let of_x = self.place(x);
+                Place { column: of_x.column + column, width: place.width, ..of_x }
+            }
+            None => place,
+        }
     }
 
     fn at(&self, value: ValueId) -> (Memory, usize) {

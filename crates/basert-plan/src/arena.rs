@@ -69,6 +69,15 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
         op.op.reads().into_iter().chain([op.op.out()]).for_each(|value| touch(value, i));
     }
     touch(plan.logits, plan.ops.len());
+    // Where all rows are wanted, a device may take what is selected from for the selection.
+    for op in &plan.ops {
+        if let PlanOp::Select { x, out } = op.op
+            && let Some(end) = lives[plan.root(out).0.0].as_ref().map(|life| life.end)
+            && let Some(life) = &mut lives[plan.root(x).0.0]
+        {
+            life.end = life.end.max(end);
+        }
+    }
     lives
 }
 

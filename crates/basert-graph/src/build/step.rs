@@ -101,7 +101,7 @@ impl<'t> Step<'_, '_, 't> {
             )));
         }
         let count = experts.map_or(1, |experts| experts.count);
-        if rows % count != 0 {
+        if !rows.is_multiple_of(count) {
             return Err(self
                 .builder
                 .fail(format!("tensor '{tensor}' has {rows} rows, which {count} experts cannot share")));
