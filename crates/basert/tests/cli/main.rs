@@ -1,6 +1,7 @@
 //! The `basert` command, run as a user runs it.
 
 mod bench;
+mod serve;
 mod synth;
 
 use std::fs;
