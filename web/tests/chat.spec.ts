@@ -6,7 +6,8 @@ test("a conversation", async ({ chat, mock }) => {
   await expect(chat.answers()).toHaveText(/You said: hello there/);
   await chat.ask("and again");
   await expect(chat.answers().nth(1)).toContainText("You said: and again");
-  await expect(chat.answers().nth(1)).toContainText(/tokens\/s.*4 tokens.*context 44 of 4096/);
+  // No speed: a busy machine may deliver the whole answer at once.
+  await expect(chat.answers().nth(1)).toContainText(/4 tokens.*context 44 of 4096/);
   expect(mock.requests[1]).toEqual({
     model: "small",
     messages: [
@@ -90,6 +91,7 @@ test("edit and retry make alternatives that can be gone back to", async ({ chat,
   await chat.answers().getByRole("button", { name: "Edit message" }).click();
   await chat.page.getByRole("textbox", { name: "Edit the message" }).fill("put in its mouth");
   await chat.button("Keep").click();
+  await expect(chat.answers()).toContainText("3 of 3");
   await chat.reload();
   await expect(chat.answers()).toHaveText(/put in its mouth.*3 of 3/s);
   await chat.ask("next");
