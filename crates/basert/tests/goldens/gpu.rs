@@ -10,7 +10,7 @@ use basert_engine::{Engine, Sequence};
 
 use crate::golden::{Golden, all, gguf_twins, quantised};
 
-fn device() -> Box<dyn Device> {
+pub fn device() -> Box<dyn Device> {
     let name = std::env::var("BASERT_TEST_GPU").unwrap_or_else(|_| "simt".to_owned());
     name.parse::<DeviceKind>().unwrap().open(None).unwrap()
 }

@@ -1,5 +1,7 @@
-//! Tiny random models of every family and format against `transformers`, on every device.
+//! Tiny random models of every family and format against `transformers`, and single ops against the oracle, on every
+//! device.
 
 mod cpu;
 mod golden;
 mod gpu;
+mod ops;

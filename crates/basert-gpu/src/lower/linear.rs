@@ -1,0 +1,225 @@
+//! Products of matrices: which kernel, and how its input is prepared.
+
+use basert_graph::{Activation, Experts, Norm, ValueId};
+use basert_plan::{DeviceError, Epilogue, MatrixId, PlanOp};
+
+use super::{Float, Lowering, Memory, Op, THREADGROUP_BYTES};
+use crate::Kernel;
+use crate::tuning::{Gemm, Product};
+use crate::weights::Vector;
+
+/// Threadgroup memory that a product of few rows needs for its results, at most.
+const RESULTS: usize = 4 << 10;
+
+/// What the kernel of a linear op gets for its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Input {
+    /// The value itself, which it may norm.
+    Floats,
+    /// The same, and it quantises it.
+    QuantisedHere,
+    /// Prepared: normed.
+    Normed,
+    /// Prepared: normed where that is wanted, and quantised.
+    Quantised,
+    /// Prepared: normed where that is wanted, and rounded to halves.
+    Halves,
+}
+
+impl Input {
+    fn macro_of_gemv(self) -> &'static str {
+        match self {
+            Input::QuantisedHere => "INPUT_QUANTISED_HERE",
+            Input::Quantised => "INPUT_QUANTISED",
+            Input::Floats | Input::Normed | Input::Halves => "INPUT_FLOATS",
+        }
+    }
+}
+
+impl Lowering<'_> {
+    pub(super) fn linear(&mut self, op: &PlanOp, (rows, count): (usize, &'static str), out: &mut Op) {
+        let PlanOp::Linear { x, norm, ref matrices, epilogue, out: value, .. } = *op else { return };
+        let columns = self.place(x).width;
+        let few = rows <= self.tuning.few_tokens;
+        let quantised = matrices.iter().all(|id| !self.plan.matrices[id.0].format.is_float());
+        // What a kernel does to its input itself.
+        let plain = norm.is_none_or(|norm| !norm.centred && norm.bias.is_none());
+        let fits = |bytes: usize| plain && bytes + RESULTS <= THREADGROUP_BYTES;
+        let kind = match (few, self.tuning.integer_dots && quantised) {
+            (false, _) => Input::Halves,
+            (true, true) if rows == 1 && fits(columns + columns / 8) => Input::QuantisedHere,
+            (true, true) => Input::Quantised,
+            (true, false) if norm.is_none() || fits(rows * columns * size_of::<f32>()) => Input::Floats,
+            (true, false) => Input::Normed,
+        };
+        let norm_inside = norm.filter(|_| matches!(kind, Input::QuantisedHere | Input::Floats));
+        let input = if matches!(kind, Input::QuantisedHere | Input::Floats) {
+            (self.at(x), self.place(x).stride)
+        } else {
+            self.prepare(x, norm, kind, (rows, count), out);
+            ((Memory::Prepared, 0), columns)
+        };
+        let (mut to, place) = (self.at(value), self.place(value));
+        for &id in matrices {
+            let of_w = self.plan.matrices[id.0].rows;
+            let product = Product { tokens: rows, rows: of_w, columns };
+            let (w, bias) = self.matrix_at(id);
+            let (kernel, bindings, groups) = if few {
+                let (mut kernel, each) = self.gemv(product, kind);
+                kernel = kernel
+                    .define("TOKENS", rows)
+                    .define("X_STRIDE", input.1)
+                    .define("SCALES_OF_X_AT", rows * columns)
+                    .define("NORM", u32::from(norm_inside.is_some()));
+                if let Some(norm) = norm_inside {
+                    kernel = kernel.define("NORM_EPS", Float(norm.eps));
+                }
+                let bindings = vec![w, input.0, to, bias, self.norm_at(norm_inside), (Memory::Step, 0), w];
+                (kernel, bindings, [of_w.div_ceil(each), 1, 1])
+            } else {
+                let (kernel, Gemm { m, n, .. }) = self.gemm(product);
+                (kernel, vec![w, input.0, to, bias, (Memory::Step, 0), w], [rows.div_ceil(m), of_w.div_ceil(n), 1])
+            };
+            let kernel =
+                self.product(kernel, id, of_w, epilogue).define("COUNT", count).define("OUT_STRIDE", place.stride);
+            self.launch(out, kernel, bindings, groups);
+            // The matrices of an op write columns of their own.
+            out.barrier = false;
+            to.1 += of_w / rows_a_column(epilogue) * size_of::<f32>();
+        }
+    }
+
+    /// A linear op of the experts that each token uses: one product for each use, or, of many tokens, for each tile of uses
+    /// of the same expert.
+    pub(super) fn experts(
+        &mut self,
+        op: &PlanOp,
+        experts: Experts,
+        (rows, count): (usize, &'static str),
+        out: &mut Op,
+    ) -> Result<(), DeviceError> {
+        let PlanOp::Linear { x, ref matrices, epilogue, out: value, .. } = *op else { return Ok(()) };
+        let (from, place, uses) = (self.place(x), self.place(value), rows * experts.used);
+        for &id in matrices {
+            let matrix = &self.plan.matrices[id.0];
+            let (columns, of_w) = (matrix.columns, matrix.rows / experts.count);
+            // Where each use has an input of its own, those of a token lie side by side, as the outputs do.
+            let of_uses = from.width != columns;
+            if place.stride != place.width || (of_uses && from.stride != from.width) {
+                return Err(self.unsupported("results of experts among other values".to_owned()));
+            }
+            let (w, bias) = self.matrix_at(id);
+            let route = self.at(experts.route);
+            let macros = |kernel: Kernel| {
+                kernel
+                    .define("EXPERTS", experts.count)
+                    .define("USED", experts.used)
+                    .define("ROUTE_STRIDE", self.place(experts.route).stride)
+                    .define("X_OF_USES", u32::from(of_uses))
+                    .define("COUNT", count)
+            };
+            let (kernel, bindings, groups) = if rows <= self.tuning.few_tokens {
+                let fits = columns + columns / 8 + RESULTS <= THREADGROUP_BYTES;
+                let integers = self.tuning.integer_dots && !matrix.format.is_float() && fits;
+                let kind = if integers { Input::QuantisedHere } else { Input::Floats };
+                let (kernel, each) = self.gemv(Product { tokens: 1, rows: of_w, columns }, kind);
+                let stride = if of_uses { columns } else { from.stride };
+                let kernel = macros(kernel).define("TOKENS", 1).define("X_STRIDE", stride).define("NORM", 0);
+                let (step, norm) = ((Memory::Step, 0), (Memory::Weights, 0));
+                let bindings = vec![w, self.at(x), self.at(value), bias, norm, step, route];
+                (kernel, bindings, [of_w.div_ceil(each), uses, 1])
+            } else {
+                let each = uses.div_ceil(experts.count);
+                let (kernel, Gemm { m, n, .. }) = self.gemm(Product { tokens: each, rows: of_w, columns });
+                let tiles = uses / m + experts.count.min(uses);
+                let sorted = |kernel: Kernel| {
+                    let kernel = macros(kernel).define("TILE_M", m);
+                    kernel.define("USES_TILES", 4).define("USES_NUMBERS", 4 + 3 * tiles)
+                };
+                let sort = sorted(Kernel::new("moe/sort.metal", "sort_uses", 1024));
+                let kernel = sorted(kernel);
+                self.partial_bytes = self.partial_bytes.max((4 + 3 * tiles + uses) * size_of::<u32>());
+                self.launch(out, sort, vec![route, (Memory::Partial, 0), (Memory::Step, 0)], [1, 1, 1]);
+                out.barrier = false;
+                self.prepare(x, None, Input::Halves, (rows, count), out);
+                out.barrier = true;
+                let (step, input) = ((Memory::Step, 0), (Memory::Prepared, 0));
+                let bindings = vec![w, input, self.at(value), bias, step, (Memory::Partial, 0)];
+                (kernel, bindings, [tiles, of_w.div_ceil(n), 1])
+            };
+            let width = of_w / rows_a_column(epilogue);
+            let kernel = self.product(kernel, id, of_w, epilogue).define("OUT_STRIDE", width);
+            self.launch(out, kernel, bindings, groups);
+        }
+        Ok(())
+    }
+
+    /// Where a matrix is, and its biases: anywhere, where there are none.
+    fn matrix_at(&self, id: MatrixId) -> ((Memory, usize), (Memory, usize)) {
+        ((Memory::Weights, self.weights.matrix(id).offset), self.vector(Vector::Bias(id)))
+    }
+
+    /// The kernel of a product of few rows, but for what is said of its input, and the rows of weights a threadgroup has.
+    fn gemv(&self, product: Product, kind: Input) -> (Kernel, usize) {
+        let choice = self.tuning.gemv(product);
+        let kernel = Kernel::new("linear/gemv.metal", "gemv", choice.simdgroups as u32 * 32)
+            .define("ROWS", choice.each)
+            .define("SPLIT", choice.split)
+            .define("INPUT", kind.macro_of_gemv());
+        (kernel, choice.simdgroups / choice.split * choice.each)
+    }
+
+    /// The kernel of a product of many rows, and its tiles.
+    fn gemm(&self, product: Product) -> (Kernel, Gemm) {
+        let choice = self.tuning.gemm(product);
+        let kernel = Kernel::new("linear/gemm.metal", "gemm", choice.simdgroups as u32 * 32)
+            .define("TILE_M", choice.m)
+            .define("TILE_N", choice.n)
+            .define("SIMDGROUPS_M", choice.simdgroups_m);
+        (kernel, choice)
+    }
+
+    /// The kernel of a product with the macros that say what it is multiplied by, of which `rows` are used at a time, and
+    /// what becomes of it.
+    fn product(&self, kernel: Kernel, id: MatrixId, rows: usize, epilogue: Epilogue) -> Kernel {
+        let epilogue = match epilogue {
+            Epilogue::Store => "EPILOGUE_STORE",
+            Epilogue::Add(_) => "EPILOGUE_ADD",
+            Epilogue::Gated(Activation::Silu) => "EPILOGUE_SILU",
+            Epilogue::Gated(Activation::GeluTanh) => "EPILOGUE_GELU",
+            Epilogue::Gated(Activation::ClampedSwish) => "EPILOGUE_CLAMPED_SWISH",
+        };
+        let kernel = kernel
+            .define("ROWS_OF_W", rows)
+            .define("COLUMNS", self.plan.matrices[id.0].columns)
+            .define("EPILOGUE", epilogue)
+            .define("HAS_BIAS", u32::from(self.weights.vector_at(Vector::Bias(id)).is_some()));
+        self.weights.matrix(id).layout.define(kernel)
+    }
+
+    /// Norms the input of a linear op, or rounds it, or both.
+    fn prepare(&mut self, x: ValueId, norm: Option<Norm>, kind: Input, (rows, count): (usize, &str), out: &mut Op) {
+        // A tile reads whole rows up to its end.
+        const TILE: usize = 128;
+        let columns = self.place(x).width;
+        let (output, bytes) = match kind {
+            Input::Halves => ("OUTPUT_HALVES", rows.next_multiple_of(TILE) * columns * size_of::<half::f16>()),
+            Input::Quantised => ("OUTPUT_BYTES", rows * (columns + columns / 32 * size_of::<f32>())),
+            _ => ("OUTPUT_FLOATS", rows * columns * size_of::<f32>()),
+        };
+        self.prepared_bytes = self.prepared_bytes.max(bytes);
+        let kernel = self
+            .norm_kernel(x, norm, count)
+            .define("OUT_STRIDE", columns)
+            .define("ADD", 0)
+            .define("OUTPUT", output)
+            .define("SCALES_OF_X_AT", rows * columns);
+        let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0));
+        self.launch(out, kernel, bindings, [rows, 1, 1]);
+    }
+}
+
+/// Rows of weights that a column of the output is made of.
+fn rows_a_column(epilogue: Epilogue) -> usize {
+    if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 }
+}
