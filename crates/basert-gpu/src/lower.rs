@@ -232,9 +232,11 @@ impl<'p> Lowering<'p> {
 
     /// What stands for a selection, where nothing need be selected. Logits are read where the plan has them.
     fn selected(&self, value: ValueId) -> Option<ValueId> {
-        let logits = self.plan.root(self.plan.logits).0;
+        if !self.single || value == self.plan.root(self.plan.logits).0 {
+            return None;
+        }
         self.plan.ops.iter().find_map(|op| match op.op {
-            PlanOp::Select { x, out } if self.single && out == value && out != logits => Some(x),
+            PlanOp::Select { x, out } if out == value => Some(x),
             _ => None,
         })
     }

@@ -146,12 +146,14 @@ fn finish_reason(finish: &Finish) -> &'static str {
     }
 }
 
+/// A log probability for JSON, where minus infinity is no number: it is as unlikely as can be.
+pub fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}
+
 /// Log probabilities as chats have them.
 fn logprobs(tokens: &[TokenText]) -> Vec<Value> {
-    let one = |bytes: &[u8], logprob: f32| {
-        // What is no number in JSON is as unlikely as can be.
-        json!({ "token": String::from_utf8_lossy(bytes), "logprob": logprob.max(-9999.0), "bytes": bytes })
-    };
+    let one = |bytes: &[u8], logprob: f32| json!({ "token": String::from_utf8_lossy(bytes), "logprob": finite(logprob), "bytes": bytes });
     let all = tokens.iter().map(|token| {
         let mut value = one(&token.bytes, token.logprob);
         value["top_logprobs"] = token.top.iter().map(|(_, bytes, logprob)| one(bytes, *logprob)).collect();

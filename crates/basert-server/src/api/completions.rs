@@ -9,7 +9,7 @@ use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat::MOST_LOGPROBS;
+use super::chat::{MOST_LOGPROBS, finite};
 use super::options::Options;
 use super::prompt;
 use super::usage::Usage;
@@ -132,7 +132,6 @@ fn finish_reason(finish: &Finish) -> &'static str {
 /// Log probabilities as completions have them.
 fn logprobs(tokens: &[TokenText], mut offset: usize) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let finite = |logprob: f32| logprob.max(-9999.0);
     let mut offsets = Vec::with_capacity(tokens.len());
     for token in tokens {
         offsets.push(offset);
