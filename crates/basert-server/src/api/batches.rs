@@ -111,12 +111,14 @@ pub fn recover(files: &Files) {
     }
 }
 
-/// Where that cannot be done, the batch goes on: its client can still be told.
-fn keep(files: &Files, batch: &Batch) {
+/// Whether the batch could be written down.
+fn keep(files: &Files, batch: &Batch) -> bool {
     let id = batch.told["id"].as_str().unwrap_or_default();
-    if let Err(error) = files.write(id, batch) {
+    let written = files.write(id, batch);
+    if let Err(error) = &written {
         tracing::warn!(%error, id, "a batch cannot be written down");
     }
+    written.is_ok()
 }
 
 fn errors(code: &str, message: &str, line: Option<usize>) -> Value {
@@ -222,13 +224,12 @@ async fn run(shared: Shared, files: Arc<Files>, client: Client, id: String, line
             counts[count] = (counts[count].as_u64().unwrap_or(0) + 1).into();
         });
     }
-    let end = shared.batches.change(&id, |told| {
-        let status = if told["status"] == "cancelling" { "cancelled" } else { "completed" };
-        told["status"] = status.into();
-        told[format!("{status}_at")] = identity::now().into();
-    });
-    let Some(mut batch) = end else { return };
+    let Some(mut batch) = shared.batches.get(&id) else { return };
+    // A batch is told to have ended when its files are there: clients ask for them at once.
     let ended = elsewhere(move || {
+        let status = if batch.told["status"] == "cancelling" { "cancelled" } else { "completed" };
+        batch.told["status"] = status.into();
+        batch.told[format!("{status}_at")] = identity::now().into();
         for (name, content) in [("output_file_id", good), ("error_file_id", bad)] {
             if content.is_empty() {
                 continue;
@@ -241,11 +242,13 @@ async fn run(shared: Shared, files: Arc<Files>, client: Client, id: String, line
                 }
             }
         }
-        keep(&files, &batch);
-        Ok(batch)
+        Ok((keep(&files, &batch), batch))
     });
-    let _ = ended.await;
-    shared.batches.end(&id);
+    match ended.await {
+        // What cannot be written down can still be told.
+        Ok((false, batch)) => drop(shared.batches.change(&id, |told| *told = batch.told)),
+        _ => drop(shared.batches.end(&id)),
+    }
 }
 
 /// The answer to a line, and whether it is a good one; none if the batch was cancelled before.
