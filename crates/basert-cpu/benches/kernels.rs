@@ -70,7 +70,15 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
     let sources = [Source { bytes: &bytes, rows: n }];
     let one = || PackedMatrix::pack_alone(pool, format, k, &sources, Order::Stacked).expect("packs");
     let packing = best(|| drop(one()));
-    let matrices: Vec<PackedMatrix> = (0..LARGE / one().bytes()).map(|_| one()).collect();
+    // One allocation for all, on large pages, as a model's weights have.
+    let bytes_each = PackedMatrix::packed_bytes(format, k, &[n], Order::Stacked).expect("a size");
+    let mut memory = Buffer::zeroed(LARGE).expect("memory");
+    let matrices: Vec<PackedMatrix> = (0..LARGE / bytes_each.next_multiple_of(64))
+        .map(|_| {
+            let memory = memory.split_to(bytes_each);
+            PackedMatrix::pack(&pool, format, k, &sources, Order::Stacked, memory, &mut |_| {}).expect("packs")
+        })
+        .collect();
     let mut out = Vec::new();
     // Seconds that `window` matrices take at best, when each run takes the next ones, or always the same.
     let mut run = |m: usize, window: usize, next: bool| {

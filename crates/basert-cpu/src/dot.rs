@@ -165,22 +165,26 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
 ) {
     let format = const { Packed::<F>::FORMAT };
     let per_block = const { Packed::<F>::FORMAT.elements / BLOCK };
+    let groups = const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group };
     let halves = const { Packed::<F>::FORMAT.group / 16 };
     // SAFETY: the caller's.
     unsafe {
         let table = table::<S, F>();
         let mut ahead = panel.wrapping_add(AHEAD);
-        let mut codes = panel;
-        let mut scales = panel.add(format.codes_len(blocks));
+        let mut until = ahead;
         let mut x = x;
         let mut y = [S::splat(0.0); T];
-        for _ in 0..blocks {
-            for _ in 0..(format.code_bytes + format.scale_bytes).div_ceil(64) {
-                S::prefetch(ahead);
-                ahead = ahead.wrapping_add(64);
-            }
+        for b in 0..blocks {
+            let (codes, scales) = format.offsets(b, blocks);
+            let (codes, scales) = (panel.add(codes), panel.add(scales));
             let base = base::<S, F>(scales);
-            for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
+            for g in 0..groups {
+                // Little by little: many lines asked for at once would fill the core's queue, and reading wait.
+                until = until.wrapping_add(const { Packed::<F>::FORMAT.bytes() } / groups);
+                while ahead < until {
+                    S::prefetch(ahead);
+                    ahead = ahead.wrapping_add(64);
+                }
                 let (scale, min) = group::<S, F>(base, scales, g);
                 // The activations of this group: a block, or half of one.
                 let at = x.add(g * format.group / BLOCK * width);
@@ -211,8 +215,6 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
                     }
                 }
             }
-            codes = codes.add(format.code_bytes);
-            scales = scales.add(format.scale_bytes);
             x = x.add(per_block * width);
         }
         for t in 0..T {
@@ -245,10 +247,10 @@ unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize
     // SAFETY: the caller's.
     unsafe {
         let table = table::<S, F>();
-        let mut codes = panel.add(format.codes_len(some.start));
-        let mut scales = panel.add(format.codes_len(blocks) + some.start * format.scale_bytes);
         let mut out = out;
-        for _ in some {
+        for b in some {
+            let (codes, scales) = format.offsets(b, blocks);
+            let (codes, scales) = (panel.add(codes), panel.add(scales));
             let base = base::<S, F>(scales);
             for g in 0..const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group } {
                 let (scale, min) = group::<S, F>(base, scales, g);
@@ -269,8 +271,6 @@ unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize
                     out = out.add(64);
                 }
             }
-            codes = codes.add(format.code_bytes);
-            scales = scales.add(format.scale_bytes);
         }
     }
 }
@@ -581,16 +581,20 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
     unsafe {
         let mut y = [[S::splat(0.0); P]; T];
         let mut x = x;
-        for k in 0..k {
+        let step = const { LANES * FORMATS[F].bytes };
+        for i in 0..k {
+            // Past its end, a panel is followed by that of the next call.
+            let ahead = i * step + AHEAD;
+            let ahead = if ahead < k * step { ahead } else { ahead + (P - 1) * k * step };
             let mut weights = [S::splat(0.0); P];
             for p in 0..P {
-                if T <= 4 {
-                    S::prefetch(panels[p].wrapping_add(k * LANES * FORMATS[F].bytes + AHEAD));
+                if T <= 4 && i * step % 64 == 0 {
+                    S::prefetch(panels[p].wrapping_add(ahead));
                 }
                 weights[p] = match FORMATS[F].format {
-                    Format::F32 => S::load(panels[p].cast::<f32>().add(k * LANES)),
-                    Format::F16 => S::load_f16(panels[p].cast::<u16>().add(k * LANES)),
-                    _ => S::load_bf16(panels[p].cast::<u16>().add(k * LANES)),
+                    Format::F32 => S::load(panels[p].add(i * step).cast()),
+                    Format::F16 => S::load_f16(panels[p].add(i * step).cast()),
+                    _ => S::load_bf16(panels[p].add(i * step).cast()),
                 };
             }
             for t in 0..T {

@@ -7,9 +7,12 @@
 //! packed scales, which become a byte each.
 //!
 //! ```text
-//! panel = [ block 0: word 0 of rows 0…15 | word 1 of rows 0…15 | … ][ block 1 ] …   codes
-//!         [ block 0: base ×16 | min ×16 | group scales ×16 … ][ block 1 ] …         scales
+//! panel = [ block 0: word 0 of rows 0…15 | word 1 of rows 0…15 | … ][ block 1 ]    codes of a few blocks
+//!         [ block 0: base ×16 | min ×16 | group scales ×16 … ][ block 1 ]          and their scales
+//!         [ block 2 ] …
 //! ```
+//!
+//! As few blocks stand together as have scales of whole cache lines, so that a panel is read as one stream.
 //!
 //! Matrices of floats are panels of `[k][16]` values.
 
@@ -33,6 +36,8 @@ pub(crate) struct PanelFormat {
     /// Bytes of a block's codes, and of its scales.
     pub code_bytes: usize,
     pub scale_bytes: usize,
+    /// Blocks whose scales stand together, after their codes.
+    pub together: usize,
     /// Where the bits of a code lie among a row's code bytes; the second may be missing.
     pub planes: [Option<Plane>; 2],
     pub base: Base,
@@ -78,11 +83,13 @@ impl PanelFormat {
             _ if min.is_some() => 2 * LANES,
             _ => LANES,
         };
+        let scale_bytes = groups_at + format.elements / group * group_bytes;
         PanelFormat {
             elements: format.elements,
             group,
             code_bytes: bytes * LANES,
-            scale_bytes: groups_at + format.elements / group * group_bytes,
+            scale_bytes,
+            together: if scale_bytes % 64 == 0 { 1 } else { 64 >> scale_bytes.trailing_zeros() },
             planes: packed,
             base,
             min,
@@ -92,14 +99,24 @@ impl PanelFormat {
         }
     }
 
-    /// Bytes of the codes of a panel of `blocks` blocks.
-    pub const fn codes_len(&self, blocks: usize) -> usize {
-        blocks * self.code_bytes
+    /// Where the codes and the scales of block `i` of a panel of `blocks` blocks begin.
+    #[inline(always)]
+    pub const fn offsets(&self, i: usize, blocks: usize) -> (usize, usize) {
+        let (first, within) = (i / self.together * self.together, i % self.together);
+        let left = blocks - first;
+        let codes = if left < self.together { left } else { self.together } * self.code_bytes;
+        let start = first * self.bytes();
+        (start + within * self.code_bytes, start + codes + within * self.scale_bytes)
+    }
+
+    /// Bytes of a block.
+    pub const fn bytes(&self) -> usize {
+        self.code_bytes + self.scale_bytes
     }
 
     /// Bytes of a panel of `blocks` blocks.
     fn panel_len(&self, blocks: usize) -> usize {
-        self.codes_len(blocks) + (blocks * self.scale_bytes).next_multiple_of(64)
+        (blocks * self.bytes()).next_multiple_of(64)
     }
 }
 
@@ -437,10 +454,11 @@ fn pack_quantised<const F: usize>(rows: &[&[u8]; LANES], out: &mut [u8]) -> Opti
     let packed = const { PanelFormat::of(&FORMATS[F]) };
     let Codes::Quantised { base, min, planes, scales, .. } = source.codes else { return None };
     let blocks = rows[0].len() / source.bytes;
-    let (codes_out, scales_out) = out.split_at_mut(packed.codes_len(blocks));
     let mut bad = None;
-    let blocks = codes_out.chunks_exact_mut(packed.code_bytes).zip(scales_out.chunks_exact_mut(packed.scale_bytes));
-    for (b, (codes_out, scales_out)) in blocks.enumerate() {
+    for b in 0..blocks {
+        let (codes_at, scales_at) = packed.offsets(b, blocks);
+        let (codes_out, scales_out) = out[codes_at..scales_at + packed.scale_bytes].split_at_mut(scales_at - codes_at);
+        let codes_out = &mut codes_out[..packed.code_bytes];
         let blocks: [&[u8]; LANES] = std::array::from_fn(|lane| &rows[lane][b * source.bytes..][..source.bytes]);
 
         let mut words_out = codes_out.as_chunks_mut::<4>().0.as_chunks_mut::<LANES>().0.iter_mut();
