@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use basert_engine::{
-    Answer, Attention, Engine, EngineError, Mask, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Token, Turn,
+    Allowed, Answer, Attention, Engine, EngineError, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Token, Turn,
 };
 use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
 
@@ -128,7 +128,7 @@ struct Told {
 struct Note {
     told: Arc<Mutex<Told>>,
     stop_at: usize,
-    allowed: Option<Mask>,
+    allowed: Option<Vec<u32>>,
 }
 
 impl Note {
@@ -159,8 +159,8 @@ impl Reader for Note {
         self.allowed.is_some()
     }
 
-    fn mask(&mut self) -> Result<Option<Mask>, String> {
-        Ok(self.allowed.clone())
+    fn mask(&mut self) -> Allowed<'_> {
+        Ok(self.allowed.as_deref())
     }
 
     fn token(&mut self, token: Token) -> bool {

@@ -1,11 +1,9 @@
 //! Answers, piece by piece.
 
-use std::panic::resume_unwind;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use basert_engine::{Sampler, Sampling};
-use basert_text::{Constraint, Detokenizer, Grammar, GrammarError, StopTexts, Tokenizer};
+use basert_text::{Constraint, Detokenizer, Grammar, StopTexts, Tokenizer};
 
 use crate::{Error, Session};
 
@@ -125,7 +123,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
             // The token before is computed only now that one more is wanted.
             let last = self.answer.tokens.last().copied();
             let token = match (&mut self.constraint, last) {
-                (Some(constraint), _) => constrained(self.session, &mut self.sampler, constraint, last)?,
+                (Some(constraint), last) => constrained(self.session, &mut self.sampler, constraint, last)?,
                 (None, Some(last)) => {
                     let more = self.options.max_tokens - self.answer.tokens.len() - 1;
                     let model = self.session.model();
@@ -178,21 +176,21 @@ impl<'s, 'm> Pieces<'s, 'm> {
     }
 }
 
-/// Computes the token before, if there is one, and meanwhile which ones may follow it; draws among these.
+/// Draws a token among those that may follow the last one; the first token, from the logits of the prompt.
 fn constrained(
     session: &mut Session<'_>,
     sampler: &mut Sampler,
     constraint: &mut Constraint,
     last: Option<u32>,
 ) -> Result<u32, Error> {
-    thread::scope(|scope| {
-        let mask = scope.spawn(|| constraint.mask().map(drop));
-        let computed = last.map_or(Ok(()), |last| session.step(last));
-        mask.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        computed
-    })?;
-    let token = sampler.next_of(session.logits(), constraint.mask()?);
-    let token = token.ok_or_else(|| GrammarError::Step { reason: "no token may come next".into() })?;
+    let token = match last {
+        Some(last) => {
+            let masks = || vec![constraint.mask().map(Some).map_err(|error| error.to_string())];
+            session.model().draw_allowed(&mut [(session, sampler, last)], masks)?.swap_remove(0)?
+        }
+        // There is at least one.
+        None => sampler.next_of(session.logits(), constraint.mask()?).unwrap_or_default(),
+    };
     constraint.accept(token)?;
     Ok(token)
 }
