@@ -185,8 +185,10 @@ fn constrained(
 ) -> Result<u32, Error> {
     let token = match last {
         Some(last) => {
-            let masks = || vec![constraint.mask().map(Some).map_err(|error| error.to_string())];
-            session.model().draw_allowed(&mut [(session, sampler, last)], masks)?.swap_remove(0)?
+            let (model, rows) = (session.model(), &mut [(session, sampler, last)]);
+            let mut drawn =
+                model.draw_allowed(rows, || vec![constraint.mask().map(Some).map_err(|e| e.to_string())])?;
+            drawn.swap_remove(0)?
         }
         // There is at least one.
         None => sampler.next_of(session.logits(), constraint.mask()?).unwrap_or_default(),
