@@ -123,7 +123,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
             // The token before is computed only now that one more is wanted.
             let last = self.answer.tokens.last().copied();
             let token = match (&mut self.constraint, last) {
-                (Some(constraint), last) => constrained(self.session, &mut self.sampler, constraint, last)?,
+                (Some(constraint), _) => constrained(self.session, &mut self.sampler, constraint, last)?,
                 (None, Some(last)) => {
                     let more = self.options.max_tokens - self.answer.tokens.len() - 1;
                     let model = self.session.model();
