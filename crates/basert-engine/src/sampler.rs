@@ -422,6 +422,14 @@ mod tests {
     }
 
     #[test]
+    fn a_temperature_next_to_nothing_takes_the_likeliest() {
+        for (logits, likeliest) in [([-2.0, -1.0, -3.0], 1), ([1.0, 2.0, 3.0], 2)] {
+            let mut sampler = Sampler::new(Sampling { temperature: 1e-40, ..Sampling::default() }, &[]).unwrap();
+            assert!((0..20).all(|_| sampler.next(&logits) == likeliest));
+        }
+    }
+
+    #[test]
     fn a_seed_means_a_text() {
         let text = |seed| {
             let sampling = Sampling { temperature: 1.0, top_p: 0.95, seed, ..Sampling::default() };
