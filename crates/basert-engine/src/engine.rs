@@ -1,9 +1,14 @@
 //! The engine: a device, its pages, and the steps that bring sequences up to date.
 
-use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
+mod draw;
 
+use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
+
+use self::draw::Chain;
+pub(crate) use self::draw::choose;
+pub use self::draw::{Allowed, Drawing};
+use crate::PagePool;
 use crate::prefix::PrefixTree;
-use crate::{PagePool, Sampler};
 
 /// A timeline of tokens, and the pages that hold the keys and values of those computed so far.
 ///
@@ -15,7 +20,7 @@ pub struct Sequence {
     computed: usize,
     pages: Vec<u32>,
     logits: Vec<f32>,
-    /// The chain of steps that it is part of; 0 is none.
+    /// The row of which chain of steps it is, counted over all of them; 0 is none.
     chain: u64,
 }
 
@@ -102,26 +107,6 @@ pub struct Engine {
     chain: Chain,
 }
 
-/// Steps that follow each other on the device, each with the tokens drawn in the one before.
-#[derive(Default)]
-struct Chain {
-    /// How many can be under way; 0 where the device draws no tokens.
-    most: usize,
-    /// Its number.
-    number: u64,
-    /// Steps under way.
-    ahead: usize,
-    /// The tokens that the next of them to be waited for began with, and how it draws.
-    tokens: Vec<u32>,
-    draws: Vec<Draw>,
-}
-
-/// A sequence that draws: with what, and the token that it goes on with.
-pub type Drawing<'a> = (&'a mut Sequence, &'a mut Sampler, u32);
-
-/// Tokens that a chain takes pages for when it begins, if there are plenty.
-const CHAIN_TOKENS: usize = 64;
-
 impl Engine {
     /// An engine over a plan that a device with these `facts` has loaded, with a cache of `pages` pages, for sequences of
     /// up to `context` tokens.
@@ -134,7 +119,7 @@ impl Engine {
         vocabulary: usize,
     ) -> Engine {
         let (step, pool, page_tokens) = (StepState::default(), PagePool::new(pages), facts.page_tokens);
-        let chain = Chain { most: facts.chain, ..Chain::default() };
+        let chain = Chain::of(facts.chain);
         Engine { baked, pool, cache: None, page_tokens, context, vocabulary, limits, step, chain }
     }
 
@@ -339,94 +324,6 @@ impl Engine {
             self.baked.wait()?;
             (0..wanted).for_each(|row| each(start + row, self.baked.logits(row)));
             sequence.computed += count;
-        }
-        Ok(())
-    }
-
-    /// Adds a token to each sequence, of which all before is computed, and draws the next one as its sampler says. About
-    /// `more` further calls with the tokens drawn are expected: a device may run ahead of them.
-    ///
-    /// # Errors
-    /// As for [`Engine::advance`].
-    pub fn draw(&mut self, rows: &mut [Drawing<'_>], more: usize) -> Result<Vec<u32>, EngineError> {
-        for (sequence, _, token) in rows.iter_mut() {
-            sequence.tokens.push(*token);
-            sequence.logits.clear();
-        }
-        let draws = (0..).zip(rows.iter()).map(|(i, (_, sampler, _))| sampler.draw_on_device(i)).collect();
-        let few = self.chain.most > 0 && rows.len() <= self.limits.wanted.min(self.limits.tokens);
-        let draws: Vec<Draw> = match draws {
-            Some(draws) if few => draws,
-            _ => return self.draw_here(rows),
-        };
-        let goes_on = self.chain.ahead > 0
-            && self.chain.draws == draws
-            && rows.iter().all(|(sequence, ..)| sequence.chain == self.chain.number)
-            && rows.iter().map(|(_, _, token)| token).eq(&self.chain.tokens);
-        if !goes_on {
-            self.settle()?;
-            self.begin_chain(rows, draws)?;
-        }
-        while self.chain.ahead < self.chain.most.min(1 + more) && self.has_room(rows, self.chain.ahead + 1) {
-            self.baked.chain()?;
-            self.chain.ahead += 1;
-        }
-        self.chain.ahead -= 1;
-        self.baked.wait()?;
-        self.chain.tokens = self.baked.drawn().to_vec();
-        self.chain.draws.iter_mut().for_each(|draw| draw.index += 1);
-        for ((sequence, sampler, _), &token) in rows.iter_mut().zip(&self.chain.tokens) {
-            sequence.computed += 1;
-            sampler.accept(token);
-        }
-        Ok(self.chain.tokens.clone())
-    }
-
-    /// Whether each sequence can have `tokens` more without another page.
-    fn has_room(&self, rows: &[Drawing<'_>], tokens: usize) -> bool {
-        rows.iter().all(|(sequence, ..)| {
-            let end = sequence.computed + tokens;
-            end <= self.context && end <= sequence.pages.len() * self.page_tokens
-        })
-    }
-
-    /// Submits the first step of a chain.
-    fn begin_chain(&mut self, rows: &mut [Drawing<'_>], draws: Vec<Draw>) -> Result<(), EngineError> {
-        self.step.clear();
-        for (i, (sequence, sampler, _)) in rows.iter_mut().enumerate() {
-            self.check(sequence)?;
-            self.reserve(sequence, 1)?;
-            let last = (sequence.computed + CHAIN_TOKENS).min(self.context).div_ceil(self.page_tokens);
-            while sequence.pages.len() < last && self.pool.available() > self.pool.total() / 8 {
-                sequence.pages.extend(self.pool.take());
-            }
-            self.step.push(&sequence.tokens[sequence.computed..], sequence.computed, &sequence.pages, 1);
-            let history = sampler.history(self.vocabulary);
-            if !history.is_empty() {
-                self.baked.set_history(i as u32, &history)?;
-            }
-        }
-        self.step.draws.clone_from(&draws);
-        self.baked.submit(&self.step)?;
-        self.chain.number += 1;
-        (self.chain.ahead, self.chain.draws) = (1, draws);
-        self.chain.tokens.clear();
-        rows.iter_mut().for_each(|(sequence, ..)| sequence.chain = self.chain.number);
-        Ok(())
-    }
-
-    /// [`Engine::draw`] where the device draws no tokens.
-    fn draw_here(&mut self, rows: &mut [Drawing<'_>]) -> Result<Vec<u32>, EngineError> {
-        let mut sequences: Vec<_> = rows.iter_mut().map(|(sequence, ..)| &mut **sequence).collect();
-        self.advance(&mut sequences, usize::MAX, &mut |_| true)?;
-        Ok(rows.iter_mut().map(|(sequence, sampler, _)| sampler.next(&sequence.logits)).collect())
-    }
-
-    /// Waits for the steps of a chain that nobody will ask for.
-    fn settle(&mut self) -> Result<(), EngineError> {
-        while self.chain.ahead > 0 {
-            self.chain.ahead -= 1;
-            self.baked.wait()?;
         }
         Ok(())
     }

@@ -17,9 +17,9 @@ mod prefix;
 mod sampler;
 mod schedule;
 
-pub use engine::{Drawing, Engine, EngineError, PageUse, Sequence};
+pub use engine::{Allowed, Drawing, Engine, EngineError, PageUse, Sequence};
 pub use logprobs::TokenLogprobs;
 pub use pages::PagePool;
 pub use philox::Philox;
 pub use sampler::{Sampler, Sampling, SamplingError};
-pub use schedule::{Answer, Attention, Mask, Prompt, Reader, Request, Scheduler, Token, Turn};
+pub use schedule::{Answer, Attention, Prompt, Reader, Request, Scheduler, Token, Turn};

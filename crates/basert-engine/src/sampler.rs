@@ -13,7 +13,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
-use basert_plan::Draw;
+use basert_plan::{Draw, first_allowed};
 use serde::{Deserialize, Serialize};
 
 use crate::{Philox, exact};
@@ -22,7 +22,7 @@ use crate::{Philox, exact};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token always.
+    /// Divides the logits; 0, or less than 10⁻⁵, takes the most likely token always.
     pub temperature: f32,
     /// Only the k most likely tokens; 0 means all.
     pub top_k: usize,
@@ -116,41 +116,41 @@ impl Sampler {
     ///
     /// # Errors
     /// When a setting is outside its range.
-    pub fn new(sampling: Sampling, prompt: &[u32]) -> Result<Sampler, SamplingError> {
+    pub fn new(mut sampling: Sampling, prompt: &[u32]) -> Result<Sampler, SamplingError> {
+        // Logits that are divided by less are no numbers any more.
+        const LEAST_TEMPERATURE: f32 = 1e-5;
         sampling.check()?;
+        if sampling.temperature < LEAST_TEMPERATURE {
+            sampling.temperature = 0.0;
+        }
         let counts_prompt = sampling.repeat_penalty != 1.0;
         let seen = prompt.iter().filter(|_| counts_prompt).map(|&token| (token, 0)).collect();
         let random = Philox::new(sampling.seed);
         Ok(Sampler { sampling, random, drawn: 0, seen, logits: Vec::new(), candidates: Vec::new() })
     }
 
-    /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible.
+    /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible; where nothing is
+    /// possible, the first token is as good as any.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         self.logits.clear();
         self.logits.extend_from_slice(logits);
-        self.next_of_own()
+        self.next_of_own(0)
     }
 
     /// Chooses a token like [`Sampler::next`] among those whose bit is set in `mask`, bit t % 32 of word t / 32 for token
     /// t; none if there is none.
     pub fn next_of(&mut self, logits: &[f32], mask: &[u32]) -> Option<u32> {
+        let first = first_allowed(mask, logits.len())?;
         let may_come = |token: usize| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
         self.logits.clear();
         self.logits.extend(
             logits.iter().enumerate().map(|(token, &logit)| if may_come(token) { logit } else { f32::NEG_INFINITY }),
         );
-        // Not all that may come have a chance; where none has one, the first is as good as any.
-        let possible = self.logits.iter().any(|&logit| logit > f32::NEG_INFINITY);
-        if possible {
-            return Some(self.next_of_own());
-        }
-        let first = (0..logits.len()).find(|&token| may_come(token))? as u32;
-        self.accept(first);
-        Some(first)
+        Some(self.next_of_own(first))
     }
 
-    fn next_of_own(&mut self) -> u32 {
-        let token = self.choose();
+    fn next_of_own(&mut self, first: u32) -> u32 {
+        let token = self.choose().unwrap_or(first);
         self.accept(token);
         token
     }
@@ -177,14 +177,12 @@ impl Sampler {
             seed,
             index: self.drawn,
             history: self.has_penalties().then_some(history),
+            mask: None,
         })
     }
 
-    /// The history for a device: see [`Draw::IN_PROMPT`]. Empty where no penalty looks at it.
+    /// The history for a device: see [`Draw::IN_PROMPT`].
     pub fn history(&self, vocabulary: usize) -> Vec<u16> {
-        if !self.has_penalties() {
-            return Vec::new();
-        }
         let mut counts = vec![0; vocabulary];
         for (&token, &count) in &self.seen {
             if let Some(entry) = counts.get_mut(token as usize) {
@@ -195,12 +193,14 @@ impl Sampler {
         counts
     }
 
-    fn has_penalties(&self) -> bool {
+    /// Whether a penalty looks at the history.
+    pub fn has_penalties(&self) -> bool {
         let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
         repeat_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
-    fn choose(&mut self) -> u32 {
+    /// None where no token is possible.
+    fn choose(&mut self) -> Option<u32> {
         self.adjust();
         if self.sampling.temperature == 0.0 {
             return argmax(self.logits.iter().copied());
@@ -251,15 +251,14 @@ impl Sampler {
         }
     }
 
-    /// The candidate with the largest sum of logit and Gumbel noise. Without candidates, the largest logit.
-    fn draw(&self) -> u32 {
+    /// The candidate with the largest sum of logit and Gumbel noise.
+    fn draw(&self) -> Option<u32> {
         // Noise lies between −2.9 and 16.7: what is further behind than that cannot win.
         const REACH: f32 = 20.0;
         let max = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
         let within = self.candidates.iter().filter(|c| c.0 >= max - REACH);
         let noisy = within.map(|&(logit, token)| (logit + self.gumbel(token), token));
-        let best = noisy.min_by(likelier).map(|(_, token)| token);
-        best.unwrap_or_else(|| argmax(self.logits.iter().copied()))
+        noisy.min_by(likelier).map(|(_, token)| token)
     }
 
     /// The noise of this draw and token.
@@ -273,12 +272,12 @@ fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// The first token with the largest logit.
-fn argmax(logits: impl Iterator<Item = f32>) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
+/// The first token with the largest logit, if one is more than −∞.
+fn argmax(logits: impl Iterator<Item = f32>) -> Option<u32> {
+    let mut best = (f32::NEG_INFINITY, None);
     for (logit, token) in logits.zip(0..) {
         if logit > best.0 {
-            best = (logit, token);
+            best = (logit, Some(token));
         }
     }
     best.1
@@ -419,6 +418,14 @@ mod tests {
             assert!((0..100).all(|_| [Some(2), Some(5)].contains(&sampler.next_of(&LOGITS, &[0b10_0100]))));
             assert_eq!(sampler.next_of(&LOGITS, &[1 << 9]), None);
             assert_eq!(sampler.next_of(&[0.0, f32::NEG_INFINITY], &[0b10]), Some(1));
+        }
+    }
+
+    #[test]
+    fn a_temperature_next_to_nothing_takes_the_likeliest() {
+        for (logits, likeliest) in [([-2.0, -1.0, -3.0], 1), ([1.0, 2.0, 3.0], 2)] {
+            let mut sampler = Sampler::new(Sampling { temperature: 1e-40, ..Sampling::default() }, &[]).unwrap();
+            assert!((0..20).all(|_| sampler.next(&logits) == likeliest));
         }
     }
 

@@ -3,19 +3,26 @@
 //! text. Whatever happens to a request (company, preemption, a cached prefix, pieces of any size), its text has to be
 //! that of the hash.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use basert_engine::{
-    Answer, Attention, Engine, EngineError, Mask, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Token, Turn,
+    Allowed, Answer, Attention, Engine, EngineError, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Sequence,
+    Token, Turn,
 };
-use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
+use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
 
 const PAGE: usize = 4;
 const VOCABULARY: usize = 50;
 /// A token that the device cannot compute.
 const FAULT: u32 = 49;
+
+thread_local! {
+    /// Steps of this test whose tokens were drawn after them.
+    static DRAWN_AFTER: Cell<usize> = const { Cell::new(0) };
+}
 
 struct Hash {
     cache: Vec<[u32; PAGE]>,
@@ -23,6 +30,7 @@ struct Hash {
     logits: Vec<Vec<f32>>,
     under_way: Vec<Vec<u32>>,
     drawn: Vec<u32>,
+    masks: BTreeMap<u32, Vec<u32>>,
     last: StepState,
 }
 
@@ -55,10 +63,14 @@ impl Hash {
         logits
     }
 
-    fn draw(&mut self, step: &StepState) -> Vec<u32> {
+    fn run_and_draw(&mut self, step: &StepState) -> Vec<u32> {
         let logits = self.run(step);
-        logits.iter().map(|logits| Sampler::new(Sampling::default(), &[]).unwrap().next(logits)).collect()
+        logits.iter().map(|logits| greedy().next(logits)).collect()
     }
+}
+
+fn greedy() -> Sampler {
+    Sampler::new(Sampling::default(), &[]).unwrap()
 }
 
 impl Baked for Hash {
@@ -70,7 +82,7 @@ impl Baked for Hash {
         if step.draws.is_empty() {
             self.logits = self.run(step);
         } else {
-            let drawn = self.draw(step);
+            let drawn = self.run_and_draw(step);
             self.under_way.push(drawn);
         }
         Ok(())
@@ -80,8 +92,23 @@ impl Baked for Hash {
         self.last.tokens = self.under_way.last().unwrap().clone();
         self.last.positions.iter_mut().for_each(|position| *position += 1);
         let step = self.last.clone();
-        let drawn = self.draw(&step);
+        let drawn = self.run_and_draw(&step);
         self.under_way.push(drawn);
+        Ok(())
+    }
+
+    fn set_mask(&mut self, mask: u32, allowed: &[u32]) -> Result<(), DeviceError> {
+        self.masks.insert(mask, allowed.to_vec());
+        Ok(())
+    }
+
+    fn draw(&mut self, draws: &[Draw]) -> Result<(), DeviceError> {
+        let drawn = self.logits.drain(..).zip(draws).map(|(logits, draw)| match draw.mask {
+            None => greedy().next(&logits),
+            Some(mask) => greedy().next_of(&logits, &self.masks[&mask]).unwrap(),
+        });
+        self.under_way.push(drawn.collect());
+        DRAWN_AFTER.set(DRAWN_AFTER.get() + 1);
         Ok(())
     }
 
@@ -108,7 +135,8 @@ impl Baked for Hash {
 fn engine(pages: usize, context: usize, chain: usize) -> Engine {
     // What no one wrote is no token.
     let cache = vec![[u32::MAX; PAGE]; pages];
-    let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], last: StepState::default() };
+    let (masks, last) = (BTreeMap::new(), StepState::default());
+    let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], masks, last };
     let (name, description) = ("hash".to_owned(), String::new());
     let facts = Facts { name, description, page_tokens: PAGE, step_tokens: 16, chain };
     let limits = Limits { tokens: 16, wanted: 8 };
@@ -128,7 +156,7 @@ struct Told {
 struct Note {
     told: Arc<Mutex<Told>>,
     stop_at: usize,
-    allowed: Option<Mask>,
+    allowed: Option<Vec<u32>>,
 }
 
 impl Note {
@@ -159,8 +187,8 @@ impl Reader for Note {
         self.allowed.is_some()
     }
 
-    fn mask(&mut self) -> Result<Option<Mask>, String> {
-        Ok(self.allowed.clone())
+    fn mask(&mut self) -> Allowed<'_> {
+        Ok(self.allowed.as_deref())
     }
 
     fn token(&mut self, token: Token) -> bool {
@@ -358,20 +386,77 @@ fn clients_share_a_device_by_what_they_get_and_not_by_what_they_ask() {
     assert!(done <= 4, "{done} of the other client's requests came first");
 }
 
+/// What the answer has to be where only these tokens may come.
+fn expected_of(prompt: &[u32], mask: &[u32], tokens: usize) -> Vec<u32> {
+    let mut all = prompt.to_vec();
+    (0..tokens).for_each(|_| all.push(greedy().next_of(&logits_after(all.iter().copied()), mask).unwrap()));
+    all.split_off(prompt.len())
+}
+
 #[test]
 fn a_constraint_is_kept_and_an_impossible_one_ends_the_answer() {
-    let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
-    let even = Note { allowed: Some(vec![0x5555_5555]), ..Note::new(usize::MAX) };
-    let none = Note { allowed: Some(vec![0, 0]), ..Note::new(usize::MAX) };
-    let free = Note::new(usize::MAX);
-    for note in [&even, &none, &free] {
-        scheduler.submit(&mut engine, request(0, &prompt(1, 5), warm(3), 10, note));
+    for chain in [0, 4] {
+        let (mut engine, mut scheduler) = (engine(32, 64, chain), scheduler());
+        let masked = |mask: Vec<u32>| Note { allowed: Some(mask), ..Note::new(usize::MAX) };
+        let (even, one) = (masked(vec![0x5555_5555]), masked(vec![0, 1 << 9]));
+        // Without any token, and with such as there are not.
+        let (none, beyond) = (masked(vec![0, 0]), masked(vec![0, 1 << 31]));
+        let free = Note::new(usize::MAX);
+        for note in [&even, &none, &free, &beyond, &one] {
+            scheduler.submit(&mut engine, request(0, &prompt(1, 5), Sampling::default(), 10, note));
+        }
+        finish(&mut scheduler, &mut engine);
+        assert_eq!(even.told().tokens, expected_of(&prompt(1, 5), &[0x5555_5555], 10));
+        assert_eq!(one.told().tokens, [41; 10]);
+        assert_eq!(free.told().tokens, expected(&prompt(1, 5), Sampling::default(), 10));
+        for note in [&none, &beyond] {
+            assert!(matches!(note.told().end, Some(Err(EngineError::Constraint(_)))));
+        }
+        assert_eq!((engine.page_use().held, DRAWN_AFTER.get() > 0), (0, chain > 0));
     }
-    finish(&mut scheduler, &mut engine);
-    let tokens = even.told().tokens;
-    assert!(tokens.len() == 10 && tokens.iter().all(|token| token % 2 == 0 && *token < 32), "{tokens:?}");
-    assert!(matches!(none.told().end, Some(Err(EngineError::Constraint(_)))));
-    assert_eq!(free.told().tokens, expected(&prompt(1, 5), warm(3), 10));
+}
+
+/// A sequence of a prompt, computed but for the last token.
+fn begun(engine: &mut Engine, prompt: &[u32]) -> (Sequence, Sampler, u32) {
+    let (token, before) = prompt.split_last().unwrap();
+    let mut sequence = Sequence::default();
+    engine.sync(&mut sequence, before);
+    engine.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
+    (sequence, greedy(), *token)
+}
+
+#[test]
+fn a_row_that_may_draw_nothing_leaves_the_others_as_they_are() {
+    for chain in [0, 4] {
+        let mut engine = engine(32, 64, chain);
+        let ((mut first, mut a, x), (mut second, mut b, y)) =
+            (begun(&mut engine, &prompt(1, 5)), begun(&mut engine, &prompt(2, 7)));
+        let mut rows = [(&mut first, &mut a, x), (&mut second, &mut b, y)];
+        let drawn = engine.draw_allowed(&mut rows, || vec![Err("so it is".to_owned()), Ok(None)]).unwrap();
+        let right = expected(&prompt(2, 7), Sampling::default(), 2);
+        assert_eq!(drawn, [Err(EngineError::Constraint("so it is".to_owned())), Ok(right[0])]);
+        assert_eq!(engine.draw(&mut [(&mut second, &mut b, right[0])], 3).unwrap(), [right[1]]);
+        [first, second].iter_mut().for_each(|sequence| engine.close(sequence));
+        assert_eq!(engine.page_use().held, 0);
+    }
+}
+
+#[test]
+fn rows_that_change_places_are_not_taken_for_each_other() {
+    let after = |prompt: &[u32]| expected(prompt, Sampling::default(), 2);
+    let one = prompt(0, 5);
+    // After which the same token comes, and then another one.
+    let other = (0..2000).map(|i| prompt(i % 48, 4 + i as usize / 48)).find(|other| {
+        let (one, other) = (after(&one), after(other));
+        one[0] == other[0] && one[1] != other[1]
+    });
+    let other = other.unwrap();
+    let mut engine = engine(64, 64, 4);
+    let ((mut first, mut a, x), (mut second, mut b, y)) = (begun(&mut engine, &one), begun(&mut engine, &other));
+    let drawn = engine.draw(&mut [(&mut first, &mut a, x), (&mut second, &mut b, y)], 3).unwrap();
+    assert_eq!(drawn, [after(&one)[0]; 2]);
+    let drawn = engine.draw(&mut [(&mut second, &mut b, drawn[0]), (&mut first, &mut a, drawn[0])], 3).unwrap();
+    assert_eq!(drawn, [after(&other)[1], after(&one)[1]]);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! A GPU as a [`Device`]: what it is, and how a plan is bound to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_plan::{Baked, Device, DeviceError, Facts, Fit, LoadOptions, Place, Plan, Stage, StepState};
+use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Stage, StepState};
 
 use crate::lower::{CHAIN, Launch, Lowering, Memory, page_bytes};
 use crate::shape::{AttentionKind, Outcome, Shape, classes};
@@ -46,7 +47,7 @@ pub(crate) struct Lowered {
     pub weights: Weights,
     pub step: StepLayout,
     /// The launches of every shape of step.
-    pub shapes: HashMap<Shape, Vec<Launch>>,
+    pub shapes: BTreeMap<Shape, Vec<Launch>>,
     pub kernels: Vec<Kernel>,
     pub prepared_bytes: usize,
     pub partial_bytes: usize,
@@ -64,9 +65,9 @@ impl Lowered {
         device: &str,
     ) -> Result<Lowered, DeviceError> {
         let weights = Weights::new(plan, device)?;
-        let step = StepLayout::new(plan.limits, pages);
+        let step = StepLayout::new(plan.limits, pages, plan.graph.vocabulary);
         let mut lowering = Lowering::new(plan, &weights, tuning, (step, kv), cores, device);
-        let mut shapes = HashMap::new();
+        let mut shapes = BTreeMap::new();
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
                 for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
@@ -80,6 +81,10 @@ impl Lowered {
                     }
                 }
             }
+        }
+        for wanted in classes(plan.limits.wanted) {
+            let shape = Shape::drawn(wanted);
+            shapes.insert(shape, lowering.lower(shape)?);
         }
         let Lowering { kernels, prepared_bytes, partial_bytes, .. } = &lowering;
         let (kernels, prepared_bytes, partial_bytes) = (kernels.clone(), *prepared_bytes, *partial_bytes);
@@ -162,7 +167,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             lowered,
             pipelines,
             buffers,
-            recordings: HashMap::new(),
+            recordings: BTreeMap::new(),
             pages,
             kv,
             words,
@@ -213,7 +218,7 @@ struct GpuBaked<G> {
     lowered: Lowered,
     pipelines: Vec<Pipeline>,
     buffers: Buffers,
-    recordings: HashMap<Shape, Recording>,
+    recordings: BTreeMap<Shape, Recording>,
     pages: usize,
     kv: KvFormat,
     words: Vec<u32>,
@@ -263,6 +268,13 @@ impl<G: Gpu> GpuBaked<G> {
         Ok(())
     }
 
+    /// Brings these words of the step's buffer to the device.
+    fn write_step(&self, gpu: &mut G, range: Range<usize>) -> Result<(), DeviceError> {
+        let at = Binding { buffer: self.buffers.of(Memory::Step), offset: range.start * size_of::<u32>() };
+        let written = gpu.write(at, bytemuck::cast_slice(&self.words[range]));
+        written.map_err(|error| of_device(&self.name, error))
+    }
+
     fn record(&self, gpu: &mut G, shape: Shape) -> Result<Recording, GpuError> {
         let Some(launches) = self.lowered.shapes.get(&shape) else {
             return Err(GpuError::Failed(format!("there are no dispatches for a step like {shape:?}")));
@@ -293,14 +305,13 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         self.last = LastStep { shape: Some(shape), wanted: step.wanted.len(), position, chained: 0 };
         let gpu = self.gpu.clone();
         let mut gpu = lock(&gpu);
-        let at = Binding { buffer: self.buffers.of(Memory::Step), offset: 0 };
-        let written = gpu.write(at, bytemuck::cast_slice(&self.words[..used]));
-        written.map_err(|error| of_device(&self.name, error))?;
+        self.write_step(&mut gpu, 0..used)?;
         self.begin(&mut gpu, shape)
     }
 
     fn chain(&mut self) -> Result<(), DeviceError> {
-        let Some(shape) = self.last.shape.filter(|shape| shape.outcome != Outcome::Logits) else {
+        let draws = |shape: &Shape| [Outcome::Tokens, Outcome::Chained].contains(&shape.outcome);
+        let Some(shape) = self.last.shape.filter(draws) else {
             return Err(DeviceError::Step("no tokens were drawn that a step could go on with".to_owned()));
         };
         if self.under_way.len() == CHAIN {
@@ -332,6 +343,26 @@ impl<G: Gpu> Baked for GpuBaked<G> {
 
     fn drawn(&self) -> &[u32] {
         &self.drawn
+    }
+
+    fn set_mask(&mut self, mask: u32, allowed: &[u32]) -> Result<(), DeviceError> {
+        let range = self.lowered.step.encode_mask(mask, allowed, &mut self.words)?;
+        self.write_step(&mut lock(&self.gpu), range)
+    }
+
+    fn draw(&mut self, draws: &[Draw]) -> Result<(), DeviceError> {
+        let logits = |shape: &Shape| shape.outcome == Outcome::Logits && shape.wanted > 0;
+        let Some(Shape { wanted, .. }) = self.last.shape.filter(logits) else {
+            return Err(DeviceError::Step("there are no logits that tokens could be drawn from".to_owned()));
+        };
+        Draw::check(draws, self.last.wanted, self.plan.limits)?;
+        let range = self.lowered.step.encode_draws(draws, &mut self.words);
+        let shape = Shape::drawn(wanted);
+        self.last.shape = Some(shape);
+        let gpu = self.gpu.clone();
+        let mut gpu = lock(&gpu);
+        self.write_step(&mut gpu, range)?;
+        self.begin(&mut gpu, shape)
     }
 
     fn set_history(&mut self, history: u32, counts: &[u16]) -> Result<(), DeviceError> {

@@ -140,7 +140,8 @@ impl<'p> Lowering<'p> {
         // Prepared inputs are memory that the plan knows nothing of.
         let mut prepared_in_use = false;
         let mut rope = None;
-        for (i, PlannedOp { op, barrier }) in self.plan.ops.iter().enumerate() {
+        let ops = if shape.outcome == Outcome::Drawn { &[][..] } else { &self.plan.ops };
+        for (i, PlannedOp { op, barrier }) in ops.iter().enumerate() {
             if self.rows(op, shape).0 == 0 || self.selected(op.out()).is_some() {
                 continue;
             }

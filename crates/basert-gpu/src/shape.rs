@@ -32,6 +32,8 @@ pub enum Outcome {
     Tokens,
     /// So they are, and the step began with the tokens that were drawn in the one before.
     Chained,
+    /// Tokens are drawn from those of the step before, and nothing else is done.
+    Drawn,
 }
 
 /// How attention is computed.
@@ -88,6 +90,11 @@ impl Shape {
             attention => attention,
         };
         Shape { attention, outcome: Outcome::Chained, ..self }
+    }
+
+    /// The shape of what draws from a step's logits after it, where so many were wanted, at most.
+    pub fn drawn(wanted: usize) -> Shape {
+        Shape { tokens: 0, wanted, attention: AttentionKind::Whole, outcome: Outcome::Drawn, alone: false }
     }
 
     /// Whether so many tokens are worth tiles.

@@ -1,6 +1,8 @@
 //! The one buffer that holds all that varies from step to step.
 
-use basert_plan::{DeviceError, Draw, Limits, StepState};
+use std::ops::Range;
+
+use basert_plan::{DeviceError, Draw, Limits, StepState, first_allowed};
 
 use crate::Kernel;
 
@@ -23,13 +25,16 @@ pub struct StepLayout {
     draws: usize,
     tiles: usize,
     pages: usize,
+    masks: usize,
+    /// Tokens of the vocabulary.
+    vocabulary: usize,
     /// Words in all.
     pub words: usize,
 }
 
 impl StepLayout {
-    /// For steps within `limits` over a cache of `pages` pages.
-    pub fn new(limits: Limits, pages: usize) -> StepLayout {
+    /// For steps within `limits` over a cache of `pages` pages, whose logits are of a vocabulary of this size.
+    pub fn new(limits: Limits, pages: usize, vocabulary: usize) -> StepLayout {
         // However many sequences share them, page tables are not longer than this.
         const TABLES: usize = 1 << 20;
         let positions = HEADER + limits.tokens;
@@ -39,8 +44,9 @@ impl StepLayout {
         let draws = wanted + limits.wanted;
         let tiles = draws + limits.wanted * DRAW_WORDS;
         let pages_at = tiles + 2 * limits.tokens;
-        let words = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
-        StepLayout { positions, slots, tables, wanted, draws, tiles, pages: pages_at, words }
+        let masks = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
+        let words = masks + limits.wanted * vocabulary.div_ceil(32);
+        StepLayout { positions, slots, tables, wanted, draws, tiles, pages: pages_at, masks, vocabulary, words }
     }
 
     /// The kernel with the macros that say where the sections are.
@@ -55,6 +61,7 @@ impl StepLayout {
             .define("STEP_DRAWS", self.draws)
             .define("STEP_TILES", self.tiles)
             .define("STEP_PAGES", self.pages)
+            .define("STEP_MASKS", self.masks)
     }
 
     /// Fills `words` with a step that was checked. Returns how many of them are used, and how many tiles there are.
@@ -63,18 +70,16 @@ impl StepLayout {
     /// When the page tables are longer than the buffer.
     pub fn encode(&self, step: &StepState, words: &mut [u32]) -> Result<(usize, usize), DeviceError> {
         let used = self.pages + step.page_table.len();
-        if used > self.words {
+        if used > self.masks {
             let what =
-                format!("page tables of {} pages, of at most {}", step.page_table.len(), self.words - self.pages);
+                format!("page tables of {} pages, of at most {}", step.page_table.len(), self.masks - self.pages);
             return Err(DeviceError::Step(what));
         }
         words[HEADER..][..step.tokens.len()].copy_from_slice(&step.tokens);
         words[self.positions..][..step.positions.len()].copy_from_slice(&step.positions);
         words[self.wanted..][..step.wanted.len()].copy_from_slice(&step.wanted);
         words[self.pages..][..step.page_table.len()].copy_from_slice(&step.page_table);
-        for (draw, words) in step.draws.iter().zip(words[self.draws..].chunks_exact_mut(DRAW_WORDS)) {
-            words.copy_from_slice(&words_of(draw));
-        }
+        self.encode_draws(&step.draws, words);
         let mut tiles = 0;
         for sequence in &step.sequences {
             let table = &step.page_table[sequence.pages.clone()];
@@ -92,9 +97,37 @@ impl StepLayout {
         words[..HEADER].copy_from_slice(&[step.tokens.len() as u32, step.wanted.len() as u32, tiles as u32, 0]);
         Ok((used, tiles))
     }
+
+    /// Fills `words` with draws that were checked. Returns which of them these are.
+    pub fn encode_draws(&self, draws: &[Draw], words: &mut [u32]) -> Range<usize> {
+        for (draw, words) in draws.iter().zip(words[self.draws..].chunks_exact_mut(DRAW_WORDS)) {
+            words.copy_from_slice(&words_of(draw));
+        }
+        self.draws..self.draws + draws.len() * DRAW_WORDS
+    }
+
+    /// Fills `words` with the mask of this number, which may be shorter or longer than the vocabulary. Returns which of
+    /// them these are.
+    ///
+    /// # Errors
+    /// When there is no room for a mask of this number, or it allows no token.
+    pub fn encode_mask(&self, mask: u32, allowed: &[u32], words: &mut [u32]) -> Result<Range<usize>, DeviceError> {
+        let length = self.vocabulary.div_ceil(32);
+        let range = self.masks + mask as usize * length..self.masks + (mask as usize + 1) * length;
+        if first_allowed(allowed, self.vocabulary).is_none() {
+            return Err(DeviceError::Step(format!("mask {mask} allows no token")));
+        }
+        let Some(words) = words.get_mut(range.clone()) else {
+            return Err(DeviceError::Step(format!("there is no mask {mask}")));
+        };
+        let given = allowed.len().min(length);
+        words[..given].copy_from_slice(&allowed[..given]);
+        words[given..].fill(0);
+        Ok(range)
+    }
 }
 
-/// A draw as `kernels/sample/sample.metal` reads it.
+/// A draw as `kernels/sample/candidate.h` reads it.
 fn words_of(draw: &Draw) -> [u32; DRAW_WORDS] {
     [
         draw.temperature.to_bits(),
@@ -108,6 +141,6 @@ fn words_of(draw: &Draw) -> [u32; DRAW_WORDS] {
         (draw.seed >> 32) as u32,
         draw.index,
         draw.history.map_or(0, |history| history + 1),
-        0,
+        draw.mask.map_or(0, |mask| mask + 1),
     ]
 }

@@ -7,7 +7,7 @@ use std::fmt::Write;
 use basert_core::KvFormat;
 use basert_gpu::{Dispatch, Recorder};
 
-use common::{load, model, one_token, prompt};
+use common::{GREEDY, load, model, one_token, prompt};
 
 fn dispatches(family: &str) -> String {
     let recorder = Recorder::new("cuda", 132);
@@ -22,11 +22,18 @@ fn dispatches(family: &str) -> String {
     baked.submit(&step).unwrap();
     baked.wait().unwrap();
     baked.submit(&prompt(40)).unwrap();
+    baked.draw(&[GREEDY]).unwrap();
 
     let mut out = String::new();
     let recorded = recorder.recorded();
-    assert_eq!(recorded.submitted.len(), 4);
-    let steps = ["a token drawn", "the one after it", "a token after 700 others", "a prompt of 40 tokens"];
+    assert_eq!(recorded.submitted.len(), 5);
+    let steps = [
+        "a token drawn",
+        "the one after it",
+        "a token after 700 others",
+        "a prompt of 40 tokens",
+        "a draw from its logits",
+    ];
     for (step, recording) in steps.into_iter().zip(&recorded.submitted) {
         let dispatches = &recorded.lists[recording.0 as usize];
         writeln!(out, "{step}: {} dispatches", dispatches.len()).unwrap();

@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use basert_core::KvFormat;
 use basert_gpu::{Binding, Call, Dispatch, Kernel, Recorder, Recording, Signature};
-use basert_plan::{DeviceError, Fit, Plan};
+use basert_plan::{DeviceError, Draw, Fit, Plan};
 
-use common::{families, load, model, one_token, prompt};
+use common::{GREEDY, families, load, model, one_token, prompt};
 
 /// The system's allocator, which counts what each thread asks it for.
 struct Counting;
@@ -77,6 +77,42 @@ fn a_step_is_one_submission() {
 }
 
 #[test]
+fn a_mask_is_brought_while_the_step_runs_and_drawing_is_a_submission_of_its_own() {
+    let recorder = Recorder::new("apple", 20);
+    let model = model("qwen3");
+    let mut baked = load(&recorder, &model, KvFormat::F16).unwrap();
+    let mask_bytes = model.1.graph.vocabulary.div_ceil(32) * 4;
+    let mut step = one_token(5);
+    step.draws.clear();
+    for round in 0..2 {
+        recorder.recorded().calls.clear();
+        baked.submit(&step).unwrap();
+        baked.set_mask(0, &[6]).unwrap();
+        baked.draw(&[Draw { mask: Some(0), ..GREEDY }]).unwrap();
+        baked.wait().unwrap();
+        let mut calls = recorder.recorded().calls.clone();
+        let records = calls.iter().filter(|call| matches!(call, Call::Record(_))).count();
+        assert_eq!(records, if round == 0 { 2 } else { 0 });
+        calls.retain(|call| !matches!(call, Call::Record(_)));
+        let [Call::Write(_), Call::Submit(_), after @ ..] = &calls[..] else { panic!("{calls:?}") };
+        let draw = [Call::Write(48), Call::Submit(Recording(1)), Call::Fetch(4), Call::Collect(4)];
+        assert_eq!((after[0], &after[1..]), (Call::Write(mask_bytes), &draw[..]));
+    }
+    let refused = |result: Result<(), DeviceError>, what: &str| {
+        let Err(DeviceError::Step(said)) = result else { panic!("{result:?}") };
+        assert!(said.contains(what), "{said}");
+    };
+    refused(baked.draw(&[GREEDY]), "no logits");
+    refused(baked.chain(), "no tokens were drawn");
+    baked.submit(&step).unwrap();
+    refused(baked.draw(&[GREEDY; 2]), "2 draws for 1 rows");
+    refused(baked.draw(&[Draw { mask: Some(4), ..GREEDY }]), "mask 4, of 4");
+    refused(baked.set_mask(4, &[1]), "no mask 4");
+    refused(baked.set_mask(0, &[0; 1000]), "allows no token");
+    refused(baked.set_mask(0, &[]), "allows no token");
+}
+
+#[test]
 fn a_step_of_a_known_shape_allocates_nothing() {
     let recorder = Recorder::new("apple", 20);
     let mut baked = load(&recorder, &model("qwen3"), KvFormat::F16).unwrap();
@@ -87,6 +123,8 @@ fn a_step_of_a_known_shape_allocates_nothing() {
         baked.wait().unwrap();
         baked.wait().unwrap();
         baked.submit(&many).unwrap();
+        baked.set_mask(0, &[6]).unwrap();
+        baked.draw(&[Draw { mask: Some(0), ..GREEDY }]).unwrap();
         baked.wait().unwrap();
     };
     assert!(allocations(|| round(&mut baked)) > 0, "the first time, lists are recorded");
@@ -174,6 +212,7 @@ fn dispatches_that_no_barrier_divides_do_not_conflict() {
             }
             for tokens in [2, 9, 40] {
                 baked.submit(&prompt(tokens)).unwrap();
+                baked.draw(&[GREEDY]).unwrap();
                 baked.wait().unwrap();
             }
             let recorded = recorder.recorded();

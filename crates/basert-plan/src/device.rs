@@ -6,7 +6,7 @@ use std::sync::Arc;
 use basert_core::KvFormat;
 use basert_files::ModelFile;
 
-use crate::Plan;
+use crate::{Limits, Plan};
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq)]
@@ -90,6 +90,24 @@ pub trait Baked: Send {
         &[]
     }
 
+    /// Makes `allowed` the mask of this number: token t where bit t % 32 of word t / 32 is set. What was submitted does not
+    /// see it.
+    ///
+    /// # Errors
+    /// When it allows no token, the device draws none, or fails.
+    fn set_mask(&mut self, _mask: u32, _allowed: &[u32]) -> Result<(), DeviceError> {
+        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+    }
+
+    /// Draws a token from each row of logits of the step submitted last, which was to draw none: histories and masks may
+    /// be set while it is under way. The tokens take the place of its logits.
+    ///
+    /// # Errors
+    /// When there are not as many draws as rows, the device draws no tokens, or fails.
+    fn draw(&mut self, _draws: &[Draw]) -> Result<(), DeviceError> {
+        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+    }
+
     /// Makes `counts` the history of this number: for each token of the vocabulary how often it is in the answer, and
     /// [`Draw::IN_PROMPT`] more for those of the prompt. Tokens that are drawn are added.
     ///
@@ -143,6 +161,8 @@ pub struct Draw {
     pub index: u32,
     /// The history that penalties look at.
     pub history: Option<u32>,
+    /// The mask that the token is to be one of; all may come where there is none.
+    pub mask: Option<u32>,
 }
 
 impl Draw {
@@ -150,6 +170,28 @@ impl Draw {
     pub const PARTS: u32 = 1 << 20;
     /// Added to the count of a token that is in the prompt.
     pub const IN_PROMPT: u16 = 1 << 15;
+
+    /// Refuses draws that are not one for each of `rows` rows of logits, or look at what there is no room for.
+    ///
+    /// # Errors
+    /// [`DeviceError::Step`], with what is wrong.
+    pub fn check(draws: &[Draw], rows: usize, limits: Limits) -> Result<(), DeviceError> {
+        if draws.len() != rows {
+            return Err(DeviceError::Step(format!("{} draws for {rows} rows of logits", draws.len())));
+        }
+        let beyond = |number: &u32| *number as usize >= limits.wanted;
+        match draws.iter().flat_map(|draw| [draw.history, draw.mask]).flatten().find(beyond) {
+            Some(number) => Err(DeviceError::Step(format!("history or mask {number}, of {}", limits.wanted))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The first token that a mask allows (see [`Baked::set_mask`]) of a vocabulary of this size.
+pub fn first_allowed(mask: &[u32], vocabulary: usize) -> Option<u32> {
+    let (word, bits) = mask.iter().enumerate().find(|(_, bits)| **bits != 0)?;
+    let token = 32 * word + bits.trailing_zeros() as usize;
+    (token < vocabulary).then_some(token as u32)
 }
 
 /// The part of a step that belongs to one sequence: its next tokens, at consecutive positions.
@@ -197,8 +239,8 @@ impl StepState {
                 limits.tokens, limits.wanted
             ));
         }
-        if !self.draws.is_empty() && self.draws.len() != wanted {
-            return fail(format!("{} draws for {wanted} rows of logits", self.draws.len()));
+        if !self.draws.is_empty() {
+            Draw::check(&self.draws, wanted, limits)?;
         }
         if self.positions.len() != tokens || self.wanted.iter().any(|&row| row as usize >= tokens) {
             return fail("rows and tokens do not agree".to_owned());

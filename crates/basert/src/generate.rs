@@ -1,11 +1,9 @@
 //! Answers, piece by piece.
 
-use std::panic::resume_unwind;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use basert_engine::{Sampler, Sampling};
-use basert_text::{Constraint, Detokenizer, Grammar, GrammarError, StopTexts, Tokenizer};
+use basert_text::{Constraint, Detokenizer, Grammar, StopTexts, Tokenizer};
 
 use crate::{Error, Session};
 
@@ -178,21 +176,23 @@ impl<'s, 'm> Pieces<'s, 'm> {
     }
 }
 
-/// Computes the token before, if there is one, and meanwhile which ones may follow it; draws among these.
+/// Draws a token among those that may follow the last one; the first token, from the logits of the prompt.
 fn constrained(
     session: &mut Session<'_>,
     sampler: &mut Sampler,
     constraint: &mut Constraint,
     last: Option<u32>,
 ) -> Result<u32, Error> {
-    thread::scope(|scope| {
-        let mask = scope.spawn(|| constraint.mask().map(drop));
-        let computed = last.map_or(Ok(()), |last| session.step(last));
-        mask.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-        computed
-    })?;
-    let token = sampler.next_of(session.logits(), constraint.mask()?);
-    let token = token.ok_or_else(|| GrammarError::Step { reason: "no token may come next".into() })?;
+    let token = match last {
+        Some(last) => {
+            let (model, rows) = (session.model(), &mut [(session, sampler, last)]);
+            let mut drawn =
+                model.draw_allowed(rows, || vec![constraint.mask().map(Some).map_err(|e| e.to_string())])?;
+            drawn.swap_remove(0)?
+        }
+        // There is at least one.
+        None => sampler.next_of(session.logits(), constraint.mask()?).unwrap_or_default(),
+    };
     constraint.accept(token)?;
     Ok(token)
 }

@@ -47,7 +47,7 @@ mod session;
 mod text;
 
 pub use basert_core::KvFormat;
-pub use basert_engine::{Engine, Sampler, Sampling};
+pub use basert_engine::{Allowed, Engine, Sampler, Sampling};
 pub use basert_text::{
     ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Grammar, GrammarError, Tokenizer,
 };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
-use basert_engine::{Engine, EngineError, Sampler};
+use basert_engine::{Allowed, Drawing, Engine, EngineError, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{FUSIONS, Facts, Limits, LoadOptions, Plan};
@@ -279,9 +279,20 @@ impl Model {
     /// # Errors
     /// As for [`Model::advance`].
     pub fn draw(&self, rows: &mut [(&mut Session<'_>, &mut Sampler, u32)], more: usize) -> Result<Vec<u32>, Error> {
-        let mut rows: Vec<_> =
-            rows.iter_mut().map(|(session, sampler, token)| (session.sequence_mut(), &mut **sampler, *token)).collect();
-        Ok(self.engine().draw(&mut rows, more)?)
+        Ok(self.engine().draw(&mut sequences(rows), more)?)
+    }
+
+    /// Like [`Model::draw`], but each session draws among the tokens that it is allowed: `masks` finds out which, one for
+    /// each, while the device computes. A session that is allowed none has an error of its own.
+    ///
+    /// # Errors
+    /// As for [`Model::advance`].
+    pub fn draw_allowed<'a>(
+        &self,
+        rows: &mut [(&mut Session<'_>, &mut Sampler, u32)],
+        masks: impl FnOnce() -> Vec<Allowed<'a>> + Send,
+    ) -> Result<Vec<Result<u32, EngineError>>, Error> {
+        Ok(self.engine().draw_allowed(&mut sequences(rows), masks)?)
     }
 
     /// Calls `each` with every position of `tokens` from `from` on, and the logits of what follows it.
@@ -317,4 +328,9 @@ impl Model {
         // A panic while the engine was held leaves sequences as they were before the step.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Sessions that draw, as the engine sees them.
+fn sequences<'a>(rows: &'a mut [(&mut Session<'_>, &mut Sampler, u32)]) -> Vec<Drawing<'a>> {
+    rows.iter_mut().map(|(session, sampler, token)| (session.sequence_mut(), &mut **sampler, *token)).collect()
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use self::clients::Clients;
 use self::pace::Pace;
-pub use self::request::{Answer, Attention, Mask, Prompt, Reader, Request, Token};
+pub use self::request::{Answer, Attention, Prompt, Reader, Request, Token};
+use crate::engine::choose;
 use crate::{Engine, EngineError, Sequence, TokenLogprobs};
 
 /// Requests that wait and requests that are being answered.
@@ -82,11 +83,7 @@ impl Task {
     /// Whether a device may draw its tokens without showing logits to anyone.
     fn needs_no_logits(&self) -> bool {
         self.drawn.is_some()
-            && self.answers.iter().all(|answer| {
-                answer.logprobs.is_none()
-                    && !answer.reader.is_constrained()
-                    && answer.sampler.draw_on_device(0).is_some()
-            })
+            && self.answers.iter().all(|answer| answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
     }
 
     /// Goes on from what is known of its tokens. What was done before it had to wait is not counted as found.
@@ -330,23 +327,25 @@ impl Scheduler {
     fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
         let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
         let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
-        let mut rows: Vec<_> = step
-            .iter_mut()
-            .filter_map(|(task, _)| {
-                let token = task.drawn.take()?;
-                Some((&mut task.sequence, &mut task.answers.first_mut()?.sampler, token))
-            })
-            .collect();
-        let tokens = engine.draw(&mut rows, more)?;
-        for ((task, _), id) in step.drain(..).zip(tokens) {
-            self.go_on(engine, task, Token { id, logprobs: None });
+        let (mut rows, mut readers) = (Vec::with_capacity(step.len()), Vec::with_capacity(step.len()));
+        for (task, _) in step.iter_mut() {
+            let (Some(token), Some(answer)) = (task.drawn.take(), task.answers.first_mut()) else { continue };
+            rows.push((&mut task.sequence, &mut answer.sampler, token));
+            readers.push(&mut answer.reader);
+        }
+        let tokens: Vec<_> = if readers.iter().any(|reader| reader.is_constrained()) {
+            engine.draw_allowed(&mut rows, || readers.into_iter().map(|reader| reader.mask()).collect())?
+        } else {
+            engine.draw(&mut rows, more)?.into_iter().map(Ok).collect()
+        };
+        for ((task, _), token) in step.drain(..).zip(tokens) {
+            self.go_on(engine, task, token.map(|id| Token { id, logprobs: None }));
         }
         Ok(())
     }
 
     /// A step whose logits are looked at here.
     fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
-        let mut masks = Vec::new();
         let mut rows = Vec::with_capacity(step.len());
         let mut constrained = Vec::new();
         for (task, count) in step.iter_mut() {
@@ -355,7 +354,7 @@ impl Scheduler {
             }
             let ends = task.lacking() == *count;
             let answers = task.answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
-            constrained.extend(answers.map(|answer| (task.number, answer)));
+            constrained.extend(answers.map(|answer| &mut answer.reader));
             rows.push((&mut task.sequence, *count));
         }
         let mut result = Ok(());
@@ -364,14 +363,11 @@ impl Scheduler {
             compute();
         } else {
             thread::scope(|scope| {
-                let constrained = scope
-                    .spawn(|| constrained.into_iter().map(|(number, answer)| (number, answer.reader.mask())).collect());
+                scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
                 compute();
-                masks = constrained.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             });
         }
         result?;
-        let mut masks = masks.into_iter().peekable();
         for (mut task, count) in step.drain(..) {
             if task.made == 0 {
                 task.prompt.done = task.prompt.done.max(task.sequence.computed());
@@ -384,18 +380,14 @@ impl Scheduler {
                 self.running.push(task);
                 continue;
             }
-            let number = task.number;
             for mut task in self.split(engine, task) {
                 let Some(answer) = task.answers.first_mut() else { continue };
-                let constrained = answer.reader.is_constrained();
-                let mask = masks.next_if(|mask| constrained && mask.0 == number).map(|mask| mask.1);
-                match choose(answer, task.sequence.logits(), mask.unwrap_or(Ok(None))) {
-                    Ok(token) => self.go_on(engine, task, token),
-                    Err(error) => {
-                        self.clients.leave(task.client);
-                        end(engine, task, Some(Err(error)));
-                    }
-                }
+                let (logits, allowed) = (task.sequence.logits(), answer.reader.mask());
+                let token = choose(&mut answer.sampler, logits, allowed).map(|id| {
+                    let logprobs = answer.logprobs.map(|top| TokenLogprobs::of(logits, id, top));
+                    Token { id, logprobs }
+                });
+                self.go_on(engine, task, token);
             }
         }
         Ok(())
@@ -415,9 +407,16 @@ impl Scheduler {
         tasks
     }
 
-    /// Hands a token to its reader, and keeps the task if there may be more.
-    fn go_on(&mut self, engine: &mut Engine, mut task: Task, token: Token) {
+    /// Hands a token to its reader, and keeps the task if there may be more. Without one the answer ends.
+    fn go_on(&mut self, engine: &mut Engine, mut task: Task, token: Result<Token, EngineError>) {
         let Some(answer) = task.answers.first_mut() else { return };
+        let token = match token {
+            Ok(token) => token,
+            Err(error) => {
+                self.clients.leave(task.client);
+                return end(engine, task, Some(Err(error)));
+            }
+        };
         task.made += 1;
         task.drawn = Some(token.id);
         let wants_more = answer.max_tokens == 0 || answer.reader.token(token);
@@ -436,17 +435,4 @@ fn end(engine: &mut Engine, mut task: Task, word: Option<Result<(), EngineError>
     for mut answer in task.answers.into_iter().filter(|_| word.is_some()) {
         answer.reader.end(word.clone().unwrap_or(Ok(())));
     }
-}
-
-/// The next token of an answer.
-fn choose(answer: &mut Answer, logits: &[f32], mask: Result<Option<Mask>, String>) -> Result<Token, EngineError> {
-    let id = match mask.map_err(EngineError::Constraint)? {
-        None => answer.sampler.next(logits),
-        Some(mask) => {
-            let none = || EngineError::Constraint("no token may come next".to_owned());
-            answer.sampler.next_of(logits, &mask).ok_or_else(none)?
-        }
-    };
-    let logprobs = answer.logprobs.map(|top| TokenLogprobs::of(logits, id, top));
-    Ok(Token { id, logprobs })
 }

@@ -1,6 +1,6 @@
 //! What is asked of the scheduler, and who is told.
 
-use crate::{EngineError, Sampler, TokenLogprobs};
+use crate::{Allowed, EngineError, Sampler, TokenLogprobs};
 
 /// A prompt, and the answers that are wanted to it.
 pub struct Request {
@@ -35,9 +35,6 @@ pub enum Attention {
     Gone,
 }
 
-/// Tokens that may come next: token t where bit t % 32 of word t / 32 is set.
-pub type Mask = Vec<u32>;
-
 /// A token of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
@@ -71,11 +68,9 @@ pub trait Reader: Send {
         false
     }
 
-    /// Those that may come next. It is called while the device computes, and may take as long as that.
-    ///
-    /// # Errors
-    /// Why none may; the answer ends.
-    fn mask(&mut self) -> Result<Option<Mask>, String> {
+    /// Those that may come next, or why none may, which ends the answer. It is called while the device computes, and may
+    /// take as long as that; asked again before it was given a token, it says the same at once.
+    fn mask(&mut self) -> Allowed<'_> {
         Ok(None)
     }
 

@@ -8,7 +8,8 @@
 // STEP_SLOTS       where its key and value go: page · PAGE + place in the page
 // STEP_TABLES      where its sequence's pages begin, in words from STEP_PAGES
 // STEP_WANTED      rows whose logits are wanted
-// STEP_DRAWS       how a token is drawn from the logits of each of them, DRAW_WORDS words: see `sample/sample.metal`
+// STEP_DRAWS       how a token is drawn from the logits of each of them, DRAW_WORDS words: see `sample/candidate.h`
 // STEP_TILES       first row, and number of rows, of each tile of queries
 // STEP_PAGES       the pages of all sequences
+// STEP_MASKS       the tokens that may be drawn, a bit for each of the vocabulary, of each draw that has a mask
 #define DRAW_WORDS 12

@@ -16,6 +16,7 @@ struct draw {
     uint seed_high;
     uint index;
     bool has_history;
+    bool has_mask;
 };
 
 static inline draw draw_of(device const uint *step, uint row) {
@@ -32,13 +33,26 @@ static inline draw draw_of(device const uint *step, uint row) {
     d.seed_high = at[8];
     d.index = at[9];
     d.has_history = at[10] != 0;
+    d.has_mask = at[11] != 0;
     return d;
 }
 
-// The logit with its penalties, divided by the temperature where there is one. History: how often a token is in the
-// answer, and 2^15 more where it is in the prompt.
-static inline float candidate(thread const draw &d, device const float *logits, device const ushort *history, uint token) {
+// Whether a token may be drawn.
+static inline bool is_allowed(thread const draw &d, device const uint *mask, uint token) {
+    return !d.has_mask || ((mask[token / 32] >> (token % 32)) & 1u) != 0;
+}
+
+// The logit with its penalties, divided by the temperature where there is one; −∞ for what may not be drawn. History: how
+// often a token is in the answer, and 2^15 more where it is in the prompt.
+static inline float candidate(
+    thread const draw &d,
+    device const float *logits,
+    device const ushort *history,
+    device const uint *mask,
+    uint token)
+{
     float x = logits[token];
+    if (!is_allowed(d, mask, token)) x = -INFINITY;
     if (d.has_history) {
         const uint seen = history[token];
         if (seen) {
@@ -53,4 +67,10 @@ static inline float candidate(thread const draw &d, device const float *logits, 
 // What penalties of a row look at.
 static inline ulong history_of(thread const draw &d, device const uint *step, uint row) {
     return d.has_history ? ulong(step[STEP_DRAWS + row * DRAW_WORDS + 10] - 1) * VOCABULARY : 0;
+}
+
+// The mask of a row.
+static inline device const uint *mask_of(thread const draw &d, device const uint *step, uint row) {
+    const uint number = d.has_mask ? step[STEP_DRAWS + row * DRAW_WORDS + 11] - 1 : 0;
+    return step + STEP_MASKS + number * ((VOCABULARY + 31) / 32);
 }

@@ -24,11 +24,12 @@ kernel void largest(
     const draw d = draw_of(step, row);
     device const float *logits = all_logits + ulong(row) * LOGITS_STRIDE;
     device const ushort *history = histories + history_of(d, step, row);
+    device const uint *mask = mask_of(d, step, row);
 
     ulong best = 0;
 #pragma unroll 8
     for (uint token = part * THREADS + thread_index; token < VOCABULARY; token += LARGEST_PARTS * THREADS) {
-        const float x = candidate(d, logits, history, token);
+        const float x = candidate(d, logits, history, mask, token);
         if (x > -INFINITY) best = max(best, rank_of(x, token));
     }
     best = threadgroup_max(best, partial, simdgroup, lane);

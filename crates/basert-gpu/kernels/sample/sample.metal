@@ -54,6 +54,7 @@ kernel void sample(
     const draw d = draw_of(step, row);
     device const float *logits = all_logits + ulong(row) * LOGITS_STRIDE;
     device ushort *history = histories + history_of(d, step, row);
+    device const uint *mask = mask_of(d, step, row);
 
     ulong best = thread_index < LARGEST_PARTS ? largest_ranks[row * LARGEST_PARTS + thread_index] : 0;
     best = threadgroup_max(best, partial, simdgroup, lane);
@@ -76,7 +77,7 @@ kernel void sample(
             threadgroup_barrier(mem_flags::mem_threadgroup);
             ulong total = 0;
             for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-                const float x = candidate(d, logits, history, token);
+                const float x = candidate(d, logits, history, mask, token);
                 if (x > -INFINITY && rank_of(x, token) >= least) {
                     const uint weight = by_weight ? exact_weight(x - largest) : 1;
                     const uint bin = bin_of(largest, x);
@@ -118,7 +119,7 @@ kernel void sample(
             if (bin == BINS) continue;
 
             for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-                const float x = candidate(d, logits, history, token);
+                const float x = candidate(d, logits, history, mask, token);
                 const ulong rank = rank_of(x, token);
                 if (x > -INFINITY && rank >= least && bin_of(largest, x) == bin) {
                     const uint at = atomic_fetch_add_explicit(&count[0], 1u, memory_order_relaxed);
@@ -147,7 +148,7 @@ kernel void sample(
                     const ulong higher = reached | (1ul << (bit - 1));
                     ulong sum = 0;
                     for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-                        const float x = candidate(d, logits, history, token);
+                        const float x = candidate(d, logits, history, mask, token);
                         const ulong rank = rank_of(x, token);
                         if (x > -INFINITY && rank >= least && rank >= higher && bin_of(largest, x) == bin) {
                             sum += by_weight ? exact_weight(x - largest) : 1;
@@ -162,13 +163,21 @@ kernel void sample(
         const float lowest = max(largest + d.log_min_p, largest - REACH);
         ulong most = 0;
         for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-            const float x = candidate(d, logits, history, token);
+            const float x = candidate(d, logits, history, mask, token);
             if (x >= lowest && rank_of(x, token) >= least) {
                 const uint bits = philox(token / 4, d.index, d.seed_low, d.seed_high, token % 4);
                 most = max(most, rank_of(x + exact_gumbel(bits), token));
             }
         }
         best = threadgroup_max(most, partial, simdgroup, lane);
+    }
+
+    if (best == 0) {
+        // Where nothing has a chance, the first that is allowed is as good as any.
+        for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
+            if (is_allowed(d, mask, token)) best = max(best, rank_of(0.0f, token));
+        }
+        best = threadgroup_max(best, partial, simdgroup, lane);
     }
 
     if (thread_index == 0) {

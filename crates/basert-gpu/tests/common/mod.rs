@@ -27,6 +27,7 @@ pub const GREEDY: Draw = Draw {
     seed: 0,
     index: 0,
     history: None,
+    mask: None,
 };
 
 /// The tiny model of a family, and its plan.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use basert_engine::{Attention, EngineError, Mask, Prompt, Reader, Token};
+use basert_engine::{Allowed, Attention, EngineError, Prompt, Reader, Token};
 use basert_text::{Constraint, Detokenizer, Event as Part, Parser, ParserOptions, StopTexts, Tokenizer};
 use tokio::sync::mpsc;
 
@@ -202,9 +202,9 @@ impl Reader for TextReader {
         self.constraint.is_some()
     }
 
-    fn mask(&mut self) -> Result<Option<Mask>, String> {
+    fn mask(&mut self) -> Allowed<'_> {
         let Some(constraint) = &mut self.constraint else { return Ok(None) };
-        constraint.mask().map(|mask| Some(mask.to_vec())).map_err(|error| error.to_string())
+        constraint.mask().map(Some).map_err(|error| error.to_string())
     }
 
     fn token(&mut self, token: Token) -> bool {

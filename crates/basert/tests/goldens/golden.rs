@@ -33,17 +33,20 @@ impl Golden {
         Golden { name, file, graph, prompt, logits, _folder: folder }
     }
 
-    /// A model whose logits are those of the oracle.
-    pub fn by_the_oracle(
+    /// A model of which no logits are known.
+    pub fn without_logits(
         name: String,
         file: Arc<ModelFile>,
         graph: Arc<Graph>,
         prompt: Vec<u32>,
         folder: tempfile::TempDir,
     ) -> Golden {
-        let mut golden = Golden { name, file, graph, prompt, logits: Vec::new(), _folder: Some(folder) };
-        golden.logits = golden.reference();
-        golden
+        Golden { name, file, graph, prompt, logits: Vec::new(), _folder: Some(folder) }
+    }
+
+    /// The same with the logits of the oracle.
+    pub fn by_the_oracle(self) -> Golden {
+        Golden { logits: self.reference(), ..self }
     }
 
     pub fn reference(&self) -> Vec<f32> {

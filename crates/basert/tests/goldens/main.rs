@@ -2,6 +2,7 @@
 //! device.
 
 mod cpu;
+mod draws;
 mod golden;
 mod gpu;
 mod ops;
