@@ -121,6 +121,13 @@ pub trait Gpu: Send {
     /// When the device failed.
     fn submit(&mut self, recording: Recording) -> Result<(), GpuError>;
 
+    /// Carries out a recording's dispatches one after the other, without overlap, and tells the seconds that each of them
+    /// took; what launching one costs may be part of that.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError>;
+
     /// Gets bytes out of memory, after all that was submitted is complete.
     ///
     /// # Errors

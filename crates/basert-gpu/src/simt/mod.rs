@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Instant;
 
 use basert_files::ModelFile;
 use compiler::{Compiled, Compiler};
@@ -340,6 +341,18 @@ impl Gpu for SimtGpu {
             }
         }
         Ok(())
+    }
+
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError> {
+        let Recording(id) = recording;
+        let runs = self.recordings.get(id as usize).map(Vec::len);
+        let runs = runs.ok_or_else(|| failed(format!("there is no recording {id}")))?;
+        let one = |index| {
+            let start = Instant::now();
+            self.run(id as usize, index)?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        (0..runs).map(one).collect()
     }
 
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {

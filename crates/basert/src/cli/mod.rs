@@ -9,6 +9,7 @@ mod grammar;
 mod inspect;
 mod model;
 mod plan;
+mod profile;
 mod progress;
 mod sampling;
 mod serve;
@@ -60,6 +61,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Show how a model is computed, and what bounds its speed
     Plan(plan::Args),
+    /// Show how long each op of a step takes, and what bounds it
+    Profile(profile::Args),
     /// Write a model of random weights, to measure with
     Synth(synth::Args),
     /// Fetch a model, or bring it up to date
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),

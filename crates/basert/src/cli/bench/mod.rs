@@ -1,8 +1,8 @@
 //! `basert bench`.
 
-mod machine;
+pub mod machine;
 mod peer;
-mod report;
+pub mod report;
 mod workload;
 
 use std::io::{self, IsTerminal, Write};
