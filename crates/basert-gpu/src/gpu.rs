@@ -13,12 +13,16 @@ pub struct GpuFacts {
     pub name: String,
     /// What it is made of, for people.
     pub description: String,
+    /// What compiles and runs its kernels: driver or system, and compiler, with their versions.
+    pub software: String,
     /// The tuning table that its kernels are chosen from, such as `cuda`.
     pub tuning: &'static str,
     /// Bytes of memory that can still be used, allocated or mapped, where that is known.
     pub free_memory: Option<usize>,
     /// Bytes of the largest buffer.
     pub largest_buffer: usize,
+    /// Bytes of memory that the threads of a threadgroup can share.
+    pub threadgroup_memory: usize,
     /// Cores (streaming multiprocessors) that threadgroups are spread over.
     pub cores: usize,
 }

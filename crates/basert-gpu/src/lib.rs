@@ -26,7 +26,7 @@ mod tuning;
 mod views;
 mod weights;
 
-pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey};
+pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey, cache_dir};
 pub use check::tiles_are_right;
 pub use count::{Launches, apple_tuning, kernels_on, launches_on};
 #[cfg(not(target_os = "macos"))]

@@ -17,7 +17,7 @@ use crate::tuning::Tuning;
 use crate::weights::{Placed, Vector, Weights};
 
 /// Threadgroup memory that every chip has.
-const THREADGROUP_BYTES: usize = 32 << 10;
+pub const THREADGROUP_BYTES: usize = 32 << 10;
 /// The most parts that a context is divided into.
 const MOST_SPLITS: usize = 32;
 /// Threadgroups that look for the largest of a row of logits.

@@ -111,6 +111,16 @@ impl CudaGpu {
             .unwrap_or(0)
     }
 
+    /// The compiler of kernels that is used with the driver there is, or by itself where there is none: its name, and
+    /// where it was found.
+    ///
+    /// # Errors
+    /// [`GpuError::Missing`], which says how to get it.
+    pub fn compiler() -> Result<String, GpuError> {
+        let nvrtc = nvrtc::Nvrtc::find(driver_version().map(|version| version / 1000))?;
+        Ok(format!("{}, {}", nvrtc.name(), nvrtc.file.display()))
+    }
+
     /// The GPU that the driver gives this number, from 0 on.
     ///
     /// # Errors
@@ -151,6 +161,7 @@ impl CudaGpu {
             fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         let cores = fact(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let threadgroup_memory = fact(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)? as usize;
         let model = device::get_name(device).map_err(missing)?;
         if capability < LEAST_CAPABILITY {
             let ((major, minor), (needed, and)) = (capability, LEAST_CAPABILITY);
@@ -169,9 +180,11 @@ impl CudaGpu {
             facts: GpuFacts {
                 name: format!("cuda:{ordinal}"),
                 description: format!("{model}, compute capability {major}.{minor}, {gibibytes:.1} GiB"),
+                software: format!("driver for CUDA {}.{}, {}", version / 1000, version % 1000 / 10, compiler.name()),
                 tuning: "cuda",
                 free_memory: Some(free),
                 largest_buffer: usize::MAX,
+                threadgroup_memory,
                 cores,
             },
             dependent_launch: options.dependent_launch

@@ -132,9 +132,11 @@ impl MetalGpu {
                 version.minorVersion,
                 budget as f64 / f64::from(1 << 30)
             ),
+            software: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
             tuning: apple_tuning(if device.supportsFamily(MTLGPUFamily::Apple10) { 10 } else { 9 }),
             free_memory: None,
             largest_buffer: device.maxBufferLength() / PAGE * PAGE,
+            threadgroup_memory: device.maxThreadgroupMemoryLength(),
             cores: chip_of_device(&name).map_or(CORES, |chip| chip.cores),
         };
         let candidates: &[Tiles] =
@@ -162,6 +164,10 @@ impl MetalGpu {
             gpu.compiler.system.tiles = tiles;
             gpu.compiled.clear();
             if tiles_are_right(&mut gpu).unwrap_or(false) {
+                gpu.facts.software += match tiles {
+                    Tiles::TensorUnits => ", products by tensor units",
+                    Tiles::Simdgroups => ", products by simdgroups",
+                };
                 gpu.count_memory();
                 return Ok(gpu);
             }

@@ -25,6 +25,7 @@ use memory::Allocation;
 use order::{Order, Random};
 use threadgroup::{Fault, LANES, Launch, MOST_THREADS, Memory, Worker};
 
+use crate::lower::THREADGROUP_BYTES;
 use crate::views::Views;
 use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
@@ -95,9 +96,11 @@ impl SimtGpu {
         let facts = GpuFacts {
             name: "simt".to_owned(),
             description: "the CPU, running GPU kernels thread by thread".to_owned(),
+            software: compiler.name(),
             tuning: "simt",
             free_memory: memory::available(),
             largest_buffer: usize::MAX,
+            threadgroup_memory: THREADGROUP_BYTES,
             cores: options.workers,
         };
         let workers = (0..options.workers).map(|_| Worker::default()).collect();

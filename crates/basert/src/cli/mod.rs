@@ -4,6 +4,7 @@ mod answer;
 mod bench;
 mod chat;
 mod complete;
+mod doctor;
 mod failure;
 mod grammar;
 mod inspect;
@@ -15,6 +16,7 @@ mod sampling;
 mod serve;
 mod store;
 mod synth;
+mod system;
 mod units;
 
 use std::io;
@@ -63,6 +65,8 @@ enum Command {
     Plan(plan::Args),
     /// Show how long each op of a step takes, and what bounds it
     Profile(profile::Args),
+    /// Look at this machine: what models could run on, and what is missing
+    Doctor(doctor::Args),
     /// Write a model of random weights, to measure with
     Synth(synth::Args),
     /// Fetch a model, or bring it up to date
@@ -89,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),
