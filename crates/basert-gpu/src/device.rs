@@ -23,13 +23,19 @@ pub struct GpuDevice<G> {
 }
 
 impl<G: Gpu> GpuDevice<G> {
-    /// This one.
+    /// This one, with the table that was measured on it, or the one that comes with the project.
     ///
     /// # Errors
-    /// When the machine's own table of tuning is not well-formed.
+    /// When the measured table is not well-formed.
     pub fn new(gpu: G) -> Result<GpuDevice<G>, GpuError> {
+        let tuning = Tuning::of_device(gpu.facts())?;
+        Ok(GpuDevice::with_tuning(gpu, tuning))
+    }
+
+    /// This one, with kernels chosen from this table.
+    pub fn with_tuning(gpu: G, tuning: Tuning) -> GpuDevice<G> {
         let found = gpu.facts();
-        let (tuning, cores) = (Tuning::of_device(found.tuning)?, found.cores.max(1));
+        let cores = found.cores.max(1);
         let facts = Facts {
             name: found.name.clone(),
             description: found.description.clone(),
@@ -37,7 +43,7 @@ impl<G: Gpu> GpuDevice<G> {
             step_tokens: tuning.step_tokens,
             chain: CHAIN,
         };
-        Ok(GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores })
+        GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
     }
 }
 
@@ -174,7 +180,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
     }
 }
 
-fn of_device(device: &str, error: GpuError) -> DeviceError {
+pub(crate) fn of_device(device: &str, error: GpuError) -> DeviceError {
     match error {
         GpuError::OutOfMemory { bytes, what, .. } => {
             DeviceError::OutOfMemory { device: device.to_owned(), bytes, what }

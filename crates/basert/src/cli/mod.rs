@@ -17,6 +17,7 @@ mod serve;
 mod store;
 mod synth;
 mod system;
+mod tune;
 mod units;
 
 use std::io;
@@ -67,6 +68,8 @@ enum Command {
     Profile(profile::Args),
     /// Look at this machine: what models could run on, and what is missing
     Doctor(doctor::Args),
+    /// Check the kernels of a device, and keep the fastest
+    Tune(tune::Args),
     /// Write a model of random weights, to measure with
     Synth(synth::Args),
     /// Fetch a model, or bring it up to date
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),

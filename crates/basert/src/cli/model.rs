@@ -61,7 +61,9 @@ impl DeviceArgs {
 
     /// Makes the device ready. A GPU that nobody asked for and that lacks something is left alone, with a note.
     pub fn device(&self) -> anyhow::Result<Box<dyn Device>> {
-        match self.kind().open(self.threads) {
+        // Where stderr is closed, there is nobody to be told.
+        let mut note = |line: &str| _ = writeln!(io::stderr(), "note: {line}");
+        match self.kind().open_telling(self.threads, &mut note) {
             Err(error @ basert::Error::Gpu(_)) if self.device.is_none() => {
                 writeln!(io::stderr(), "note: running on the CPU, for the GPU cannot be used: {error}")?;
                 Ok(DeviceKind::Cpu.open(self.threads)?)

@@ -5,6 +5,7 @@ mod doctor;
 mod profile;
 mod serve;
 mod synth;
+mod tune;
 
 use std::fs;
 use std::io::{Read, Write};

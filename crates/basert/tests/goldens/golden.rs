@@ -33,19 +33,6 @@ impl Golden {
         Golden { name, file, graph, prompt, logits, _folder: folder }
     }
 
-    /// A model whose logits are those of the oracle.
-    pub fn by_the_oracle(
-        name: String,
-        file: Arc<ModelFile>,
-        graph: Arc<Graph>,
-        prompt: Vec<u32>,
-        folder: tempfile::TempDir,
-    ) -> Golden {
-        let mut golden = Golden { name, file, graph, prompt, logits: Vec::new(), _folder: Some(folder) };
-        golden.logits = golden.reference();
-        golden
-    }
-
     pub fn reference(&self) -> Vec<f32> {
         let reference = Reference::new(self.graph.clone(), &self.file).unwrap();
         let all: Vec<usize> = (0..self.prompt.len()).collect();
