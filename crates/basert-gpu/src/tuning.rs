@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::cache_dir;
 use crate::lower::THREADGROUP_BYTES;
+use crate::step::PAGE;
 use crate::{CacheKey, GpuError, GpuFacts, SOURCES};
 
 /// The shape of a matrix product.
@@ -115,7 +116,12 @@ impl Gemv {
     }
 
     fn is_legal(&self) -> bool {
-        self.each.is_multiple_of(2) && self.simdgroups.is_multiple_of(self.split) && self.simdgroups <= 32
+        let Gemv { each, simdgroups, split } = *self;
+        (2..=16).contains(&each)
+            && each.is_multiple_of(2)
+            && (1..=32).contains(&simdgroups)
+            && split > 0
+            && simdgroups.is_multiple_of(split)
     }
 }
 
@@ -136,8 +142,13 @@ impl Gemm {
 
     fn is_legal(&self) -> bool {
         let Gemm { m, n, simdgroups, simdgroups_m } = *self;
-        let across = simdgroups / simdgroups_m;
-        across * simdgroups_m == simdgroups
+        let sizes = 16..=256;
+        let across = simdgroups.checked_div(simdgroups_m).unwrap_or(0);
+        sizes.contains(&m)
+            && sizes.contains(&n)
+            && (1..=32).contains(&simdgroups)
+            && across > 0
+            && across * simdgroups_m == simdgroups
             && m.is_multiple_of(16 * simdgroups_m)
             && n.is_multiple_of(16 * across)
             && (m + n) * 32 * 2 * 2 <= THREADGROUP_BYTES
@@ -162,10 +173,15 @@ impl Decode {
     }
 
     fn is_legal(&self) -> bool {
+        let Decode { simdgroups, values, groups_per_core, least_split } = *self;
         // The largest heads have 256 values, and their sums are put together in threadgroup memory.
-        let held = self.values.max(256);
-        (self.simdgroups * (held + 2) + held + 2 * 256) * size_of::<f32>() <= THREADGROUP_BYTES
-            && self.least_split.is_multiple_of(crate::step::PAGE)
+        let held = values.clamp(256, 1024);
+        (1..=32).contains(&simdgroups)
+            && (1..=1024).contains(&values)
+            && (1..=64).contains(&groups_per_core)
+            && (simdgroups * (held + 2) + held + 2 * 256) * size_of::<f32>() <= THREADGROUP_BYTES
+            && (PAGE..=1 << 20).contains(&least_split)
+            && least_split.is_multiple_of(PAGE)
     }
 }
 
@@ -257,7 +273,7 @@ impl Tuning {
         };
         let tuning: Tuning = toml::from_str(&text).map_err(|error| wrong(error.message()))?;
         if !tuning.is_complete() {
-            return Err(wrong("the last rules of gemv and gemm must have no limits, and all choices must be legal"));
+            return Err(wrong("sizes and choices must be legal, and the last rules of gemv and gemm without limits"));
         }
         Ok(Some(tuning))
     }
@@ -281,10 +297,12 @@ impl Tuning {
         toml::to_string(self).unwrap_or_default()
     }
 
-    /// Whether there is a rule for every product, and every choice is legal.
+    /// Whether there is a rule for every product, and every choice is legal: all that the rest of the crate relies on.
     fn is_complete(&self) -> bool {
         let unlimited = |limits: Option<Limits>| limits == Some(Limits::default());
-        unlimited(self.gemv.last().map(|rule| rule.limits))
+        (1..=1 << 16).contains(&self.step_tokens)
+            && self.few_tokens <= 64
+            && unlimited(self.gemv.last().map(|rule| rule.limits))
             && unlimited(self.gemm.last().map(|rule| rule.limits))
             && self.gemv.iter().all(|rule| rule.choice.is_legal())
             && self.gemm.iter().all(|rule| rule.choice.is_legal())
@@ -358,6 +376,29 @@ mod tests {
             assert_eq!(read, tuning);
         }
     }
+    /// Whatever a file says, no number in it gets as far as a kernel that it is not legal for.
+    #[test]
+    fn what_is_not_legal_is_no_table() {
+        let text = Tuning::named("apple").to_toml();
+        let read = |text: &str| toml::from_str::<Tuning>(text).is_ok_and(|tuning| tuning.is_complete());
+        assert!(read(&text));
+        let names =
+            ["each", "simdgroups", "split", "m", "n", "simdgroups_m", "values", "groups_per_core", "least_split"];
+        for name in names.into_iter().chain(["step_tokens"]) {
+            for number in [0, i64::MAX] {
+                let changed: Vec<_> = text
+                    .lines()
+                    .map(|line| match line.split_once(" = ") {
+                        Some((found, _)) if found == name => format!("{name} = {number}"),
+                        _ => line.to_owned(),
+                    })
+                    .collect();
+                assert!(!read(&changed.join("\n")), "{name} = {number}");
+            }
+        }
+        assert!(!read(&text.replace("few_tokens = 8", "few_tokens = 9999")));
+    }
+
     #[test]
     fn a_choice_is_changed_in_one_rule_or_all() {
         let tuning = Tuning::named("cuda");

@@ -326,8 +326,10 @@ pub fn cpu(threads: Option<usize>, effort: Effort, tell: Tell<'_>) -> Result<Vec
 fn time_product(device: &CpuDevice, format: Format, tokens: usize) -> Result<Timed, Error> {
     const ROUNDS: usize = 3;
     let failed = |error: DeviceError| Error::Check(error.to_string());
-    let (rows, columns) = (64 << 20, 4096);
-    let rows = rows / format.row_bytes(columns).map_err(|error| Error::Check(error.to_string()))?;
+    let columns = 4096;
+    let row = format.row_bytes(columns).map_err(|error| Error::Check(error.to_string()))?;
+    // Whole blocks, for another matrix is as wide as this one has rows.
+    let rows = (64 << 20) / row / 256 * 256;
     let (plan, file) = ops::product(format, rows, columns).outline(tokens)?;
     let plan = Arc::new(plan);
     let options = LoadOptions { pages: 1, kv: KvFormat::F16, progress: &mut |_, _, _| {} };

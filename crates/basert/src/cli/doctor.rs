@@ -12,7 +12,7 @@ use basert_cpu::{CpuDevice, Isa};
 use basert_gpu::CudaGpu;
 #[cfg(target_os = "macos")]
 use basert_gpu::MetalGpu;
-use basert_gpu::{CACHE_DIR_VARIABLE, GpuError, GpuFacts, cache_dir};
+use basert_gpu::{CACHE_DIR_VARIABLE, GpuError, GpuFacts, Tuning, cache_dir};
 #[cfg(unix)]
 use basert_gpu::{Gpu, SimtGpu, SimtOptions};
 use basert_plan::Device;
@@ -172,8 +172,8 @@ fn memory() -> Finding {
 
 /// A GPU that could be opened or not.
 fn gpu(name: &str, opened: Result<GpuFacts, GpuError>) -> Finding {
-    match opened {
-        Ok(facts) => {
+    match opened.and_then(|facts| Ok((Tuning::measured(&facts)?.is_some(), facts))) {
+        Ok((tuned, facts)) => {
             let bytes = |bytes: usize| units::bytes(bytes as f64);
             let free = facts.free_memory.map_or(String::new(), |free| format!(", {} free", bytes(free)));
             let largest = match facts.largest_buffer {
@@ -181,7 +181,8 @@ fn gpu(name: &str, opened: Result<GpuFacts, GpuError>) -> Finding {
                 largest => format!(", buffers of up to {}", bytes(largest)),
             };
             let shared = format!("{} for a threadgroup", bytes(facts.threadgroup_memory));
-            let what = format!("{}{free}{largest}, {shared}; {}", facts.description, facts.software);
+            let tuning = if tuned { "tuned" } else { "not tuned yet" };
+            let what = format!("{}{free}{largest}, {shared}; {}; {tuning}", facts.description, facts.software);
             Finding::new(facts.name.clone(), State::Good, what).with(json!({
                 "description": facts.description,
                 "software": facts.software,
@@ -190,6 +191,7 @@ fn gpu(name: &str, opened: Result<GpuFacts, GpuError>) -> Finding {
                 "threadgroup_bytes": facts.threadgroup_memory,
                 "cores": facts.cores,
                 "tuning": facts.tuning,
+                "tuned": tuned,
             }))
         }
         Err(error) => Finding::new(name, State::Bad, error.to_string()),
