@@ -246,13 +246,12 @@ impl Baked for CpuBaked {
 
     fn profile(&mut self, step: &StepState) -> Result<Vec<Span>, DeviceError> {
         let plan = self.plan.clone();
-        let begins: Vec<_> = plan.ops.iter().map(|_| AtomicU64::new(0)).collect();
+        let begins: Vec<_> = plan.ops.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
         let start = Instant::now();
         self.run(step, |i, _, worker| {
             worker.barrier();
-            if worker.index() == 0 {
-                begins[i].store(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
-            }
+            // An op begins with the first of them, whoever else is kept from going on.
+            begins[i].fetch_min(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         })?;
         let end = start.elapsed().as_secs_f64();
         let begins: Vec<f64> = begins.into_iter().map(|begin| begin.into_inner() as f64 / 1e9).collect();

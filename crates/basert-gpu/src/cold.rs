@@ -13,8 +13,8 @@ use crate::tuning::Tuning;
 use crate::weights::Weights;
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError};
 
-/// Memory that weights and keys and values are read from while ops are timed. All of it is zeros: kernels take the same
-/// time for any numbers.
+/// Memory that weights and keys and values are read from while ops are timed. All of it is zeros: no kernel has less to do
+/// for them.
 pub struct ColdPool {
     buffer: Buffer,
     bytes: usize,

@@ -229,10 +229,11 @@ impl Case {
     fn bound(&self, device: &dyn Device, at_once: usize) -> f32 {
         let bytes = ["cuda", "cpu"].iter().any(|name| device.facts().name.starts_with(name));
         let quantised = self.graph.weights.iter().any(|weight| !weight.format.is_float());
+        let tiles = at_once > 16 || self.prompt.len() > COMPARED;
         // Inputs of quantised weights are bytes there, and halves where tiles are multiplied.
         match bytes && quantised {
             true => 2e-2,
-            false if at_once > 16 => 3e-3,
+            false if tiles => 3e-3,
             false => 1e-3,
         }
     }
