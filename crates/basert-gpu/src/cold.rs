@@ -8,7 +8,7 @@ use basert_plan::{DeviceError, Plan, PlanOp, StepState};
 use crate::device::of_device;
 use crate::lower::{Launch, Lowering, Memory, page_bytes};
 use crate::shape::Shape;
-use crate::step::StepLayout;
+use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::Weights;
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError};
@@ -35,25 +35,30 @@ impl ColdPool {
         Ok(ColdPool { buffer, bytes, rounds, others: [(buffer, 0); OTHERS.len()] })
     }
 
-    /// The seconds that those ops of a plan take that are of `kind`, in a step over a cache of `pages` pages, with kernels from
-    /// this table.
+    /// The seconds that those ops of a plan take that are of `kind`, in a step of so many `tokens` after a `context`, with
+    /// kernels from this table.
     ///
     /// # Errors
     /// When there is no kernel for an op, the plan does not fit the pool, or the device fails.
     pub fn seconds(
         &mut self,
         gpu: &mut dyn Gpu,
-        (plan, step, pages): (&Plan, &StepState, usize),
+        plan: &Plan,
+        (tokens, context): (usize, usize),
         tuning: &Tuning,
         kind: impl Fn(&PlanOp) -> bool,
     ) -> Result<f64, DeviceError> {
         let (name, cores) = (gpu.facts().name.clone(), gpu.facts().cores.max(1));
         let fail = |error| of_device(&name, error);
         let weights = Weights::new(plan, &name)?;
+        let pages = (context + tokens).div_ceil(PAGE);
+        let mut step = StepState::default();
+        step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), 1);
+        step.check(plan, pages, PAGE)?;
         let layout = StepLayout::new(plan.limits, pages);
         let mut words = vec![0; layout.words];
-        let (used, tiles) = layout.encode(step, &mut words)?;
-        let shape = Shape::of(step, tiles, plan, KvFormat::F16);
+        let (used, tiles) = layout.encode(&step, &mut words)?;
+        let shape = Shape::of(&step, tiles, plan, KvFormat::F16);
         let mut lowering = Lowering::new(plan, &weights, tuning, (layout, KvFormat::F16), cores, &name);
         let mut launches = lowering.lower(shape)?;
         launches.retain(|launch| plan.ops[launch.ops.clone()].iter().any(|planned| kind(&planned.op)));

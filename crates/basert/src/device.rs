@@ -48,7 +48,7 @@ impl DeviceKind {
     }
 
     /// Makes it ready, the CPU with so many threads. The first time, a GPU's kernels are checked and timed
-    /// ([`tune::first_use`]), for a few seconds; what is to be said of that is logged as warnings.
+    /// ([`tune::first_use`]); what is to be said of that is logged as warnings.
     ///
     /// # Errors
     /// When it is not there, lacks what it needs, or its kernels come out wrong.

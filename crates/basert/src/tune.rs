@@ -17,10 +17,10 @@ use crate::ops::{self, COMPARED, Case, Kind};
 /// How much work is put into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// The variants of the table that comes with the project, held against the essential rows: seconds. Others are looked at
-    /// where none of those is right.
+    /// The variants of the table that comes with the project, held against the essential rows. Others are looked at where
+    /// none of those is right.
     Short,
-    /// All variants that are worth trying, held against all rows: minutes.
+    /// All variants that are worth trying, held against all rows.
     Full,
 }
 
@@ -249,27 +249,24 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         limits: Limits,
         table: &Tuning,
     ) -> Result<f64, Error> {
-        let most = if family == Family::Gemm { sizes.tokens } else { table.few_tokens };
         let (rows, columns) = (limits.rows.unwrap_or(sizes.rows), limits.columns.unwrap_or(sizes.columns));
+        let product = || ops::product(Format::Q4_0, rows, columns);
+        let by_tokens = table.rules(family).iter().any(|(limits, _)| limits.tokens.is_some());
         let (row, tokens, context) = match family {
             Family::Decode => (ops::long_attention(sizes.heads.0, sizes.heads.1), 1, sizes.context),
-            // Decoding is the most common of all that few rows are used for.
-            Family::Gemv if limits.tokens.is_some_and(|tokens| tokens < table.few_tokens) => {
-                (ops::product(Format::Q4_0, rows, columns), 1, 0)
-            }
-            _ => (ops::product(Format::Q4_0, rows, columns), limits.tokens.unwrap_or(most), 0),
+            // One token is the most common of all, where its rules are not others than those of a few.
+            Family::Gemv if limits.tokens.is_some() || !by_tokens => (product(), 1, 0),
+            Family::Gemv => (product(), table.few_tokens.max(1), 0),
+            Family::Gemm => (product(), limits.tokens.unwrap_or(sizes.tokens), 0),
         };
         let (plan, _) = row.outline(tokens)?;
-        let pages: Vec<u32> = (0..=(context + tokens) as u32 / 64).collect();
-        let mut step = StepState::default();
-        step.push(&vec![0; tokens], context, &pages, 1);
         let first = plan.ops.iter().position(|planned| matches!(planned.op, PlanOp::Linear { .. }));
         let out = first.map(|i| plan.ops[i].op.out());
         let timed = |op: &PlanOp| match family {
             Family::Decode => matches!(op, PlanOp::Attention { .. }),
             _ => Some(op.out()) == out,
         };
-        let seconds = pool.seconds(gpu, (&plan, &step, pages.len()), table, timed);
+        let seconds = pool.seconds(gpu, &plan, (tokens, context), table, timed);
         seconds.map_err(|error| Error::Check(error.to_string()))
     }
 }

@@ -29,7 +29,7 @@ pub struct Args {
     /// What to tune: cpu, metal, cuda, cuda:N or simt [default: a GPU where there is one, or else the CPU]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceKind>,
-    /// Look at the usual variants and the essential ops only: seconds instead of minutes
+    /// Look at the usual variants and the essential ops only, which is much less work
     #[arg(long)]
     short: bool,
     /// Print the table as a file for a pull request, to become one that comes with basert
