@@ -414,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_candidates_and_what_is_shipped_is_among_the_legal() {
+    fn candidates_are_many_and_distinct() {
         for family in Family::ALL {
             let candidates = family.candidates();
             assert!(candidates.len() >= 15, "{family:?}: {}", candidates.len());
