@@ -16,7 +16,6 @@ use indexmap::IndexMap;
 use serde_json::{Value, json};
 
 use super::bench::machine::{Machine, Peaks};
-use super::bench::report::median;
 use super::failure::mistake;
 use super::model::{DeviceArgs, ModelArgs, loading};
 use super::{count, units};
@@ -33,7 +32,7 @@ Examples:
 
 Ops of a kind are added up over the layers. While it is profiled, the parts of a step run one after the other: on the CPU \
 with all threads waiting for each other between ops, on a GPU kernel by kernel, so what launching one costs may be part of \
-its time. The last lines compare their sum with the whole step, and with one that is not profiled. Times are medians. The \
+its time. The last lines compare their sum with the whole step, and with one that is not profiled. Of all repetitions the fastest is shown, which nobody disturbed. The \
 roofline is what `basert plan` bounds an op by, with the peaks of this machine measured in the same run, or those of a chip. \
 A trace can be opened in chrome://tracing or ui.perfetto.dev.")]
 pub struct Args {
@@ -185,7 +184,6 @@ struct Part {
     name: String,
     ops: Range<usize>,
     times: usize,
-    /// The median of each span's seconds, summed.
     seconds: f64,
     cost: Cost,
     /// Seconds that the ops take at least.
@@ -193,15 +191,10 @@ struct Part {
 }
 
 impl Profile<'_> {
-    /// The spans, with the median of their seconds.
-    fn spans(&self) -> Vec<Span> {
-        let [(first, _), ..] = &self.measured.profiled[..] else { return Vec::new() };
-        let seconds = |i: usize| {
-            let all: Vec<f64> =
-                self.measured.profiled.iter().filter_map(|(spans, _)| Some(spans.get(i)?.seconds)).collect();
-            median(&all)
-        };
-        first.iter().enumerate().map(|(i, span)| Span { seconds: seconds(i), ..span.clone() }).collect()
+    /// The spans of the fastest repetition.
+    fn spans(&self) -> &[Span] {
+        let fastest = self.measured.profiled.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+        fastest.map_or(&[], |(spans, _)| spans)
     }
 
     /// The parts of the step, in order.
@@ -210,7 +203,7 @@ impl Profile<'_> {
         for span in self.spans() {
             match parts.last_mut().filter(|part| part.ops == span.ops) {
                 Some(part) => part.seconds += span.seconds,
-                None => parts.push(self.part(&span)),
+                None => parts.push(self.part(span)),
             }
         }
         parts
@@ -275,11 +268,11 @@ impl Profile<'_> {
         rows
     }
 
-    /// The median step as it was profiled, and as it is otherwise; and the sum of its parts.
+    /// The seconds of the step as it was profiled, of the fastest that was not, and the sum of its parts.
     fn wall(&self) -> (f64, f64, f64) {
-        let whole: Vec<f64> = self.measured.profiled.iter().map(|(_, whole)| *whole).collect();
-        let sum = self.spans().iter().map(|span| span.seconds).sum();
-        (median(&whole), median(&self.measured.plain), sum)
+        let whole = self.measured.profiled.iter().map(|(_, whole)| *whole).fold(f64::INFINITY, f64::min);
+        let plain = self.measured.plain.iter().copied().fold(f64::INFINITY, f64::min);
+        (whole, plain, self.spans().iter().map(|span| span.seconds).sum())
     }
 
     fn sums(&self) -> String {
@@ -323,11 +316,8 @@ impl Profile<'_> {
         })
     }
 
-    /// The repetition that took the median time, in Chrome's format of trace events.
+    /// The step in Chrome's format of trace events.
     fn trace(&self) -> Value {
-        let whole = self.wall().0;
-        let distance = |seconds: f64| (seconds - whole).abs();
-        let nearest = self.measured.profiled.iter().min_by(|a, b| distance(a.1).total_cmp(&distance(b.1)));
         let event = |span: &Span| {
             let part = self.part(span);
             json!({
@@ -338,7 +328,7 @@ impl Profile<'_> {
                 },
             })
         };
-        let events: Vec<_> = nearest.into_iter().flat_map(|(spans, _)| spans).map(event).collect();
+        let events: Vec<_> = self.spans().iter().map(event).collect();
         json!({ "traceEvents": events, "displayTimeUnit": "ns" })
     }
 }

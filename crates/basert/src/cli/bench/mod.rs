@@ -2,7 +2,7 @@
 
 pub mod machine;
 mod peer;
-pub mod report;
+mod report;
 mod workload;
 
 use std::io::{self, IsTerminal, Write};

@@ -137,7 +137,7 @@ fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
 }
 
 /// The middle one, or the mean of the two in the middle.
-pub fn median(samples: &[f64]) -> f64 {
+fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = |i: usize| sorted.get(i).copied().unwrap_or(f64::NAN);
