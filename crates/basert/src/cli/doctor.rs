@@ -80,6 +80,7 @@ impl Finding {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut findings = vec![cpu(), memory()];
     findings.extend(gpus());
+    findings.extend(simulated());
     findings.extend([models(), cache(), default_model()]);
     let device = args.device.unwrap_or_else(DeviceKind::best).to_string();
     // A GPU that nobody asked for is left alone where it does not work.
@@ -198,35 +199,41 @@ fn gpu(name: &str, opened: Result<GpuFacts, GpuError>) -> Finding {
     }
 }
 
-/// The GPUs that there are or could be, and the compilers of their kernels.
+/// The GPU of a Mac.
+#[cfg(target_os = "macos")]
 fn gpus() -> Vec<Finding> {
-    let mut findings = Vec::new();
-    #[cfg(target_os = "macos")]
-    findings.push(gpu("metal", MetalGpu::open().map(|gpu| gpu.facts().clone())));
-    #[cfg(not(target_os = "macos"))]
-    {
-        let open = |number| CudaGpu::open(number).map(|gpu| gpu.facts().clone());
-        match CudaGpu::count() {
-            0 => {
-                let why = open(0).err().map_or("there is none".to_owned(), |error| error.to_string());
-                findings.push(Finding::new("cuda:0", State::Absent, why));
-            }
-            count => findings.extend((0..count).map(|number| gpu(&format!("cuda:{number}"), open(number)))),
-        }
-        findings.push(match CudaGpu::compiler() {
-            Ok(found) => Finding::new("nvrtc", State::Good, found),
-            Err(error) => {
-                Finding::new("nvrtc", if CudaGpu::count() == 0 { State::Absent } else { State::Bad }, error.to_string())
-            }
-        });
+    vec![gpu("metal", MetalGpu::open().map(|gpu| gpu.facts().clone()))]
+}
+
+/// NVIDIA's GPUs that there are or could be, and the compiler of their kernels.
+#[cfg(not(target_os = "macos"))]
+fn gpus() -> Vec<Finding> {
+    let open = |number| CudaGpu::open(number).map(|gpu| gpu.facts().clone());
+    let count = CudaGpu::count();
+    let mut findings: Vec<_> = (0..count).map(|number| gpu(&format!("cuda:{number}"), open(number))).collect();
+    if count == 0 {
+        let why = open(0).err().map_or("there is none".to_owned(), |error| error.to_string());
+        findings.push(Finding::new("cuda:0", State::Absent, why));
     }
-    #[cfg(unix)]
-    findings.push(match gpu("simt", SimtGpu::new(SimtOptions::default()).map(|gpu| gpu.facts().clone())) {
-        // Only those who write kernels need it.
-        bad if bad.state == State::Bad => Finding { state: State::Absent, ..bad },
-        good => good,
+    findings.push(match CudaGpu::compiler() {
+        Ok(found) => Finding::new("nvrtc", State::Good, found),
+        Err(error) => Finding::new("nvrtc", if count == 0 { State::Absent } else { State::Bad }, error.to_string()),
     });
     findings
+}
+
+/// The simulation of a GPU, and the compiler of its kernels.
+#[cfg(unix)]
+fn simulated() -> Option<Finding> {
+    let found = gpu("simt", SimtGpu::new(SimtOptions::default()).map(|gpu| gpu.facts().clone()));
+    // Only those who write kernels need it.
+    let absent = found.state == State::Bad;
+    Some(if absent { Finding { state: State::Absent, ..found } } else { found })
+}
+
+#[cfg(not(unix))]
+fn simulated() -> Option<Finding> {
+    None
 }
 
 /// Whether files can be made in a folder that may not be there yet.
