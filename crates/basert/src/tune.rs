@@ -157,7 +157,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 shipped.push(variant);
             }
         }
-        let others = family.candidates().into_iter().filter(|variant| !shipped.contains(variant));
+        let others = family.candidates(self.facts.tuning).into_iter().filter(|variant| !shipped.contains(variant));
         let mut right = Vec::new();
         for variant in shipped.iter().copied().chain(others) {
             if self.effort == Effort::Short && !right.is_empty() && !shipped.contains(&variant) {
