@@ -9,12 +9,13 @@ mod experts;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
 
 use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
 use basert_graph::{Activation, Rows as RowClass};
-use basert_plan::{Baked, DeviceError, Place, Plan, StepState};
+use basert_plan::{Baked, DeviceError, Place, Plan, PlannedOp, Span, StepState};
 
 pub(crate) use self::experts::{BoundExperts, Uses};
 use crate::attention::{Attention, Scratch};
@@ -191,8 +192,9 @@ pub(crate) struct CpuBaked {
     pub workers: Vec<WorkerScratch>,
 }
 
-impl Baked for CpuBaked {
-    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
+impl CpuBaked {
+    /// Runs a step. Each worker calls `before` each op: it has to keep ops apart that the plan keeps apart.
+    fn run(&mut self, step: &StepState, before: impl Fn(usize, &Bound, &Worker) + Sync) -> Result<(), DeviceError> {
         step.check(&self.plan, self.pages, PAGE)?;
         for op in &self.ops {
             op.work.reset();
@@ -218,12 +220,10 @@ impl Baked for CpuBaked {
         let result = self.pool.run(|worker| {
             // SAFETY: each worker takes the scratch of its own index, and there are as many as workers.
             let scratch = unsafe { &mut *run.workers.add(worker.index()) };
-            for op in ops {
-                if op.barrier {
-                    worker.barrier();
-                }
-                // SAFETY: the barriers of the plan keep ops apart that use the same memory, and the counters of an op
-                // hand out each piece of its work once.
+            for (i, op) in ops.iter().enumerate() {
+                before(i, op, worker);
+                // SAFETY: `before` keeps ops apart that use the same memory, as the plan does, and the counters of an
+                // op hand out each piece of its work once.
                 unsafe { run.execute(op, worker, scratch) };
             }
         });
@@ -232,6 +232,35 @@ impl Baked for CpuBaked {
             u32::MAX => Ok(()),
             token => Err(DeviceError::Failed(format!("the embedding of token {token} is not finite"))),
         }
+    }
+}
+
+impl Baked for CpuBaked {
+    fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
+        self.run(step, |_, op, worker| {
+            if op.barrier {
+                worker.barrier();
+            }
+        })
+    }
+
+    fn profile(&mut self, step: &StepState) -> Result<Vec<Span>, DeviceError> {
+        let plan = self.plan.clone();
+        let begins: Vec<_> = plan.ops.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
+        let start = Instant::now();
+        self.run(step, |i, _, worker| {
+            worker.barrier();
+            // An op begins with the first of them, whoever else is kept from going on.
+            begins[i].fetch_min(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        })?;
+        let end = start.elapsed().as_secs_f64();
+        let begins: Vec<f64> = begins.into_iter().map(|begin| begin.into_inner() as f64 / 1e9).collect();
+        let ends = begins.iter().copied().skip(1).chain([end]);
+        let span = |(i, (&begin, end))| {
+            let op: &PlannedOp = &plan.ops[i];
+            Span { ops: i..i + 1, kernel: op.op.name(), begin, seconds: end - begin }
+        };
+        Ok(begins.iter().zip(ends).enumerate().map(span).collect())
     }
 
     fn wait(&mut self) -> Result<(), DeviceError> {

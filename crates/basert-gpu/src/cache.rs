@@ -49,7 +49,7 @@ impl std::fmt::Display for CacheKey {
 }
 
 /// The folder of what can be made again, if there is a home.
-pub(crate) fn cache_dir() -> Option<PathBuf> {
+pub fn cache_dir() -> Option<PathBuf> {
     let named = std::env::var_os(CACHE_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
     named.or_else(|| Some(std::env::home_dir()?.join(".cache/baseRT")))
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Stage, StepState};
+use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState};
 
 use crate::lower::{CHAIN, Launch, Lowering, Memory, page_bytes};
 use crate::shape::{AttentionKind, Outcome, Shape, classes};
@@ -24,13 +24,19 @@ pub struct GpuDevice<G> {
 }
 
 impl<G: Gpu> GpuDevice<G> {
-    /// This one.
+    /// This one, with the table that was measured on it, or the one that comes with the project.
     ///
     /// # Errors
-    /// When the machine's own table of tuning is not well-formed.
+    /// When the measured table is not well-formed.
     pub fn new(gpu: G) -> Result<GpuDevice<G>, GpuError> {
+        let tuning = Tuning::of_device(gpu.facts())?;
+        Ok(GpuDevice::with_tuning(gpu, tuning))
+    }
+
+    /// This one, with kernels chosen from this table.
+    pub fn with_tuning(gpu: G, tuning: Tuning) -> GpuDevice<G> {
         let found = gpu.facts();
-        let (tuning, cores) = (Tuning::of_device(found.tuning)?, found.cores.max(1));
+        let cores = found.cores.max(1);
         let facts = Facts {
             name: found.name.clone(),
             description: found.description.clone(),
@@ -38,7 +44,7 @@ impl<G: Gpu> GpuDevice<G> {
             step_tokens: tuning.step_tokens,
             chain: CHAIN,
         };
-        Ok(GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores })
+        GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
     }
 }
 
@@ -179,7 +185,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
     }
 }
 
-fn of_device(device: &str, error: GpuError) -> DeviceError {
+pub(crate) fn of_device(device: &str, error: GpuError) -> DeviceError {
     match error {
         GpuError::OutOfMemory { bytes, what, .. } => {
             DeviceError::OutOfMemory { device: device.to_owned(), bytes, what }
@@ -248,17 +254,34 @@ fn lock<G>(gpu: &Mutex<G>) -> MutexGuard<'_, G> {
 }
 
 impl<G: Gpu> GpuBaked<G> {
+    /// Puts a step into the device's buffer, and gives its shape.
+    fn write(&mut self, gpu: &mut G, step: &StepState) -> Result<Shape, DeviceError> {
+        step.check(&self.plan, self.pages, PAGE)?;
+        let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
+        let shape = Shape::of(step, tiles, &self.plan, self.kv);
+        if !shape.is_used() {
+            return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
+        }
+        let position = step.positions.iter().copied().max().unwrap_or(0) as usize;
+        self.last = LastStep { shape: Some(shape), wanted: step.wanted.len(), position, chained: 0 };
+        self.write_step(gpu, 0..used)?;
+        Ok(shape)
+    }
+
+    /// The list of dispatches of this shape, recorded when it is first needed.
+    fn recording(&mut self, gpu: &mut G, shape: Shape) -> Result<Recording, GpuError> {
+        if let Some(&recording) = self.recordings.get(&shape) {
+            return Ok(recording);
+        }
+        let recording = self.record(gpu, shape)?;
+        self.recordings.insert(shape, recording);
+        Ok(recording)
+    }
+
     /// Submits a step of this shape, which the buffer describes.
     fn begin(&mut self, gpu: &mut G, shape: Shape) -> Result<(), DeviceError> {
+        let recording = self.recording(gpu, shape).map_err(|error| of_device(&self.name, error))?;
         let fail = |error| of_device(&self.name, error);
-        let recording = match self.recordings.get(&shape) {
-            Some(&recording) => recording,
-            None => {
-                let recording = self.record(gpu, shape).map_err(fail)?;
-                self.recordings.insert(shape, recording);
-                recording
-            }
-        };
         gpu.submit(recording).map_err(fail)?;
         if shape.outcome != Outcome::Logits {
             let offset = self.last.chained % CHAIN * self.plan.limits.wanted * size_of::<u32>();
@@ -295,18 +318,26 @@ impl<G: Gpu> GpuBaked<G> {
 
 impl<G: Gpu> Baked for GpuBaked<G> {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
-        step.check(&self.plan, self.pages, PAGE)?;
-        let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
-        let shape = Shape::of(step, tiles, &self.plan, self.kv);
-        if !shape.is_used() {
-            return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
-        }
-        let position = step.positions.iter().copied().max().unwrap_or(0) as usize;
-        self.last = LastStep { shape: Some(shape), wanted: step.wanted.len(), position, chained: 0 };
         let gpu = self.gpu.clone();
         let mut gpu = lock(&gpu);
-        self.write_step(&mut gpu, 0..used)?;
+        let shape = self.write(&mut gpu, step)?;
         self.begin(&mut gpu, shape)
+    }
+
+    fn profile(&mut self, step: &StepState) -> Result<Vec<Span>, DeviceError> {
+        let gpu = self.gpu.clone();
+        let mut gpu = lock(&gpu);
+        let shape = self.write(&mut gpu, step)?;
+        let timed = self.recording(&mut gpu, shape).and_then(|recording| gpu.time(recording));
+        let seconds = timed.map_err(|error| of_device(&self.name, error))?;
+        let launches = self.lowered.shapes.get(&shape).map_or(&[][..], Vec::as_slice);
+        let mut end = 0.0;
+        let span = |(launch, seconds): (&Launch, f64)| {
+            let begin = end;
+            end += seconds;
+            Span { ops: launch.ops.clone(), kernel: self.lowered.kernels[launch.kernel].function, begin, seconds }
+        };
+        Ok(launches.iter().zip(seconds).map(span).collect())
     }
 
     fn chain(&mut self) -> Result<(), DeviceError> {

@@ -13,12 +13,16 @@ pub struct GpuFacts {
     pub name: String,
     /// What it is made of, for people.
     pub description: String,
+    /// What compiles and runs its kernels: driver or system, and compiler, with their versions.
+    pub software: String,
     /// The tuning table that its kernels are chosen from, such as `cuda`.
     pub tuning: &'static str,
     /// Bytes of memory that can still be used, allocated or mapped, where that is known.
     pub free_memory: Option<usize>,
     /// Bytes of the largest buffer.
     pub largest_buffer: usize,
+    /// Bytes of memory that the threads of a threadgroup can share.
+    pub threadgroup_memory: usize,
     /// Cores (streaming multiprocessors) that threadgroups are spread over.
     pub cores: usize,
 }
@@ -120,6 +124,13 @@ pub trait Gpu: Send {
     /// # Errors
     /// When the device failed.
     fn submit(&mut self, recording: Recording) -> Result<(), GpuError>;
+
+    /// Carries out a recording's dispatches one after the other, without overlap, and tells the seconds that each of them
+    /// took; what launching one costs may be part of that.
+    ///
+    /// # Errors
+    /// When the device failed.
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError>;
 
     /// Gets bytes out of memory, after all that was submitted is complete.
     ///

@@ -7,6 +7,7 @@
 
 mod cache;
 mod check;
+mod cold;
 mod count;
 #[cfg(not(target_os = "macos"))]
 mod cuda;
@@ -26,8 +27,9 @@ mod tuning;
 mod views;
 mod weights;
 
-pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey};
+pub use cache::{CACHE_DIR_VARIABLE, Cache, CacheKey, cache_dir};
 pub use check::tiles_are_right;
+pub use cold::ColdPool;
 pub use count::{Launches, apple_tuning, kernels_on, launches_on};
 #[cfg(not(target_os = "macos"))]
 pub use cuda::{CudaCompiler, CudaGpu, CudaOptions};
@@ -41,3 +43,4 @@ pub use recorder::{Call, Recorded, Recorder};
 pub use signature::{Argument, Signature};
 #[cfg(unix)]
 pub use simt::{SimtGpu, SimtOptions};
+pub use tuning::{Decode, Family, Gemm, Gemv, Limits, Tuning, Variant};

@@ -4,6 +4,7 @@ mod linear;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use basert_core::KvFormat;
 use basert_graph::{Activation, CacheId, Norm, Pairs, Rows, ValueId};
@@ -16,7 +17,7 @@ use crate::tuning::Tuning;
 use crate::weights::{Placed, Vector, Weights};
 
 /// Threadgroup memory that every chip has.
-const THREADGROUP_BYTES: usize = 32 << 10;
+pub const THREADGROUP_BYTES: usize = 32 << 10;
 /// The most parts that a context is divided into.
 const MOST_SPLITS: usize = 32;
 /// Threadgroups that look for the largest of a row of logits.
@@ -64,6 +65,8 @@ pub struct Launch {
     pub groups: [usize; 3],
     /// Whether all launches before it have to be complete.
     pub barrier: bool,
+    /// The ops of the plan that it computes, or a part of which it is.
+    pub ops: Range<usize>,
 }
 
 /// Lowers one plan for steps of any shape, and collects the kernels.
@@ -149,6 +152,7 @@ impl<'p> Lowering<'p> {
                 rope = Some((op, *barrier));
                 continue;
             }
+            let ops = i - usize::from(rope.is_some())..i + 1;
             let mut lowered = Op { launches: Vec::new(), barrier: true };
             let mut barrier = *barrier;
             if let Some((rope, before)) = rope.take() {
@@ -157,6 +161,7 @@ impl<'p> Lowering<'p> {
             } else {
                 self.op(op, shape, &mut lowered)?;
             }
+            lowered.launches.iter_mut().for_each(|launch| launch.ops = ops.clone());
             let uses = |launch: &Launch| launch.bindings.iter().any(|(memory, _)| *memory == Memory::Prepared);
             let prepares = lowered.launches.iter().any(uses);
             if let Some(first) = lowered.launches.first_mut() {
@@ -196,7 +201,7 @@ impl<'p> Lowering<'p> {
     }
 
     fn launch_of(&mut self, kernel: Kernel, bindings: Vec<(Memory, usize)>, groups: [usize; 3]) -> Launch {
-        Launch { kernel: self.kernel(kernel), bindings, groups, barrier: true }
+        Launch { kernel: self.kernel(kernel), bindings, groups, barrier: true, ops: 0..0 }
     }
 
     /// Whether nothing but the attention that comes next reads what the op at `i` computes, so that it can do both.
@@ -259,7 +264,7 @@ impl<'p> Lowering<'p> {
 
     fn launch(&mut self, op: &mut Op, kernel: Kernel, bindings: Vec<(Memory, usize)>, groups: [usize; 3]) {
         let kernel = self.kernel(kernel);
-        op.launches.push(Launch { kernel, bindings, groups, barrier: op.barrier });
+        op.launches.push(Launch { kernel, bindings, groups, barrier: op.barrier, ops: 0..0 });
     }
 
     fn op(&mut self, op: &PlanOp, shape: Shape, out: &mut Op) -> Result<(), DeviceError> {

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_files::ModelFile;
 
+use crate::lower::THREADGROUP_BYTES;
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
 /// What a [`Recorder`] was asked for.
@@ -38,6 +39,8 @@ pub enum Call {
     Copy(usize),
     /// [`Gpu::submit`].
     Submit(Recording),
+    /// [`Gpu::time`].
+    Time(Recording),
     /// [`Gpu::read`], with the bytes.
     Read(usize),
     /// [`Gpu::fetch`], with the bytes.
@@ -59,8 +62,16 @@ pub struct Recorder {
 impl Recorder {
     /// One of so many cores, for which kernels are chosen from this tuning table.
     pub fn new(tuning: &'static str, cores: usize) -> Recorder {
-        let (name, description) = ("recorder".to_owned(), "does nothing".to_owned());
-        let facts = GpuFacts { name, description, tuning, free_memory: None, largest_buffer: usize::MAX, cores };
+        let facts = GpuFacts {
+            name: "recorder".to_owned(),
+            description: "does nothing".to_owned(),
+            software: "nothing".to_owned(),
+            tuning,
+            free_memory: None,
+            largest_buffer: usize::MAX,
+            threadgroup_memory: THREADGROUP_BYTES,
+            cores,
+        };
         Recorder { facts, recorded: Arc::default() }
     }
 
@@ -125,6 +136,12 @@ impl Gpu for Recorder {
         recorded.calls.push(Call::Submit(recording));
         recorded.submitted.push(recording);
         Ok(())
+    }
+
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError> {
+        let mut recorded = self.recorded();
+        recorded.calls.push(Call::Time(recording));
+        Ok(vec![0.0; recorded.lists[recording.0 as usize].len()])
     }
 
     fn read(&mut self, _: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {

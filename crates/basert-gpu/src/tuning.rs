@@ -1,9 +1,16 @@
-//! How kernels are specialised on a device: the first rule of a table whose limits hold.
+//! How kernels are specialised on a device: the first rule of a table whose limits hold. What is legal is said here in
+//! code; which of it is taken is the table's choice.
 
-use serde::Deserialize;
+use std::fmt;
+use std::io::{self, Write};
+use std::path::PathBuf;
 
-use crate::GpuError;
+use serde::{Deserialize, Serialize};
+
 use crate::cache::cache_dir;
+use crate::lower::THREADGROUP_BYTES;
+use crate::step::PAGE;
+use crate::{CacheKey, GpuError, GpuFacts, SOURCES};
 
 /// The shape of a matrix product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,15 +24,21 @@ pub struct Product {
 }
 
 /// When a rule holds: up to these sizes, where they are given.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-struct Limits {
-    tokens: Option<usize>,
-    rows: Option<usize>,
-    columns: Option<usize>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Of [`Product::tokens`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<usize>,
+    /// Of [`Product::rows`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<usize>,
+    /// Of [`Product::columns`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub columns: Option<usize>,
 }
 
 /// How a product of few rows is computed (`linear/gemv.metal`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gemv {
     /// Rows of weights that a simdgroup has, an even number.
     pub each: usize,
@@ -36,7 +49,7 @@ pub struct Gemv {
 }
 
 /// How a product of many rows is computed (`linear/gemm.metal`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gemm {
     /// Rows of the output that a threadgroup has.
     pub m: usize,
@@ -49,7 +62,7 @@ pub struct Gemm {
 }
 
 /// How attention of single tokens is computed (`attention/decode.metal`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decode {
     /// Simdgroups of a threadgroup.
     pub simdgroups: usize,
@@ -61,7 +74,7 @@ pub struct Decode {
     pub least_split: usize,
 }
 
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Rule<T> {
     #[serde(flatten)]
     limits: Limits,
@@ -70,7 +83,7 @@ struct Rule<T> {
 }
 
 /// The table of a kind of device.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
     /// Tokens of the largest step that is worth it.
@@ -93,26 +106,233 @@ const TABLES: [(&str, &str); 4] = [
     ("simt", include_str!("../tuning/simt.toml")),
 ];
 
+impl Gemv {
+    /// Those that are worth trying.
+    pub fn candidates() -> Vec<Gemv> {
+        let shapes = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1), (16, 2), (16, 4)];
+        let all =
+            [2, 4].into_iter().flat_map(|each| shapes.map(|(simdgroups, split)| Gemv { each, simdgroups, split }));
+        all.filter(|gemv| gemv.is_legal()).collect()
+    }
+
+    fn is_legal(&self) -> bool {
+        let Gemv { each, simdgroups, split } = *self;
+        (2..=16).contains(&each)
+            && each.is_multiple_of(2)
+            && (1..=32).contains(&simdgroups)
+            && split > 0
+            && simdgroups.is_multiple_of(split)
+    }
+}
+
+impl Gemm {
+    /// Those that are worth trying.
+    pub fn candidates() -> Vec<Gemm> {
+        let mut all = Vec::new();
+        for m in [16, 32, 64, 128] {
+            for n in [32, 64, 128] {
+                for (simdgroups, simdgroups_m) in [(2, 1), (2, 2), (4, 1), (4, 2), (8, 2), (8, 4)] {
+                    all.push(Gemm { m, n, simdgroups, simdgroups_m });
+                }
+            }
+        }
+        all.retain(Gemm::is_legal);
+        all
+    }
+
+    fn is_legal(&self) -> bool {
+        let Gemm { m, n, simdgroups, simdgroups_m } = *self;
+        let sizes = 16..=256;
+        let across = simdgroups.checked_div(simdgroups_m).unwrap_or(0);
+        sizes.contains(&m)
+            && sizes.contains(&n)
+            && (1..=32).contains(&simdgroups)
+            && across > 0
+            && across * simdgroups_m == simdgroups
+            && m.is_multiple_of(16 * simdgroups_m)
+            && n.is_multiple_of(16 * across)
+            && (m + n) * 32 * 2 * 2 <= THREADGROUP_BYTES
+            // A lane holds eight sums of each tile.
+            && m * n / (16 * 16) / simdgroups <= 16
+    }
+}
+
+impl Decode {
+    /// Those that are worth trying.
+    pub fn candidates() -> Vec<Decode> {
+        let mut all = Vec::new();
+        for simdgroups in [2, 4, 8] {
+            for values in [128, 256, 512] {
+                for (groups_per_core, least_split) in [(2, 256), (4, 64), (4, 128), (4, 256), (8, 128)] {
+                    all.push(Decode { simdgroups, values, groups_per_core, least_split });
+                }
+            }
+        }
+        all.retain(Decode::is_legal);
+        all
+    }
+
+    fn is_legal(&self) -> bool {
+        let Decode { simdgroups, values, groups_per_core, least_split } = *self;
+        // The largest heads have 256 values, and their sums are put together in threadgroup memory.
+        let held = values.clamp(256, 1024);
+        (1..=32).contains(&simdgroups)
+            && (1..=1024).contains(&values)
+            && (1..=64).contains(&groups_per_core)
+            && (simdgroups * (held + 2) + held + 2 * 256) * size_of::<f32>() <= THREADGROUP_BYTES
+            && (PAGE..=1 << 20).contains(&least_split)
+            && least_split.is_multiple_of(PAGE)
+    }
+}
+
+/// A way to specialise one of the kernels that there are several of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    /// Of the product of few rows.
+    Gemv(Gemv),
+    /// Of the product of many rows.
+    Gemm(Gemm),
+    /// Of attention of single tokens.
+    Decode(Decode),
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Variant::Gemv(Gemv { each, simdgroups, split }) => {
+                write!(f, "gemv each={each} simdgroups={simdgroups} split={split}")
+            }
+            Variant::Gemm(Gemm { m, n, simdgroups, simdgroups_m }) => {
+                write!(f, "gemm m={m} n={n} simdgroups={simdgroups} simdgroups_m={simdgroups_m}")
+            }
+            Variant::Decode(Decode { simdgroups, values, groups_per_core, least_split }) => write!(
+                f,
+                "decode simdgroups={simdgroups} values={values} groups_per_core={groups_per_core} \
+                 least_split={least_split}"
+            ),
+        }
+    }
+}
+
+/// A kernel of which there are variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// The product of few rows.
+    Gemv,
+    /// The product of many rows.
+    Gemm,
+    /// Attention of single tokens.
+    Decode,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Family; 3] = [Family::Gemv, Family::Gemm, Family::Decode];
+
+    /// The variants that are worth trying on devices of this table; all are legal.
+    pub fn candidates(self, table: &str) -> Vec<Variant> {
+        // A product of the tensor units is 32 columns wide.
+        let wide = |gemm: &Gemm| table != "apple10" || gemm.n * gemm.simdgroups_m >= 32 * gemm.simdgroups;
+        match self {
+            Family::Gemv => Gemv::candidates().into_iter().map(Variant::Gemv).collect(),
+            Family::Gemm => Gemm::candidates().into_iter().filter(wide).map(Variant::Gemm).collect(),
+            Family::Decode => Decode::candidates().into_iter().map(Variant::Decode).collect(),
+        }
+    }
+}
+
 impl Tuning {
-    /// The table of this name: the one in `~/.cache/baseRT/tuning/NAME.toml`, if this machine has its own, or else the
+    /// The table that a device's kernels are chosen from: the one that was measured on it, if there is one, or else the
     /// one that comes with the project.
     ///
     /// # Errors
-    /// When the machine's own table is not well-formed.
-    pub fn of_device(name: &str) -> Result<Tuning, GpuError> {
-        let Some(path) = cache_dir().map(|root| root.join("tuning").join(format!("{name}.toml"))) else {
-            return Ok(Tuning::named(name));
+    /// When the measured table is not well-formed.
+    pub fn of_device(facts: &GpuFacts) -> Result<Tuning, GpuError> {
+        Ok(Tuning::measured(facts)?.unwrap_or_else(|| Tuning::named(facts.tuning)))
+    }
+
+    /// Where the table measured on a device is or would be, if there is a home: `~/.cache/baseRT/tuning/NAME-KEY.toml`. The
+    /// key stands for the chip, what compiles and runs its kernels, and the kernels: what was found out with others may not hold.
+    pub fn path(facts: &GpuFacts) -> Option<PathBuf> {
+        let device = [facts.tuning, &facts.description, &facts.software];
+        let sources = SOURCES.iter().map(|(_, text)| *text);
+        let key = CacheKey::new(device.into_iter().chain(sources)).to_string();
+        Some(cache_dir()?.join("tuning").join(format!("{}-{}.toml", facts.tuning, &key[..16])))
+    }
+
+    /// The table that was measured on a device, if there is one.
+    ///
+    /// # Errors
+    /// When it is not well-formed, or has no rule for some sizes.
+    pub fn measured(facts: &GpuFacts) -> Result<Option<Tuning>, GpuError> {
+        let Some((path, text)) =
+            Tuning::path(facts).and_then(|path| Some((path.clone(), std::fs::read_to_string(path).ok()?)))
+        else {
+            return Ok(None);
         };
-        match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).map_err(|error| {
-                GpuError::Failed(format!(
-                    "{}: {}; remove it to use the built-in table",
-                    path.display(),
-                    error.message()
-                ))
-            }),
-            Err(_) => Ok(Tuning::named(name)),
+        let wrong = |what: &str| {
+            GpuError::Failed(format!("{}: {what}; remove it, or let `basert tune` replace it", path.display()))
+        };
+        let tuning: Tuning = toml::from_str(&text).map_err(|error| wrong(error.message()))?;
+        if !tuning.is_complete() {
+            return Err(wrong("sizes and choices must be legal, and the last rules of gemv and gemm without limits"));
         }
+        Ok(Some(tuning))
+    }
+
+    /// Keeps it as the table measured on a device, and tells where.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn keep(&self, facts: &GpuFacts) -> io::Result<PathBuf> {
+        let path = Tuning::path(facts).ok_or_else(|| io::Error::other("there is no home folder"))?;
+        let folder = path.parent().ok_or_else(|| io::Error::other("it has no folder"))?;
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        write!(file, "# {}\n# {}\n\n{}", facts.description, facts.software, self.to_toml())?;
+        file.persist(&path)?;
+        Ok(path)
+    }
+
+    /// The table as a file has it.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).unwrap_or_default()
+    }
+
+    /// Whether there is a rule for every product, and every choice is legal: all that the rest of the crate relies on.
+    fn is_complete(&self) -> bool {
+        let unlimited = |limits: Option<Limits>| limits == Some(Limits::default());
+        (1..=1 << 16).contains(&self.step_tokens)
+            && self.few_tokens <= 64
+            && unlimited(self.gemv.last().map(|rule| rule.limits))
+            && unlimited(self.gemm.last().map(|rule| rule.limits))
+            && self.gemv.iter().all(|rule| rule.choice.is_legal())
+            && self.gemm.iter().all(|rule| rule.choice.is_legal())
+            && self.decode.is_legal()
+    }
+
+    /// For each rule of a family when it holds, and what it chooses.
+    pub fn rules(&self, family: Family) -> Vec<(Limits, Variant)> {
+        match family {
+            Family::Gemv => self.gemv.iter().map(|rule| (rule.limits, Variant::Gemv(rule.choice))).collect(),
+            Family::Gemm => self.gemm.iter().map(|rule| (rule.limits, Variant::Gemm(rule.choice))).collect(),
+            Family::Decode => vec![(Limits::default(), Variant::Decode(self.decode))],
+        }
+    }
+
+    /// The same table with another choice of one rule, or of all rules of that family.
+    #[must_use]
+    pub fn with(mut self, rule: Option<usize>, variant: Variant) -> Tuning {
+        fn choose<T: Copy>(rules: &mut [Rule<T>], rule: Option<usize>, choice: T) {
+            let chosen = rules.iter_mut().enumerate().filter(|(i, _)| rule.is_none_or(|rule| rule == *i));
+            chosen.for_each(|(_, rule)| rule.choice = choice);
+        }
+        match variant {
+            Variant::Gemv(choice) => choose(&mut self.gemv, rule, choice),
+            Variant::Gemm(choice) => choose(&mut self.gemm, rule, choice),
+            Variant::Decode(choice) => self.decode = choice,
+        }
+        self
     }
 
     /// The table of this name that comes with the project.
@@ -153,18 +373,73 @@ mod tests {
     fn tables_are_well_formed_and_their_rules_legal() {
         for (name, _) in TABLES {
             let tuning = Tuning::named(name);
-            for Rule { choice, .. } in &tuning.gemv {
-                assert!(choice.each.is_multiple_of(2) && choice.simdgroups.is_multiple_of(choice.split), "{choice:?}");
-            }
-            for Rule { choice, .. } in &tuning.gemm {
-                assert!(choice.m.is_multiple_of(16 * choice.simdgroups_m), "{choice:?}");
-                let across = choice.simdgroups / choice.simdgroups_m;
-                assert!(across * choice.simdgroups_m == choice.simdgroups && choice.n.is_multiple_of(16 * across));
-                assert!((choice.m + choice.n) * 32 * 2 * 2 <= 32 << 10, "{choice:?} takes too much threadgroup memory");
-            }
-            let free = |limits: &Limits| limits.tokens.or(limits.rows).or(limits.columns).is_none();
-            assert!(tuning.gemv.last().is_some_and(|rule| free(&rule.limits)));
-            assert!(tuning.gemm.last().is_some_and(|rule| free(&rule.limits)));
+            assert!(tuning.is_complete(), "{name}");
+            let read: Tuning = toml::from_str(&tuning.to_toml()).unwrap();
+            assert_eq!(read, tuning);
         }
+    }
+    /// Whatever a file says, no number in it gets as far as a kernel that it is not legal for.
+    #[test]
+    fn what_is_not_legal_is_no_table() {
+        let text = Tuning::named("apple").to_toml();
+        let read = |text: &str| toml::from_str::<Tuning>(text).is_ok_and(|tuning| tuning.is_complete());
+        assert!(read(&text));
+        let names =
+            ["each", "simdgroups", "split", "m", "n", "simdgroups_m", "values", "groups_per_core", "least_split"];
+        for name in names.into_iter().chain(["step_tokens"]) {
+            for number in [0, i64::MAX] {
+                let changed: Vec<_> = text
+                    .lines()
+                    .map(|line| match line.split_once(" = ") {
+                        Some((found, _)) if found == name => format!("{name} = {number}"),
+                        _ => line.to_owned(),
+                    })
+                    .collect();
+                assert!(!read(&changed.join("\n")), "{name} = {number}");
+            }
+        }
+        assert!(!read(&text.replace("few_tokens = 8", "few_tokens = 9999")));
+    }
+
+    #[test]
+    fn a_choice_is_changed_in_one_rule_or_all() {
+        let tuning = Tuning::named("cuda");
+        let choices =
+            |tuning: &Tuning| tuning.rules(Family::Gemv).into_iter().map(|(_, choice)| choice).collect::<Vec<_>>();
+        let other = Variant::Gemv(Gemv { each: 2, simdgroups: 2, split: 2 });
+        let mut expected = choices(&tuning);
+        assert!(!expected.contains(&other) && expected.len() > 2);
+        assert_eq!(choices(&tuning.clone().with(None, other)), vec![other; expected.len()]);
+        expected[1] = other;
+        assert_eq!(choices(&tuning.clone().with(Some(1), other)), expected);
+        assert_eq!(tuning.clone().with(None, other).rules(Family::Gemm), tuning.rules(Family::Gemm));
+    }
+
+    #[test]
+    fn candidates_are_many_and_distinct() {
+        for family in Family::ALL {
+            for (table, _) in TABLES {
+                let candidates = family.candidates(table);
+                assert!(candidates.len() >= 10, "{family:?} on {table}: {}", candidates.len());
+                assert!(candidates.iter().enumerate().all(|(i, one)| !candidates[..i].contains(one)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_measured_counts_for_one_chip_system_and_compiler() {
+        let facts = |description: &str, software: &str| GpuFacts {
+            name: "cuda:0".to_owned(),
+            description: description.to_owned(),
+            software: software.to_owned(),
+            tuning: "cuda",
+            free_memory: None,
+            largest_buffer: 0,
+            threadgroup_memory: 0,
+            cores: 1,
+        };
+        let all = [facts("a", "b"), facts("a", "c"), facts("c", "b")].map(|facts| Tuning::path(&facts));
+        assert!(all[0].is_none() || (all[0] != all[1] && all[0] != all[2]));
+        assert_eq!(all[0], Tuning::path(&facts("a", "b")));
     }
 }

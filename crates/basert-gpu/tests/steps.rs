@@ -76,6 +76,27 @@ fn a_step_is_one_submission() {
     assert!(matches!(found[..], [Call::Write(_), Call::Submit(r), Call::Fetch(4)] if r == first), "{found:?}");
 }
 
+/// What is timed is the list that is submitted otherwise, and every op of the plan but what selects is in it.
+#[test]
+fn a_profile_times_the_dispatches_of_the_step() {
+    let recorder = Recorder::new("apple", 20);
+    let model = model("qwen3");
+    let mut baked = load(&recorder, &model, KvFormat::F16).unwrap();
+    let step = one_token(5);
+    baked.submit(&step).unwrap();
+    baked.wait().unwrap();
+    recorder.recorded().calls.clear();
+    let spans = baked.profile(&step).unwrap();
+    let recorded = recorder.recorded();
+    assert!(matches!(recorded.calls[..], [Call::Write(_), Call::Time(Recording(0))]), "{:?}", recorded.calls);
+    let functions = recorded.lists[0].iter().map(|dispatch| recorded.kernels[dispatch.pipeline.0 as usize].function);
+    assert!(functions.eq(spans.iter().map(|span| span.kernel)));
+    for (i, planned) in model.1.ops.iter().enumerate() {
+        let selects = planned.op.name() == "select";
+        assert_eq!(spans.iter().any(|span| span.ops.contains(&i)), !selects, "{}", planned.op.name());
+    }
+}
+
 #[test]
 fn a_mask_is_brought_while_the_step_runs_and_drawing_is_a_submission_of_its_own() {
     let recorder = Recorder::new("apple", 20);

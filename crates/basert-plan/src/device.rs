@@ -75,6 +75,15 @@ pub trait Baked: Send {
         Err(DeviceError::Step("this device draws no tokens".to_owned()))
     }
 
+    /// Computes a step as [`Baked::submit`] does, but its parts one after the other, waits for it, and tells how long each
+    /// part took. Its logits or tokens are not to be read.
+    ///
+    /// # Errors
+    /// As [`Baked::submit`]; and when the device does not tell.
+    fn profile(&mut self, _step: &StepState) -> Result<Vec<Span>, DeviceError> {
+        Err(DeviceError::Step("this device does not tell how long its ops take".to_owned()))
+    }
+
     /// Waits for the oldest step under way, after which its logits, or the tokens drawn from them, can be read.
     ///
     /// # Errors
@@ -119,6 +128,19 @@ pub trait Baked: Send {
 
     /// Copies the keys and values of one page to another, in all layers.
     fn copy_page(&mut self, from: u32, to: u32);
+}
+
+/// A part of a step that was profiled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span {
+    /// The ops of the plan that it computes, or a part of which it is; none where it draws tokens.
+    pub ops: Range<usize>,
+    /// What ran: on a GPU the kernel's function.
+    pub kernel: &'static str,
+    /// Seconds from the beginning of the step.
+    pub begin: f64,
+    /// Seconds that it took.
+    pub seconds: f64,
 }
 
 /// Everything that varies from step to step.

@@ -16,7 +16,8 @@ mod plan;
 pub use chips::{Chip, Launching, chip, chip_of_device, chips};
 pub use cost::{Cost, StepShape};
 pub use device::{
-    Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Stage, StepState, first_allowed,
+    Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Span, Stage, StepState,
+    first_allowed,
 };
 pub use fuse::{FUSIONS, Fusion};
 pub use plan::{Epilogue, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};

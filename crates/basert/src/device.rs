@@ -9,11 +9,13 @@ use basert_cpu::reference::ReferenceDevice;
 use basert_gpu::CudaGpu;
 #[cfg(target_os = "macos")]
 use basert_gpu::MetalGpu;
+use basert_gpu::{Gpu, GpuDevice, GpuError, Tuning};
 #[cfg(unix)]
-use basert_gpu::{GpuDevice, SimtGpu, SimtOptions};
+use basert_gpu::{SimtGpu, SimtOptions};
 use basert_plan::Device;
 
 use crate::Error;
+use crate::tune::{self, Effort, Tell, Tuned};
 
 /// What a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -45,24 +47,60 @@ impl DeviceKind {
         DeviceKind::Cpu
     }
 
-    /// Makes it ready, the CPU with so many threads.
+    /// Makes it ready, the CPU with so many threads. The first time, a GPU's kernels are checked and timed
+    /// ([`tune::first_use`]); what is to be said of that is logged as warnings.
     ///
     /// # Errors
-    /// When it is not there, or lacks what it needs.
+    /// When it is not there, lacks what it needs, or its kernels come out wrong.
     pub fn open(self, threads: Option<usize>) -> Result<Box<dyn Device>, Error> {
+        self.open_telling(threads, &mut |line| tracing::warn!("{line}"))
+    }
+
+    /// The same, which tells what is to be said line by line.
+    ///
+    /// # Errors
+    /// As [`DeviceKind::open`].
+    pub fn open_telling(self, threads: Option<usize>, tell: Tell<'_>) -> Result<Box<dyn Device>, Error> {
         match self {
             DeviceKind::Cpu => Ok(Box::new(CpuDevice::new(threads)?)),
             DeviceKind::Reference => Ok(Box::new(ReferenceDevice::default())),
             #[cfg(not(target_os = "macos"))]
-            DeviceKind::Cuda(number) => Ok(Box::new(GpuDevice::new(CudaGpu::open(number)?)?)),
+            DeviceKind::Cuda(number) => gpu(&|| CudaGpu::open(number), tell),
             #[cfg(target_os = "macos")]
-            DeviceKind::Metal => Ok(Box::new(GpuDevice::new(MetalGpu::open()?)?)),
+            DeviceKind::Metal => gpu(&MetalGpu::open, tell),
             #[cfg(unix)]
             DeviceKind::Simt => Ok(Box::new(GpuDevice::new(SimtGpu::new(SimtOptions::default())?)?)),
             #[allow(unreachable_patterns)]
             other => Err(Error::NoDevice { device: other.to_string() }),
         }
     }
+
+    /// Tunes a GPU, or the simulation of one.
+    ///
+    /// # Errors
+    /// As for [`tune::tune`]; and when it is not a GPU or not there.
+    pub fn tune(self, effort: Effort, tell: Tell<'_>) -> Result<Tuned, Error> {
+        match self {
+            #[cfg(not(target_os = "macos"))]
+            DeviceKind::Cuda(number) => tune::tune(&|| CudaGpu::open(number), effort, tell),
+            #[cfg(target_os = "macos")]
+            DeviceKind::Metal => tune::tune(&MetalGpu::open, effort, tell),
+            #[cfg(unix)]
+            DeviceKind::Simt => tune::tune(&|| SimtGpu::new(SimtOptions::default()), effort, tell),
+            other => Err(Error::NoDevice { device: other.to_string() }),
+        }
+    }
+}
+
+/// A GPU with the table that was measured on it, which is done first where that has not been done yet.
+fn gpu<G: Gpu + 'static>(open: &dyn Fn() -> Result<G, GpuError>, tell: Tell<'_>) -> Result<Box<dyn Device>, Error> {
+    let gpu = open()?;
+    if let Some(tuning) = Tuning::measured(gpu.facts())? {
+        return Ok(Box::new(GpuDevice::with_tuning(gpu, tuning)));
+    }
+    drop(gpu);
+    let tuning = tune::first_use(open, tell)?;
+    Ok(Box::new(GpuDevice::with_tuning(open()?, tuning)))
 }
 
 impl fmt::Display for DeviceKind {

@@ -43,8 +43,10 @@ mod error;
 mod generate;
 mod memory;
 mod model;
+pub mod ops;
 mod session;
 mod text;
+pub mod tune;
 
 pub use basert_core::KvFormat;
 pub use basert_engine::{Allowed, Engine, Sampler, Sampling};

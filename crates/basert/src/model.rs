@@ -7,7 +7,7 @@ use basert_core::KvFormat;
 use basert_engine::{Allowed, Drawing, Engine, EngineError, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
-use basert_plan::{FUSIONS, Facts, Limits, LoadOptions, Plan};
+use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert_text::{
     ChatRequest, ChatTemplate, Constraint, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Tokenizer,
 };
@@ -102,9 +102,23 @@ impl Model {
         options: Options,
         progress: Progress<'_>,
     ) -> Result<Model, Error> {
+        let device = options.device.open(options.threads)?;
+        Model::open_on(&*device, path, options, progress)
+    }
+
+    /// Opens a model on a device that is open already, and tells how far that is. What the options say of devices counts
+    /// for nothing.
+    ///
+    /// # Errors
+    /// As for [`Model::open`].
+    pub fn open_on(
+        device: &dyn Device,
+        path: impl AsRef<Path>,
+        options: Options,
+        progress: Progress<'_>,
+    ) -> Result<Model, Error> {
         let file = Arc::new(ModelFile::open(path.as_ref())?);
         let name = file.path().display().to_string();
-        let device = options.device.open(options.threads)?;
         let facts = device.facts().clone();
         let step_tokens = options.step_tokens.unwrap_or(facts.step_tokens);
         let plan = Arc::new(Model::plan_for(&file, &options, step_tokens)?);

@@ -29,6 +29,11 @@ impl CudaCompiler {
         Ok(CudaCompiler { nvrtc, target, cache })
     }
 
+    /// The compiler and its version.
+    pub fn name(&self) -> String {
+        self.nvrtc.name()
+    }
+
     /// What a driver loads, for each of the kernels. All cores work on it, and `progress` is called with how many are
     /// ready.
     ///

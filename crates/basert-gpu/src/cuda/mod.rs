@@ -8,7 +8,7 @@ mod staging;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_void};
 
-use cudarc::driver::result::{self, DriverError, ctx, device, function, graph, module, primary_ctx, stream};
+use cudarc::driver::result::{self, DriverError, ctx, device, event, function, graph, module, primary_ctx, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as OfFunction};
 
 pub use compile::CudaCompiler;
@@ -92,9 +92,10 @@ struct Launch {
     threads: u32,
 }
 
-enum Recorded {
-    Graph(sys::CUgraphExec),
-    Launches(Vec<Launch>),
+/// A list of launches, and the graph that was made of it, if one was.
+struct Recorded {
+    launches: Vec<Launch>,
+    graph: Option<sys::CUgraphExec>,
 }
 
 // SAFETY: the driver's functions may be called from any thread in whose context they belong, and every method makes the
@@ -108,6 +109,16 @@ impl CudaGpu {
             .and_then(|_| device::get_count().ok())
             .and_then(|count| usize::try_from(count).ok())
             .unwrap_or(0)
+    }
+
+    /// The compiler of kernels that is used with the driver there is, or by itself where there is none: its name, and
+    /// where it was found.
+    ///
+    /// # Errors
+    /// [`GpuError::Missing`], which says how to get it.
+    pub fn compiler() -> Result<String, GpuError> {
+        let nvrtc = nvrtc::Nvrtc::find(driver_version().map(|version| version / 1000))?;
+        Ok(format!("{}, {}", nvrtc.name(), nvrtc.file.display()))
     }
 
     /// The GPU that the driver gives this number, from 0 on.
@@ -150,6 +161,7 @@ impl CudaGpu {
             fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         let cores = fact(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let threadgroup_memory = fact(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)? as usize;
         let model = device::get_name(device).map_err(missing)?;
         if capability < LEAST_CAPABILITY {
             let ((major, minor), (needed, and)) = (capability, LEAST_CAPABILITY);
@@ -168,9 +180,11 @@ impl CudaGpu {
             facts: GpuFacts {
                 name: format!("cuda:{ordinal}"),
                 description: format!("{model}, compute capability {major}.{minor}, {gibibytes:.1} GiB"),
+                software: format!("driver for CUDA {}.{}, {}", version / 1000, version % 1000 / 10, compiler.name()),
                 tuning: "cuda",
                 free_memory: Some(free),
                 largest_buffer: usize::MAX,
+                threadgroup_memory,
                 cores,
             },
             dependent_launch: options.dependent_launch
@@ -304,13 +318,13 @@ impl Gpu for CudaGpu {
     fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError> {
         self.enter()?;
         let launches = dispatches.iter().map(|dispatch| self.launch(dispatch)).collect::<Result<Vec<_>, _>>()?;
-        let recorded = if self.graphs && !launches.is_empty() {
+        let graph = if self.graphs && !launches.is_empty() {
             let captured = self.context.capture(&launches, self.dependent_launch);
-            Recorded::Graph(self.check("recording", captured)?)
+            Some(self.check("recording", captured)?)
         } else {
-            Recorded::Launches(launches)
+            None
         };
-        self.recordings.push(recorded);
+        self.recordings.push(Recorded { launches, graph });
         Ok(Recording(self.recordings.len() as u32 - 1))
     }
 
@@ -334,13 +348,22 @@ impl Gpu for CudaGpu {
         self.enter()?;
         let submitted = match self.recordings.get(recording.0 as usize) {
             // SAFETY: the graph was made for this context.
-            Some(Recorded::Graph(exec)) => unsafe { graph::launch(*exec, self.context.stream) },
-            Some(Recorded::Launches(launches)) => {
+            Some(&Recorded { graph: Some(exec), .. }) => unsafe { graph::launch(exec, self.context.stream) },
+            Some(Recorded { graph: None, launches }) => {
                 launches.iter().try_for_each(|launch| self.context.launch(launch, self.dependent_launch))
             }
             None => return Err(self.refuse(format!("there is no recording {}", recording.0))),
         };
         self.check("submitting", submitted)
+    }
+
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError> {
+        self.enter()?;
+        let Some(Recorded { launches, .. }) = self.recordings.get(recording.0 as usize) else {
+            return Err(self.refuse(format!("there is no recording {}", recording.0)));
+        };
+        let timed = self.context.time(launches);
+        self.check("timing", timed)
     }
 
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {
@@ -394,7 +417,7 @@ impl Drop for CudaGpu {
         unsafe {
             let _ = stream::synchronize(self.context.stream);
             for recorded in self.recordings.drain(..) {
-                if let Recorded::Graph(exec) = recorded {
+                if let Some(exec) = recorded.graph {
                     let _ = graph::exec_destroy(exec);
                 }
             }
@@ -437,6 +460,32 @@ impl Context {
             graph::upload(exec, self.stream)?;
             Ok(exec)
         }
+    }
+
+    /// Launches kernels one after the other, with an event after each, and gives the seconds between events.
+    fn time(&self, launches: &[Launch]) -> Result<Vec<f64>, DriverError> {
+        let event = || event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let events = (0..=launches.len()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
+        let timed = || {
+            // SAFETY: events and stream are of this context.
+            unsafe { event::record(events[0], self.stream) }?;
+            for (launch, &event) in launches.iter().zip(&events[1..]) {
+                self.launch(launch, false)?;
+                // SAFETY: as above.
+                unsafe { event::record(event, self.stream) }?;
+            }
+            // SAFETY: the stream is there as long as the context.
+            unsafe { stream::synchronize(self.stream) }?;
+            // SAFETY: both events were recorded and are complete.
+            let between = |pair: &[sys::CUevent]| unsafe { event::elapsed(pair[0], pair[1]) };
+            events.windows(2).map(|pair| Ok(f64::from(between(pair)?) / 1e3)).collect()
+        };
+        let seconds = timed();
+        for event in events {
+            // SAFETY: it was created above, and is not used again.
+            let _ = unsafe { event::destroy(event) };
+        }
+        seconds
     }
 
     /// Launches a kernel. One that is `dependent` may begin as soon as every threadgroup of the kernel before has

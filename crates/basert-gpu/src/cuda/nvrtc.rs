@@ -25,6 +25,8 @@ const EXACT: &str = "--fmad=false";
 
 /// The compiler.
 pub struct Nvrtc {
+    /// Its library, as it was found.
+    pub file: PathBuf,
     functions: Functions,
     version: (u32, u32),
     targets: Vec<u32>,
@@ -133,7 +135,12 @@ impl Nvrtc {
         }
         let mut targets: Vec<u32> = targets.into_iter().filter_map(|target| u32::try_from(target).ok()).collect();
         targets.sort_unstable();
-        Ok(Nvrtc { functions, version: (major, minor), targets, _libraries: libraries })
+        Ok(Nvrtc { file: file.to_owned(), functions, version: (major, minor), targets, _libraries: libraries })
+    }
+
+    /// What it is, with its version.
+    pub fn name(&self) -> String {
+        format!("NVRTC {}.{}", self.version.0, self.version.1)
     }
 
     /// The target to compile for, such as 90, for a GPU of a compute capability such as (9, 0): its own, or the last one
@@ -158,7 +165,7 @@ impl Nvrtc {
     /// # Errors
     /// As [`Nvrtc::compile`], when the kernel cannot be put in CUDA's terms.
     pub fn key(&self, kernel: &Kernel, target: u32) -> Result<CacheKey, GpuError> {
-        let compiler = format!("nvrtc {}.{}", self.version.0, self.version.1);
+        let compiler = self.name();
         let source = source(kernel)?.text;
         let options = options(kernel, target);
         let parts = [source.as_str(), kernel.function, compiler.as_str()];

@@ -132,9 +132,11 @@ impl MetalGpu {
                 version.minorVersion,
                 budget as f64 / f64::from(1 << 30)
             ),
+            software: NSProcessInfo::processInfo().operatingSystemVersionString().to_string(),
             tuning: apple_tuning(if device.supportsFamily(MTLGPUFamily::Apple10) { 10 } else { 9 }),
             free_memory: None,
             largest_buffer: device.maxBufferLength() / PAGE * PAGE,
+            threadgroup_memory: device.maxThreadgroupMemoryLength(),
             cores: chip_of_device(&name).map_or(CORES, |chip| chip.cores),
         };
         let candidates: &[Tiles] =
@@ -162,6 +164,10 @@ impl MetalGpu {
             gpu.compiler.system.tiles = tiles;
             gpu.compiled.clear();
             if tiles_are_right(&mut gpu).unwrap_or(false) {
+                gpu.facts.software += match tiles {
+                    Tiles::TensorUnits => ", products by tensor units",
+                    Tiles::Simdgroups => ", products by simdgroups",
+                };
                 gpu.count_memory();
                 return Ok(gpu);
             }
@@ -221,6 +227,20 @@ impl MetalGpu {
             residency.touch();
         }
         Ok(())
+    }
+
+    /// Commits a command buffer of these launches.
+    fn commit_launches(&mut self, launches: impl FnOnce(&MetalGpu) -> &[Launch]) -> Result<(), GpuError> {
+        self.commit(|gpu, commands| {
+            let encoder = commands.computeCommandEncoderWithDispatchType(MTLDispatchType::Concurrent)?;
+            if gpu.submitted > 0 {
+                encoder.waitForFence(&gpu.fence);
+            }
+            gpu.encode(launches(gpu), &encoder);
+            encoder.updateFence(&gpu.fence);
+            encoder.endEncoding();
+            Some(())
+        })
     }
 
     /// Commits a command buffer of one blit.
@@ -483,16 +503,21 @@ impl Gpu for MetalGpu {
         if recording.0 as usize >= self.recordings.len() {
             return Err(self.refuse(format!("there is no recording {}", recording.0)));
         }
-        self.commit(|gpu, commands| {
-            let encoder = commands.computeCommandEncoderWithDispatchType(MTLDispatchType::Concurrent)?;
-            if gpu.submitted > 0 {
-                encoder.waitForFence(&gpu.fence);
-            }
-            gpu.encode(&gpu.recordings[recording.0 as usize], &encoder);
-            encoder.updateFence(&gpu.fence);
-            encoder.endEncoding();
-            Some(())
-        })
+        self.commit_launches(|gpu| &gpu.recordings[recording.0 as usize])
+    }
+
+    /// Each dispatch is a command buffer of its own, for Metal tells the times of nothing smaller than an encoder, and those
+    /// of command buffers in seconds.
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError> {
+        let launches = self.recordings.get(recording.0 as usize).map(Vec::len);
+        let launches = launches.ok_or_else(|| self.refuse(format!("there is no recording {}", recording.0)))?;
+        let one = |launch: usize| {
+            self.commit_launches(|gpu| &gpu.recordings[recording.0 as usize][launch..=launch])?;
+            let commands = self.in_flight.back().map(|(_, commands)| commands.clone());
+            self.wait_for(self.submitted)?;
+            Ok(commands.map_or(0.0, |commands| commands.GPUEndTime() - commands.GPUStartTime()))
+        };
+        (0..launches).map(one).collect()
     }
 
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {

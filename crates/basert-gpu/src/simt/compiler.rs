@@ -70,6 +70,11 @@ impl Compiler {
         Ok(Compiler { command, version, options: OPTIONS.iter().copied().chain(instructions()).collect(), cache })
     }
 
+    /// What it calls itself.
+    pub fn name(&self) -> String {
+        self.version.lines().next().unwrap_or(&self.command[0]).to_owned()
+    }
+
     /// Compiles a kernel, or finds it compiled.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Instant;
 
 use basert_files::ModelFile;
 use compiler::{Compiled, Compiler};
@@ -24,6 +25,7 @@ use memory::Allocation;
 use order::{Order, Random};
 use threadgroup::{Fault, LANES, Launch, MOST_THREADS, Memory, Worker};
 
+use crate::lower::THREADGROUP_BYTES;
 use crate::views::Views;
 use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
@@ -94,9 +96,11 @@ impl SimtGpu {
         let facts = GpuFacts {
             name: "simt".to_owned(),
             description: "the CPU, running GPU kernels thread by thread".to_owned(),
+            software: compiler.name(),
             tuning: "simt",
             free_memory: memory::available(),
             largest_buffer: usize::MAX,
+            threadgroup_memory: THREADGROUP_BYTES,
             cores: options.workers,
         };
         let workers = (0..options.workers).map(|_| Worker::default()).collect();
@@ -340,6 +344,18 @@ impl Gpu for SimtGpu {
             }
         }
         Ok(())
+    }
+
+    fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError> {
+        let Recording(id) = recording;
+        let runs = self.recordings.get(id as usize).map(Vec::len);
+        let runs = runs.ok_or_else(|| failed(format!("there is no recording {id}")))?;
+        let one = |index| {
+            let start = Instant::now();
+            self.run(id as usize, index)?;
+            Ok(start.elapsed().as_secs_f64())
+        };
+        (0..runs).map(one).collect()
     }
 
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError> {

@@ -4,16 +4,20 @@ mod answer;
 mod bench;
 mod chat;
 mod complete;
+mod doctor;
 mod failure;
 mod grammar;
 mod inspect;
 mod model;
 mod plan;
+mod profile;
 mod progress;
 mod sampling;
 mod serve;
 mod store;
 mod synth;
+mod system;
+mod tune;
 mod units;
 
 use std::io;
@@ -60,6 +64,12 @@ enum Command {
     Inspect(inspect::Args),
     /// Show how a model is computed, and what bounds its speed
     Plan(plan::Args),
+    /// Show how long each op of a step takes, and what bounds it
+    Profile(profile::Args),
+    /// Look at this machine: what models could run on, and what is missing
+    Doctor(doctor::Args),
+    /// Check the kernels of a device, and keep the fastest
+    Tune(tune::Args),
     /// Write a model of random weights, to measure with
     Synth(synth::Args),
     /// Fetch a model, or bring it up to date
@@ -85,6 +95,9 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Synth(args) => synth::run(&args),
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),

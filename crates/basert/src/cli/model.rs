@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Store};
+use basert::plan::Device;
 use basert::{DeviceKind, KvFormat, Message, Model, Options, Stage};
 use serde_json::{Map, Value};
 
@@ -53,17 +54,27 @@ impl DeviceArgs {
         self.kind() == DeviceKind::Cpu
     }
 
-    /// Opens a model on it. A GPU that nobody asked for and that lacks something is left alone, with a note.
+    /// Opens a model on it.
     pub fn open(&self, path: &Path, options: Options) -> anyhow::Result<Model> {
-        let options = self.choose(options);
-        let found = open(path, options.clone());
-        match found {
-            Err(error) if self.device.is_none() && error.downcast_ref().is_some_and(lacks_gpu) => {
+        open(&*self.device()?, path, Options { kv: self.kv.format, ..options })
+    }
+
+    /// Makes the device ready. A GPU that nobody asked for and that lacks something is left alone, with a note.
+    pub fn device(&self) -> anyhow::Result<Box<dyn Device>> {
+        // Where stderr is closed, there is nobody to be told.
+        let mut note = |line: &str| _ = writeln!(io::stderr(), "note: {line}");
+        match self.kind().open_telling(self.threads, &mut note) {
+            Err(error @ basert::Error::Gpu(_)) if self.device.is_none() => {
                 writeln!(io::stderr(), "note: running on the CPU, for the GPU cannot be used: {error}")?;
-                open(path, Options { device: DeviceKind::Cpu, ..options })
+                Ok(DeviceKind::Cpu.open(self.threads)?)
             }
-            found => found,
+            opened => Ok(opened?),
         }
+    }
+
+    /// The format of keys and values.
+    pub fn kv(&self) -> KvFormat {
+        self.kv.format
     }
 
     fn kind(&self) -> DeviceKind {
@@ -105,21 +116,21 @@ pub fn path(model: Option<&str>) -> anyhow::Result<PathBuf> {
     }
 }
 
-fn lacks_gpu(error: &basert::Error) -> bool {
-    matches!(error, basert::Error::Gpu(_))
-}
-
-/// Opens a model, with a bar when that takes long.
-fn open(path: &Path, options: Options) -> anyhow::Result<Model> {
+/// Bars for what takes long when a model is brought to a device, as what it is told about.
+pub fn loading() -> impl FnMut(Stage, usize, usize) {
     let mut bars = [progress::LateBar::kernels("compiling kernels"), progress::LateBar::bytes("loading")];
-    let model = Model::open_with_progress(path, options, &mut |stage, done, total| {
+    move |stage, done, total| {
         let [kernels, weights] = &mut bars;
         match stage {
             Stage::Kernels => kernels.set(done, total),
             Stage::Weights => weights.set(done, total),
         }
-    })?;
-    drop(bars);
+    }
+}
+
+/// Opens a model, with a bar when that takes long.
+fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Model> {
+    let model = Model::open_on(device, path, options, &mut loading())?;
     let (context, trained) = (model.context(), model.plan().graph.context);
     if context > trained {
         writeln!(io::stderr(), "note: the model was trained for {trained} tokens of context, not for {context}")?;

@@ -1,6 +1,6 @@
 //! `basert serve`.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::failure::mistake;
 use super::model::{self, DeviceArgs, read_text};
+use super::system::Memory;
 use super::{count, units};
 
 /// Answers requests over HTTP until it is told to stop.
@@ -250,7 +251,9 @@ impl Args {
         let device = self.device.choose(Options::default()).device;
         let cache_bytes = match self.kv_memory {
             Some(mib) => Some(mib << 20),
-            None if device == DeviceKind::Cpu => available_memory().map(|bytes| bytes / 2),
+            None if device == DeviceKind::Cpu => {
+                Memory::now().usable().and_then(|bytes| usize::try_from(bytes / 2).ok())
+            }
             None => None,
         };
         let sessions = if cache_bytes.is_some() { self.parallel } else { self.parallel.min(4) };
@@ -288,12 +291,4 @@ impl Args {
         };
         Ok(Source { name, open: Box::new(open) })
     }
-}
-
-/// Bytes of memory that nobody uses, where the system says.
-fn available_memory() -> Option<usize> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1024)
 }

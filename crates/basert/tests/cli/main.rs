@@ -1,8 +1,11 @@
 //! The `basert` command, run as a user runs it.
 
 mod bench;
+mod doctor;
+mod profile;
 mod serve;
 mod synth;
+mod tune;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -90,7 +93,20 @@ fn in_store(store: &Path, arguments: &[&str]) -> Run {
 #[test]
 fn every_command_explains_itself() {
     let overview = basert(&["--help"]).ok();
-    for name in ["complete", "chat", "bench", "inspect", "plan", "synth", "pull", "list", "rm", "completions"] {
+    for name in [
+        "complete",
+        "chat",
+        "bench",
+        "doctor",
+        "inspect",
+        "plan",
+        "profile",
+        "synth",
+        "pull",
+        "list",
+        "rm",
+        "completions",
+    ] {
         assert!(overview.contains(&format!("  {name} ")), "{name}");
         let help = basert(&[name, "--help"]).ok();
         assert!(help.contains("Usage: basert") && help.contains("Example"), "{help}");

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use basert::core::KvFormat;
+use basert::files::ModelFile;
+use basert::graph::Graph;
+use basert::ops::Row;
 use basert::plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert::{DeviceKind, Finish, Generation, Grammar, Model, Options, Sampler, Sampling};
 use basert_convert::Random;
@@ -12,24 +15,23 @@ use basert_engine::{Allowed, Engine, EngineError, Sequence};
 use basert_testkit::tiny;
 use serde_json::{Value, json};
 
-use crate::golden::{Golden, gguf_twins};
+use crate::golden::gguf_twins;
 use crate::gpu::device;
-use crate::ops::Row;
 
 /// Sequences that draw together.
 const ROWS: usize = 4;
 
-/// Engines over a golden's model: one whose device draws tokens, and one that draws them from its logits.
-fn engines(golden: &Golden, device: &dyn Device) -> [Engine; 2] {
+/// Engines over a model: one whose device draws tokens, and one that draws them from its logits.
+fn engines(file: Arc<ModelFile>, graph: Arc<Graph>, device: &dyn Device) -> [Engine; 2] {
     let limits = Limits { tokens: ROWS, wanted: ROWS };
-    let plan = Arc::new(Plan::build(golden.graph.clone(), limits, &FUSIONS));
+    let plan = Arc::new(Plan::build(graph.clone(), limits, &FUSIONS));
     let on_device = device.facts().clone();
     assert!(on_device.chain > 1);
     let on_cpu = Facts { chain: 0, ..on_device.clone() };
     [on_device, on_cpu].map(|facts| {
         let options = LoadOptions { pages: 16, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
-        let baked = device.load(plan.clone(), golden.file.clone(), options).unwrap();
-        Engine::new(baked, &facts, limits, 16, 256, golden.graph.vocabulary)
+        let baked = device.load(plan.clone(), file.clone(), options).unwrap();
+        Engine::new(baked, &facts, limits, 16, 256, graph.vocabulary)
     })
 }
 
@@ -143,7 +145,7 @@ fn a_gpu_draws_what_the_sampler_draws() {
     let device = device();
     let goldens = gguf_twins();
     let golden = goldens.iter().find(|golden| golden.name == "qwen3.gguf").unwrap();
-    let mut engines = engines(golden, &*device);
+    let mut engines = engines(golden.file.clone(), golden.graph.clone(), &*device);
     let mut random = Random::new(7, 0);
     let mut different = BTreeSet::new();
     // Fewer where each thread of each step takes its turn.
@@ -165,8 +167,8 @@ fn a_gpu_draws_what_the_sampler_draws_from_any_logits_among_what_is_allowed() {
     const VOCABULARY: usize = 1403;
     let device = device();
     let mut random = Random::new(8, 0);
-    let model = Row::of_logits(&any_logits(&mut random, VOCABULARY)).model();
-    let mut engines = engines(&model, &*device);
+    let (file, graph) = Row::of_logits(&any_logits(&mut random, VOCABULARY)).case().unwrap().model();
+    let mut engines = engines(file, graph, &*device);
     let (mut different, mut refused) = (BTreeSet::new(), 0);
     for round in 0..ROUNDS {
         let prompts: Vec<_> = (0..ROWS).map(|_| [0; 2].map(|_| random.below(VOCABULARY) as u32)).collect();

@@ -33,22 +33,6 @@ impl Golden {
         Golden { name, file, graph, prompt, logits, _folder: folder }
     }
 
-    /// A model of which no logits are known.
-    pub fn without_logits(
-        name: String,
-        file: Arc<ModelFile>,
-        graph: Arc<Graph>,
-        prompt: Vec<u32>,
-        folder: tempfile::TempDir,
-    ) -> Golden {
-        Golden { name, file, graph, prompt, logits: Vec::new(), _folder: Some(folder) }
-    }
-
-    /// The same with the logits of the oracle.
-    pub fn by_the_oracle(self) -> Golden {
-        Golden { logits: self.reference(), ..self }
-    }
-
     pub fn reference(&self) -> Vec<f32> {
         let reference = Reference::new(self.graph.clone(), &self.file).unwrap();
         let all: Vec<usize> = (0..self.prompt.len()).collect();

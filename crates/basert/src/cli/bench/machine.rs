@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use basert::plan::{Plan, PlanOp, StepShape};
+use basert::plan::{Chip, Plan, PlanOp, StepShape};
 use basert::{KvFormat, Model};
 use basert_cpu::machine::{self, MeasureError};
 use basert_cpu::{Isa, Pool};
@@ -15,6 +15,35 @@ use crate::cli::units;
 /// Working sets that are read, in bytes: from what a core's own cache holds to what none does.
 const WORKING_SETS: [usize; 7] =
     [1_000_000, 8_000_000, 32_000_000, 64_000_000, 128_000_000, 256_000_000, 1_000_000_000];
+
+/// What bounds ops: rates a second.
+#[derive(Debug, Clone, Copy)]
+pub struct Peaks {
+    /// Bytes read from memory.
+    pub bandwidth: f64,
+    /// Operations of integer dot products.
+    pub integers: f64,
+    /// Floating-point operations.
+    pub floats: f64,
+}
+
+impl Peaks {
+    /// Those of a chip of the table.
+    pub fn of_chip(chip: &Chip) -> Peaks {
+        let rate = chip.rate * 1e12;
+        Peaks { bandwidth: chip.bandwidth * 1e9, integers: rate, floats: rate }
+    }
+
+    /// The rate at which an op computes at most.
+    fn rate(&self, plan: &Plan, op: &PlanOp) -> f64 {
+        if is_integer(plan, op) { self.integers } else { self.floats }
+    }
+
+    /// Seconds that an op takes at least.
+    pub fn least(&self, plan: &Plan, op: &PlanOp, step: StepShape) -> f64 {
+        plan.cost(op, step).seconds(self.bandwidth, self.rate(plan, op))
+    }
+}
 
 /// The peaks of some threads, as measured.
 pub struct Machine {
@@ -50,6 +79,12 @@ impl Machine {
         Machine::measure(threads, &[weights.min(WORKING_SETS[WORKING_SETS.len() - 1])])
     }
 
+    /// What bounds the ops of a model that this was measured for.
+    pub fn peaks(&self) -> Peaks {
+        let bandwidth = self.reads.first().map_or(f64::INFINITY, |&(_, rate)| rate);
+        Peaks { bandwidth, integers: self.dots, floats: self.floats }
+    }
+
     /// One line about what a model is bounded by.
     pub fn line(&self) -> String {
         let reads =
@@ -76,15 +111,11 @@ impl Machine {
     pub fn share(&self, test: &Test, model: &Model, seconds: f64) -> f64 {
         let least = match test.kind {
             Kind::Decode => {
-                let rate = self.reads.first().map_or(f64::INFINITY, |&(_, rate)| rate);
-                bytes_per_token(test, model) * (test.tokens * test.sequences) as f64 / rate
+                bytes_per_token(test, model) * (test.tokens * test.sequences) as f64 / self.peaks().bandwidth
             }
             Kind::Prefill => {
-                let step = shape(test, model, test.tokens, test.depth);
-                let plan = model.plan();
-                let seconds = |op: &PlanOp| {
-                    plan.cost(op, step).flops / if is_integer(plan, op) { self.dots } else { self.floats }
-                };
+                let (step, plan) = (shape(test, model, test.tokens, test.depth), model.plan());
+                let seconds = |op: &PlanOp| plan.cost(op, step).flops / self.peaks().rate(plan, op);
                 plan.ops.iter().map(|op| seconds(&op.op)).sum()
             }
         };

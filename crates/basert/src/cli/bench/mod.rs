@@ -1,6 +1,6 @@
 //! `basert bench`.
 
-mod machine;
+pub mod machine;
 mod peer;
 mod report;
 mod workload;

@@ -1,0 +1,115 @@
+//! How long ops take on memory that no cache holds: their launches over copies of weights and cache, one after the other.
+
+use std::time::Instant;
+
+use basert_core::KvFormat;
+use basert_plan::{DeviceError, Plan, PlanOp, StepState};
+
+use crate::device::of_device;
+use crate::lower::{Launch, Lowering, Memory, page_bytes};
+use crate::shape::Shape;
+use crate::step::{PAGE, StepLayout};
+use crate::tuning::Tuning;
+use crate::weights::Weights;
+use crate::{Binding, Buffer, Dispatch, Gpu, GpuError};
+
+/// Memory that weights and keys and values are read from while ops are timed. All of it is zeros: no kernel has less to do
+/// for them.
+pub struct ColdPool {
+    buffer: Buffer,
+    bytes: usize,
+    rounds: usize,
+    /// The other memories that kernels use, as large as any plan has needed them so far.
+    others: [(Buffer, usize); OTHERS.len()],
+}
+
+const OTHERS: [Memory; 4] = [Memory::Step, Memory::Arena, Memory::Prepared, Memory::Partial];
+
+impl ColdPool {
+    /// So much memory, which should be more than caches hold; of so many `rounds` the fastest counts.
+    ///
+    /// # Errors
+    /// When the device does not have it.
+    pub fn new(gpu: &mut dyn Gpu, bytes: usize, rounds: usize) -> Result<ColdPool, GpuError> {
+        let buffer = gpu.allocate(bytes, "cold weights")?;
+        Ok(ColdPool { buffer, bytes, rounds, others: [(buffer, 0); OTHERS.len()] })
+    }
+
+    /// The seconds that those ops of a plan take that are of `kind`, in a step of so many `tokens` after a `context`, with
+    /// kernels from this table.
+    ///
+    /// # Errors
+    /// When there is no kernel for an op, the plan does not fit the pool, or the device fails.
+    pub fn seconds(
+        &mut self,
+        gpu: &mut dyn Gpu,
+        plan: &Plan,
+        (tokens, context): (usize, usize),
+        tuning: &Tuning,
+        kind: impl Fn(&PlanOp) -> bool,
+    ) -> Result<f64, DeviceError> {
+        let (name, cores) = (gpu.facts().name.clone(), gpu.facts().cores.max(1));
+        let fail = |error| of_device(&name, error);
+        let weights = Weights::new(plan, &name)?;
+        let pages = (context + tokens).div_ceil(PAGE);
+        let mut step = StepState::default();
+        step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), 1);
+        step.check(plan, pages, PAGE)?;
+        let layout = StepLayout::new(plan.limits, pages);
+        let mut words = vec![0; layout.words];
+        let (used, tiles) = layout.encode(&step, &mut words)?;
+        let shape = Shape::of(&step, tiles, plan, KvFormat::F16);
+        let mut lowering = Lowering::new(plan, &weights, tuning, (layout, KvFormat::F16), cores, &name);
+        let mut launches = lowering.lower(shape)?;
+        launches.retain(|launch| plan.ops[launch.ops.clone()].iter().any(|planned| kind(&planned.op)));
+
+        let cache = pages * page_bytes(&plan.graph.caches, KvFormat::F16);
+        let copy = (weights.bytes + cache).next_multiple_of(256).max(256);
+        let copies = self.bytes / copy;
+        if copies == 0 {
+            return Err(DeviceError::Failed(format!("{copy} bytes do not fit into {}", self.bytes)));
+        }
+        let sizes =
+            [layout.words * size_of::<u32>(), plan.arena_bytes, lowering.prepared_bytes, lowering.partial_bytes];
+        for ((buffer, room), size) in self.others.iter_mut().zip(sizes) {
+            if *room < size.max(16) {
+                (*buffer, *room) = (gpu.allocate(size.max(16), "timing").map_err(fail)?, size.max(16));
+            }
+        }
+        let step_at = Binding { buffer: self.others[0].0, offset: 0 };
+        gpu.write(step_at, bytemuck::cast_slice(&words[..used])).map_err(fail)?;
+        let pipelines = gpu.compile(&lowering.kernels, &mut |_| {}).map_err(fail)?;
+        let place = |copy_at: usize, (memory, offset): (Memory, usize)| match memory {
+            Memory::Weights => Binding { buffer: self.buffer, offset: copy_at + offset },
+            Memory::Cache => {
+                Binding { buffer: self.buffer, offset: copy_at + weights.bytes.next_multiple_of(256) + offset }
+            }
+            other => {
+                let at = OTHERS.iter().position(|memory| *memory == other).unwrap_or(0);
+                Binding { buffer: self.others[at].0, offset }
+            }
+        };
+        let dispatch = |launch: &Launch, copy_at: usize| Dispatch {
+            pipeline: pipelines[launch.kernel],
+            bindings: launch.bindings.iter().map(|&binding| place(copy_at, binding)).collect(),
+            groups: launch.groups.map(|n| n as u32),
+            threads: lowering.kernels[launch.kernel].threads,
+            barrier: true,
+        };
+        let all: Vec<_> = (0..copies)
+            .flat_map(|i| launches.iter().map(move |launch| (launch, i * copy)))
+            .map(|(l, at)| dispatch(l, at))
+            .collect();
+        let recording = gpu.record(&all).map_err(fail)?;
+        let mut best = f64::INFINITY;
+        // The first round does not count.
+        for round in 0..=self.rounds {
+            let began = Instant::now();
+            gpu.submit(recording).and_then(|()| gpu.wait()).map_err(fail)?;
+            if round > 0 {
+                best = best.min(began.elapsed().as_secs_f64());
+            }
+        }
+        Ok(best / copies as f64)
+    }
+}

@@ -1,0 +1,134 @@
+//! What the operating system says of itself and its memory. Whatever it does not say is none.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// The machine's memory, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All there is.
+    pub total: Option<u64>,
+    /// What could still be had.
+    pub available: Option<u64>,
+    /// The most that the control groups of this process let it have.
+    pub limit: Option<u64>,
+}
+
+impl Memory {
+    /// As it is now.
+    pub fn now() -> Memory {
+        if cfg!(target_os = "macos") {
+            return Memory {
+                total: said("sysctl", &["-n", "hw.memsize"]).and_then(|n| n.parse().ok()),
+                ..Memory::default()
+            };
+        }
+        let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        Memory {
+            total: of_meminfo(&text, "MemTotal:"),
+            available: of_meminfo(&text, "MemAvailable:"),
+            limit: group_limit(&groups, Path::new("/sys/fs/cgroup")),
+        }
+    }
+
+    /// What this process could still have, where that is known.
+    pub fn usable(self) -> Option<u64> {
+        [self.available, self.limit].into_iter().flatten().min()
+    }
+}
+
+fn of_meminfo(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The least limit of a process's control groups and those around them, of either version, mounted at `root`. In a
+/// container the groups may be named as the host sees them, and what is mounted is their own.
+fn group_limit(groups: &str, root: &Path) -> Option<u64> {
+    let of_group = |line: &str| {
+        let mut fields = line.splitn(3, ':');
+        let (controllers, path) = (fields.nth(1)?, fields.next()?);
+        let (root, file) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            _ if controllers.split(',').any(|name| name == "memory") => (root.join("memory"), "memory.limit_in_bytes"),
+            _ => return None,
+        };
+        let folders = Path::new(path.trim_start_matches('/')).ancestors().map(|group| root.join(group).join(file));
+        folders.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()).min()
+    };
+    // Version 1 writes a number that no machine has for no limit.
+    groups.lines().filter_map(of_group).min().filter(|&limit| limit < 1 << 60)
+}
+
+/// The operating system's name and version, and the kernel's.
+pub fn name() -> String {
+    let field = |text: &str| {
+        let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+        Some(value.trim_matches('"').to_owned())
+    };
+    let linux = || {
+        let system = field(&fs::read_to_string("/etc/os-release").ok()?)?;
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Some(format!("{system}, Linux {}", kernel.trim()))
+    };
+    let macos = || Some(format!("macOS {}", said("sw_vers", &["-productVersion"])?));
+    let found = if cfg!(target_os = "macos") { macos() } else { linux() };
+    found.unwrap_or_else(|| std::env::consts::OS.to_owned())
+}
+
+/// What the processor calls itself.
+pub fn processor() -> Option<String> {
+    if cfg!(target_os = "macos") {
+        return said("sysctl", &["-n", "machdep.cpu.brand_string"]);
+    }
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let name = text.lines().find_map(|line| line.strip_prefix("model name"))?;
+    Some(name.trim_start_matches([' ', '\t', ':']).to_owned())
+}
+
+/// What a command prints, if it does.
+fn said(command: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(command).args(arguments).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tightest_group_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |file: &str, text: &str| {
+            let path = root.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let limit = |groups: &str| group_limit(groups, root.path());
+        assert_eq!(limit("0::/a/b\n"), None);
+        write("a/memory.max", "4096\n");
+        write("a/b/memory.max", "max\n");
+        assert_eq!(limit("0::/a/b\n"), Some(4096));
+        write("memory.max", "1024\n");
+        assert_eq!((limit("0::/a/b\n"), limit("0::/of/the/host\n")), (Some(1024), Some(1024)));
+        write("memory/c/memory.limit_in_bytes", "9223372036854771712\n");
+        assert_eq!(limit("7:cpu,cpuacct:/c\n6:memory:/c\n"), None);
+        write("memory/memory.limit_in_bytes", "512\n");
+        assert_eq!(limit("7:cpu,cpuacct:/c\n6:memory:/c\n"), Some(512));
+        for damaged in ["", "\n", "0", "0:", "x:memory", "6:memory:", "0::/../../etc"] {
+            limit(damaged);
+        }
+    }
+
+    #[test]
+    fn memory_is_read_as_the_kernel_writes_it() {
+        let text = "MemTotal:       24600000 kB\nMemAvailable:   100 kB\nDamaged: kB\n";
+        assert_eq!(of_meminfo(text, "MemTotal:"), Some(24_600_000 * 1024));
+        assert_eq!(of_meminfo(text, "MemAvailable:"), Some(102_400));
+        assert_eq!((of_meminfo(text, "Damaged:"), of_meminfo("", "MemTotal:")), (None, None));
+        let memory = Memory { total: Some(8), available: Some(4), limit: Some(6) };
+        assert_eq!((memory.usable(), Memory { limit: Some(3), ..memory }.usable()), (Some(4), Some(3)));
+    }
+}

@@ -1,0 +1,411 @@
+//! The op table: ops, formats and shapes, each as a model of that op alone, with what the oracle makes of it. Tests hold
+//! every device against it, and `basert tune` every variant of a kernel.
+
+use std::fmt::Display;
+use std::fs;
+use std::sync::Arc;
+
+use basert_convert::Random;
+use basert_core::{FORMATS, Format, KvFormat, codec};
+use basert_cpu::reference::Reference;
+use basert_files::{ModelFile, TensorSpec, gguf};
+use basert_graph::{Architecture, Graph};
+use basert_plan::{Baked, Device, DeviceError, FUSIONS, Limits, LoadOptions, Plan, StepState};
+
+use crate::Error;
+
+/// Tokens whose logits are compared.
+pub const COMPARED: usize = 40;
+/// Tokens at once of what comes before those.
+const BEFORE: usize = 64;
+/// The longest context.
+const CONTEXT: usize = 4096;
+/// Rows of embeddings, as far as that is enough for their logits.
+const TOKENS: usize = 160;
+
+/// What a row of the table is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Products with matrices.
+    Linear,
+    /// Embeddings.
+    Embed,
+    /// Norms, activations and sums.
+    Around,
+    /// Rotations, and attention over a cache.
+    Attention,
+    /// Products with the matrices of experts.
+    Experts,
+}
+
+/// A row of the table: a model of a few ops, and its tensors.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// For people.
+    pub name: String,
+    /// What it is about.
+    pub kind: Kind,
+    /// Whether it is one of those few that show most mistakes.
+    pub essential: bool,
+    /// What comes after `embed`, which computes `x`, up to `y`.
+    ops: String,
+    tensors: Vec<(&'static str, Vec<usize>, Format)>,
+    /// Values of tensors that are not random.
+    given: Vec<(&'static str, Vec<f32>)>,
+    /// Tokens of the prompt.
+    tokens: usize,
+}
+
+/// A row's model, with what is expected of it.
+pub struct Case {
+    /// The row's.
+    pub name: String,
+    /// The row's.
+    pub kind: Kind,
+    file: Arc<ModelFile>,
+    graph: Arc<Graph>,
+    prompt: Vec<u32>,
+    /// Logits of the last [`COMPARED`] tokens.
+    expected: Vec<f32>,
+    _folder: tempfile::TempDir,
+}
+
+fn failed(error: impl Display) -> Error {
+    Error::Check(error.to_string())
+}
+
+impl Row {
+    fn new(name: impl Into<String>, kind: Kind, ops: &str, tensors: &[(&'static str, &[usize], Format)]) -> Row {
+        let tensors = tensors.iter().map(|(name, shape, format)| (*name, shape.to_vec(), *format)).collect();
+        let (name, ops) = (name.into(), ops.to_owned());
+        Row { name, kind, essential: false, ops, tensors, given: Vec::new(), tokens: COMPARED }
+    }
+
+    /// A model whose logits after token t are twice the row t % `rows.len()`; all rows are as long as the vocabulary.
+    pub fn of_logits(rows: &[Vec<f32>]) -> Row {
+        let (kinds, vocabulary) = (rows.len(), rows.first().map_or(0, Vec::len));
+        let embed = (0..vocabulary * kinds).map(|i| f32::from(u8::from(i / kinds % kinds == i % kinds))).collect();
+        let w = (0..vocabulary * kinds).map(|i| rows[i % kinds][i / kinds]).collect();
+        let ops = format!("{LINEAR}, {{ op = 'add', in = ['y', 'y'], out = 'y' }}");
+        let shape = &[vocabulary, kinds][..];
+        let tensors = [("embed", shape, Format::F32), ("w", shape, Format::F32)];
+        Row { given: vec![("embed", embed), ("w", w)], ..Row::new("logits", Kind::Linear, &ops, &tensors) }
+    }
+
+    fn essential(self, essential: bool) -> Row {
+        Row { essential, ..self }
+    }
+
+    /// Weights that keep the size of what they multiply.
+    fn values(&self, name: &str, shape: &[usize]) -> Vec<f32> {
+        if let Some((_, values)) = self.given.iter().find(|(given, _)| *given == name) {
+            return values.clone();
+        }
+        let stream = name.bytes().chain(self.name.bytes()).fold(7, |h, b| h * 31 % 65_521 + u64::from(b));
+        let mut random = Random::new(1, stream);
+        let (count, inputs) = (shape.iter().product(), shape.last().copied().unwrap_or(1));
+        let scale = if shape.len() == 1 || name == "embed" { 1.0 } else { 1.0 / (inputs as f32).sqrt() };
+        (0..count).map(|_| scale * random.normal()).collect()
+    }
+
+    /// The bytes of its file.
+    fn bytes(&self) -> Result<Vec<u8>, Error> {
+        let mut tensors = self.writer()?.begin(Vec::new()).map_err(failed)?;
+        for (name, shape, format) in &self.tensors {
+            let values = self.values(name, shape);
+            let mut bytes = vec![0; format.row_bytes(values.len()).map_err(failed)?];
+            codec::encode(*format, &values, &mut bytes).map_err(failed)?;
+            tensors.append(&bytes).map_err(failed)?;
+        }
+        tensors.finish().map_err(failed)
+    }
+
+    fn writer(&self) -> Result<gguf::Writer, Error> {
+        let mut writer = gguf::Writer::new();
+        writer.set("general.architecture", "row").map_err(failed)?;
+        for (name, shape, format) in &self.tensors {
+            writer.declare(TensorSpec::new(*name, *format, shape)).map_err(failed)?;
+        }
+        Ok(writer)
+    }
+
+    fn architecture(&self) -> Result<Architecture, Error> {
+        let names: String = self.tensors.iter().map(|(name, ..)| format!("{name} = {{ gguf = '{name}' }}\n")).collect();
+        let text = format!(
+            "name = 'row'\ngguf = ['row']\nuse = ['common']\n[parameters]\nlayers = 1\ncontext = {CONTEXT}\neps = 1e-5\n\
+             head_dim = 64\nrope_dim = 'head_dim'\nrope_scaling = \"'none'\"\nuse_sliding_window = false\n\
+             [tensors]\n{names}[rope.main]\nbase = 10000\nfactor = 1\nlow_freq_factor = 1\nhigh_freq_factor = 4\n\
+             original_context = {CONTEXT}\n[rope.turned]\nbase = 10000\ndim = 32\npairs = \"'interleaved'\"\n[graph]\n\
+             start = [ {{ op = 'embed', weight = 'embed', out = 'x' }}, {} ]\n\
+             block = []\nfinish = [ {{ op = 'select', in = 'y', out = 'logits' }} ]\n",
+            self.ops
+        );
+        Architecture::parse(&text, &self.name).map_err(failed)
+    }
+
+    /// Its model, and what the oracle makes of it.
+    ///
+    /// # Errors
+    /// When a temporary file cannot be written.
+    pub fn case(&self) -> Result<Case, Error> {
+        let folder = tempfile::tempdir().map_err(failed)?;
+        let path = folder.path().join("row.gguf");
+        fs::write(&path, self.bytes()?).map_err(failed)?;
+        let file = Arc::new(ModelFile::open(&path)?);
+        let graph = Arc::new(Graph::open(&file, &[self.architecture()?])?);
+        // No output is narrower.
+        let mut random = Random::new(2, 0);
+        let prompt: Vec<u32> = (0..self.tokens).map(|_| random.below(96) as u32).collect();
+        let last: Vec<usize> = (self.tokens - COMPARED..self.tokens).collect();
+        let expected = Reference::new(graph.clone(), &file).map_err(failed)?.logits(&prompt, &last).data;
+        let (name, kind) = (self.name.clone(), self.kind);
+        Ok(Case { name, kind, file, graph, prompt, expected, _folder: folder })
+    }
+
+    /// A plan of its model for steps of up to so many tokens, and the file: its weights are zeros, and take no room on disk.
+    ///
+    /// # Errors
+    /// When a temporary file cannot be written.
+    pub fn outline(&self, tokens: usize) -> Result<(Plan, Arc<ModelFile>), Error> {
+        let folder = tempfile::tempdir().map_err(failed)?;
+        let path = folder.path().join("row.gguf");
+        let mut head = Vec::new();
+        // No tensor follows, only a hole in the file.
+        drop(self.writer()?.begin(&mut head).map_err(failed)?);
+        let mut length = head.len();
+        for (_, shape, format) in &self.tensors {
+            let bytes = format.row_bytes(shape.iter().product()).map_err(failed)?;
+            length += bytes.next_multiple_of(gguf::DEFAULT_ALIGNMENT);
+        }
+        fs::write(&path, head).map_err(failed)?;
+        let hole = fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
+        hole.set_len(length as u64).map_err(failed)?;
+        // Mapped, it stays when its folder goes.
+        let file = Arc::new(ModelFile::open(&path)?);
+        let graph = Arc::new(Graph::open(&file, &[self.architecture()?])?);
+        Ok((Plan::build(graph, Limits { tokens, wanted: 1 }, &FUSIONS), file))
+    }
+}
+
+impl Case {
+    /// The row's model.
+    pub fn model(&self) -> (Arc<ModelFile>, Arc<Graph>) {
+        (self.file.clone(), self.graph.clone())
+    }
+
+    /// Logits of the last tokens, with so many of them at once, on a device.
+    ///
+    /// # Errors
+    /// When the device refuses or fails.
+    pub fn logits_on(&self, device: &dyn Device, at_once: usize) -> Result<Vec<f32>, DeviceError> {
+        let before = self.prompt.len() - COMPARED;
+        let tokens = if before > 0 { at_once.max(BEFORE) } else { at_once };
+        let limits = Limits { tokens, wanted: at_once };
+        let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
+        let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
+        let options = LoadOptions { pages, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let mut baked = device.load(plan, self.file.clone(), options)?;
+        let pages: Vec<u32> = (0..pages as u32).collect();
+        let mut step = StepState::default();
+        let mut compute = |baked: &mut dyn Baked, tokens: &[u32], position, wanted| {
+            step.clear();
+            step.push(tokens, position, &pages, wanted);
+            baked.submit(&step)?;
+            baked.wait()
+        };
+        let (first, last) = self.prompt.split_at(before);
+        for (i, chunk) in first.chunks(BEFORE).enumerate() {
+            compute(&mut *baked, chunk, i * BEFORE, 0)?;
+        }
+        let mut logits = Vec::with_capacity(self.expected.len());
+        for (i, chunk) in last.chunks(at_once).enumerate() {
+            compute(&mut *baked, chunk, before + i * at_once, chunk.len())?;
+            (0..chunk.len()).for_each(|row| logits.extend_from_slice(baked.logits(row)));
+        }
+        Ok(logits)
+    }
+
+    /// The largest difference from what the oracle computes, relative to its largest number, of a device that computes so
+    /// many tokens at once.
+    ///
+    /// # Errors
+    /// What is wrong, when that is more than rounding explains, or the device fails.
+    pub fn check(&self, device: &dyn Device, at_once: usize) -> Result<f32, String> {
+        let wrong = |what: String| format!("{}, {at_once} at once: {what}", self.name);
+        let logits = self.logits_on(device, at_once).map_err(|error| wrong(error.to_string()))?;
+        let (error, bound) = (self.error(&logits), self.bound(device, at_once));
+        // What is not a number is within no bound.
+        if error < bound { Ok(error) } else { Err(wrong(format!("off by {error:.1e}, beyond {bound:.0e}"))) }
+    }
+
+    fn error(&self, logits: &[f32]) -> f32 {
+        if logits.len() != self.expected.len() || logits.iter().any(|x| !x.is_finite()) {
+            return f32::NAN;
+        }
+        let largest = self.expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let difference = self.expected.iter().zip(logits).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+        difference / largest
+    }
+
+    fn bound(&self, device: &dyn Device, at_once: usize) -> f32 {
+        let bytes = ["cuda", "cpu"].iter().any(|name| device.facts().name.starts_with(name));
+        let quantised = self.graph.weights.iter().any(|weight| !weight.format.is_float());
+        let tiles = at_once > 16 || self.prompt.len() > COMPARED;
+        // Inputs of quantised weights are bytes there, and halves where tiles are multiplied.
+        match bytes && quantised {
+            true => 2e-2,
+            false if tiles => 3e-3,
+            false => 1e-3,
+        }
+    }
+}
+
+const LINEAR: &str = "{ op = 'linear', in = 'x', weight = 'w', out = 'y' }";
+
+/// Formats that differ in how their codes are put together, and how they are scaled.
+const ESSENTIAL: [Format; 5] = [Format::F16, Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::Q6_K];
+
+/// Products with matrices of every format, of rows and columns that are no multiple of any tile.
+fn linear() -> Vec<Row> {
+    let row = |format: Format| {
+        // Rows are whole blocks; those of 32 also with columns that are no multiple of 256.
+        let columns = if format.block().elements > 32 { 512 } else { 288 };
+        let tensors = [("embed", &[TOKENS, columns][..], Format::F32), ("w", &[130, columns], format)];
+        Row::new(format!("linear {format}"), Kind::Linear, LINEAR, &tensors).essential(ESSENTIAL.contains(&format))
+    };
+    FORMATS.iter().map(|row_of| row(row_of.format)).collect()
+}
+
+/// Embeddings in every format.
+fn embed() -> Vec<Row> {
+    let row = |format: Format| {
+        let ops = "{ op = 'soft_cap', in = 'x', cap = 2, out = 'y' }";
+        let tensors = [("embed", &[TOKENS.max(256), 256][..], format)];
+        Row::new(format!("embed {format}"), Kind::Embed, ops, &tensors).essential(format == Format::Q4_0)
+    };
+    FORMATS.iter().map(|row_of| row(row_of.format)).collect()
+}
+
+/// What is done to inputs and outputs of products.
+fn around() -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (activation, format) in [("silu", Format::Q4_0), ("gelu_tanh", Format::F16), ("clamped_swish", Format::Q8_0)] {
+        let ops = format!(
+            "{{ op = 'norm', in = 'x', weight = 'norm', offset = 1, out = 'h' }},\
+             {{ op = 'linear', in = 'h', weight = 'gate', out = 'g' }}, {{ op = 'linear', in = 'h', weight = 'up', out = 'u' }},\
+             {{ op = 'gate', gate = 'g', up = 'u', activation = \"'{activation}'\", out = 'f' }},\
+             {{ op = 'linear', in = 'f', weight = 'down', bias = 'bias', out = 'f' }},\
+             {{ op = 'add', in = ['x', 'f'], out = 'y' }}"
+        );
+        let tensors = [
+            ("embed", &[TOKENS, 96][..], Format::F32),
+            ("norm", &[96], Format::F32),
+            ("gate", &[160, 96], format),
+            ("up", &[160, 96], format),
+            ("down", &[96, 160], format),
+            ("bias", &[96], Format::F32),
+        ];
+        let name = format!("gate {activation} {format}");
+        rows.push(Row::new(name, Kind::Around, &ops, &tensors).essential(activation == "silu"));
+    }
+    for (kind, width) in [("rms", 96), ("layer", 96), ("rms", 2080), ("layer", 2080)] {
+        let ops =
+            format!("{{ op = 'norm', in = 'x', weight = 'norm', bias = 'bias', kind = \"'{kind}'\", out = 'y' }}");
+        let vector: &[usize] = &[width];
+        let tensors = [
+            ("embed", &[TOKENS.max(width), width][..], Format::F32),
+            ("norm", vector, Format::F32),
+            ("bias", vector, Format::F32),
+        ];
+        rows.push(Row::new(format!("norm {kind} {width}"), Kind::Around, &ops, &tensors).essential(width == 96));
+    }
+    rows
+}
+
+/// Attention: sizes of heads, how many share keys, what scores go through, and how long the context is.
+fn attention() -> Vec<Row> {
+    let table = [
+        (64, 4, 4, "window = 5", "main", COMPARED),
+        (64, 6, 2, "sinks = 'sinks'", "turned", COMPARED),
+        (80, 4, 2, "cap = 3", "main", COMPARED),
+        (128, 8, 1, "", "turned", COMPARED),
+        (128, 3, 1, "window = 9, sinks = 'sinks'", "main", COMPARED),
+        (256, 2, 1, "", "main", COMPARED),
+        // Contexts that GPUs divide.
+        (64, 4, 2, "sinks = 'sinks'", "main", 640),
+    ];
+    let row = |&(dim, heads, kv, with, rope, tokens): &(usize, usize, usize, &str, &str, usize)| {
+        let name = format!("attention {dim} {heads}/{kv} {with} {rope} {tokens}");
+        let row = attend(name, (dim, heads, kv), with, rope).essential(tokens > COMPARED || dim == 128);
+        Row { tokens, ..row }
+    };
+    table.iter().map(row).collect()
+}
+
+fn attend(name: impl Into<String>, (dim, heads, kv): (usize, usize, usize), with: &str, rope: &str) -> Row {
+    let (comma, norm) =
+        (if with.is_empty() { "" } else { "," }, if heads > 4 { ", q_norm = 'norm', k_norm = 'norm'" } else { "" });
+    let linear = |x: &str| format!("{{ op = 'linear', in = 'x', weight = 'w{x}', out = '{x}' }},");
+    let ops = format!(
+        "{}{}{}{{ op = 'rope_cache', q = 'q', k = 'k', v = 'v', heads = {heads}, kv_heads = {kv}, head_dim = {dim}, \
+         rope = '{rope}'{norm}, out = 'q' }},\
+         {{ op = 'attention', in = 'q', heads = {heads}, scale = 0.1{comma} {with}, out = 'y' }}",
+        linear("q"),
+        linear("k"),
+        linear("v"),
+    );
+    let tensors = [
+        ("embed", &[TOKENS.max(heads * dim), 64][..], Format::F32),
+        ("wq", &[heads * dim, 64], Format::F32),
+        ("wk", &[kv * dim, 64], Format::F32),
+        ("wv", &[kv * dim, 64], Format::F32),
+        ("norm", &[dim], Format::F32),
+        ("sinks", &[heads], Format::F32),
+    ];
+    let mut row = Row::new(name, Kind::Attention, &ops, &tensors);
+    // What no op asks for is an error.
+    row.tensors.retain(|(name, ..)| !["norm", "sinks"].contains(name) || ops.contains(&format!("'{name}'")));
+    row
+}
+
+/// Experts, with an input of each token and one of each use.
+fn experts() -> Vec<Row> {
+    let row = |format: Format| {
+        let ops = "{ op = 'linear', in = 'x', weight = 'router', out = 'r' },\
+                   { op = 'route', in = 'r', used = 3, normalised = false, out = 'route' },\
+                   { op = 'linear', in = 'x', weight = 'gate', route = 'route', out = 'g' },\
+                   { op = 'linear', in = 'x', weight = 'up', route = 'route', out = 'u' },\
+                   { op = 'gate', gate = 'g', up = 'u', out = 'f' },\
+                   { op = 'linear', in = 'f', weight = 'down', bias = 'bias', route = 'route', out = 'f' },\
+                   { op = 'combine', in = 'f', route = 'route', out = 'f' }, { op = 'add', in = ['x', 'f'], out = 'y' }";
+        let tensors = [
+            ("embed", &[TOKENS.max(256), 256][..], Format::F32),
+            ("router", &[7, 256], Format::F32),
+            ("gate", &[7, 256, 256], format),
+            ("up", &[7, 256, 256], format),
+            ("down", &[7, 256, 256], format),
+            ("bias", &[7, 256], Format::F32),
+        ];
+        Row::new(format!("experts {format}"), Kind::Experts, ops, &tensors).essential(format == Format::Q4_0)
+    };
+    [Format::BF16, Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::MXFP4].into_iter().map(row).collect()
+}
+
+/// All rows.
+pub fn table() -> Vec<Row> {
+    [linear(), embed(), around(), attention(), experts()].into_iter().flatten().collect()
+}
+
+/// A product to be timed, the first of two: the second makes few logits of what the first computes.
+pub fn product(format: Format, rows: usize, columns: usize) -> Row {
+    let ops =
+        "{ op = 'linear', in = 'x', weight = 'w', out = 'h' }, { op = 'linear', in = 'h', weight = 'v', out = 'y' }";
+    let tensors =
+        [("embed", &[TOKENS, columns][..], format), ("w", &[rows, columns], format), ("v", &[96, rows], format)];
+    Row::new(format!("{rows}×{columns} {format}"), Kind::Linear, ops, &tensors)
+}
+
+/// Attention to be timed, of heads of 128 values.
+pub fn long_attention(heads: usize, kv: usize) -> Row {
+    attend("attention", (128, heads, kv), "", "main")
+}
