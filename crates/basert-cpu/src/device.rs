@@ -42,6 +42,8 @@ impl CpuDevice {
             name: "cpu".to_owned(),
             description: format!("{} threads, {isa}", pool.threads()),
             page_tokens: PAGE,
+            // All instruction sets compute the same bits.
+            layout: "cpu 1".to_owned(),
             step_tokens: STEP_TOKENS,
             chain: 0,
         };

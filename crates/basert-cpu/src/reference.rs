@@ -285,6 +285,7 @@ impl Default for ReferenceDevice {
 
 impl Device for ReferenceDevice {
     fn facts(&self) -> &Facts {
+            layout: "tokens".to_owned(),
         &self.facts
     }
 
@@ -363,6 +364,20 @@ fn gated(activation: Activation, gate: f32, up: f32) -> f32 {
         Activation::ClampedSwish => {
             let gate = gate.min(7.0);
             gate / (1.0 + (-1.702 * gate).exp()) * (up.clamp(-7.0, 7.0) + 1.0)
+
+    fn page_bytes(&self) -> usize {
+        size_of::<[u32; PAGE]>()
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(bytemuck::cast_slice(&self.pages[page as usize]));
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        bytemuck::cast_slice_mut(&mut self.pages[page as usize]).copy_from_slice(bytes);
+        Ok(())
+    }
         }
     }
 }

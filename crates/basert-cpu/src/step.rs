@@ -264,6 +264,20 @@ struct Run<'a> {
     kv: KvFormat,
     /// f32 and quantised.
     prepared: (*mut f32, *mut u8),
+
+    fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(&self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes]);
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes].copy_from_slice(bytes);
+        Ok(())
+    }
     /// With how many values there are.
     partials: (*mut f32, usize),
     workers: *mut WorkerScratch,

@@ -1,9 +1,11 @@
 //! The engine: a device, its pages, and the steps that bring sequences up to date.
 
+mod prefixes;
+
 use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
 
 use crate::prefix::PrefixTree;
-use crate::{PagePool, Sampler};
+use crate::{PagePool, PrefixFile, Sampler};
 
 /// A timeline of tokens, and the pages that hold the keys and values of those computed so far.
 ///
@@ -80,6 +82,9 @@ pub enum EngineError {
         /// The most there can be.
         most: usize,
     },
+    /// It ends before its time.
+    #[error("the server stopped before the answer was complete")]
+    Stopped,
     /// Nothing may come next.
     #[error("the answer cannot go on within its constraint: {0}")]
     Constraint(String),
@@ -94,7 +99,11 @@ pub struct Engine {
     pool: PagePool,
     /// Pages of sequences that were closed, if they are kept.
     cache: Option<PrefixTree>,
+    /// Where they are saved, if anywhere.
+    prefix_file: Option<PrefixFile>,
     page_tokens: usize,
+    /// See [`Facts::layout`].
+    layout: String,
     context: usize,
     vocabulary: usize,
     limits: Limits,
@@ -134,8 +143,20 @@ impl Engine {
         vocabulary: usize,
     ) -> Engine {
         let (step, pool, page_tokens) = (StepState::default(), PagePool::new(pages), facts.page_tokens);
-        let chain = Chain { most: facts.chain, ..Chain::default() };
-        Engine { baked, pool, cache: None, page_tokens, context, vocabulary, limits, step, chain }
+        let (layout, chain) = (facts.layout.clone(), Chain { most: facts.chain, ..Chain::default() });
+        Engine {
+            baked,
+            pool,
+            cache: None,
+            prefix_file: None,
+            page_tokens,
+            layout,
+            context,
+            vocabulary,
+            limits,
+            step,
+            chain,
+        }
     }
 
     /// Keeps the pages of closed sequences as long as nobody needs the room: a sequence that begins with the same

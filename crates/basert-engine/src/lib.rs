@@ -6,7 +6,7 @@
 //! A [`Sampler`] turns logits into the next token. A [`Scheduler`] shares the engine between many requests.
 //!
 //! Pages of sequences that were closed can be kept ([`Engine::with_prefix_cache`]): they are found again by exactly the
-//! tokens that they were computed from.
+//! tokens that they were computed from, and in a file ([`Engine::save_prefixes`]) also by another process.
 
 mod engine;
 mod exact;
@@ -14,6 +14,7 @@ mod logprobs;
 mod pages;
 mod philox;
 mod prefix;
+mod prefix_file;
 mod sampler;
 mod schedule;
 
@@ -21,5 +22,6 @@ pub use engine::{Drawing, Engine, EngineError, PageUse, Sequence};
 pub use logprobs::TokenLogprobs;
 pub use pages::PagePool;
 pub use philox::Philox;
+pub use prefix_file::{PrefixFile, PrefixFileError};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{Answer, Attention, Mask, Prompt, Reader, Request, Scheduler, Token, Turn};

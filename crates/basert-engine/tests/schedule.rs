@@ -103,14 +103,30 @@ impl Baked for Hash {
     fn copy_page(&mut self, from: u32, to: u32) {
         self.cache[to as usize] = self.cache[from as usize];
     }
+
+    fn page_bytes(&self) -> usize {
+        size_of::<[u32; PAGE]>()
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let tokens = self.cache[page as usize].map(u32::to_le_bytes);
+        bytes.copy_from_slice(tokens.as_flattened());
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        let tokens = bytes.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token));
+        self.cache[page as usize].iter_mut().zip(tokens).for_each(|(to, token)| *to = token);
+        Ok(())
+    }
 }
 
 fn engine(pages: usize, context: usize, chain: usize) -> Engine {
     // What no one wrote is no token.
     let cache = vec![[u32::MAX; PAGE]; pages];
     let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], last: StepState::default() };
-    let (name, description) = ("hash".to_owned(), String::new());
-    let facts = Facts { name, description, page_tokens: PAGE, step_tokens: 16, chain };
+    let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
+    let facts = Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain };
     let limits = Limits { tokens: 16, wanted: 8 };
     Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache()
 }

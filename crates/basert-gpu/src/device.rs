@@ -7,6 +7,7 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_plan::{Baked, Device, DeviceError, Facts, Fit, LoadOptions, Place, Plan, Stage, StepState};
 
+use crate::cache::CacheKey;
 use crate::lower::{CHAIN, Launch, Lowering, Memory, page_bytes};
 use crate::shape::{AttentionKind, Outcome, Shape, classes};
 use crate::step::{PAGE, StepLayout};
@@ -34,11 +35,18 @@ impl<G: Gpu> GpuDevice<G> {
             name: found.name.clone(),
             description: found.description.clone(),
             page_tokens: PAGE,
+            layout: layout(found, &tuning),
             step_tokens: tuning.step_tokens,
             chain: CHAIN,
         };
         Ok(GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores })
     }
+}
+
+/// Sums have the order that kernels give them, and what kernels there are depends on the device and its tuning.
+fn layout(facts: &GpuFacts, tuning: &Tuning) -> String {
+    let depends_on = [facts.description.clone(), format!("{tuning:?}")];
+    format!("{} 1 {}", facts.tuning, CacheKey::new(depends_on))
 }
 
 /// All that is known of a plan on a device before anything is allocated: a pure function of the plan.
@@ -263,6 +271,10 @@ impl<G: Gpu> GpuBaked<G> {
         Ok(())
     }
 
+    fn page(&self, page: u32) -> Binding {
+        Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * self.lowered.page_bytes }
+    }
+
     fn record(&self, gpu: &mut G, shape: Shape) -> Result<Recording, GpuError> {
         let Some(launches) = self.lowered.shapes.get(&shape) else {
             return Err(GpuError::Failed(format!("there are no dispatches for a step like {shape:?}")));
@@ -350,9 +362,21 @@ impl<G: Gpu> Baked for GpuBaked<G> {
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
-        let bytes = self.lowered.page_bytes;
-        let at = |page: u32| Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * bytes };
         // What fails here is found again by the next step.
-        let _ = lock(&self.gpu).copy(at(from), at(to), bytes);
+        let _ = lock(&self.gpu).copy(self.page(from), self.page(to), self.lowered.page_bytes);
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.lowered.page_bytes
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let mut gpu = lock(&self.gpu);
+        let read = gpu.read(self.page(page), bytes).and_then(|()| gpu.wait());
+        read.map_err(|error| of_device(&self.name, error))
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        lock(&self.gpu).write(self.page(page), bytes).map_err(|error| of_device(&self.name, error))
     }
 }

@@ -17,6 +17,9 @@ pub struct Facts {
     pub description: String,
     /// Tokens whose keys and values lie in one page of the cache.
     pub page_tokens: usize,
+    /// What the bytes of a page mean, and what else their last bits depend on. Where it is the same, and the model and
+    /// the format too, a page of one device is as good as what another one would compute.
+    pub layout: String,
     /// Tokens of the largest step that is worth it.
     pub step_tokens: usize,
     /// How many steps can be under way at once, each with the tokens that were drawn in the one before. 0 where the
@@ -104,6 +107,21 @@ pub trait Baked: Send {
 }
 
 /// Everything that varies from step to step.
+
+    /// Bytes of a page, all layers together.
+    fn page_bytes(&self) -> usize;
+
+    /// Reads a page, as it lies in the cache, into [`Baked::page_bytes`] bytes.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Makes these bytes a page, which were read from one of the same [`Facts::layout`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepState {
     /// The tokens of all sequences, one after the other.

@@ -140,6 +140,13 @@ impl Registry {
         }
     }
 
+    /// Ends all models, one after the other.
+    pub async fn end(&self) {
+        for model in self.list().filter_map(|listed| listed.loaded) {
+            model.end().await;
+        }
+    }
+
     /// Answers that are running or waiting, of all models.
     pub fn in_flight(&self) -> usize {
         self.list().filter_map(|listed| listed.loaded).map(|model| model.in_flight()).sum()

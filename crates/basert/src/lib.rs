@@ -39,6 +39,7 @@
 
 mod chat;
 mod device;
+mod digest;
 mod error;
 mod generate;
 mod memory;
@@ -47,7 +48,7 @@ mod session;
 mod text;
 
 pub use basert_core::KvFormat;
-pub use basert_engine::{Engine, Sampler, Sampling};
+pub use basert_engine::{Engine, PrefixFile, PrefixFileError, Sampler, Sampling};
 pub use basert_text::{
     ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Grammar, GrammarError, Tokenizer,
 };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
-use basert_engine::{Engine, EngineError, Sampler};
+use basert_engine::{Engine, EngineError, PrefixFile, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{FUSIONS, Facts, Limits, LoadOptions, Plan};
@@ -14,7 +14,7 @@ use basert_text::{
 use serde_json::{Map, Value};
 
 use crate::generate::{Answer, Generation};
-use crate::{DeviceKind, Error, Message, Session, memory, text};
+use crate::{DeviceKind, Error, Message, Session, digest, memory, text};
 
 pub use basert_plan::{Progress, Stage};
 
@@ -179,6 +179,16 @@ impl Model {
             ));
         }
         Ok(wanted.min(bytes / page_bytes))
+    }
+
+    /// Where its cached prefixes are kept, for [`Engine::load_prefixes`]. All of its files are read for that, to know them
+    /// again by their contents.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn prefix_file(&self, path: impl Into<PathBuf>) -> Result<PrefixFile, Error> {
+        let model = digest::of(&self.file, &self.plan.graph)?;
+        Ok(PrefixFile { path: path.into(), model, kv: self.kv.to_string() })
     }
 
     /// Takes it apart, for those who run the engine themselves: the engine, the tokenizer, and the chat template with its

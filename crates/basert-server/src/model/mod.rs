@@ -13,10 +13,11 @@ use axum::http::StatusCode;
 use basert_engine::{Engine, Request, Sampler};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
 use self::reader::TextReader;
+use self::worker::Order;
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::telemetry::Answered;
@@ -60,7 +61,7 @@ pub struct Model {
     markers: Vec<u32>,
     /// The most tokens of prompt and answer.
     pub context: usize,
-    requests: mpsc::Sender<Request>,
+    orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
     /// Room for requests, running and waiting.
@@ -77,7 +78,7 @@ impl Model {
         let reasons = template.as_ref().is_some_and(|(_, source)| source.contains("think"));
         let markers = dialect.tokens(&tokenizer);
         let template = template.map(|(template, _)| template);
-        let (requests, thread) = worker::start(name, engine, &config)?;
+        let (orders, thread) = worker::start(name, engine, &config)?;
         let room = Arc::new(Semaphore::new(config.parallel + config.queue));
         let (name, answered) = (name.to_owned(), Arc::new(Answered::new(name)));
         Ok(Model {
@@ -89,7 +90,7 @@ impl Model {
             grammars: OnceLock::new(),
             markers,
             context,
-            requests,
+            orders,
             thread,
             answered,
             room,
@@ -110,6 +111,14 @@ impl Model {
     /// Whether the thread is no more.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Cuts off what it does, and waits until its thread is done.
+    pub async fn end(&self) {
+        let (sender, told) = oneshot::channel();
+        if self.orders.send(Order::End(sender)).is_ok() {
+            let _ = told.await;
+        }
     }
 
     /// Answers that run or wait.
@@ -153,7 +162,7 @@ impl Model {
             requests.push(Request { client: job.client, prompt: prompt.clone(), answers });
         }
         for request in requests {
-            self.requests.send(request).map_err(|_| ApiError::internal("the model's thread has ended"))?;
+            self.orders.send(Order::Answer(request)).map_err(|_| ApiError::internal("the model's thread has ended"))?;
         }
         Ok(events)
     }

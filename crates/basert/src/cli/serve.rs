@@ -61,6 +61,10 @@ pub struct Args {
     /// for 4 answers of the longest context]
     #[arg(long, value_name = "MIB", value_parser = count(1))]
     kv_memory: Option<usize>,
+    /// Keep prefixes of prompts and answers in this file when the server ends, and know them when it begins; of several
+    /// models each in FILE.NAME
+    #[arg(long, value_name = "FILE")]
+    prefix_cache_file: Option<PathBuf>,
     /// About how long, in milliseconds, those who wait for their next token may wait for prompts of others
     #[arg(long, value_name = "MS", default_value_t = 150, value_parser = count(1))]
     step_gap: usize,
@@ -270,10 +274,11 @@ impl Args {
         if models.is_empty() {
             models.push(DEFAULT_MODEL);
         }
-        models.into_iter().map(|name| self.source(name, options.clone())).collect()
+        let several = models.len() > 1;
+        models.into_iter().map(|name| self.source(name, several, options.clone())).collect()
     }
 
-    fn source(&self, name: &str, options: Options) -> anyhow::Result<Source> {
+    fn source(&self, name: &str, several: bool, options: Options) -> anyhow::Result<Source> {
         let asked = (name != DEFAULT_MODEL).then_some(name);
         let path = model::path(asked)?;
         let given = Path::new(name);
@@ -281,13 +286,38 @@ impl Args {
             Some(stem) if given.exists() => stem.to_string_lossy().into_owned(),
             _ => name.to_owned(),
         };
+        let prefixes = self.prefix_cache_file.as_deref();
+        let prefixes = prefixes.map(|file| if several { prefix_file_of(file, &name) } else { file.to_owned() });
         let device = self.device.clone();
         let open = move || {
-            let (engine, tokenizer, template) = device.open(&path, options.clone())?.into_parts();
+            let model = device.open(&path, options.clone())?;
+            let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
+            let (mut engine, tokenizer, template) = model.into_parts();
+            match prefixes.map(|file| engine.load_prefixes(file)) {
+                None => {}
+                Some(Ok(pages)) => tracing::info!(pages, "cached prefixes loaded"),
+                Some(Err(error)) if error.is_replaceable() => {
+                    tracing::warn!("{error}; the file will be replaced");
+                }
+                Some(Err(error)) => return Err(error.into()),
+            }
             Ok(Loaded { engine, tokenizer, template })
         };
         Ok(Source { name, open: Box::new(open) })
     }
+}
+
+/// The file of one model among several: its name is added, with what cannot be in the name of a file as in a URL.
+fn prefix_file_of(file: &Path, model: &str) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".");
+    for c in model.chars() {
+        match c {
+            '/' | '\\' | ':' | '%' => path.push(format!("%{:02X}", u32::from(c))),
+            c => path.push(c.to_string()),
+        }
+    }
+    path.into()
 }
 
 /// Bytes of memory that nobody uses, where the system says.
