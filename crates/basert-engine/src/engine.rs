@@ -1,6 +1,7 @@
 //! The engine: a device, its pages, and the steps that bring sequences up to date.
 
 mod prefixes;
+mod score;
 
 use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
 
@@ -36,6 +37,17 @@ impl Sequence {
     pub fn computed(&self) -> usize {
         self.computed
     }
+}
+
+/// What a step computes of a sequence.
+#[derive(Debug)]
+pub struct Part<'s> {
+    /// Whose tokens.
+    pub sequence: &'s mut Sequence,
+    /// How many, the next ones that are not computed yet.
+    pub count: usize,
+    /// How many of the last of these have a row that is wanted.
+    pub wanted: usize,
 }
 
 /// Who holds the pages of the KV cache.
@@ -276,11 +288,12 @@ impl Engine {
 
     /// Another sequence with the same timeline. Pages are shared until one of the two writes to them.
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
-        sequence.pages.iter().for_each(|&page| self.pool.share(page));
+        let pages = sequence.pages[..sequence.computed.div_ceil(self.page_tokens)].to_vec();
+        pages.iter().for_each(|&page| self.pool.share(page));
         Sequence {
             tokens: sequence.tokens.clone(),
             computed: sequence.computed,
-            pages: sequence.pages.clone(),
+            pages,
             logits: sequence.logits.clone(),
             chain: 0,
         }
@@ -310,58 +323,19 @@ impl Engine {
         }
         let mut done = 0;
         loop {
-            let mut rows = self.plan_step(sequences, chunk.clamp(1, self.limits.tokens))?;
-            if rows.is_empty() {
+            let mut parts = self.plan_step(sequences, chunk.clamp(1, self.limits.tokens))?;
+            if parts.is_empty() {
                 return Ok(());
             }
-            self.compute(&mut rows)?;
+            self.run(&mut parts, false)?;
+            for (row, part) in parts.iter_mut().filter(|part| part.wanted > 0).enumerate() {
+                part.sequence.logits.extend_from_slice(self.baked.logits(row));
+            }
             done += self.step.tokens.len();
             if !progress(done) {
                 return Ok(());
             }
         }
-    }
-
-    /// Logits that follow each token of `tokens` from position `from` on, computed in a sequence of their own.
-    ///
-    /// # Errors
-    /// As for [`Engine::advance`].
-    pub fn score(
-        &mut self,
-        tokens: &[u32],
-        from: usize,
-        each: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
-        self.settle()?;
-        let mut sequence = Sequence { tokens: tokens.to_vec(), ..Sequence::default() };
-        let result = self.score_sequence(&mut sequence, from, each);
-        self.close(&mut sequence);
-        result
-    }
-
-    fn score_sequence(
-        &mut self,
-        sequence: &mut Sequence,
-        from: usize,
-        each: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
-        self.check(sequence)?;
-        while sequence.computed < sequence.tokens.len() {
-            let start = sequence.computed;
-            let count = match from.min(sequence.tokens.len()).checked_sub(start) {
-                Some(before @ 1..) => before.min(self.limits.tokens),
-                _ => (sequence.tokens.len() - start).min(self.limits.tokens).min(self.limits.wanted),
-            };
-            let wanted = if start < from { 0 } else { count };
-            self.reserve(sequence, count)?;
-            self.step.clear();
-            self.step.push(&sequence.tokens[start..start + count], start, &sequence.pages, wanted);
-            self.baked.submit(&self.step)?;
-            self.baked.wait()?;
-            (0..wanted).for_each(|row| each(start + row, self.baked.logits(row)));
-            sequence.computed += count;
-        }
-        Ok(())
     }
 
     /// Adds a token to each sequence, of which all before is computed, and draws the next one as its sampler says. About
@@ -464,14 +438,14 @@ impl Engine {
         }
     }
 
-    /// What a step computes of the sequences, in order, each with how many of its tokens; with pages for them.
+    /// What a step computes of the sequences, in order, with pages for it; wanted is what follows their last tokens.
     fn plan_step<'s>(
         &mut self,
         sequences: &'s mut [&mut Sequence],
         budget: usize,
-    ) -> Result<Vec<(&'s mut Sequence, usize)>, EngineError> {
+    ) -> Result<Vec<Part<'s>>, EngineError> {
         let (mut room, mut wanted) = (budget, self.limits.wanted);
-        let mut rows = Vec::with_capacity(sequences.len());
+        let mut parts = Vec::with_capacity(sequences.len());
         for sequence in sequences.iter_mut() {
             let lacking = sequence.tokens.len() - sequence.computed;
             let count = lacking.min(room);
@@ -482,38 +456,43 @@ impl Engine {
             self.reserve(sequence, count)?;
             room -= count;
             wanted -= usize::from(ends);
-            rows.push((&mut **sequence, count));
+            parts.push(Part { sequence, count, wanted: usize::from(ends) });
         }
-        Ok(rows)
+        Ok(parts)
     }
 
-    /// One step: computes the next tokens of each sequence, as many as stand with it, for which there are pages
-    /// ([`Engine::reserve`]). A sequence that lacks nothing then has its logits. All together have to be within
-    /// [`Engine::limits`].
+    /// One step: computes the next tokens of each sequence, for which there are pages ([`Engine::reserve`]). The rows that
+    /// are wanted are numbered through: [`Engine::logits`], or [`Engine::hidden`] where it is `hidden` states that are
+    /// wanted. All together has to be within [`Engine::limits`].
     ///
     /// # Errors
     /// When a sequence is too long, or the device fails; the sequences are left as they were.
-    pub fn compute(&mut self, rows: &mut [(&mut Sequence, usize)]) -> Result<(), EngineError> {
+    pub fn run(&mut self, parts: &mut [Part<'_>], hidden: bool) -> Result<(), EngineError> {
         self.settle()?;
         self.step.clear();
-        for (sequence, count) in rows.iter() {
+        self.step.hidden = hidden;
+        for Part { sequence, count, wanted } in parts.iter() {
             self.check(sequence)?;
             let (from, to) = (sequence.computed, sequence.computed + count);
-            let ends = to == sequence.tokens.len();
-            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, usize::from(ends));
+            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, *wanted);
         }
         self.baked.submit(&self.step)?;
         self.baked.wait()?;
-        let mut row = 0;
-        for (sequence, count) in rows {
-            sequence.computed += *count;
-            sequence.logits.clear();
-            if sequence.computed == sequence.tokens.len() {
-                sequence.logits.extend_from_slice(self.baked.logits(row));
-                row += 1;
-            }
+        for part in parts {
+            part.sequence.computed += part.count;
+            part.sequence.logits.clear();
         }
         Ok(())
+    }
+
+    /// The logits of a row that was wanted in the last step.
+    pub fn logits(&self, row: usize) -> &[f32] {
+        self.baked.logits(row)
+    }
+
+    /// The hidden state of a row that was wanted in the last step.
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        self.baked.hidden(row)
     }
 
     /// Sees to it that the sequence's next `count` tokens have pages that are its own.

@@ -13,15 +13,17 @@ mod exact;
 mod logprobs;
 mod pages;
 mod philox;
+mod pooling;
 mod prefix;
 mod prefix_file;
 mod sampler;
 mod schedule;
 
-pub use engine::{Drawing, Engine, EngineError, PageUse, Sequence};
+pub use engine::{Drawing, Engine, EngineError, PageUse, Part, Sequence};
 pub use logprobs::TokenLogprobs;
 pub use pages::PagePool;
 pub use philox::Philox;
+pub use pooling::Pooling;
 pub use prefix_file::{PrefixFile, PrefixFileError};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{Answer, Attention, Mask, Prompt, Reader, Request, Scheduler, Token, Turn};

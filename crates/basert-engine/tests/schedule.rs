@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use basert_engine::{
-    Answer, Attention, Engine, EngineError, Mask, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Token, Turn,
+    Answer, Attention, Engine, EngineError, Mask, Pooling, Prompt, Reader, Request, Sampler, Sampling, Scheduler,
+    Token, Turn,
 };
 use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
 
@@ -67,7 +68,11 @@ impl Baked for Hash {
             return Err(DeviceError::Failed("as it was told to".to_owned()));
         }
         self.last = step.clone();
-        if step.draws.is_empty() {
+        if step.hidden {
+            // Something finite, of the same tokens.
+            self.logits = self.run(step);
+            self.logits.iter_mut().for_each(|row| row.truncate(FAULT as usize));
+        } else if step.draws.is_empty() {
             self.logits = self.run(step);
         } else {
             let drawn = self.draw(step);
@@ -93,6 +98,10 @@ impl Baked for Hash {
     }
 
     fn logits(&self, i: usize) -> &[f32] {
+        &self.logits[i]
+    }
+
+    fn hidden(&self, i: usize) -> &[f32] {
         &self.logits[i]
     }
 
@@ -136,6 +145,7 @@ fn engine(pages: usize, context: usize, chain: usize) -> Engine {
 struct Told {
     tokens: Vec<u32>,
     cached: usize,
+    vectors: Vec<Vec<f32>>,
     end: Option<Result<(), EngineError>>,
     attention: Option<Attention>,
 }
@@ -186,6 +196,10 @@ impl Reader for Note {
         told.tokens.len() < self.stop_at
     }
 
+    fn embedding(&mut self, vector: Vec<f32>) {
+        self.told.lock().unwrap().vectors.push(vector);
+    }
+
     fn end(&mut self, result: Result<(), EngineError>) {
         let before = self.told.lock().unwrap().end.replace(result);
         assert!(before.is_none(), "ended twice");
@@ -198,7 +212,7 @@ fn answer(sampling: Sampling, max_tokens: usize, note: &Note) -> Answer {
 }
 
 fn request(client: u64, prompt: &[u32], sampling: Sampling, max_tokens: usize, note: &Note) -> Request {
-    Request { client, prompt: prompt.to_vec(), answers: vec![answer(sampling, max_tokens, note)] }
+    Request { client, prompt: prompt.to_vec(), answers: vec![answer(sampling, max_tokens, note)], pooling: None }
 }
 
 /// What the answer has to be, computed without any engine.
@@ -319,7 +333,7 @@ fn several_answers_share_their_prompt() {
     let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
     let notes: Vec<_> = (0..4).map(|_| Note::new(usize::MAX)).collect();
     let answers = (0..).zip(&notes).map(|(seed, note)| answer(warm(seed), 6, note)).collect();
-    scheduler.submit(&mut engine, Request { client: 0, prompt: prompt(3, 15), answers });
+    scheduler.submit(&mut engine, Request { client: 0, prompt: prompt(3, 15), answers, pooling: None });
     let Turn::Step { prompt: tokens, .. } = scheduler.step(&mut engine) else { panic!("no step") };
     assert_eq!((tokens, scheduler.running()), (15, 4));
     finish(&mut scheduler, &mut engine);
@@ -408,6 +422,49 @@ fn what_can_never_be_answered_is_refused_at_once() {
     }
 }
 
+/// The vector of a prompt, computed without any engine.
+fn pooled(prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+    let first = if pooling == Pooling::Mean { 1 } else { prompt.len() };
+    let mut sum = vec![0f32; FAULT as usize];
+    for end in first..=prompt.len() {
+        sum.iter_mut().zip(logits_after(prompt[..end].iter().copied())).for_each(|(sum, x)| *sum += x);
+    }
+    let length = sum.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    sum.iter().map(|&x| (f64::from(x) / length) as f32).collect()
+}
+
+/// Beside answers, in pieces of any size, after others gave up their pages for them or took theirs.
+#[test]
+fn vectors_are_those_of_the_prompt_whatever_happens_meanwhile() {
+    for chain in [0, 4] {
+        let (mut engine, mut scheduler) = (engine(12, 40, chain), scheduler());
+        let mut asked = Vec::new();
+        for i in 0..6 {
+            let pooling = if i % 2 == 0 { Pooling::Mean } else { Pooling::Last };
+            let (vector, text) = (Note::new(usize::MAX), Note::new(usize::MAX));
+            let tokens = prompt(i / 2, 10 + 5 * i as usize);
+            let wanted = Request { pooling: Some(pooling), ..request(1, &tokens, Sampling::default(), 0, &vector) };
+            scheduler.submit(&mut engine, wanted);
+            scheduler.submit(&mut engine, request(2, &prompt(i, 6), Sampling::default(), 20, &text));
+            asked.push((i, tokens, pooling, vector, text));
+        }
+        finish(&mut scheduler, &mut engine);
+        assert!(scheduler.preempted() > 0);
+        for (i, tokens, pooling, vector, text) in asked {
+            assert_eq!((vector.told().end, vector.told().tokens), (Some(Ok(())), vec![]));
+            assert_eq!(vector.told().vectors, [pooled(&tokens, pooling)], "{i}");
+            assert_eq!(text.told().tokens, expected(&prompt(i, 6), Sampling::default(), 20));
+            assert_eq!(engine.embed(&tokens, pooling).unwrap(), pooled(&tokens, pooling));
+        }
+        let note = Note::new(usize::MAX);
+        let faulty = request(1, &[1, FAULT], Sampling::default(), 0, &note);
+        scheduler.submit(&mut engine, Request { pooling: Some(Pooling::Last), ..faulty });
+        finish(&mut scheduler, &mut engine);
+        assert!(matches!(note.told().end, Some(Err(EngineError::Device(_)))));
+        assert_eq!(engine.page_use().held, 0);
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Submit { client: u64, prompt: u32, length: usize, tokens: usize, answers: usize },
@@ -452,7 +509,7 @@ proptest::proptest! {
                         all.push(answer(sampling(i as u64), tokens, &note));
                         notes.insert(i, (note, text));
                     }
-                    scheduler.submit(&mut engine, Request { client, prompt, answers: all });
+                    scheduler.submit(&mut engine, Request { client, prompt, answers: all, pooling: None });
                 }
                 Event::Leave(i) => if let Some((note, _)) = notes.get(&i) {
                     note.set(Attention::Gone);

@@ -78,7 +78,7 @@ impl Lowered {
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
                 for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
-                    for outcome in [Outcome::Logits, Outcome::Tokens, Outcome::Chained] {
+                    for outcome in [Outcome::Logits, Outcome::Hidden, Outcome::Tokens, Outcome::Chained] {
                         for alone in [false, true] {
                             let shape = Shape { tokens, wanted, attention, outcome, alone };
                             if shape.is_used() && (!alone || kv == KvFormat::F16) {
@@ -162,7 +162,8 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             buffers.others[memory as usize] = buffer;
         }
         let words = vec![0; lowered.step.words];
-        let logits = vec![0.0; plan.limits.wanted * plan.graph.vocabulary];
+        let width = plan.graph.vocabulary.max(plan.values[plan.hidden.value.0].width);
+        let rows = vec![0.0; plan.limits.wanted * width];
         Ok(Box::new(GpuBaked {
             gpu: self.gpu.clone(),
             name: name.clone(),
@@ -176,7 +177,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             words,
             last: LastStep::default(),
             under_way: VecDeque::with_capacity(CHAIN),
-            logits,
+            rows,
             drawn: Vec::new(),
         }))
     }
@@ -228,7 +229,8 @@ struct GpuBaked<G> {
     last: LastStep,
     /// The tokens drawn in steps not waited for yet.
     under_way: VecDeque<Ticket>,
-    logits: Vec<f32>,
+    /// Of the step waited for: logits, or hidden states.
+    rows: Vec<f32>,
     drawn: Vec<u32>,
     name: String,
 }
@@ -263,7 +265,7 @@ impl<G: Gpu> GpuBaked<G> {
             }
         };
         gpu.submit(recording).map_err(fail)?;
-        if shape.outcome != Outcome::Logits {
+        if shape.outcome.draws() {
             let offset = self.last.chained % CHAIN * self.plan.limits.wanted * size_of::<u32>();
             let from = Binding { buffer: self.buffers.of(Memory::Drawn), offset };
             self.under_way.push_back(gpu.fetch(from, self.last.wanted * size_of::<u32>()).map_err(fail)?);
@@ -312,7 +314,7 @@ impl<G: Gpu> Baked for GpuBaked<G> {
     }
 
     fn chain(&mut self) -> Result<(), DeviceError> {
-        let Some(shape) = self.last.shape.filter(|shape| shape.outcome != Outcome::Logits) else {
+        let Some(shape) = self.last.shape.filter(|shape| shape.outcome.draws()) else {
             return Err(DeviceError::Step("no tokens were drawn that a step could go on with".to_owned()));
         };
         if self.under_way.len() == CHAIN {
@@ -332,11 +334,13 @@ impl<G: Gpu> Baked for GpuBaked<G> {
             self.drawn.resize(self.last.wanted, 0);
             return gpu.collect(ticket, bytemuck::cast_slice_mut(&mut self.drawn)).map_err(fail);
         }
-        let Place { offset, stride, column, width } = self.plan.places[self.plan.logits.0];
+        let hidden = self.last.shape.is_some_and(|shape| shape.outcome == Outcome::Hidden);
+        let value = if hidden { self.plan.hidden.value } else { self.plan.logits };
+        let Place { offset, stride, column, width } = self.plan.places[value.0];
         for row in 0..self.last.wanted {
             let at = offset + (row * stride + column) * size_of::<f32>();
             let from = Binding { buffer: self.buffers.of(Memory::Arena), offset: at };
-            let to = &mut self.logits[row * width..][..width];
+            let to = &mut self.rows[row * width..][..width];
             gpu.read(from, bytemuck::cast_slice_mut(to)).map_err(fail)?;
         }
         gpu.wait().map_err(fail)
@@ -358,7 +362,12 @@ impl<G: Gpu> Baked for GpuBaked<G> {
 
     fn logits(&self, i: usize) -> &[f32] {
         let width = self.plan.graph.vocabulary;
-        &self.logits[i * width..][..width]
+        &self.rows[i * width..][..width]
+    }
+
+    fn hidden(&self, i: usize) -> &[f32] {
+        let width = self.plan.values[self.plan.hidden.value.0].width;
+        &self.rows[i * width..][..width]
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {

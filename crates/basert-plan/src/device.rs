@@ -88,6 +88,9 @@ pub trait Baked: Send {
     /// draws no tokens.
     fn logits(&self, i: usize) -> &[f32];
 
+    /// The hidden state of the `i`-th wanted token of the step waited for, where hidden states are wanted.
+    fn hidden(&self, i: usize) -> &[f32];
+
     /// The tokens drawn in the step waited for.
     fn drawn(&self) -> &[u32] {
         &[]
@@ -104,9 +107,6 @@ pub trait Baked: Send {
 
     /// Copies the keys and values of one page to another, in all layers.
     fn copy_page(&mut self, from: u32, to: u32);
-}
-
-/// Everything that varies from step to step.
 
     /// Bytes of a page, all layers together.
     fn page_bytes(&self) -> usize;
@@ -122,6 +122,9 @@ pub trait Baked: Send {
     /// # Errors
     /// When the device fails.
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
+}
+
+/// Everything that varies from step to step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepState {
     /// The tokens of all sequences, one after the other.
@@ -136,6 +139,8 @@ pub struct StepState {
     pub wanted: Vec<u32>,
     /// How a token is drawn for each of them; empty where logits are wanted instead.
     pub draws: Vec<Draw>,
+    /// Whether hidden states are wanted instead of logits.
+    pub hidden: bool,
 }
 
 /// How the device draws a token from logits: the engine's sampler, in numbers.
@@ -188,6 +193,7 @@ impl StepState {
         self.page_table.clear();
         self.wanted.clear();
         self.draws.clear();
+        self.hidden = false;
     }
 
     /// Adds a sequence's next tokens, the first of them at `position`, with its pages. The logits of the last
@@ -215,7 +221,7 @@ impl StepState {
                 limits.tokens, limits.wanted
             ));
         }
-        if !self.draws.is_empty() && self.draws.len() != wanted {
+        if !self.draws.is_empty() && (self.draws.len() != wanted || self.hidden) {
             return fail(format!("{} draws for {wanted} rows of logits", self.draws.len()));
         }
         if self.positions.len() != tokens || self.wanted.iter().any(|&row| row as usize >= tokens) {

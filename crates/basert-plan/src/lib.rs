@@ -17,4 +17,4 @@ pub use chips::{Chip, Launching, chip, chip_of_device, chips};
 pub use cost::{Cost, StepShape};
 pub use device::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Stage, StepState};
 pub use fuse::{FUSIONS, Fusion};
-pub use plan::{Epilogue, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};
+pub use plan::{Epilogue, Hidden, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};

@@ -79,11 +79,6 @@ impl Registry {
         found.ok_or_else(|| self.unknown(name.unwrap_or_default()))
     }
 
-    /// Whether there is a model of that name, open or not.
-    pub fn check(&self, name: Option<&str>) -> Result<(), ApiError> {
-        self.entry(name).map(drop)
-    }
-
     /// That there is no model of that name.
     pub fn unknown(&self, name: &str) -> ApiError {
         let names: Vec<_> = self.entries.iter().map(|entry| format!("'{}'", entry.source.name)).collect();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
-use basert_engine::{Engine, EngineError, PrefixFile, Sampler};
+use basert_engine::{Engine, EngineError, Pooling, PrefixFile, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{FUSIONS, Facts, Limits, LoadOptions, Plan};
@@ -300,6 +300,14 @@ impl Model {
     /// As for [`Model::advance`].
     pub fn score(&self, tokens: &[u32], from: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
         self.engine().score(tokens, from, each)
+    }
+
+    /// A vector of length 1 for a text of these tokens, pooled from the model's last hidden states.
+    ///
+    /// # Errors
+    /// As for [`Model::advance`].
+    pub fn embed(&self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>, EngineError> {
+        self.engine().embed(tokens, pooling)
     }
 
     /// Answers a prompt of plain text. `each` gets the answer piece by piece and returns whether to go on.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use self::clients::Clients;
 use self::pace::Pace;
 pub use self::request::{Answer, Attention, Mask, Prompt, Reader, Request, Token};
-use crate::{Engine, EngineError, Sequence, TokenLogprobs};
+use crate::pooling::Pool;
+use crate::{Engine, EngineError, Part, Pooling, Sequence, TokenLogprobs};
 
 /// Requests that wait and requests that are being answered.
 pub struct Scheduler {
@@ -41,6 +42,8 @@ struct Task {
     drawn: Option<u32>,
     prompt: Prompt,
     answers: Vec<Answer>,
+    /// Of the hidden states so far, where they are wanted instead of an answer.
+    pool: Option<Pool>,
     /// Tokens of the answer.
     made: usize,
 }
@@ -89,8 +92,16 @@ impl Task {
             })
     }
 
-    /// Goes on from what is known of its tokens. What was done before it had to wait is not counted as found.
+    fn pooling(&self) -> Option<Pooling> {
+        self.pool.as_ref().map(Pool::pooling)
+    }
+
+    /// Goes on from what is known of its tokens, unless hidden states of all of them are wanted. What was done before it
+    /// had to wait is not counted as found.
     fn adopt(&mut self, engine: &mut Engine) {
+        if self.pooling() == Some(Pooling::Mean) {
+            return;
+        }
         engine.adopt(&mut self.sequence);
         if self.made == 0 {
             let found = self.sequence.computed();
@@ -99,9 +110,14 @@ impl Task {
         }
     }
 
-    fn report_prompt(&mut self) {
+    /// So many tokens of the prompt were computed: readers are told, and others can go on from there.
+    fn read(&mut self, engine: &mut Engine, count: usize) {
+        self.prompt.done = self.prompt.done.max(self.sequence.computed());
         let prompt = self.prompt;
         self.answers.iter_mut().for_each(|answer| answer.reader.prompt(prompt));
+        if count > 1 {
+            engine.publish(&self.sequence);
+        }
     }
 }
 
@@ -136,11 +152,12 @@ impl Scheduler {
 
     /// Takes a request. If it can never be answered, its readers are told at once.
     pub fn submit(&mut self, engine: &mut Engine, request: Request) {
-        let Request { client, prompt: tokens, answers } = request;
+        let Request { client, prompt: tokens, answers, pooling } = request;
+        let pool = pooling.map(Pool::new);
         let prompt = Prompt { tokens: tokens.len(), done: 0, cached: 0 };
         let mut sequence = Sequence::default();
         let checked = engine.set(&mut sequence, tokens);
-        let task = Task { number: self.number(), client, sequence, drawn: None, prompt, answers, made: 0 };
+        let task = Task { number: self.number(), client, sequence, drawn: None, prompt, answers, pool, made: 0 };
         let fits = engine.lacking_pages(&task.sequence) <= engine.page_use().total;
         let most = self.most.min(engine.limits().wanted);
         let result = match checked {
@@ -193,22 +210,30 @@ impl Scheduler {
         for (task, count) in &step {
             self.clients.charge(task.client, *count);
         }
-        let on_device = engine.draws_on_device() && step.iter().all(|(task, _)| task.needs_no_logits());
-        let result = if on_device { self.draw(engine, &mut step) } else { self.compute(engine, &mut step) };
-        match result {
-            Ok(()) => {
-                let time = began.elapsed();
-                self.pace.measure(time, prompt, decoded);
-                Turn::Step { decoded, prompt, time }
-            }
-            Err(error) => {
-                for (task, _) in step {
-                    self.clients.leave(task.client);
-                    end(engine, task, Some(Err(error.clone())));
-                }
-                Turn::Step { decoded: 0, prompt: 0, time: began.elapsed() }
+        // A step of the device gives logits or hidden states, so those who want the one and the other have theirs in turn.
+        let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
+        let on_device =
+            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.needs_no_logits());
+        let answered = match on_device {
+            true => self.draw(engine, &mut step),
+            false => self.compute(engine, &mut step),
+        };
+        let results = [(answered, step), (self.embed(engine, &mut pooled), pooled)];
+        let mut failed = false;
+        for (result, tasks) in results {
+            let Err(error) = result else { continue };
+            failed = true;
+            for (task, _) in tasks {
+                self.clients.leave(task.client);
+                end(engine, task, Some(Err(error.clone())));
             }
         }
+        let time = began.elapsed();
+        if failed {
+            return Turn::Step { decoded: 0, prompt: 0, time };
+        }
+        self.pace.measure(time, prompt, decoded);
+        Turn::Step { decoded, prompt, time }
     }
 
     /// Answers that nobody reads any more give their pages back.
@@ -278,13 +303,19 @@ impl Scheduler {
         }
         let left = engine.limits().tokens - rows.len();
         let mut budget = self.pace.prompt_tokens(rows.len(), left);
+        let mut states = engine.limits().wanted;
         for (_, number) in reading {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { continue };
             // Another one may have computed the same in the meantime.
             task.adopt(engine);
-            let count = task.lacking().min(budget);
-            if count > 0 && self.reserve(engine, number, count, &mut rows) {
+            let (mut count, mut wanted) = (task.lacking().min(budget), 0);
+            if let Some(pooling) = task.pooling() {
+                count = count.min(if pooling == Pooling::Mean { states } else { count });
+                wanted = pooling.wanted(count, count == task.lacking());
+            }
+            if count > 0 && wanted <= states && self.reserve(engine, number, count, &mut rows) {
                 budget -= count;
+                states -= wanted;
             }
         }
         rows
@@ -319,6 +350,7 @@ impl Scheduler {
         let Some(at) = self.running.iter().position(|task| task.number == number) else { return };
         let mut task = self.running.swap_remove(at);
         engine.release(&mut task.sequence);
+        task.pool.iter_mut().for_each(Pool::clear);
         if let Some(token) = task.drawn.take() {
             engine.push(&mut task.sequence, token);
         }
@@ -346,20 +378,23 @@ impl Scheduler {
 
     /// A step whose logits are looked at here.
     fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+        if step.is_empty() {
+            return Ok(());
+        }
         let mut masks = Vec::new();
-        let mut rows = Vec::with_capacity(step.len());
+        let mut parts = Vec::with_capacity(step.len());
         let mut constrained = Vec::new();
         for (task, count) in step.iter_mut() {
             if let Some(token) = task.drawn.take() {
                 engine.push(&mut task.sequence, token);
             }
-            let ends = task.lacking() == *count;
+            let (count, ends) = (*count, task.lacking() == *count);
             let answers = task.answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
             constrained.extend(answers.map(|answer| (task.number, answer)));
-            rows.push((&mut task.sequence, *count));
+            parts.push(Part { sequence: &mut task.sequence, count, wanted: usize::from(ends) });
         }
         let mut result = Ok(());
-        let mut compute = || result = engine.compute(&mut rows);
+        let mut compute = || result = engine.run(&mut parts, false);
         if constrained.is_empty() {
             compute();
         } else {
@@ -372,30 +407,58 @@ impl Scheduler {
         }
         result?;
         let mut masks = masks.into_iter().peekable();
+        let mut rows = 0..;
         for (mut task, count) in step.drain(..) {
             if task.made == 0 {
-                task.prompt.done = task.prompt.done.max(task.sequence.computed());
-                task.report_prompt();
-                if count > 1 {
-                    engine.publish(&task.sequence);
-                }
+                task.read(engine, count);
             }
             if task.lacking() > 0 {
                 self.running.push(task);
                 continue;
             }
-            let number = task.number;
+            let (number, row) = (task.number, rows.next().unwrap_or_default());
             for mut task in self.split(engine, task) {
                 let Some(answer) = task.answers.first_mut() else { continue };
                 let constrained = answer.reader.is_constrained();
                 let mask = masks.next_if(|mask| constrained && mask.0 == number).map(|mask| mask.1);
-                match choose(answer, task.sequence.logits(), mask.unwrap_or(Ok(None))) {
+                match choose(answer, engine.logits(row), mask.unwrap_or(Ok(None))) {
                     Ok(token) => self.go_on(engine, task, token),
                     Err(error) => {
                         self.clients.leave(task.client);
                         end(engine, task, Some(Err(error)));
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A step of those who want a vector of hidden states.
+    fn embed(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+        if step.is_empty() {
+            return Ok(());
+        }
+        let mut parts = Vec::with_capacity(step.len());
+        for (task, count) in step.iter_mut() {
+            let wanted = task.pooling().map_or(0, |pooling| pooling.wanted(*count, *count == task.lacking()));
+            parts.push(Part { sequence: &mut task.sequence, count: *count, wanted });
+        }
+        engine.run(&mut parts, true)?;
+        let wanted: Vec<usize> = parts.iter().map(|part| part.wanted).collect();
+        let mut rows = 0..;
+        for ((mut task, count), wanted) in step.drain(..).zip(wanted) {
+            task.read(engine, count);
+            let vector = task.pool.as_mut().map(|pool| {
+                rows.by_ref().take(wanted).for_each(|row| pool.add(engine.hidden(row)));
+                pool.finish()
+            });
+            match vector {
+                Some(vector) if task.lacking() == 0 => {
+                    task.answers.iter_mut().for_each(|answer| answer.reader.embedding(vector.clone()));
+                    self.clients.leave(task.client);
+                    end(engine, task, Some(Ok(())));
+                }
+                _ => self.running.push(task),
             }
         }
         Ok(())
@@ -409,7 +472,8 @@ impl Scheduler {
             self.clients.enter(task.client);
             let (number, sequence) = (self.number(), engine.fork(&task.sequence));
             let Task { client, prompt, .. } = task;
-            tasks.push(Task { number, client, sequence, drawn: None, prompt, answers: vec![answer], made: 0 });
+            let answers = vec![answer];
+            tasks.push(Task { number, client, sequence, drawn: None, prompt, answers, pool: None, made: 0 });
         }
         tasks.insert(0, task);
         tasks

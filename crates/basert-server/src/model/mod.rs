@@ -159,7 +159,7 @@ impl Model {
                     reader: Box::new(reader),
                 });
             }
-            requests.push(Request { client: job.client, prompt: prompt.clone(), answers });
+            requests.push(Request { client: job.client, prompt: prompt.clone(), answers, pooling: job.pooling });
         }
         for request in requests {
             self.orders.send(Order::Answer(request)).map_err(|_| ApiError::internal("the model's thread has ended"))?;

@@ -4,4 +4,5 @@
 mod cpu;
 mod golden;
 mod gpu;
+mod hidden;
 mod ops;
