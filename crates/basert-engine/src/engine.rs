@@ -261,11 +261,17 @@ impl Engine {
         saved
     }
 
-    /// Makes the sequence's full pages known, so that others that begin with the same tokens can go on from them.
-    pub fn publish(&mut self, sequence: &Sequence) {
+    /// Makes the sequence's full pages known, so that others that begin with the same tokens can go on from them. Where
+    /// others were first, it goes on from theirs: two pages of the same tokens would be one that nobody can make use of,
+    /// and that cannot be forgotten as long as something known comes after it.
+    pub fn publish(&mut self, sequence: &mut Sequence) {
+        let Some(cache) = &mut self.cache else { return };
         let full = sequence.computed / self.page_tokens;
-        if let Some(cache) = &mut self.cache {
-            cache.insert(&sequence.tokens[..full * self.page_tokens], &sequence.pages[..full], &mut self.pool);
+        let tokens = &sequence.tokens[..full * self.page_tokens];
+        cache.insert(tokens, &sequence.pages[..full], &mut self.pool);
+        for (own, known) in sequence.pages.iter_mut().zip(cache.find(tokens).0) {
+            self.pool.share(known);
+            self.pool.release(std::mem::replace(own, known));
         }
     }
 

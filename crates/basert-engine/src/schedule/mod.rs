@@ -116,7 +116,7 @@ impl Task {
         let prompt = self.prompt;
         self.answers.iter_mut().for_each(|answer| answer.reader.prompt(prompt));
         if count > 1 {
-            engine.publish(&self.sequence);
+            engine.publish(&mut self.sequence);
         }
     }
 }
