@@ -292,6 +292,33 @@ impl Engine {
         sequence.logits.clear();
     }
 
+    /// Adds tokens to the timeline, of which all before is computed, and computes them: the logits that follow each are the
+    /// rows from 0 on. More than a step has room for are not taken.
+    ///
+    /// # Errors
+    /// As for [`Engine::advance`].
+    pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<(), EngineError> {
+        sequence.chain = 0;
+        sequence.tokens.extend_from_slice(tokens);
+        let count = tokens.len();
+        let result = self.reserve(sequence, count);
+        result.and_then(|()| self.run(&mut [Part { sequence, count, wanted: count }], false))
+    }
+
+    /// Shortens the timeline to its first `length` tokens, which are computed.
+    pub fn rewind(&mut self, sequence: &mut Sequence, length: usize) {
+        sequence.chain = 0;
+        sequence.tokens.truncate(length);
+        sequence.computed = sequence.computed.min(length);
+        sequence.logits.clear();
+    }
+
+    /// Tokens that the sequence could have computed without anything being forgotten, if `pages` pages are left to others.
+    pub fn free_tokens(&self, sequence: &Sequence, pages: usize) -> usize {
+        let pages = sequence.pages.len() + self.pool.available().saturating_sub(pages);
+        (pages * self.page_tokens).saturating_sub(sequence.computed)
+    }
+
     /// Another sequence with the same timeline. Pages are shared until one of the two writes to them.
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
         let pages = sequence.pages[..sequence.computed.div_ceil(self.page_tokens)].to_vec();

@@ -8,6 +8,7 @@
 //! Pages of sequences that were closed can be kept ([`Engine::with_prefix_cache`]): they are found again by exactly the
 //! tokens that they were computed from, and in a file ([`Engine::save_prefixes`]) also by another process.
 
+mod draft;
 mod engine;
 mod exact;
 mod logprobs;
@@ -18,7 +19,9 @@ mod prefix;
 mod prefix_file;
 mod sampler;
 mod schedule;
+mod speculate;
 
+pub use draft::{Ask, Draft};
 pub use engine::{Drawing, Engine, EngineError, PageUse, Part, Sequence};
 pub use logprobs::TokenLogprobs;
 pub use pages::PagePool;
@@ -27,3 +30,4 @@ pub use pooling::Pooling;
 pub use prefix_file::{PrefixFile, PrefixFileError};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{Answer, Attention, Mask, Prompt, Reader, Request, Scheduler, Token, Turn};
+pub use speculate::{Costs, Guesser, Speculation};

@@ -48,7 +48,7 @@ mod session;
 mod text;
 
 pub use basert_core::KvFormat;
-pub use basert_engine::{Engine, Pooling, PrefixFile, PrefixFileError, Sampler, Sampling};
+pub use basert_engine::{Engine, Pooling, PrefixFile, PrefixFileError, Sampler, Sampling, Speculation};
 pub use basert_text::{
     ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Grammar, GrammarError, Tokenizer,
 };

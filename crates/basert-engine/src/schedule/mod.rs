@@ -8,15 +8,16 @@
 mod clients;
 mod pace;
 mod request;
+mod step;
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use self::clients::Clients;
 use self::pace::Pace;
 pub use self::request::{Answer, Attention, Mask, Prompt, Reader, Request, Token};
 use crate::pooling::Pool;
-use crate::{Engine, EngineError, Part, Pooling, Sequence, TokenLogprobs};
+use crate::speculate::{Costs, Guesser};
+use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation};
 
 /// Requests that wait and requests that are being answered.
 pub struct Scheduler {
@@ -30,6 +31,12 @@ pub struct Scheduler {
     /// The number of the next task.
     next: u64,
     preempted: u64,
+    speculation: Speculation,
+    /// Guesses, where not the text itself does.
+    draft: Option<Draft>,
+    costs: Costs,
+    proposed: u64,
+    accepted: u64,
 }
 
 /// A timeline, and the answers that go on from it: several as long as it is their prompt.
@@ -44,6 +51,8 @@ struct Task {
     answers: Vec<Answer>,
     /// Of the hidden states so far, where they are wanted instead of an answer.
     pool: Option<Pool>,
+    /// What comes after the token that is drawn, perhaps.
+    guesser: Guesser,
     /// Tokens of the answer.
     made: usize,
 }
@@ -85,6 +94,7 @@ impl Task {
     /// Whether a device may draw its tokens without showing logits to anyone.
     fn needs_no_logits(&self) -> bool {
         self.drawn.is_some()
+            && self.guesser.guesses().is_empty()
             && self.answers.iter().all(|answer| {
                 answer.logprobs.is_none()
                     && !answer.reader.is_constrained()
@@ -132,7 +142,19 @@ impl Scheduler {
             running: Vec::new(),
             next: 0,
             preempted: 0,
+            speculation: Speculation::Off,
+            draft: None,
+            costs: Costs::default(),
+            proposed: 0,
+            accepted: 0,
         }
+    }
+
+    /// Guesses tokens, by the text itself or by a draft model. A device that draws tokens itself does so only where the
+    /// number of guesses is given.
+    pub fn with_speculation(mut self, speculation: Speculation, draft: Option<Draft>) -> Scheduler {
+        (self.speculation, self.draft) = (speculation, draft);
+        self
     }
 
     /// Answers that are being written, or whose prompt is being read.
@@ -150,6 +172,16 @@ impl Scheduler {
         self.preempted
     }
 
+    /// Tokens of answers that were guessed and computed before they were drawn.
+    pub fn proposed(&self) -> u64 {
+        self.proposed
+    }
+
+    /// Of these, those that were drawn.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
     /// Takes a request. If it can never be answered, its readers are told at once.
     pub fn submit(&mut self, engine: &mut Engine, request: Request) {
         let Request { client, prompt: tokens, answers, pooling } = request;
@@ -157,7 +189,8 @@ impl Scheduler {
         let prompt = Prompt { tokens: tokens.len(), done: 0, cached: 0 };
         let mut sequence = Sequence::default();
         let checked = engine.set(&mut sequence, tokens);
-        let task = Task { number: self.number(), client, sequence, drawn: None, prompt, answers, pool, made: 0 };
+        let (number, guesser) = (self.number(), Guesser::new(self.speculation, engine.draws_on_device()));
+        let task = Task { number, client, sequence, drawn: None, prompt, answers, pool, guesser, made: 0 };
         let fits = engine.lacking_pages(&task.sequence) <= engine.page_use().total;
         let most = self.most.min(engine.limits().wanted);
         let result = match checked {
@@ -193,6 +226,7 @@ impl Scheduler {
     pub fn step(&mut self, engine: &mut Engine) -> Turn {
         self.part_with_those_gone(engine);
         self.admit(engine);
+        let began = Instant::now();
         let rows = self.plan(engine);
         if rows.is_empty() {
             return if self.running.is_empty() && self.waiting.is_empty() { Turn::Idle } else { Turn::Blocked };
@@ -204,11 +238,11 @@ impl Scheduler {
                 step.push((self.running.swap_remove(at), count));
             }
         }
-        let began = Instant::now();
         let decoded = step.iter().filter(|(task, _)| task.drawn.is_some()).count();
         let prompt = step.iter().filter(|(task, _)| task.drawn.is_none()).map(|(_, count)| count).sum();
+        let guesses = step.iter().map(|(task, _)| task.guesser.guesses().len()).sum();
         for (task, count) in &step {
-            self.clients.charge(task.client, *count);
+            self.clients.charge(task.client, if task.drawn.is_some() { 1 } else { *count });
         }
         // A step of the device gives logits or hidden states, so those who want the one and the other have theirs in turn.
         let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
@@ -233,6 +267,9 @@ impl Scheduler {
             return Turn::Step { decoded: 0, prompt: 0, time };
         }
         self.pace.measure(time, prompt, decoded);
+        if prompt == 0 {
+            self.costs.measure(time, guesses);
+        }
         Turn::Step { decoded, prompt, time }
     }
 
@@ -298,10 +335,13 @@ impl Scheduler {
         decoding.sort_unstable();
         reading.sort_unstable();
         let mut rows = Vec::with_capacity(ready.len());
+        let spare = engine.limits().wanted.min(engine.limits().tokens).saturating_sub(ready.len());
+        self.guess(engine, &decoding, spare);
         for number in decoding {
-            self.reserve(engine, number, 1, &mut rows);
+            let guesses = self.affordable_guesses(engine, number);
+            self.reserve(engine, number, 1 + guesses, &mut rows);
         }
-        let left = engine.limits().tokens - rows.len();
+        let left = engine.limits().tokens - rows.iter().map(|(_, count)| count).sum::<usize>();
         let mut budget = self.pace.prompt_tokens(rows.len(), left);
         let mut states = engine.limits().wanted;
         for (_, number) in reading {
@@ -319,6 +359,46 @@ impl Scheduler {
             }
         }
         rows
+    }
+
+    /// Guesses how answers go on, with at most `spare` tokens in all.
+    fn guess(&mut self, engine: &Engine, decoding: &[u64], mut spare: usize) {
+        let mut asks = Vec::new();
+        for task in self.running.iter_mut().filter(|task| decoding.contains(&task.number)) {
+            let (Some(last), Some(answer)) = (task.drawn, task.answers.first()) else { continue };
+            let room = engine.context().saturating_sub(task.sequence.tokens().len() + 1);
+            let left = answer.max_tokens.saturating_sub(task.made + 1);
+            let most = task.guesser.wanted(&self.costs, decoding.len());
+            let limit = room.min(left).min(spare);
+            if self.draft.is_some() && !task.guesser.is_off() {
+                // One is asked for in any case, to learn how often that is right.
+                let (number, most) = (task.number, most.max(1).min(limit));
+                let (tokens, sampler) = ([task.sequence.tokens(), &[last]].concat(), answer.sampler.clone());
+                asks.push(Ask { number, tokens, sampler, most });
+                spare -= most;
+            } else {
+                task.guesser.look_up(task.sequence.tokens(), last, most.min(limit));
+                spare -= task.guesser.guesses().len();
+            }
+        }
+        let Some(draft) = self.draft.as_mut().filter(|_| !asks.is_empty()) else { return };
+        for (number, guesses) in draft.guess(asks) {
+            if let Some(task) = self.running.iter_mut().find(|task| task.number == number) {
+                task.guesser.take(guesses);
+            }
+        }
+    }
+
+    /// How many of its guesses a task can have computed: for those no other answer and nothing cached gives up its place.
+    fn affordable_guesses(&mut self, engine: &Engine, number: u64) -> usize {
+        let others = self.running.len();
+        let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { return 0 };
+        let guesses = task.guesser.guesses().len();
+        if engine.free_tokens(&task.sequence, others) > guesses {
+            return guesses;
+        }
+        task.guesser.clear();
+        0
     }
 
     /// Adds a task to the rows of a step, if there are pages for that; younger ones may have to give up theirs.
@@ -351,146 +431,12 @@ impl Scheduler {
         let mut task = self.running.swap_remove(at);
         engine.release(&mut task.sequence);
         task.pool.iter_mut().for_each(Pool::clear);
+        task.guesser.clear();
         if let Some(token) = task.drawn.take() {
             engine.push(&mut task.sequence, token);
         }
         self.preempted += 1;
         self.waiting.push(task);
-    }
-
-    /// A step on a device that draws the tokens.
-    fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
-        let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
-        let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
-        let mut rows: Vec<_> = step
-            .iter_mut()
-            .filter_map(|(task, _)| {
-                let token = task.drawn.take()?;
-                Some((&mut task.sequence, &mut task.answers.first_mut()?.sampler, token))
-            })
-            .collect();
-        let tokens = engine.draw(&mut rows, more)?;
-        for ((task, _), id) in step.drain(..).zip(tokens) {
-            self.go_on(engine, task, Token { id, logprobs: None });
-        }
-        Ok(())
-    }
-
-    /// A step whose logits are looked at here.
-    fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
-        if step.is_empty() {
-            return Ok(());
-        }
-        let mut masks = Vec::new();
-        let mut parts = Vec::with_capacity(step.len());
-        let mut constrained = Vec::new();
-        for (task, count) in step.iter_mut() {
-            if let Some(token) = task.drawn.take() {
-                engine.push(&mut task.sequence, token);
-            }
-            let (count, ends) = (*count, task.lacking() == *count);
-            let answers = task.answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
-            constrained.extend(answers.map(|answer| (task.number, answer)));
-            parts.push(Part { sequence: &mut task.sequence, count, wanted: usize::from(ends) });
-        }
-        let mut result = Ok(());
-        let mut compute = || result = engine.run(&mut parts, false);
-        if constrained.is_empty() {
-            compute();
-        } else {
-            thread::scope(|scope| {
-                let constrained = scope
-                    .spawn(|| constrained.into_iter().map(|(number, answer)| (number, answer.reader.mask())).collect());
-                compute();
-                masks = constrained.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            });
-        }
-        result?;
-        let mut masks = masks.into_iter().peekable();
-        let mut rows = 0..;
-        for (mut task, count) in step.drain(..) {
-            if task.made == 0 {
-                task.read(engine, count);
-            }
-            if task.lacking() > 0 {
-                self.running.push(task);
-                continue;
-            }
-            let (number, row) = (task.number, rows.next().unwrap_or_default());
-            for mut task in self.split(engine, task) {
-                let Some(answer) = task.answers.first_mut() else { continue };
-                let constrained = answer.reader.is_constrained();
-                let mask = masks.next_if(|mask| constrained && mask.0 == number).map(|mask| mask.1);
-                match choose(answer, engine.logits(row), mask.unwrap_or(Ok(None))) {
-                    Ok(token) => self.go_on(engine, task, token),
-                    Err(error) => {
-                        self.clients.leave(task.client);
-                        end(engine, task, Some(Err(error)));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A step of those who want a vector of hidden states.
-    fn embed(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
-        if step.is_empty() {
-            return Ok(());
-        }
-        let mut parts = Vec::with_capacity(step.len());
-        for (task, count) in step.iter_mut() {
-            let wanted = task.pooling().map_or(0, |pooling| pooling.wanted(*count, *count == task.lacking()));
-            parts.push(Part { sequence: &mut task.sequence, count: *count, wanted });
-        }
-        engine.run(&mut parts, true)?;
-        let wanted: Vec<usize> = parts.iter().map(|part| part.wanted).collect();
-        let mut rows = 0..;
-        for ((mut task, count), wanted) in step.drain(..).zip(wanted) {
-            task.read(engine, count);
-            let vector = task.pool.as_mut().map(|pool| {
-                rows.by_ref().take(wanted).for_each(|row| pool.add(engine.hidden(row)));
-                pool.finish()
-            });
-            match vector {
-                Some(vector) if task.lacking() == 0 => {
-                    task.answers.iter_mut().for_each(|answer| answer.reader.embedding(vector.clone()));
-                    self.clients.leave(task.client);
-                    end(engine, task, Some(Ok(())));
-                }
-                _ => self.running.push(task),
-            }
-        }
-        Ok(())
-    }
-
-    /// A task for each answer.
-    fn split(&mut self, engine: &mut Engine, mut task: Task) -> Vec<Task> {
-        let others = task.answers.split_off(1.min(task.answers.len()));
-        let mut tasks = vec![];
-        for answer in others {
-            self.clients.enter(task.client);
-            let (number, sequence) = (self.number(), engine.fork(&task.sequence));
-            let Task { client, prompt, .. } = task;
-            let answers = vec![answer];
-            tasks.push(Task { number, client, sequence, drawn: None, prompt, answers, pool: None, made: 0 });
-        }
-        tasks.insert(0, task);
-        tasks
-    }
-
-    /// Hands a token to its reader, and keeps the task if there may be more.
-    fn go_on(&mut self, engine: &mut Engine, mut task: Task, token: Token) {
-        let Some(answer) = task.answers.first_mut() else { return };
-        task.made += 1;
-        task.drawn = Some(token.id);
-        let wants_more = answer.max_tokens == 0 || answer.reader.token(token);
-        let may_have_more = task.made < answer.max_tokens && task.sequence.tokens().len() < engine.context();
-        if wants_more && may_have_more {
-            return self.running.push(task);
-        }
-        self.clients.leave(task.client);
-        end(engine, task, wants_more.then_some(Ok(())));
     }
 }
 
@@ -500,17 +446,4 @@ fn end(engine: &mut Engine, mut task: Task, word: Option<Result<(), EngineError>
     for mut answer in task.answers.into_iter().filter(|_| word.is_some()) {
         answer.reader.end(word.clone().unwrap_or(Ok(())));
     }
-}
-
-/// The next token of an answer.
-fn choose(answer: &mut Answer, logits: &[f32], mask: Result<Option<Mask>, String>) -> Result<Token, EngineError> {
-    let id = match mask.map_err(EngineError::Constraint)? {
-        None => answer.sampler.next(logits),
-        Some(mask) => {
-            let none = || EngineError::Constraint("no token may come next".to_owned());
-            answer.sampler.next_of(logits, &mask).ok_or_else(none)?
-        }
-    };
-    let logprobs = answer.logprobs.map(|top| TokenLogprobs::of(logits, id, top));
-    Ok(Token { id, logprobs })
 }

@@ -92,7 +92,10 @@ async fn embed(
         let message = format!("{dimensions} dimensions; the model has {width}, and was not trained to do with fewer");
         return Err(ApiError::field("dimensions", message));
     }
-    let item = |(index, vector): (usize, &Vec<f32>)| json!({ "object": "embedding", "index": index, "embedding": encoded(vector, request.encoding_format) });
+    let item = |(index, vector): (usize, &Vec<f32>)| {
+        let embedding = encoded(vector, request.encoding_format);
+        json!({ "object": "embedding", "index": index, "embedding": embedding })
+    };
     Ok(Json(json!({
         "object": "list",
         "data": vectors.iter().enumerate().map(item).collect::<Vec<_>>(),

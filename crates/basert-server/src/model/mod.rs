@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Engine, Request, Sampler};
+use basert_engine::{Draft, Engine, Request, Sampler};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::{Semaphore, oneshot};
@@ -30,6 +30,8 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template with its source, if it has one.
     pub template: Option<(ChatTemplate, String)>,
+    /// Guesses its tokens, if not the text itself does.
+    pub draft: Option<Draft>,
 }
 
 /// A model that can be opened.
@@ -72,13 +74,13 @@ pub struct Model {
 impl Model {
     /// Starts the thread.
     pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
-        let Loaded { engine, tokenizer, template } = loaded;
+        let Loaded { engine, tokenizer, template, draft } = loaded;
         let context = engine.context();
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
         let reasons = template.as_ref().is_some_and(|(_, source)| source.contains("think"));
         let markers = dialect.tokens(&tokenizer);
         let template = template.map(|(template, _)| template);
-        let (orders, thread) = worker::start(name, engine, &config)?;
+        let (orders, thread) = worker::start(name, engine, draft, &config)?;
         let room = Arc::new(Semaphore::new(config.parallel + config.queue));
         let (name, answered) = (name.to_owned(), Arc::new(Answered::new(name)));
         Ok(Model {

@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use basert_engine::{Engine, EngineError, Request, Scheduler, Turn};
+use basert_engine::{Draft, Engine, EngineError, Request, Scheduler, Turn};
 use tokio::sync::oneshot;
 
 use crate::config::Config;
@@ -26,9 +26,14 @@ pub enum Order {
 }
 
 /// Starts it. It ends when nobody can give orders any more and all requests are answered.
-pub fn start(name: &str, engine: Engine, config: &Config) -> io::Result<(Sender<Order>, JoinHandle<()>)> {
+pub fn start(
+    name: &str,
+    engine: Engine,
+    draft: Option<Draft>,
+    config: &Config,
+) -> io::Result<(Sender<Order>, JoinHandle<()>)> {
     let (sender, orders) = mpsc::channel();
-    let scheduler = Scheduler::new(config.parallel, config.step_gap);
+    let scheduler = Scheduler::new(config.parallel, config.step_gap).with_speculation(config.speculation, draft);
     let (worker, gauges) = (Worker { name: name.to_owned(), engine, scheduler }, ModelGauges::new(name));
     let thread = thread::Builder::new().name(format!("model {name}")).spawn(move || worker.run(&orders, &gauges))?;
     Ok((sender, thread))
@@ -44,14 +49,17 @@ impl Worker {
     fn run(mut self, orders: &Receiver<Order>, gauges: &ModelGauges) {
         // Nobody could tell it anything any more.
         let mut alone = false;
-        let told = loop {
+        let told = 'run: loop {
+            while let Ok(order) = orders.try_recv() {
+                match order {
+                    Order::Answer(request) => self.scheduler.submit(&mut self.engine, request),
+                    Order::End(told) => break 'run Some(told),
+                }
+            }
             let turn = self.scheduler.step(&mut self.engine);
             gauges.set(&turn, &self.scheduler, &self.engine);
             let order = match turn {
-                Turn::Step { .. } => orders.try_recv().map_err(|error| match error {
-                    mpsc::TryRecvError::Empty => RecvTimeoutError::Timeout,
-                    mpsc::TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-                }),
+                Turn::Step { .. } => continue,
                 Turn::Idle if alone => break None,
                 Turn::Idle => orders.recv_timeout(SAVE).inspect_err(|_| self.save()),
                 Turn::Blocked => orders.recv_timeout(LOOK),

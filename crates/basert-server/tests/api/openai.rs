@@ -2,6 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use basert_engine::Speculation;
 use basert_server::Config;
 use serde_json::{Value, json};
 
@@ -445,4 +446,33 @@ fn embeddings_that_cannot_be_are_refused() {
     }
     assert_eq!(server.refused("/v1/embeddings", &json!({ "input": "x", "model": "none" })).0, 404);
     server.wait_for("basert_running_answers", 0.0);
+}
+
+#[test]
+fn guesses_change_no_answer_and_are_counted() {
+    let with = |speculation, name| Running::with(Config { speculation, ..config() }, name, tiny);
+    let (plain, guessing) = (with(Speculation::Off, "plain"), with(Speculation::Tokens(6), "guessing"));
+    let grammar = json!({ "type": "regex", "pattern": "( (ab|ba)){9}" });
+    for (path, body) in [
+        ("/v1/completions", json!({ "prompt": "ab ab ab ab", "max_tokens": 40, "temperature": 0, "ignore_eos": true })),
+        ("/v1/completions", json!({ "prompt": ["ab ab", "x"], "n": 3, "max_tokens": 30, "seed": 4, "logprobs": 2 })),
+        ("/v1/completions", json!({ "prompt": "ab ab ab", "max_tokens": 40, "temperature": 0, "stop": ["a", "e"] })),
+        (
+            "/v1/chat/completions",
+            json!({
+                "messages": [{ "role": "user", "content": "ab ba" }], "seed": 1, "max_tokens": 60, "response_format": grammar,
+            }),
+        ),
+    ] {
+        let [expected, found] = [&plain, &guessing].map(|server| {
+            let mut answer = server.ask(path, &body);
+            ["id", "created", "model"].iter().for_each(|field| drop(answer[*field].take()));
+            answer
+        });
+        assert_eq!(found, expected, "{body}");
+    }
+    let (proposed, accepted) =
+        (guessing.metric("basert_proposed_tokens_total"), guessing.metric("basert_accepted_tokens_total"));
+    assert!(proposed > 0.0 && accepted > 0.0 && accepted <= proposed, "{accepted} of {proposed}");
+    assert_eq!(plain.metric("basert_proposed_tokens_total"), 0.0);
 }

@@ -14,7 +14,7 @@ use basert_server::{Config, Loaded, Server, Source, Stop};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::failure::mistake;
-use super::model::{self, DeviceArgs, read_text};
+use super::model::{self, DeviceArgs, SpeculationArgs, read_text};
 use super::{count, units};
 
 /// Answers requests over HTTP until it is told to stop.
@@ -68,6 +68,8 @@ pub struct Args {
     /// About how long, in milliseconds, those who wait for their next token may wait for prompts of others
     #[arg(long, value_name = "MS", default_value_t = 150, value_parser = count(1))]
     step_gap: usize,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -244,6 +246,7 @@ impl Args {
             queue: self.queue,
             max_tokens: self.max_tokens,
             step_gap: Duration::from_millis(self.step_gap as u64),
+            speculation: self.speculation.speculate,
             idle_timeout: network.idle_timeout.map(seconds),
             files: network.files_dir.clone(),
         })
@@ -275,10 +278,11 @@ impl Args {
             models.push(DEFAULT_MODEL);
         }
         let several = models.len() > 1;
-        models.into_iter().map(|name| self.source(name, several, options.clone())).collect()
+        let draft = self.speculation.draft()?;
+        models.into_iter().map(|name| self.source(name, several, draft.clone(), options.clone())).collect()
     }
 
-    fn source(&self, name: &str, several: bool, options: Options) -> anyhow::Result<Source> {
+    fn source(&self, name: &str, several: bool, draft: Option<PathBuf>, options: Options) -> anyhow::Result<Source> {
         let asked = (name != DEFAULT_MODEL).then_some(name);
         let path = model::path(asked)?;
         let given = Path::new(name);
@@ -290,7 +294,11 @@ impl Args {
         let prefixes = prefixes.map(|file| if several { prefix_file_of(file, &name) } else { file.to_owned() });
         let device = self.device.clone();
         let open = move || {
-            let model = device.open(&path, options.clone())?;
+            let mut model = device.open(&path, options.clone())?;
+            if let Some(draft) = &draft {
+                model = model.with_draft(device.open(draft, options.clone())?)?;
+            }
+            let draft = model.take_draft();
             let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
             let (mut engine, tokenizer, template) = model.into_parts();
             match prefixes.map(|file| engine.load_prefixes(file)) {
@@ -301,7 +309,7 @@ impl Args {
                 }
                 Some(Err(error)) => return Err(error.into()),
             }
-            Ok(Loaded { engine, tokenizer, template })
+            Ok(Loaded { engine, tokenizer, template, draft })
         };
         Ok(Source { name, open: Box::new(open) })
     }
