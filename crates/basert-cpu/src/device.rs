@@ -42,6 +42,8 @@ impl CpuDevice {
             name: "cpu".to_owned(),
             description: format!("{} threads, {isa}", pool.threads()),
             page_tokens: PAGE,
+            // All instruction sets compute the same bits.
+            layout: "cpu 1".to_owned(),
             step_tokens: STEP_TOKENS,
             chain: 0,
         };
@@ -88,6 +90,11 @@ impl Device for CpuDevice {
             linear_since_barrier = is_linear || (linear_since_barrier && !barrier);
             ops.push(Bound { kernel, barrier, work: Counter::new(), prepare: Counter::new() });
         }
+        let hidden = plan.hidden.op.iter().map(|op| {
+            let kernel = binder.bind(op, &mut [])?;
+            Ok(Bound { kernel, barrier: true, work: Counter::new(), prepare: Counter::new() })
+        });
+        let hidden = hidden.collect::<Result<_, DeviceError>>()?;
         let shared = Shared {
             arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
             cache: binder.buffer(pages.saturating_mul(page_bytes), "the KV cache")?,
@@ -97,7 +104,7 @@ impl Device for CpuDevice {
         let ropes = binder.ropes();
         let workers = (0..self.pool.threads()).map(|_| binder.worker(panels)).collect::<Result<_, _>>()?;
         let (pool, isa) = (self.pool.clone(), self.isa);
-        Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, shared, pages, page_bytes, kv, ropes, workers }))
+        Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, hidden, shared, pages, page_bytes, kv, ropes, workers }))
     }
 }
 

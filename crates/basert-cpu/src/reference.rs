@@ -73,6 +73,15 @@ impl Reference {
 
     /// Logits of the tokens at `wanted` of a sequence that begins with `tokens`: one row each.
     pub fn logits(&self, tokens: &[u32], wanted: &[usize]) -> Matrix {
+        self.value(self.graph.logits, tokens, wanted)
+    }
+
+    /// The hidden states that the same logits come of.
+    pub fn hidden(&self, tokens: &[u32], wanted: &[usize]) -> Matrix {
+        self.value(self.graph.hidden(), tokens, wanted)
+    }
+
+    fn value(&self, result: ValueId, tokens: &[u32], wanted: &[usize]) -> Matrix {
         let mut values: Vec<Option<Matrix>> = vec![None; self.graph.values.len()];
         let mut caches: Vec<Option<(Matrix, Matrix)>> = vec![None; self.graph.caches.len()];
         for node in &self.graph.nodes {
@@ -111,7 +120,7 @@ impl Reference {
             };
             values[node.out.0] = Some(out);
         }
-        values[self.graph.logits.0].take().expect("the graph computes logits")
+        values[result.0].take().expect("the graph computes all values")
     }
 
     fn embed(&self, weight: WeightId, scale: f32, tokens: &[u32]) -> Matrix {
@@ -276,6 +285,7 @@ impl Default for ReferenceDevice {
             name: "reference".to_owned(),
             description: "the textbook, f32, one thread".to_owned(),
             page_tokens: PAGE,
+            layout: "tokens".to_owned(),
             step_tokens: STEP_TOKENS,
             chain: 0,
         };
@@ -297,7 +307,6 @@ impl Device for ReferenceDevice {
             return Err(DeviceError::Unsupported { device: self.facts.name.clone(), what });
         }
         let reference = Reference::new(plan.graph.clone(), &file)?;
-        let logits = Matrix::new(0, plan.graph.vocabulary);
         let mut pages = Vec::new();
         pages.try_reserve_exact(options.pages).map_err(|_| DeviceError::OutOfMemory {
             device: self.facts.name.clone(),
@@ -305,7 +314,7 @@ impl Device for ReferenceDevice {
             what: "the cache".to_owned(),
         })?;
         pages.resize(options.pages, [0; PAGE]);
-        Ok(Box::new(ReferenceBaked { reference, plan, pages, logits }))
+        Ok(Box::new(ReferenceBaked { reference, plan, pages, rows: Matrix::new(0, 1) }))
     }
 }
 
@@ -314,13 +323,15 @@ struct ReferenceBaked {
     plan: Arc<Plan>,
     /// The tokens at the positions of each page.
     pages: Vec<[u32; PAGE]>,
-    logits: Matrix,
+    /// Of the last step: logits, or hidden states.
+    rows: Matrix,
 }
 
 impl Baked for ReferenceBaked {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
         step.check(&self.plan, self.pages.len(), PAGE)?;
-        self.logits.data.clear();
+        let value = if step.hidden { self.plan.graph.hidden() } else { self.plan.graph.logits };
+        self.rows = Matrix::new(0, self.plan.graph.values[value.0].width);
         for sequence in &step.sequences {
             let table = &step.page_table[sequence.pages.clone()];
             for row in sequence.rows.clone() {
@@ -332,7 +343,7 @@ impl Baked for ReferenceBaked {
             let length = step.positions[sequence.rows.end - 1] as usize + 1;
             let tokens: Vec<u32> = table.iter().flat_map(|&page| self.pages[page as usize]).take(length).collect();
             if !wanted.is_empty() {
-                self.logits.data.extend(self.reference.logits(&tokens, &wanted).data);
+                self.rows.data.extend(self.reference.value(value, &tokens, &wanted).data);
             }
         }
         Ok(())
@@ -343,11 +354,29 @@ impl Baked for ReferenceBaked {
     }
 
     fn logits(&self, i: usize) -> &[f32] {
-        self.logits.row(i)
+        self.rows.row(i)
+    }
+
+    fn hidden(&self, i: usize) -> &[f32] {
+        self.rows.row(i)
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
         self.pages[to as usize] = self.pages[from as usize];
+    }
+
+    fn page_bytes(&self) -> usize {
+        size_of::<[u32; PAGE]>()
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(bytemuck::cast_slice(&self.pages[page as usize]));
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        bytemuck::cast_slice_mut(&mut self.pages[page as usize]).copy_from_slice(bytes);
+        Ok(())
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use basert_core::{KvFormat, codec};
 use basert_files::ModelFile;
-use basert_graph::{Activation, Rows as RowClass};
+use basert_graph::{Activation, Rows as RowClass, ValueId};
 use basert_plan::{Baked, DeviceError, Place, Plan, PlannedOp, Span, StepState};
 
 pub(crate) use self::experts::{BoundExperts, Uses};
@@ -183,6 +183,8 @@ pub(crate) struct CpuBaked {
     pub plan: Arc<Plan>,
     pub file: Arc<ModelFile>,
     pub ops: Vec<Bound>,
+    /// What comes after the plan's [`basert_plan::Hidden::after`] ops instead, where hidden states are wanted.
+    pub hidden: Vec<Bound>,
     pub shared: Shared,
     pub pages: usize,
     /// Bytes of a page, all layers together.
@@ -193,10 +195,20 @@ pub(crate) struct CpuBaked {
 }
 
 impl CpuBaked {
+    fn row(&self, value: ValueId, i: usize) -> &[f32] {
+        let Place { offset, stride, column, width } = self.plan.places[value.0];
+        let first = offset / size_of::<f32>() + i * stride + column;
+        &bytemuck::cast_slice(&self.shared.arena)[first..first + width]
+    }
+
     /// Runs a step. Each worker calls `before` each op: it has to keep ops apart that the plan keeps apart.
     fn run(&mut self, step: &StepState, before: impl Fn(usize, &Bound, &Worker) + Sync) -> Result<(), DeviceError> {
         step.check(&self.plan, self.pages, PAGE)?;
-        for op in &self.ops {
+        let (ops, more) = match step.hidden {
+            true => (&self.ops[..self.plan.hidden.after], &self.hidden[..]),
+            false => (&self.ops[..], &[][..]),
+        };
+        for op in ops.iter().chain(more) {
             op.work.reset();
             op.prepare.reset();
         }
@@ -216,11 +228,10 @@ impl CpuBaked {
             workers: self.workers.as_mut_ptr(),
             damaged: AtomicU32::new(u32::MAX),
         };
-        let ops = &self.ops;
         let result = self.pool.run(|worker| {
             // SAFETY: each worker takes the scratch of its own index, and there are as many as workers.
             let scratch = unsafe { &mut *run.workers.add(worker.index()) };
-            for (i, op) in ops.iter().enumerate() {
+            for (i, op) in ops.iter().chain(more).enumerate() {
                 before(i, op, worker);
                 // SAFETY: `before` keeps ops apart that use the same memory, as the plan does, and the counters of an
                 // op hand out each piece of its work once.
@@ -268,15 +279,31 @@ impl Baked for CpuBaked {
     }
 
     fn logits(&self, i: usize) -> &[f32] {
-        let Place { offset, stride, column, width } = self.plan.places[self.plan.logits.0];
-        let first = offset / size_of::<f32>() + i * stride + column;
-        &bytemuck::cast_slice(&self.shared.arena)[first..first + width]
+        self.row(self.plan.logits, i)
+    }
+
+    fn hidden(&self, i: usize) -> &[f32] {
+        self.row(self.plan.hidden.value, i)
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
         let bytes = self.page_bytes;
         let from = from as usize * bytes;
         self.shared.cache.copy_within(from..from + bytes, to as usize * bytes);
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.page_bytes
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(&self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes]);
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes].copy_from_slice(bytes);
+        Ok(())
     }
 }
 

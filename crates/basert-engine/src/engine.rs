@@ -1,14 +1,16 @@
 //! The engine: a device, its pages, and the steps that bring sequences up to date.
 
 mod draw;
+mod prefixes;
+mod score;
 
 use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
 
 use self::draw::Chain;
 pub(crate) use self::draw::choose;
 pub use self::draw::{Allowed, Drawing};
-use crate::PagePool;
 use crate::prefix::PrefixTree;
+use crate::{PagePool, PrefixFile};
 
 /// A timeline of tokens, and the pages that hold the keys and values of those computed so far.
 ///
@@ -39,6 +41,17 @@ impl Sequence {
     pub fn computed(&self) -> usize {
         self.computed
     }
+}
+
+/// What a step computes of a sequence.
+#[derive(Debug)]
+pub struct Part<'s> {
+    /// Whose tokens.
+    pub sequence: &'s mut Sequence,
+    /// How many, the next ones that are not computed yet.
+    pub count: usize,
+    /// How many of the last of these have a row that is wanted.
+    pub wanted: usize,
 }
 
 /// Who holds the pages of the KV cache.
@@ -85,6 +98,9 @@ pub enum EngineError {
         /// The most there can be.
         most: usize,
     },
+    /// It ends before its time.
+    #[error("the server stopped before the answer was complete")]
+    Stopped,
     /// Nothing may come next.
     #[error("the answer cannot go on within its constraint: {0}")]
     Constraint(String),
@@ -99,7 +115,11 @@ pub struct Engine {
     pool: PagePool,
     /// Pages of sequences that were closed, if they are kept.
     cache: Option<PrefixTree>,
+    /// Where they are saved, if anywhere.
+    prefix_file: Option<PrefixFile>,
     page_tokens: usize,
+    /// See [`Facts::layout`].
+    layout: String,
     context: usize,
     vocabulary: usize,
     limits: Limits,
@@ -119,8 +139,20 @@ impl Engine {
         vocabulary: usize,
     ) -> Engine {
         let (step, pool, page_tokens) = (StepState::default(), PagePool::new(pages), facts.page_tokens);
-        let chain = Chain::of(facts.chain);
-        Engine { baked, pool, cache: None, page_tokens, context, vocabulary, limits, step, chain }
+        let (layout, chain) = (facts.layout.clone(), Chain::of(facts.chain));
+        Engine {
+            baked,
+            pool,
+            cache: None,
+            prefix_file: None,
+            page_tokens,
+            layout,
+            context,
+            vocabulary,
+            limits,
+            step,
+            chain,
+        }
     }
 
     /// Keeps the pages of closed sequences as long as nobody needs the room: a sequence that begins with the same
@@ -213,11 +245,17 @@ impl Engine {
         saved
     }
 
-    /// Makes the sequence's full pages known, so that others that begin with the same tokens can go on from them.
-    pub fn publish(&mut self, sequence: &Sequence) {
+    /// Makes the sequence's full pages known, so that others that begin with the same tokens can go on from them. Where
+    /// others were first, it goes on from theirs: two pages of the same tokens would be one that nobody can make use of,
+    /// and that cannot be forgotten as long as something known comes after it.
+    pub fn publish(&mut self, sequence: &mut Sequence) {
+        let Some(cache) = &mut self.cache else { return };
         let full = sequence.computed / self.page_tokens;
-        if let Some(cache) = &mut self.cache {
-            cache.insert(&sequence.tokens[..full * self.page_tokens], &sequence.pages[..full], &mut self.pool);
+        let tokens = &sequence.tokens[..full * self.page_tokens];
+        cache.insert(tokens, &sequence.pages[..full], &mut self.pool);
+        for (own, known) in sequence.pages.iter_mut().zip(cache.find(tokens).0) {
+            self.pool.share(known);
+            self.pool.release(std::mem::replace(own, known));
         }
     }
 
@@ -238,13 +276,41 @@ impl Engine {
         sequence.logits.clear();
     }
 
+    /// Adds tokens to the timeline, of which all before is computed, and computes them: the logits that follow each are the
+    /// rows from 0 on. More than a step has room for are not taken.
+    ///
+    /// # Errors
+    /// As for [`Engine::advance`].
+    pub fn extend(&mut self, sequence: &mut Sequence, tokens: &[u32]) -> Result<(), EngineError> {
+        sequence.chain = 0;
+        sequence.tokens.extend_from_slice(tokens);
+        let count = tokens.len();
+        let result = self.reserve(sequence, count);
+        result.and_then(|()| self.run(&mut [Part { sequence, count, wanted: count }], false))
+    }
+
+    /// Shortens the timeline to its first `length` tokens, which are computed.
+    pub fn rewind(&mut self, sequence: &mut Sequence, length: usize) {
+        sequence.chain = 0;
+        sequence.tokens.truncate(length);
+        sequence.computed = sequence.computed.min(length);
+        sequence.logits.clear();
+    }
+
+    /// Tokens that the sequence could have computed without anything being forgotten, if `pages` pages are left to others.
+    pub fn free_tokens(&self, sequence: &Sequence, pages: usize) -> usize {
+        let pages = sequence.pages.len() + self.pool.available().saturating_sub(pages);
+        (pages * self.page_tokens).saturating_sub(sequence.computed)
+    }
+
     /// Another sequence with the same timeline. Pages are shared until one of the two writes to them.
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
-        sequence.pages.iter().for_each(|&page| self.pool.share(page));
+        let pages = sequence.pages[..sequence.computed.div_ceil(self.page_tokens)].to_vec();
+        pages.iter().for_each(|&page| self.pool.share(page));
         Sequence {
             tokens: sequence.tokens.clone(),
             computed: sequence.computed,
-            pages: sequence.pages.clone(),
+            pages,
             logits: sequence.logits.clone(),
             chain: 0,
         }
@@ -274,58 +340,19 @@ impl Engine {
         }
         let mut done = 0;
         loop {
-            let mut rows = self.plan_step(sequences, chunk.clamp(1, self.limits.tokens))?;
-            if rows.is_empty() {
+            let mut parts = self.plan_step(sequences, chunk.clamp(1, self.limits.tokens))?;
+            if parts.is_empty() {
                 return Ok(());
             }
-            self.compute(&mut rows)?;
+            self.run(&mut parts, false)?;
+            for (row, part) in parts.iter_mut().filter(|part| part.wanted > 0).enumerate() {
+                part.sequence.logits.extend_from_slice(self.baked.logits(row));
+            }
             done += self.step.tokens.len();
             if !progress(done) {
                 return Ok(());
             }
         }
-    }
-
-    /// Logits that follow each token of `tokens` from position `from` on, computed in a sequence of their own.
-    ///
-    /// # Errors
-    /// As for [`Engine::advance`].
-    pub fn score(
-        &mut self,
-        tokens: &[u32],
-        from: usize,
-        each: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
-        self.settle()?;
-        let mut sequence = Sequence { tokens: tokens.to_vec(), ..Sequence::default() };
-        let result = self.score_sequence(&mut sequence, from, each);
-        self.close(&mut sequence);
-        result
-    }
-
-    fn score_sequence(
-        &mut self,
-        sequence: &mut Sequence,
-        from: usize,
-        each: &mut dyn FnMut(usize, &[f32]),
-    ) -> Result<(), EngineError> {
-        self.check(sequence)?;
-        while sequence.computed < sequence.tokens.len() {
-            let start = sequence.computed;
-            let count = match from.min(sequence.tokens.len()).checked_sub(start) {
-                Some(before @ 1..) => before.min(self.limits.tokens),
-                _ => (sequence.tokens.len() - start).min(self.limits.tokens).min(self.limits.wanted),
-            };
-            let wanted = if start < from { 0 } else { count };
-            self.reserve(sequence, count)?;
-            self.step.clear();
-            self.step.push(&sequence.tokens[start..start + count], start, &sequence.pages, wanted);
-            self.baked.submit(&self.step)?;
-            self.baked.wait()?;
-            (0..wanted).for_each(|row| each(start + row, self.baked.logits(row)));
-            sequence.computed += count;
-        }
-        Ok(())
     }
 
     fn check(&self, sequence: &Sequence) -> Result<(), EngineError> {
@@ -340,14 +367,14 @@ impl Engine {
         }
     }
 
-    /// What a step computes of the sequences, in order, each with how many of its tokens; with pages for them.
+    /// What a step computes of the sequences, in order, with pages for it; wanted is what follows their last tokens.
     fn plan_step<'s>(
         &mut self,
         sequences: &'s mut [&mut Sequence],
         budget: usize,
-    ) -> Result<Vec<(&'s mut Sequence, usize)>, EngineError> {
+    ) -> Result<Vec<Part<'s>>, EngineError> {
         let (mut room, mut wanted) = (budget, self.limits.wanted);
-        let mut rows = Vec::with_capacity(sequences.len());
+        let mut parts = Vec::with_capacity(sequences.len());
         for sequence in sequences.iter_mut() {
             let lacking = sequence.tokens.len() - sequence.computed;
             let count = lacking.min(room);
@@ -358,38 +385,43 @@ impl Engine {
             self.reserve(sequence, count)?;
             room -= count;
             wanted -= usize::from(ends);
-            rows.push((&mut **sequence, count));
+            parts.push(Part { sequence, count, wanted: usize::from(ends) });
         }
-        Ok(rows)
+        Ok(parts)
     }
 
-    /// One step: computes the next tokens of each sequence, as many as stand with it, for which there are pages
-    /// ([`Engine::reserve`]). A sequence that lacks nothing then has its logits. All together have to be within
-    /// [`Engine::limits`].
+    /// One step: computes the next tokens of each sequence, for which there are pages ([`Engine::reserve`]). The rows that
+    /// are wanted are numbered through: [`Engine::logits`], or [`Engine::hidden`] where it is `hidden` states that are
+    /// wanted. All together has to be within [`Engine::limits`].
     ///
     /// # Errors
     /// When a sequence is too long, or the device fails; the sequences are left as they were.
-    pub fn compute(&mut self, rows: &mut [(&mut Sequence, usize)]) -> Result<(), EngineError> {
+    pub fn run(&mut self, parts: &mut [Part<'_>], hidden: bool) -> Result<(), EngineError> {
         self.settle()?;
         self.step.clear();
-        for (sequence, count) in rows.iter() {
+        self.step.hidden = hidden;
+        for Part { sequence, count, wanted } in parts.iter() {
             self.check(sequence)?;
             let (from, to) = (sequence.computed, sequence.computed + count);
-            let ends = to == sequence.tokens.len();
-            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, usize::from(ends));
+            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, *wanted);
         }
         self.baked.submit(&self.step)?;
         self.baked.wait()?;
-        let mut row = 0;
-        for (sequence, count) in rows {
-            sequence.computed += *count;
-            sequence.logits.clear();
-            if sequence.computed == sequence.tokens.len() {
-                sequence.logits.extend_from_slice(self.baked.logits(row));
-                row += 1;
-            }
+        for part in parts {
+            part.sequence.computed += part.count;
+            part.sequence.logits.clear();
         }
         Ok(())
+    }
+
+    /// The logits of a row that was wanted in the last step.
+    pub fn logits(&self, row: usize) -> &[f32] {
+        self.baked.logits(row)
+    }
+
+    /// The hidden state of a row that was wanted in the last step.
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        self.baked.hidden(row)
     }
 
     /// Sees to it that the sequence's next `count` tokens have pages that are its own.

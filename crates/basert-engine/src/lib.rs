@@ -6,20 +6,28 @@
 //! A [`Sampler`] turns logits into the next token. A [`Scheduler`] shares the engine between many requests.
 //!
 //! Pages of sequences that were closed can be kept ([`Engine::with_prefix_cache`]): they are found again by exactly the
-//! tokens that they were computed from.
+//! tokens that they were computed from, and in a file ([`Engine::save_prefixes`]) also by another process.
 
+mod draft;
 mod engine;
 mod exact;
 mod logprobs;
 mod pages;
 mod philox;
+mod pooling;
 mod prefix;
+mod prefix_file;
 mod sampler;
 mod schedule;
+mod speculate;
 
-pub use engine::{Allowed, Drawing, Engine, EngineError, PageUse, Sequence};
+pub use draft::{Ask, Draft};
+pub use engine::{Allowed, Drawing, Engine, EngineError, PageUse, Part, Sequence};
 pub use logprobs::TokenLogprobs;
 pub use pages::PagePool;
 pub use philox::Philox;
+pub use pooling::Pooling;
+pub use prefix_file::{PrefixFile, PrefixFileError};
 pub use sampler::{Sampler, Sampling, SamplingError};
 pub use schedule::{Answer, Attention, Prompt, Reader, Request, Scheduler, Token, Turn};
+pub use speculate::{Costs, Guesser, Speculation};

@@ -4,13 +4,15 @@
 //! only by exactly the tokens that it was computed from. Where tokens part in the middle of a page, the page is still
 //! good up to there: whoever goes on from it writes to a copy.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::PagePool;
 
 const ROOT: usize = 0;
+/// The time at which pages are restored: there are not as many pages.
+const RESTORED: u64 = 1 << 32;
 
 /// A tree of pages, each under the tokens that it holds. Of the keys of one node, none is a prefix of another.
 #[derive(Debug)]
@@ -20,6 +22,17 @@ pub(crate) struct PrefixTree {
     /// Places of nodes that were removed.
     vacant: Vec<usize>,
     clock: u64,
+    /// Whether pages came or went since they were last saved.
+    pub changed: bool,
+}
+
+/// A page of the tree, among others of which its parent is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kept<'a> {
+    /// The number of the page before it, counted from 1; 0 for the first page of a prefix.
+    pub parent: u32,
+    pub tokens: &'a [u32],
+    pub page: u32,
 }
 
 #[derive(Debug, Default)]
@@ -34,7 +47,7 @@ struct Node {
 
 impl PrefixTree {
     pub fn new(page_tokens: usize) -> PrefixTree {
-        PrefixTree { page_tokens, nodes: vec![Node::default()], vacant: Vec::new(), clock: 0 }
+        PrefixTree { page_tokens, nodes: vec![Node::default()], vacant: Vec::new(), clock: 0, changed: false }
     }
 
     /// How many pages it holds.
@@ -68,6 +81,7 @@ impl PrefixTree {
                 Some((child, common)) if common == chunk.len() => child,
                 // The beginning of this page, of which there is more now.
                 Some((child, common)) if common == self.nodes[child].tokens.len() => {
+                    self.changed = true;
                     pool.share(page);
                     pool.release(self.nodes[child].page);
                     let old = std::mem::replace(&mut self.nodes[child].tokens, chunk.into());
@@ -130,6 +144,49 @@ impl PrefixTree {
         self.nodes.iter().skip(1).filter(|node| node.used > 0 && !pool.is_shared(node.page)).count()
     }
 
+    /// All pages, those before others first, and else those that were of use last.
+    pub fn by_use(&self) -> Vec<Kept<'_>> {
+        let mut kept = Vec::with_capacity(self.len());
+        let of = |node: usize, parent: u32| {
+            self.nodes[node].children.values().map(move |&child| (self.nodes[child].used, child, parent))
+        };
+        let mut next: BinaryHeap<(u64, usize, u32)> = of(ROOT, 0).collect();
+        while let Some((_, id, parent)) = next.pop() {
+            let node = &self.nodes[id];
+            kept.push(Kept { parent, tokens: &node.tokens, page: node.page });
+            next.extend(of(id, kept.len() as u32));
+        }
+        kept
+    }
+
+    /// Adds a page to an empty tree, or one to which pages were added like this: they come as [`PrefixTree::by_use`] has
+    /// them. Whether it can be where it is said to be.
+    pub fn restore(&mut self, kept: Kept<'_>) -> bool {
+        let Kept { parent, tokens, page } = kept;
+        let (parent, full) =
+            (parent as usize, |node: usize| node == ROOT || self.nodes[node].tokens.len() == self.page_tokens);
+        let fits = (1..=self.page_tokens).contains(&tokens.len()) && parent < self.nodes.len() && full(parent);
+        let is_new = || {
+            let closest = self.closest(parent, tokens);
+            closest.is_none_or(|(child, common)| common < tokens.len().min(self.nodes[child].tokens.len()))
+        };
+        if !fits || !is_new() {
+            return false;
+        }
+        // Each is older than the one before.
+        let older = self.nodes.len() as u64;
+        self.clock = RESTORED;
+        let id = self.add(parent, tokens.into(), page);
+        self.nodes[id].used = RESTORED - older;
+        true
+    }
+
+    /// Gives up all pages.
+    pub fn clear(&mut self, pool: &mut PagePool) {
+        self.nodes.iter().skip(1).filter(|node| node.used > 0).for_each(|node| pool.release(node.page));
+        *self = PrefixTree::new(self.page_tokens);
+    }
+
     /// The child that has most tokens in common with `tokens`, and how many.
     fn closest(&self, node: usize, tokens: &[u32]) -> Option<(usize, usize)> {
         let chunk = &tokens[..tokens.len().min(self.page_tokens)];
@@ -143,6 +200,7 @@ impl PrefixTree {
     }
 
     fn add(&mut self, parent: usize, tokens: Arc<[u32]>, page: u32) -> usize {
+        self.changed = true;
         let node = Node { tokens: tokens.clone(), page, parent, children: BTreeMap::new(), used: self.clock };
         let id = match self.vacant.pop() {
             Some(id) => {
@@ -160,6 +218,7 @@ impl PrefixTree {
 
     /// Removes a node without children.
     fn remove(&mut self, id: usize, pool: &mut PagePool) {
+        self.changed = true;
         let node = std::mem::take(&mut self.nodes[id]);
         pool.release(node.page);
         self.nodes[node.parent].children.remove(&node.tokens);
@@ -202,6 +261,31 @@ mod tests {
         assert_eq!(tree.find(&[1, 2, 3, 4, 5]), (longer.clone(), 5));
         insert(&mut tree, &mut pool, &[1]);
         assert_eq!((tree.find(&[1, 2, 3]), pool.available()), ((vec![longer[0]], 3), 2));
+    }
+
+    #[test]
+    fn what_is_kept_is_restored_in_order_and_nothing_else() {
+        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(16));
+        insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
+        insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9]);
+        insert(&mut tree, &mut pool, &[8]);
+        tree.find(&[1, 2, 3, 4, 5, 6]);
+        let kept = tree.by_use();
+        let order: Vec<_> = kept.iter().map(|kept| (kept.parent, kept.tokens)).collect();
+        assert_eq!(order, [(0, &[1, 2, 3, 4][..]), (1, &[5, 6, 7]), (0, &[8]), (1, &[9])]);
+        let mut again = PrefixTree::new(4);
+        assert!(kept.iter().all(|&kept| again.restore(kept)));
+        assert_eq!(again.by_use(), kept);
+        for (parent, tokens) in
+            [(0, &[1, 2][..]), (0, &[8, 8]), (1, &[9]), (2, &[1]), (5, &[1]), (0, &[]), (0, &[7; 5])]
+        {
+            assert!(!again.restore(Kept { parent, tokens, page: 0 }), "{tokens:?} after {parent}");
+        }
+        assert_eq!(again.by_use(), kept);
+        assert_eq!(again.find(&[1, 2, 3, 4, 9, 9]).1, 5);
+        assert!(again.evict(&mut pool) && again.find(&[8]).1 == 0, "the least recently used of all but the one found");
+        again.clear(&mut pool);
+        assert_eq!((again.len(), pool.available()), (0, 16));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use basert_engine::{
-    Allowed, Answer, Attention, Engine, EngineError, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Sequence,
-    Token, Turn,
+    Allowed, Answer, Attention, Draft, Engine, EngineError, Pooling, Prompt, Reader, Request, Sampler, Sampling,
+    Scheduler, Sequence, Speculation, Token, Turn,
 };
 use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
 
@@ -79,7 +79,11 @@ impl Baked for Hash {
             return Err(DeviceError::Failed("as it was told to".to_owned()));
         }
         self.last = step.clone();
-        if step.draws.is_empty() {
+        if step.hidden {
+            // Something finite, of the same tokens.
+            self.logits = self.run(step);
+            self.logits.iter_mut().for_each(|row| row.truncate(FAULT as usize));
+        } else if step.draws.is_empty() {
             self.logits = self.run(step);
         } else {
             let drawn = self.run_and_draw(step);
@@ -123,12 +127,32 @@ impl Baked for Hash {
         &self.logits[i]
     }
 
+    fn hidden(&self, i: usize) -> &[f32] {
+        &self.logits[i]
+    }
+
     fn drawn(&self) -> &[u32] {
         &self.drawn
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
         self.cache[to as usize] = self.cache[from as usize];
+    }
+
+    fn page_bytes(&self) -> usize {
+        size_of::<[u32; PAGE]>()
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let tokens = self.cache[page as usize].map(u32::to_le_bytes);
+        bytes.copy_from_slice(tokens.as_flattened());
+        Ok(())
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        let tokens = bytes.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token));
+        self.cache[page as usize].iter_mut().zip(tokens).for_each(|(to, token)| *to = token);
+        Ok(())
     }
 }
 
@@ -137,8 +161,8 @@ fn engine(pages: usize, context: usize, chain: usize) -> Engine {
     let cache = vec![[u32::MAX; PAGE]; pages];
     let (masks, last) = (BTreeMap::new(), StepState::default());
     let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], masks, last };
-    let (name, description) = ("hash".to_owned(), String::new());
-    let facts = Facts { name, description, page_tokens: PAGE, step_tokens: 16, chain };
+    let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
+    let facts = Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain };
     let limits = Limits { tokens: 16, wanted: 8 };
     Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache()
 }
@@ -148,6 +172,7 @@ fn engine(pages: usize, context: usize, chain: usize) -> Engine {
 struct Told {
     tokens: Vec<u32>,
     cached: usize,
+    vectors: Vec<Vec<f32>>,
     end: Option<Result<(), EngineError>>,
     attention: Option<Attention>,
 }
@@ -198,6 +223,10 @@ impl Reader for Note {
         told.tokens.len() < self.stop_at
     }
 
+    fn embedding(&mut self, vector: Vec<f32>) {
+        self.told.lock().unwrap().vectors.push(vector);
+    }
+
     fn end(&mut self, result: Result<(), EngineError>) {
         let before = self.told.lock().unwrap().end.replace(result);
         assert!(before.is_none(), "ended twice");
@@ -210,7 +239,7 @@ fn answer(sampling: Sampling, max_tokens: usize, note: &Note) -> Answer {
 }
 
 fn request(client: u64, prompt: &[u32], sampling: Sampling, max_tokens: usize, note: &Note) -> Request {
-    Request { client, prompt: prompt.to_vec(), answers: vec![answer(sampling, max_tokens, note)] }
+    Request { client, prompt: prompt.to_vec(), answers: vec![answer(sampling, max_tokens, note)], pooling: None }
 }
 
 /// What the answer has to be, computed without any engine.
@@ -331,7 +360,7 @@ fn several_answers_share_their_prompt() {
     let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
     let notes: Vec<_> = (0..4).map(|_| Note::new(usize::MAX)).collect();
     let answers = (0..).zip(&notes).map(|(seed, note)| answer(warm(seed), 6, note)).collect();
-    scheduler.submit(&mut engine, Request { client: 0, prompt: prompt(3, 15), answers });
+    scheduler.submit(&mut engine, Request { client: 0, prompt: prompt(3, 15), answers, pooling: None });
     let Turn::Step { prompt: tokens, .. } = scheduler.step(&mut engine) else { panic!("no step") };
     assert_eq!((tokens, scheduler.running()), (15, 4));
     finish(&mut scheduler, &mut engine);
@@ -477,6 +506,114 @@ fn what_can_never_be_answered_is_refused_at_once() {
     }
 }
 
+/// A draft that guesses right, as it is the same model, and nothing at all where pages run out.
+fn draft(pages: usize) -> Draft {
+    Draft::new(engine(pages, 64, 0))
+}
+
+/// Whatever is guessed, by whom, however tokens are drawn, among whom, and with too few pages for all.
+#[test]
+fn texts_are_the_same_with_guesses() {
+    let settings = [
+        Sampling::default(),
+        warm(1),
+        Sampling { top_k: 3, presence_penalty: 0.5, ..warm(2) },
+        Sampling { top_p: 0.8, min_p: 0.02, repeat_penalty: 1.2, ..warm(3) },
+        Sampling { logit_bias: BTreeMap::from([(3, 2.0)]), frequency_penalty: 0.3, ..warm(4) },
+    ];
+    let speculations = [Speculation::Auto, Speculation::Tokens(1), Speculation::Tokens(5), Speculation::Tokens(16)];
+    for (pages, chain) in [(64, 0), (12, 0), (64, 4)] {
+        for speculation in speculations {
+            for draft in [None, Some(draft(64)), Some(draft(6))] {
+                let drafted = draft.is_some();
+                let (mut engine, scheduler) = (engine(pages, 40, chain), scheduler());
+                let mut scheduler = scheduler.with_speculation(speculation, draft);
+                let mut asked = Vec::new();
+                for (i, sampling) in (0..).zip(&settings) {
+                    // Few tokens that may come make a text that repeats itself.
+                    let allowed = (i % 2 == 1).then(|| vec![0b1_0000_0110, 0]);
+                    let note = Note { allowed, ..Note::new(if i == 2 { 7 } else { usize::MAX }) };
+                    // The device draws greedily only.
+                    let sampling = if chain == 0 { sampling.clone() } else { Sampling::default() };
+                    scheduler.submit(&mut engine, request(i, &prompt(i as u32, 7), sampling.clone(), 24, &note));
+                    asked.push((prompt(i as u32, 7), sampling, note));
+                }
+                finish(&mut scheduler, &mut engine);
+                for (prompt, sampling, note) in asked {
+                    let told = note.told();
+                    let text = match &note.allowed {
+                        None => expected(&prompt, sampling, told.tokens.len()),
+                        Some(mask) => expected_among(&prompt, sampling, told.tokens.len(), mask),
+                    };
+                    assert_eq!(told.tokens, text);
+                    assert!(told.tokens.len() == 24.min(note.stop_at));
+                }
+                let (proposed, accepted) = (scheduler.proposed(), scheduler.accepted());
+                assert!(accepted <= proposed);
+                if speculation == Speculation::Tokens(5) && pages == 64 {
+                    assert!(proposed > 0 && accepted > 0, "{accepted} of {proposed}, {chain}, {drafted}");
+                }
+                assert!(pages == 64 || scheduler.preempted() > 0);
+                assert_eq!((engine.page_use().held, engine.available_pages()), (0, pages));
+            }
+        }
+    }
+}
+
+/// What the answer has to be where only some tokens may come.
+fn expected_among(prompt: &[u32], sampling: Sampling, tokens: usize, mask: &[u32]) -> Vec<u32> {
+    let mut sampler = Sampler::new(sampling, &[]).unwrap();
+    let mut all = prompt.to_vec();
+    for _ in 0..tokens {
+        let token = sampler.next_of(&logits_after(all.iter().copied()), mask).unwrap();
+        all.push(token);
+    }
+    all.split_off(prompt.len())
+}
+
+/// The vector of a prompt, computed without any engine.
+fn pooled(prompt: &[u32], pooling: Pooling) -> Vec<f32> {
+    let first = if pooling == Pooling::Mean { 1 } else { prompt.len() };
+    let mut sum = vec![0f32; FAULT as usize];
+    for end in first..=prompt.len() {
+        sum.iter_mut().zip(logits_after(prompt[..end].iter().copied())).for_each(|(sum, x)| *sum += x);
+    }
+    let length = sum.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    sum.iter().map(|&x| (f64::from(x) / length) as f32).collect()
+}
+
+/// Beside answers, in pieces of any size, after others gave up their pages for them or took theirs.
+#[test]
+fn vectors_are_those_of_the_prompt_whatever_happens_meanwhile() {
+    for chain in [0, 4] {
+        let (mut engine, mut scheduler) = (engine(12, 40, chain), scheduler());
+        let mut asked = Vec::new();
+        for i in 0..6 {
+            let pooling = if i % 2 == 0 { Pooling::Mean } else { Pooling::Last };
+            let (vector, text) = (Note::new(usize::MAX), Note::new(usize::MAX));
+            let tokens = prompt(i / 2, 10 + 5 * i as usize);
+            let wanted = Request { pooling: Some(pooling), ..request(1, &tokens, Sampling::default(), 0, &vector) };
+            scheduler.submit(&mut engine, wanted);
+            scheduler.submit(&mut engine, request(2, &prompt(i, 6), Sampling::default(), 20, &text));
+            asked.push((i, tokens, pooling, vector, text));
+        }
+        finish(&mut scheduler, &mut engine);
+        assert!(scheduler.preempted() > 0);
+        for (i, tokens, pooling, vector, text) in asked {
+            assert_eq!((vector.told().end, vector.told().tokens), (Some(Ok(())), vec![]));
+            assert_eq!(vector.told().vectors, [pooled(&tokens, pooling)], "{i}");
+            assert_eq!(text.told().tokens, expected(&prompt(i, 6), Sampling::default(), 20));
+            assert_eq!(engine.embed(&tokens, pooling).unwrap(), pooled(&tokens, pooling));
+        }
+        let note = Note::new(usize::MAX);
+        let faulty = request(1, &[1, FAULT], Sampling::default(), 0, &note);
+        scheduler.submit(&mut engine, Request { pooling: Some(Pooling::Last), ..faulty });
+        finish(&mut scheduler, &mut engine);
+        assert!(matches!(note.told().end, Some(Err(EngineError::Device(_)))));
+        assert_eq!(engine.page_use().held, 0);
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Event {
     Submit { client: u64, prompt: u32, length: usize, tokens: usize, answers: usize },
@@ -503,8 +640,11 @@ proptest::proptest! {
     #[test]
     fn whatever_happens_texts_are_right_and_pages_return(
         events in proptest::collection::vec(event(), 1..60), pages in 10usize..30, chain in 0usize..3,
+        guesses in 0usize..6, drafted in proptest::bool::ANY,
     ) {
-        let (mut engine, mut scheduler) = (engine(pages, 40, chain), scheduler());
+        let (mut engine, scheduler) = (engine(pages, 40, chain), scheduler());
+        let speculation = if guesses == 0 { Speculation::Off } else { Speculation::Tokens(guesses) };
+        let mut scheduler = scheduler.with_speculation(speculation, drafted.then(|| draft(16)));
         // The device draws greedily only.
         let sampling = |seed| if chain == 0 { warm(seed) } else { Sampling::default() };
         let mut notes: BTreeMap<usize, (Note, Vec<u32>)> = BTreeMap::new();
@@ -521,7 +661,7 @@ proptest::proptest! {
                         all.push(answer(sampling(i as u64), tokens, &note));
                         notes.insert(i, (note, text));
                     }
-                    scheduler.submit(&mut engine, Request { client, prompt, answers: all });
+                    scheduler.submit(&mut engine, Request { client, prompt, answers: all, pooling: None });
                 }
                 Event::Leave(i) => if let Some((note, _)) = notes.get(&i) {
                     note.set(Attention::Gone);

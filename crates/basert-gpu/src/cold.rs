@@ -55,7 +55,7 @@ impl ColdPool {
         let mut step = StepState::default();
         step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), 1);
         step.check(plan, pages, PAGE)?;
-        let layout = StepLayout::new(plan.limits, pages);
+        let layout = StepLayout::new(plan.limits, pages, plan.graph.vocabulary);
         let mut words = vec![0; layout.words];
         let (used, tiles) = layout.encode(&step, &mut words)?;
         let shape = Shape::of(&step, tiles, plan, KvFormat::F16);

@@ -8,6 +8,7 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState};
 
+use crate::cache::CacheKey;
 use crate::lower::{CHAIN, Launch, Lowering, Memory, page_bytes};
 use crate::shape::{AttentionKind, Outcome, Shape, classes};
 use crate::step::{PAGE, StepLayout};
@@ -41,11 +42,18 @@ impl<G: Gpu> GpuDevice<G> {
             name: found.name.clone(),
             description: found.description.clone(),
             page_tokens: PAGE,
+            layout: layout(found, &tuning),
             step_tokens: tuning.step_tokens,
             chain: CHAIN,
         };
         GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
     }
+}
+
+/// Sums have the order that kernels give them, and what kernels there are depends on the device and its tuning.
+fn layout(facts: &GpuFacts, tuning: &Tuning) -> String {
+    let depends_on = [facts.description.clone(), format!("{tuning:?}")];
+    format!("{} 1 {}", facts.tuning, CacheKey::new(depends_on))
 }
 
 /// All that is known of a plan on a device before anything is allocated: a pure function of the plan.
@@ -77,7 +85,7 @@ impl Lowered {
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
                 for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
-                    for outcome in [Outcome::Logits, Outcome::Tokens, Outcome::Chained] {
+                    for outcome in [Outcome::Logits, Outcome::Hidden, Outcome::Tokens, Outcome::Chained] {
                         for alone in [false, true] {
                             let shape = Shape { tokens, wanted, attention, outcome, alone };
                             if shape.is_used() && (!alone || kv == KvFormat::F16) {
@@ -165,7 +173,8 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             buffers.others[memory as usize] = buffer;
         }
         let words = vec![0; lowered.step.words];
-        let logits = vec![0.0; plan.limits.wanted * plan.graph.vocabulary];
+        let width = plan.graph.vocabulary.max(plan.values[plan.hidden.value.0].width);
+        let rows = vec![0.0; plan.limits.wanted * width];
         Ok(Box::new(GpuBaked {
             gpu: self.gpu.clone(),
             name: name.clone(),
@@ -179,7 +188,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             words,
             last: LastStep::default(),
             under_way: VecDeque::with_capacity(CHAIN),
-            logits,
+            rows,
             drawn: Vec::new(),
         }))
     }
@@ -231,7 +240,8 @@ struct GpuBaked<G> {
     last: LastStep,
     /// The tokens drawn in steps not waited for yet.
     under_way: VecDeque<Ticket>,
-    logits: Vec<f32>,
+    /// Of the step waited for: logits, or hidden states.
+    rows: Vec<f32>,
     drawn: Vec<u32>,
     name: String,
 }
@@ -283,7 +293,7 @@ impl<G: Gpu> GpuBaked<G> {
         let recording = self.recording(gpu, shape).map_err(|error| of_device(&self.name, error))?;
         let fail = |error| of_device(&self.name, error);
         gpu.submit(recording).map_err(fail)?;
-        if shape.outcome != Outcome::Logits {
+        if shape.outcome.draws() {
             let offset = self.last.chained % CHAIN * self.plan.limits.wanted * size_of::<u32>();
             let from = Binding { buffer: self.buffers.of(Memory::Drawn), offset };
             self.under_way.push_back(gpu.fetch(from, self.last.wanted * size_of::<u32>()).map_err(fail)?);
@@ -296,6 +306,10 @@ impl<G: Gpu> GpuBaked<G> {
         let at = Binding { buffer: self.buffers.of(Memory::Step), offset: range.start * size_of::<u32>() };
         let written = gpu.write(at, bytemuck::cast_slice(&self.words[range]));
         written.map_err(|error| of_device(&self.name, error))
+    }
+
+    fn page(&self, page: u32) -> Binding {
+        Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * self.lowered.page_bytes }
     }
 
     fn record(&self, gpu: &mut G, shape: Shape) -> Result<Recording, GpuError> {
@@ -362,11 +376,13 @@ impl<G: Gpu> Baked for GpuBaked<G> {
             self.drawn.resize(self.last.wanted, 0);
             return gpu.collect(ticket, bytemuck::cast_slice_mut(&mut self.drawn)).map_err(fail);
         }
-        let Place { offset, stride, column, width } = self.plan.places[self.plan.logits.0];
+        let hidden = self.last.shape.is_some_and(|shape| shape.outcome == Outcome::Hidden);
+        let value = if hidden { self.plan.hidden.value } else { self.plan.logits };
+        let Place { offset, stride, column, width } = self.plan.places[value.0];
         for row in 0..self.last.wanted {
             let at = offset + (row * stride + column) * size_of::<f32>();
             let from = Binding { buffer: self.buffers.of(Memory::Arena), offset: at };
-            let to = &mut self.logits[row * width..][..width];
+            let to = &mut self.rows[row * width..][..width];
             gpu.read(from, bytemuck::cast_slice_mut(to)).map_err(fail)?;
         }
         gpu.wait().map_err(fail)
@@ -408,13 +424,30 @@ impl<G: Gpu> Baked for GpuBaked<G> {
 
     fn logits(&self, i: usize) -> &[f32] {
         let width = self.plan.graph.vocabulary;
-        &self.logits[i * width..][..width]
+        &self.rows[i * width..][..width]
+    }
+
+    fn hidden(&self, i: usize) -> &[f32] {
+        let width = self.plan.values[self.plan.hidden.value.0].width;
+        &self.rows[i * width..][..width]
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
-        let bytes = self.lowered.page_bytes;
-        let at = |page: u32| Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * bytes };
         // What fails here is found again by the next step.
-        let _ = lock(&self.gpu).copy(at(from), at(to), bytes);
+        let _ = lock(&self.gpu).copy(self.page(from), self.page(to), self.lowered.page_bytes);
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.lowered.page_bytes
+    }
+
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let mut gpu = lock(&self.gpu);
+        let read = gpu.read(self.page(page), bytes).and_then(|()| gpu.wait());
+        read.map_err(|error| of_device(&self.name, error))
+    }
+
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        lock(&self.gpu).write(self.page(page), bytes).map_err(|error| of_device(&self.name, error))
     }
 }

@@ -143,8 +143,13 @@ impl<'p> Lowering<'p> {
         // Prepared inputs are memory that the plan knows nothing of.
         let mut prepared_in_use = false;
         let mut rope = None;
-        let ops = if shape.outcome == Outcome::Drawn { &[][..] } else { &self.plan.ops };
-        for (i, PlannedOp { op, barrier }) in ops.iter().enumerate() {
+        let (ops, last) = match (shape.outcome, &self.plan.hidden) {
+            (Outcome::Hidden, hidden) => (&self.plan.ops[..hidden.after], hidden.op.as_ref()),
+            (Outcome::Drawn, _) => (&[][..], None),
+            _ => (&self.plan.ops[..], None),
+        };
+        let ops = ops.iter().map(|PlannedOp { op, barrier }| (op, barrier)).chain(last.map(|op| (op, &true)));
+        for (i, (op, barrier)) in ops.enumerate() {
             if self.rows(op, shape).0 == 0 || self.selected(op.out()).is_some() {
                 continue;
             }
@@ -174,7 +179,7 @@ impl<'p> Lowering<'p> {
         if let (Outcome::Chained, Some(first)) = (shape.outcome, all.get_mut(1)) {
             first.barrier = true;
         }
-        if shape.outcome != Outcome::Logits && shape.wanted > 0 {
+        if shape.outcome.draws() && shape.wanted > 0 {
             self.partial_bytes = self.partial_bytes.max(shape.wanted * LARGEST_PARTS * size_of::<u64>());
             let kernel = |lowering: &Self, path, entry, threads| {
                 let kernel = Kernel { exact: true, ..Kernel::new(path, entry, threads) };
@@ -236,9 +241,11 @@ impl<'p> Lowering<'p> {
         }
     }
 
-    /// What stands for a selection, where nothing need be selected. Logits are read where the plan has them.
+    /// What stands for a selection, where nothing need be selected. Logits and hidden states are read where the plan has
+    /// them.
     fn selected(&self, value: ValueId) -> Option<ValueId> {
-        if !self.single || value == self.plan.root(self.plan.logits).0 {
+        let is_read = [self.plan.logits, self.plan.hidden.value].iter().any(|&read| self.plan.root(read).0 == value);
+        if !self.single || is_read {
             return None;
         }
         self.plan.ops.iter().find_map(|op| match op.op {

@@ -28,12 +28,21 @@ pub struct Shape {
 pub enum Outcome {
     /// They are wanted themselves.
     Logits,
+    /// It does not come to them: hidden states are wanted.
+    Hidden,
     /// Tokens are drawn from them.
     Tokens,
     /// So they are, and the step began with the tokens that were drawn in the one before.
     Chained,
     /// Tokens are drawn from those of the step before, and nothing else is done.
     Drawn,
+}
+
+impl Outcome {
+    /// Whether tokens are drawn.
+    pub fn draws(self) -> bool {
+        matches!(self, Outcome::Tokens | Outcome::Chained)
+    }
 }
 
 /// How attention is computed.
@@ -62,7 +71,12 @@ impl Shape {
         } else {
             AttentionKind::Divided
         };
-        let outcome = if step.draws.is_empty() { Outcome::Logits } else { Outcome::Tokens };
+        let outcome = match () {
+            () if !step.draws.is_empty() => Outcome::Tokens,
+            // Where nothing is wanted, it is all the same.
+            () if step.hidden && wanted > 0 => Outcome::Hidden,
+            () => Outcome::Logits,
+        };
         // Quantised keys and values are those of the cache for everyone who reads them.
         let alone = kv == KvFormat::F16
             && attention != AttentionKind::Tiles
@@ -107,7 +121,8 @@ impl Shape {
         // Tokens are drawn where each row wants one.
         self.wanted <= self.tokens
             && (self.attention != AttentionKind::Tiles || (Shape::tiled(self.tokens) && !self.alone))
-            && (self.outcome == Outcome::Logits || self.wanted == self.tokens)
+            && (self.outcome != Outcome::Hidden || self.wanted > 0)
+            && (!self.outcome.draws() || self.wanted == self.tokens)
     }
 }
 

@@ -317,6 +317,22 @@ pub struct Graph {
     pub logits: ValueId,
 }
 
+impl Graph {
+    /// The hidden state that logits are a linear function of (and a soft cap, where there is one): a row for each token
+    /// wanted.
+    pub fn hidden(&self) -> ValueId {
+        let mut value = self.logits;
+        while let Some(node) = self.nodes.iter().find(|node| node.out == value) {
+            match node.op {
+                Op::SoftCap { x, .. } => value = x,
+                Op::Linear { x, experts: None, .. } => return x,
+                _ => break,
+            }
+        }
+        value
+    }
+}
+
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(

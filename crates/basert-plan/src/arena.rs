@@ -69,6 +69,8 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
         op.op.reads().into_iter().chain([op.op.out()]).for_each(|value| touch(value, i));
     }
     touch(plan.logits, plan.ops.len());
+    // A step that gives hidden states ends here, so nothing later can be in their place.
+    touch(plan.hidden.value, plan.hidden.after);
     // Where all rows are wanted, a device may take what is selected from for the selection.
     for op in &plan.ops {
         if let PlanOp::Select { x, out } = op.op

@@ -17,6 +17,9 @@ pub struct Facts {
     pub description: String,
     /// Tokens whose keys and values lie in one page of the cache.
     pub page_tokens: usize,
+    /// What the bytes of a page mean, and what else their last bits depend on. Where it is the same, and the model and
+    /// the format too, a page of one device is as good as what another one would compute.
+    pub layout: String,
     /// Tokens of the largest step that is worth it.
     pub step_tokens: usize,
     /// How many steps can be under way at once, each with the tokens that were drawn in the one before. 0 where the
@@ -94,6 +97,9 @@ pub trait Baked: Send {
     /// draws no tokens.
     fn logits(&self, i: usize) -> &[f32];
 
+    /// The hidden state of the `i`-th wanted token of the step waited for, where hidden states are wanted.
+    fn hidden(&self, i: usize) -> &[f32];
+
     /// The tokens drawn in the step waited for.
     fn drawn(&self) -> &[u32] {
         &[]
@@ -128,6 +134,21 @@ pub trait Baked: Send {
 
     /// Copies the keys and values of one page to another, in all layers.
     fn copy_page(&mut self, from: u32, to: u32);
+
+    /// Bytes of a page, all layers together.
+    fn page_bytes(&self) -> usize;
+
+    /// Reads a page, as it lies in the cache, into [`Baked::page_bytes`] bytes.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Makes these bytes a page, which were read from one of the same [`Facts::layout`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 }
 
 /// A part of a step that was profiled.
@@ -158,6 +179,8 @@ pub struct StepState {
     pub wanted: Vec<u32>,
     /// How a token is drawn for each of them; empty where logits are wanted instead.
     pub draws: Vec<Draw>,
+    /// Whether hidden states are wanted instead of logits.
+    pub hidden: bool,
 }
 
 /// How the device draws a token from logits: the engine's sampler, in numbers.
@@ -234,6 +257,7 @@ impl StepState {
         self.page_table.clear();
         self.wanted.clear();
         self.draws.clear();
+        self.hidden = false;
     }
 
     /// Adds a sequence's next tokens, the first of them at `position`, with its pages. The logits of the last
@@ -262,6 +286,9 @@ impl StepState {
             ));
         }
         if !self.draws.is_empty() {
+            if self.hidden {
+                return fail("tokens are not drawn from hidden states".to_owned());
+            }
             Draw::check(&self.draws, wanted, limits)?;
         }
         if self.positions.len() != tokens || self.wanted.iter().any(|&row| row as usize >= tokens) {

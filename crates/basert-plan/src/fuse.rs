@@ -54,7 +54,7 @@ impl Plan {
         value != self.logits && self.readers(value).iter().all(|&reader| reader <= i)
     }
 
-    fn add_value(&mut self, name: String, width: usize, rows: Rows) -> ValueId {
+    pub(crate) fn add_value(&mut self, name: String, width: usize, rows: Rows) -> ValueId {
         self.values.push(PlanValue { name, width, rows, within: None });
         ValueId(self.values.len() - 1)
     }

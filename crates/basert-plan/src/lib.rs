@@ -20,4 +20,4 @@ pub use device::{
     first_allowed,
 };
 pub use fuse::{FUSIONS, Fusion};
-pub use plan::{Epilogue, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};
+pub use plan::{Epilogue, Hidden, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};

@@ -330,6 +330,19 @@ pub struct Plan {
     pub ops: Vec<PlannedOp>,
     /// The value that holds the logits.
     pub logits: ValueId,
+    /// How a step ends that gives hidden states instead.
+    pub hidden: Hidden,
+}
+
+/// The end of a step that gives hidden states, as [`Graph::hidden`] says what they are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hidden {
+    /// So many of the ops come before.
+    pub after: usize,
+    /// And then this one, where a fusion has left the hidden state without a place.
+    pub op: Option<PlanOp>,
+    /// The value that holds them.
+    pub value: ValueId,
 }
 
 impl Plan {
@@ -340,6 +353,7 @@ impl Plan {
             (fusion.apply)(&mut plan);
         }
         plan.drop_unused_matrices();
+        plan.find_hidden();
         arena::share(&mut plan);
         arena::place(&mut plan);
         arena::set_barriers(&mut plan);
@@ -362,6 +376,7 @@ impl Plan {
             arena_bytes: 0,
             ops: Vec::with_capacity(graph.nodes.len()),
             logits: graph.logits,
+            hidden: Hidden { after: 0, op: None, value: graph.logits },
             graph: graph.clone(),
         };
         for node in &graph.nodes {
@@ -406,6 +421,28 @@ impl Plan {
             for id in matrices {
                 self.matrices.push(all[id.0].clone());
                 *id = MatrixId(self.matrices.len() - 1);
+            }
+        }
+    }
+
+    /// Finds the hidden state by the logits, since fusions may have given it another name, or none.
+    fn find_hidden(&mut self) {
+        let mut value = self.logits;
+        self.hidden = Hidden { after: self.ops.len(), op: None, value };
+        while let Some(at) = self.position_of(value) {
+            match self.ops[at].op {
+                PlanOp::SoftCap { x, .. } => value = x,
+                PlanOp::Linear { x, norm, experts: None, epilogue: Epilogue::Store, .. } => {
+                    self.hidden = Hidden { after: at, op: None, value: x };
+                    if let Some(norm) = norm {
+                        let PlanValue { width, rows, .. } = self.values[x.0];
+                        let out = self.add_value("hidden".to_owned(), width, rows);
+                        let op = Some(PlanOp::Norm { x, norm, residual: None, out });
+                        self.hidden = Hidden { after: at, op, value: out };
+                    }
+                    return;
+                }
+                _ => return,
             }
         }
     }

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use basert_engine::Speculation;
+
 /// How a server behaves.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -33,6 +35,8 @@ pub struct Config {
     pub max_tokens: Option<usize>,
     /// How long a step may take while answers are written.
     pub step_gap: Duration,
+    /// How many tokens of answers are guessed before they are drawn.
+    pub speculation: Speculation,
     /// A model that was not used for that long is unloaded.
     pub idle_timeout: Option<Duration>,
     /// Where uploaded files and results of batches are kept; there are none without.
@@ -55,6 +59,7 @@ impl Default for Config {
             queue: 256,
             max_tokens: None,
             step_gap: Duration::from_millis(150),
+            speculation: Speculation::Auto,
             idle_timeout: None,
             files: None,
         }

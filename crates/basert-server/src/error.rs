@@ -83,7 +83,9 @@ impl From<EngineError> for ApiError {
                     .with_code("context_length_exceeded")
             }
             EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } => ApiError::bad(error.to_string()),
-            EngineError::OutOfPages { .. } => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()),
+            EngineError::OutOfPages { .. } | EngineError::Stopped => {
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
             EngineError::Constraint(_) | EngineError::Device(_) => ApiError::internal(error.to_string()),
         }
     }

@@ -79,11 +79,6 @@ impl Registry {
         found.ok_or_else(|| self.unknown(name.unwrap_or_default()))
     }
 
-    /// Whether there is a model of that name, open or not.
-    pub fn check(&self, name: Option<&str>) -> Result<(), ApiError> {
-        self.entry(name).map(drop)
-    }
-
     /// That there is no model of that name.
     pub fn unknown(&self, name: &str) -> ApiError {
         let names: Vec<_> = self.entries.iter().map(|entry| format!("'{}'", entry.source.name)).collect();
@@ -137,6 +132,13 @@ impl Registry {
             if state.model.take_if(|model| long_ago && model.is_idle()).is_some() {
                 tracing::info!(model = entry.source.name, "unloaded after {} s without use", idle.as_secs());
             }
+        }
+    }
+
+    /// Ends all models, one after the other.
+    pub async fn end(&self) {
+        for model in self.list().filter_map(|listed| listed.loaded) {
+            model.end().await;
         }
     }
 

@@ -262,6 +262,11 @@ impl Server {
             () = over => tracing::warn!(in_flight = shared.registry.in_flight(), "requests are cut off"),
         }
         tidy.abort();
+        // What models know outlives them, if that is wanted; whoever says it again does not wait for that.
+        tokio::select! {
+            () = shared.registry.end() => {}
+            () = stop.told(Ending::Now) => {}
+        }
     }
 }
 

@@ -36,6 +36,8 @@ fn install() -> Option<PrometheusHandle> {
     describe_gauge!("basert_running_answers", "Answers that are being computed");
     describe_gauge!("basert_waiting_answers", "Answers that wait for room");
     describe_counter!("basert_preempted_total", "Answers that had to wait because the pages ran out");
+    describe_counter!("basert_proposed_tokens_total", "Tokens of answers that were guessed before they were drawn");
+    describe_counter!("basert_accepted_tokens_total", "Guessed tokens that were drawn");
     describe_histogram!("basert_step_seconds", "Time of a step");
     describe_histogram!("basert_step_answers", "Answers that went on in a step");
     describe_gauge!("basert_kv_pages", "Pages of the KV cache");
@@ -49,6 +51,8 @@ pub struct ModelGauges {
     running: Gauge,
     waiting: Gauge,
     preempted: Counter,
+    proposed: Counter,
+    accepted: Counter,
     step: Histogram,
     batch: Histogram,
     pages: Gauge,
@@ -63,6 +67,8 @@ impl ModelGauges {
             running: gauge!("basert_running_answers", "model" => model.clone()),
             waiting: gauge!("basert_waiting_answers", "model" => model.clone()),
             preempted: counter!("basert_preempted_total", "model" => model.clone()),
+            proposed: counter!("basert_proposed_tokens_total", "model" => model.clone()),
+            accepted: counter!("basert_accepted_tokens_total", "model" => model.clone()),
             step: histogram!("basert_step_seconds", "model" => model.clone()),
             batch: histogram!("basert_step_answers", "model" => model.clone()),
             pages: gauge!("basert_kv_pages", "model" => model.clone()),
@@ -75,6 +81,8 @@ impl ModelGauges {
         self.running.set(scheduler.running() as f64);
         self.waiting.set(scheduler.waiting() as f64);
         self.preempted.absolute(scheduler.preempted());
+        self.proposed.absolute(scheduler.proposed());
+        self.accepted.absolute(scheduler.accepted());
         let pages = engine.page_use();
         self.pages.set(pages.total as f64);
         self.held.set(pages.held as f64);

@@ -1,9 +1,10 @@
 //! Answers, piece by piece.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use basert_engine::{Sampler, Sampling};
-use basert_text::{Constraint, Detokenizer, Grammar, StopTexts, Tokenizer};
+use basert_engine::{Ask, Costs, Guesser, Sampler, Sampling, Speculation};
+use basert_text::{Constraint, Detokenizer, Grammar, GrammarError, StopTexts, Tokenizer};
 
 use crate::{Error, Session};
 
@@ -20,6 +21,8 @@ pub struct Generation {
     pub ignore_end: bool,
     /// What the answer has to be, if not any text. It ends where it is complete.
     pub grammar: Option<Grammar>,
+    /// How many tokens are guessed before they are drawn. The text is the same.
+    pub speculation: Speculation,
 }
 
 impl Default for Generation {
@@ -30,6 +33,7 @@ impl Default for Generation {
             stop: Vec::new(),
             ignore_end: false,
             grammar: None,
+            speculation: Speculation::default(),
         }
     }
 }
@@ -62,6 +66,10 @@ pub struct Answer {
     pub prompt_time: Duration,
     /// Time from then to the end.
     pub answer_time: Duration,
+    /// Tokens that were guessed and computed before they were drawn.
+    pub proposed: usize,
+    /// Of these, those that were drawn.
+    pub accepted: usize,
 }
 
 /// The pieces of an answer: an iterator of texts, each of whole characters.
@@ -75,6 +83,12 @@ pub struct Pieces<'s, 'm> {
     finished: bool,
     answer: Answer,
     began: Instant,
+    /// Drawn, and not yet part of the answer.
+    drawn: VecDeque<u32>,
+    guesser: Guesser,
+    costs: Costs,
+    /// By which a draft model knows it.
+    number: u64,
 }
 
 impl<'s, 'm> Pieces<'s, 'm> {
@@ -98,10 +112,33 @@ impl<'s, 'm> Pieces<'s, 'm> {
             computed_tokens,
             prompt_time: began.elapsed(),
             answer_time: Duration::ZERO,
+            proposed: 0,
+            accepted: 0,
         };
+        let (guesser, costs, number) = (
+            Guesser::new(options.speculation, session.model().device().chain > 0),
+            Costs::default(),
+            session.model().number(),
+        );
+        let drawn = VecDeque::new();
         let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true));
         let (stop, options, began) = (StopTexts::new(&options.stop), options.clone(), Instant::now());
-        Ok(Pieces { session, sampler, constraint, detokenizer, options, stop, finished: false, answer, began })
+        let finished = false;
+        Ok(Pieces {
+            session,
+            sampler,
+            constraint,
+            detokenizer,
+            options,
+            stop,
+            finished,
+            answer,
+            began,
+            drawn,
+            guesser,
+            costs,
+            number,
+        })
     }
 
     /// What there is of the answer so far.
@@ -117,24 +154,16 @@ impl<'s, 'm> Pieces<'s, 'm> {
     /// Text that is ready, now or after more tokens; none at the end of the answer.
     fn advance(&mut self) -> Result<Option<String>, Error> {
         while !self.finished {
-            if self.answer.tokens.len() >= self.options.max_tokens || self.is_full() {
-                return Ok(self.finish(Finish::Length));
-            }
-            // The token before is computed only now that one more is wanted.
-            let last = self.answer.tokens.last().copied();
-            let token = match (&mut self.constraint, last) {
-                (Some(constraint), _) => constrained(self.session, &mut self.sampler, constraint, last)?,
-                (None, Some(last)) => {
-                    let more = self.options.max_tokens - self.answer.tokens.len() - 1;
-                    let model = self.session.model();
-                    model.draw(&mut [(&mut *self.session, &mut self.sampler, last)], more)?[0]
+            if self.drawn.is_empty() {
+                if self.answer.tokens.len() >= self.options.max_tokens || self.is_full() {
+                    return Ok(self.finish(Finish::Length));
                 }
-                (None, None) => self.sampler.next(self.session.logits()),
-            };
+                self.draw()?;
+            }
+            let Some(token) = self.drawn.pop_front() else { continue };
             self.answer.tokens.push(token);
             self.answer.answer_time = self.began.elapsed();
-            let ends = self.session.model().tokenizer().end_of_generation().contains(&token);
-            if ends && !self.options.ignore_end {
+            if self.ends(token) {
                 return Ok(self.finish(Finish::Stop));
             }
             let (mut text, mut ready) = (String::new(), String::new());
@@ -146,7 +175,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
                 self.answer.finish = Finish::Stop;
                 self.finished = true;
             }
-            if !self.finished && self.constraint.as_ref().is_some_and(Constraint::is_finished) {
+            if !self.finished && self.drawn.is_empty() && self.is_complete() {
                 ready.extend(self.finish(Finish::Stop));
             }
             if !ready.is_empty() {
@@ -154,6 +183,98 @@ impl<'s, 'm> Pieces<'s, 'm> {
             }
         }
         Ok(None)
+    }
+
+    /// Whether this token ends the answer.
+    fn ends(&self, token: u32) -> bool {
+        !self.options.ignore_end && self.session.model().tokenizer().end_of_generation().contains(&token)
+    }
+
+    /// Whether all that was drawn is all that the constraint allows.
+    fn is_complete(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::is_finished)
+    }
+
+    /// Draws the next token, and those after it that were guessed right. The token before is computed only now that one
+    /// more is wanted.
+    fn draw(&mut self) -> Result<(), Error> {
+        let (last, began) = (self.answer.tokens.last().copied(), Instant::now());
+        if let Some(last) = last
+            && self.guess(last)
+        {
+            return self.draw_guessed(last);
+        }
+        let token = match (&mut self.constraint, last) {
+            (Some(constraint), _) => constrained(self.session, &mut self.sampler, constraint, last)?,
+            (None, Some(last)) => {
+                let more = self.options.max_tokens - self.answer.tokens.len() - 1;
+                let model = self.session.model();
+                model.draw(&mut [(&mut *self.session, &mut self.sampler, last)], more)?[0]
+            }
+            (None, None) => self.sampler.next(self.session.logits()),
+        };
+        if last.is_some() {
+            self.costs.measure(began.elapsed(), 0);
+        }
+        self.guesser.is_right(0, token);
+        self.drawn.push_back(token);
+        Ok(())
+    }
+
+    /// Guesses what comes after the token that is drawn next; whether there is anything to be computed.
+    fn guess(&mut self, last: u32) -> bool {
+        let (model, text) = (self.session.model(), self.session.tokens());
+        let room = model.context().saturating_sub(text.len() + 1);
+        let left = self.options.max_tokens - self.answer.tokens.len() - 1;
+        let rows = model.plan().limits.wanted.min(model.plan().limits.tokens) - 1;
+        // Nothing else is forgotten for guesses; a page is left for what a shared one may have to be copied to.
+        let free = model.engine().free_tokens(self.session.sequence(), 1).saturating_sub(1);
+        let (most, limit) = (self.guesser.wanted(&self.costs, 1), room.min(left).min(rows).min(free));
+        match model.draft().filter(|_| !self.guesser.is_off()) {
+            Some(mut draft) => {
+                // One is asked for in any case, to learn how often that is right.
+                let (tokens, sampler) = ([text, &[last]].concat(), self.sampler.clone());
+                let ask = Ask { number: self.number, tokens, sampler, most: most.max(1).min(limit) };
+                draft.guess(vec![ask]).into_iter().for_each(|(_, guesses)| self.guesser.take(guesses));
+            }
+            None => self.guesser.look_up(text, last, most.min(limit)),
+        }
+        !self.guesser.guesses().is_empty()
+    }
+
+    /// Computes the token before and what was guessed, and draws for as long as that was right.
+    fn draw_guessed(&mut self, last: u32) -> Result<(), Error> {
+        let (began, guessed) = (Instant::now(), self.guesser.guesses().len());
+        let before = self.session.tokens().len();
+        let tokens = [&[last], self.guesser.guesses()].concat();
+        let mut engine = self.session.model().engine();
+        if let Err(error) = engine.extend(self.session.sequence_mut(), &tokens) {
+            engine.rewind(self.session.sequence_mut(), before);
+            return Err(error.into());
+        }
+        let mut right = 0;
+        let result = loop {
+            let logits = engine.logits(right);
+            let token = match &mut self.constraint {
+                Some(constraint) => choose(&mut self.sampler, constraint, logits),
+                None => Ok(self.sampler.next(logits)),
+            };
+            let token = match token {
+                Ok(token) => token,
+                Err(error) => break Err(error),
+            };
+            self.drawn.push_back(token);
+            if !self.guesser.is_right(right, token) || self.ends(token) || self.is_complete() {
+                break Ok(());
+            }
+            right += 1;
+        };
+        engine.rewind(self.session.sequence_mut(), before + 1 + right);
+        self.guesser.clear();
+        self.costs.measure(began.elapsed(), guessed);
+        self.answer.proposed += guessed;
+        self.answer.accepted += right;
+        result
     }
 
     /// Whether the context has no room for one more token.
@@ -183,16 +304,18 @@ fn constrained(
     constraint: &mut Constraint,
     last: Option<u32>,
 ) -> Result<u32, Error> {
-    let token = match last {
-        Some(last) => {
-            let (model, rows) = (session.model(), &mut [(session, sampler, last)]);
-            let mut drawn =
-                model.draw_allowed(rows, || vec![constraint.mask().map(Some).map_err(|e| e.to_string())])?;
-            drawn.swap_remove(0)?
-        }
-        // There is at least one.
-        None => sampler.next_of(session.logits(), constraint.mask()?).unwrap_or_default(),
-    };
+    let Some(last) = last else { return choose(sampler, constraint, session.logits()) };
+    let (model, rows) = (session.model(), &mut [(session, sampler, last)]);
+    let mut drawn = model.draw_allowed(rows, || vec![constraint.mask().map(Some).map_err(|e| e.to_string())])?;
+    let token = drawn.swap_remove(0)?;
+    constraint.accept(token)?;
+    Ok(token)
+}
+
+/// Draws among the tokens that may come.
+fn choose(sampler: &mut Sampler, constraint: &mut Constraint, logits: &[f32]) -> Result<u32, Error> {
+    let token = sampler.next_of(logits, constraint.mask()?);
+    let token = token.ok_or_else(|| GrammarError::Step { reason: "no token may come next".into() })?;
     constraint.accept(token)?;
     Ok(token)
 }

@@ -39,6 +39,7 @@
 
 mod chat;
 mod device;
+mod digest;
 mod error;
 mod generate;
 mod memory;
@@ -49,7 +50,7 @@ mod text;
 pub mod tune;
 
 pub use basert_core::KvFormat;
-pub use basert_engine::{Allowed, Engine, Sampler, Sampling};
+pub use basert_engine::{Allowed, Engine, Pooling, PrefixFile, PrefixFileError, Sampler, Sampling, Speculation};
 pub use basert_text::{
     ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Grammar, GrammarError, Tokenizer,
 };

@@ -1,10 +1,11 @@
 //! A model, ready to be used.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
-use basert_engine::{Allowed, Drawing, Engine, EngineError, Sampler};
+use basert_engine::{Allowed, Draft, Drawing, Engine, EngineError, Pooling, PrefixFile, Sampler};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
@@ -14,7 +15,7 @@ use basert_text::{
 use serde_json::{Map, Value};
 
 use crate::generate::{Answer, Generation};
-use crate::{DeviceKind, Error, Message, Session, memory, text};
+use crate::{DeviceKind, Error, Message, Session, digest, memory, text};
 
 pub use basert_plan::{Progress, Stage};
 
@@ -81,6 +82,10 @@ pub struct Model {
     /// With its source.
     template: Option<(ChatTemplate, String)>,
     engine: Mutex<Engine>,
+    /// A smaller model that guesses for it.
+    draft: Option<Mutex<Draft>>,
+    /// Answers that were begun.
+    answers: AtomicU64,
     context: usize,
 }
 
@@ -158,8 +163,56 @@ impl Model {
         let template = template.transpose()?;
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
-        let (engine, grammars) = (Mutex::new(engine), OnceLock::new());
-        Ok(Model { file, plan, facts, kv: options.kv, tokenizer, grammars, template, engine, context })
+        let (engine, grammars, answers) = (Mutex::new(engine), OnceLock::new(), AtomicU64::new(0));
+        Ok(Model {
+            file,
+            plan,
+            facts,
+            kv: options.kv,
+            tokenizer,
+            grammars,
+            template,
+            engine,
+            draft: None,
+            answers,
+            context,
+        })
+    }
+
+    /// Lets a smaller model guess tokens, where they are to be guessed ([`Generation::speculation`]).
+    ///
+    /// # Errors
+    /// When their tokens are not the same.
+    pub fn with_draft(self, draft: Model) -> Result<Model, Error> {
+        let (ours, theirs) = (&self.tokenizer, &draft.tokenizer);
+        let differs = |id: &u32| ours.token_bytes(*id) != theirs.token_bytes(*id);
+        let sizes = (self.plan.graph.vocabulary, draft.plan.graph.vocabulary);
+        let what = match (0..ours.vocab_size() as u32).find(differs) {
+            _ if sizes.0 != sizes.1 => format!(
+                "its vocabulary has {} tokens, and that of {} has {}",
+                sizes.1,
+                self.file.path().display(),
+                sizes.0
+            ),
+            Some(token) => format!("its token {token} is not that of {}", self.file.path().display()),
+            None => return Ok(Model { draft: Some(Mutex::new(Draft::new(draft.into_parts().0))), ..self }),
+        };
+        let file = draft.file.path().display().to_string();
+        Err(Error::Model { file, what: format!("it cannot guess for another model: {what}") })
+    }
+
+    /// Takes the draft model away again, for those who run the engine themselves.
+    pub fn take_draft(&mut self) -> Option<Draft> {
+        self.draft.take().map(|draft| draft.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn draft(&self) -> Option<MutexGuard<'_, Draft>> {
+        Some(self.draft.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A number that no other answer has.
+    pub(crate) fn number(&self) -> u64 {
+        self.answers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The plan of a model file, as [`Model::open`] would make it for the CPU.
@@ -193,6 +246,16 @@ impl Model {
             ));
         }
         Ok(wanted.min(bytes / page_bytes))
+    }
+
+    /// Where its cached prefixes are kept, for [`Engine::load_prefixes`]. All of its files are read for that, to know them
+    /// again by their contents.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn prefix_file(&self, path: impl Into<PathBuf>) -> Result<PrefixFile, Error> {
+        let model = digest::of(&self.file, &self.plan.graph)?;
+        Ok(PrefixFile { path: path.into(), model, kv: self.kv.to_string() })
     }
 
     /// Takes it apart, for those who run the engine themselves: the engine, the tokenizer, and the chat template with its
@@ -315,6 +378,14 @@ impl Model {
     /// As for [`Model::advance`].
     pub fn score(&self, tokens: &[u32], from: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
         self.engine().score(tokens, from, each)
+    }
+
+    /// A vector of length 1 for a text of these tokens, pooled from the model's last hidden states.
+    ///
+    /// # Errors
+    /// As for [`Model::advance`].
+    pub fn embed(&self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>, EngineError> {
+        self.engine().embed(tokens, pooling)
     }
 
     /// Answers a prompt of plain text. `each` gets the answer piece by piece and returns whether to go on.

@@ -16,6 +16,10 @@ impl<'m> Session<'m> {
         Session { model, sequence: Sequence::default() }
     }
 
+    pub(crate) fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
     pub(crate) fn sequence_mut(&mut self) -> &mut Sequence {
         &mut self.sequence
     }

@@ -5,6 +5,9 @@ use basert_text::{ChatTemplate, GgufVocabulary, HuggingFaceFiles, Tokenizer, Tok
 
 use crate::Error;
 
+/// The files of a Hugging Face folder that its tokenizer is made of.
+pub(crate) const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+
 /// Builds the model's tokenizer.
 pub(crate) fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
     let name = || file.path().display().to_string();
@@ -15,9 +18,8 @@ pub(crate) fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
                 let what = "there is no tokenizer.json; a folder has to have one".to_owned();
                 Error::Model { file: name(), what }
             };
-            let tokenizer = file.companion("tokenizer.json")?.ok_or_else(missing)?;
-            let config = file.companion("tokenizer_config.json")?;
-            let generation_config = file.companion("generation_config.json")?;
+            let [tokenizer, config, generation_config] = TOKENIZER_FILES.map(|name| file.companion(name));
+            let (tokenizer, config, generation_config) = (tokenizer?.ok_or_else(missing)?, config?, generation_config?);
             Tokenizer::from_hf_files(HuggingFaceFiles {
                 tokenizer: &tokenizer,
                 config: config.as_deref(),

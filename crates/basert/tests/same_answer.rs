@@ -1,7 +1,7 @@
 //! The answer does not depend on how it is computed: in one step or many, alone or with others, fresh or continued.
 //! Logits are compared to the bit.
 
-use basert::{DeviceKind, Generation, KvFormat, Message, Model, Options, Sampling};
+use basert::{DeviceKind, Generation, Grammar, KvFormat, Message, Model, Options, Sampling, Speculation};
 use basert_testkit::{gemma3, smollm2};
 
 const TEXT: &str = "The lighthouse keeper counted the ships that passed each night, and wrote their names into a \
@@ -267,4 +267,42 @@ fn a_cached_prefix_is_as_good_as_a_fresh_one() {
         assert!(session.logits() == logits_in_chunks(&fresh, timeline, usize::MAX), "{from} tokens");
         known.push(timeline.to_vec());
     }
+}
+
+/// Guesses are free to be wrong: texts are those without them, for every way to draw, within a grammar, up to stop texts.
+#[test]
+fn guesses_change_no_text() {
+    let model = open(smollm2(), 2);
+    let same = Model::open(smollm2(), Options { threads: Some(1), prefix_cache: true, ..Options::default() }).unwrap();
+    let drafted = open(smollm2(), 2).with_draft(same).unwrap();
+    let (copying, plain) = ("one two three one two three one two three one two", "The capital of France is");
+    let warm = Sampling { temperature: 0.8, top_p: 0.95, seed: 3, ..Sampling::default() };
+    let cases = [
+        (copying, Generation::default()),
+        (plain, Generation::default()),
+        (copying, Generation { sampling: warm.clone(), ..Generation::default() }),
+        (plain, Generation { sampling: Sampling { repeat_penalty: 1.1, top_k: 20, ..warm }, ..Generation::default() }),
+        (copying, Generation { stop: vec!["ee on".to_owned()], ..Generation::default() }),
+        (
+            copying,
+            Generation { grammar: Some(Grammar::Regex("( (one|two|three)){6}".to_owned())), ..Generation::default() },
+        ),
+    ];
+    for (prompt, options) in cases {
+        let options = Generation { max_tokens: 16, ..options };
+        let expected = model.generate(prompt, &options, |_| true).unwrap();
+        assert_eq!(expected.proposed, 0);
+        let ways = [(Speculation::Auto, &model), (Speculation::Tokens(8), &model), (Speculation::Tokens(3), &drafted)];
+        for (speculation, model) in ways {
+            let options = Generation { speculation, ..options.clone() };
+            let found = model.generate(prompt, &options, |_| true).unwrap();
+            assert_eq!((&found.text, &found.tokens, found.finish), (&expected.text, &expected.tokens, expected.finish));
+            assert!(found.accepted <= found.proposed);
+            let many = prompt == copying && options.sampling.temperature == 0.0 && speculation != Speculation::Auto;
+            assert!(!many || found.accepted > 0, "{} of {}", found.accepted, found.proposed);
+        }
+    }
+    let other = Model::open(basert_testkit::tiny().join("llama.gguf"), Options::default()).unwrap();
+    let error = open(smollm2(), 1).with_draft(other).err().unwrap().to_string();
+    assert!(error.contains("its vocabulary has 288 tokens"), "{error}");
 }

@@ -8,15 +8,16 @@
 mod clients;
 mod pace;
 mod request;
+mod step;
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use self::clients::Clients;
 use self::pace::Pace;
 pub use self::request::{Answer, Attention, Prompt, Reader, Request, Token};
-use crate::engine::choose;
-use crate::{Engine, EngineError, Sequence, TokenLogprobs};
+use crate::pooling::Pool;
+use crate::speculate::{Costs, Guesser};
+use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation};
 
 /// Requests that wait and requests that are being answered.
 pub struct Scheduler {
@@ -30,6 +31,12 @@ pub struct Scheduler {
     /// The number of the next task.
     next: u64,
     preempted: u64,
+    speculation: Speculation,
+    /// Guesses, where not the text itself does.
+    draft: Option<Draft>,
+    costs: Costs,
+    proposed: u64,
+    accepted: u64,
 }
 
 /// A timeline, and the answers that go on from it: several as long as it is their prompt.
@@ -42,6 +49,10 @@ struct Task {
     drawn: Option<u32>,
     prompt: Prompt,
     answers: Vec<Answer>,
+    /// Of the hidden states so far, where they are wanted instead of an answer.
+    pool: Option<Pool>,
+    /// What comes after the token that is drawn, perhaps.
+    guesser: Guesser,
     /// Tokens of the answer.
     made: usize,
 }
@@ -83,11 +94,20 @@ impl Task {
     /// Whether a device may draw its tokens without showing logits to anyone.
     fn needs_no_logits(&self) -> bool {
         self.drawn.is_some()
+            && self.guesser.guesses().is_empty()
             && self.answers.iter().all(|answer| answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
     }
 
-    /// Goes on from what is known of its tokens. What was done before it had to wait is not counted as found.
+    fn pooling(&self) -> Option<Pooling> {
+        self.pool.as_ref().map(Pool::pooling)
+    }
+
+    /// Goes on from what is known of its tokens, unless hidden states of all of them are wanted. What was done before it
+    /// had to wait is not counted as found.
     fn adopt(&mut self, engine: &mut Engine) {
+        if self.pooling() == Some(Pooling::Mean) {
+            return;
+        }
         engine.adopt(&mut self.sequence);
         if self.made == 0 {
             let found = self.sequence.computed();
@@ -96,9 +116,14 @@ impl Task {
         }
     }
 
-    fn report_prompt(&mut self) {
+    /// So many tokens of the prompt were computed: readers are told, and others can go on from there.
+    fn read(&mut self, engine: &mut Engine, count: usize) {
+        self.prompt.done = self.prompt.done.max(self.sequence.computed());
         let prompt = self.prompt;
         self.answers.iter_mut().for_each(|answer| answer.reader.prompt(prompt));
+        if count > 1 {
+            engine.publish(&mut self.sequence);
+        }
     }
 }
 
@@ -113,7 +138,19 @@ impl Scheduler {
             running: Vec::new(),
             next: 0,
             preempted: 0,
+            speculation: Speculation::Off,
+            draft: None,
+            costs: Costs::default(),
+            proposed: 0,
+            accepted: 0,
         }
+    }
+
+    /// Guesses tokens, by the text itself or by a draft model. A device that draws tokens itself does so only where the
+    /// number of guesses is given.
+    pub fn with_speculation(mut self, speculation: Speculation, draft: Option<Draft>) -> Scheduler {
+        (self.speculation, self.draft) = (speculation, draft);
+        self
     }
 
     /// Answers that are being written, or whose prompt is being read.
@@ -131,13 +168,25 @@ impl Scheduler {
         self.preempted
     }
 
+    /// Tokens of answers that were guessed and computed before they were drawn.
+    pub fn proposed(&self) -> u64 {
+        self.proposed
+    }
+
+    /// Of these, those that were drawn.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
     /// Takes a request. If it can never be answered, its readers are told at once.
     pub fn submit(&mut self, engine: &mut Engine, request: Request) {
-        let Request { client, prompt: tokens, answers } = request;
+        let Request { client, prompt: tokens, answers, pooling } = request;
+        let pool = pooling.map(Pool::new);
         let prompt = Prompt { tokens: tokens.len(), done: 0, cached: 0 };
         let mut sequence = Sequence::default();
         let checked = engine.set(&mut sequence, tokens);
-        let task = Task { number: self.number(), client, sequence, drawn: None, prompt, answers, made: 0 };
+        let (number, guesser) = (self.number(), Guesser::new(self.speculation, engine.draws_on_device()));
+        let task = Task { number, client, sequence, drawn: None, prompt, answers, pool, guesser, made: 0 };
         let fits = engine.lacking_pages(&task.sequence) <= engine.page_use().total;
         let most = self.most.min(engine.limits().wanted);
         let result = match checked {
@@ -173,6 +222,7 @@ impl Scheduler {
     pub fn step(&mut self, engine: &mut Engine) -> Turn {
         self.part_with_those_gone(engine);
         self.admit(engine);
+        let began = Instant::now();
         let rows = self.plan(engine);
         if rows.is_empty() {
             return if self.running.is_empty() && self.waiting.is_empty() { Turn::Idle } else { Turn::Blocked };
@@ -184,28 +234,39 @@ impl Scheduler {
                 step.push((self.running.swap_remove(at), count));
             }
         }
-        let began = Instant::now();
         let decoded = step.iter().filter(|(task, _)| task.drawn.is_some()).count();
         let prompt = step.iter().filter(|(task, _)| task.drawn.is_none()).map(|(_, count)| count).sum();
+        let guesses = step.iter().map(|(task, _)| task.guesser.guesses().len()).sum();
         for (task, count) in &step {
-            self.clients.charge(task.client, *count);
+            self.clients.charge(task.client, if task.drawn.is_some() { 1 } else { *count });
         }
-        let on_device = engine.draws_on_device() && step.iter().all(|(task, _)| task.needs_no_logits());
-        let result = if on_device { self.draw(engine, &mut step) } else { self.compute(engine, &mut step) };
-        match result {
-            Ok(()) => {
-                let time = began.elapsed();
-                self.pace.measure(time, prompt, decoded);
-                Turn::Step { decoded, prompt, time }
-            }
-            Err(error) => {
-                for (task, _) in step {
-                    self.clients.leave(task.client);
-                    end(engine, task, Some(Err(error.clone())));
-                }
-                Turn::Step { decoded: 0, prompt: 0, time: began.elapsed() }
+        // A step of the device gives logits or hidden states, so those who want the one and the other have theirs in turn.
+        let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
+        let on_device =
+            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.needs_no_logits());
+        let answered = match on_device {
+            true => self.draw(engine, &mut step),
+            false => self.compute(engine, &mut step),
+        };
+        let results = [(answered, step), (self.embed(engine, &mut pooled), pooled)];
+        let mut failed = false;
+        for (result, tasks) in results {
+            let Err(error) = result else { continue };
+            failed = true;
+            for (task, _) in tasks {
+                self.clients.leave(task.client);
+                end(engine, task, Some(Err(error.clone())));
             }
         }
+        let time = began.elapsed();
+        if failed {
+            return Turn::Step { decoded: 0, prompt: 0, time };
+        }
+        self.pace.measure(time, prompt, decoded);
+        if prompt == 0 {
+            self.costs.measure(time, guesses);
+        }
+        Turn::Step { decoded, prompt, time }
     }
 
     /// Answers that nobody reads any more give their pages back.
@@ -270,21 +331,70 @@ impl Scheduler {
         decoding.sort_unstable();
         reading.sort_unstable();
         let mut rows = Vec::with_capacity(ready.len());
+        let spare = engine.limits().wanted.min(engine.limits().tokens).saturating_sub(ready.len());
+        self.guess(engine, &decoding, spare);
         for number in decoding {
-            self.reserve(engine, number, 1, &mut rows);
+            let guesses = self.affordable_guesses(engine, number);
+            self.reserve(engine, number, 1 + guesses, &mut rows);
         }
-        let left = engine.limits().tokens - rows.len();
+        let left = engine.limits().tokens - rows.iter().map(|(_, count)| count).sum::<usize>();
         let mut budget = self.pace.prompt_tokens(rows.len(), left);
+        let mut states = engine.limits().wanted;
         for (_, number) in reading {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { continue };
             // Another one may have computed the same in the meantime.
             task.adopt(engine);
-            let count = task.lacking().min(budget);
-            if count > 0 && self.reserve(engine, number, count, &mut rows) {
+            let (mut count, mut wanted) = (task.lacking().min(budget), 0);
+            if let Some(pooling) = task.pooling() {
+                count = count.min(if pooling == Pooling::Mean { states } else { count });
+                wanted = pooling.wanted(count, count == task.lacking());
+            }
+            if count > 0 && wanted <= states && self.reserve(engine, number, count, &mut rows) {
                 budget -= count;
+                states -= wanted;
             }
         }
         rows
+    }
+
+    /// Guesses how answers go on, with at most `spare` tokens in all.
+    fn guess(&mut self, engine: &Engine, decoding: &[u64], mut spare: usize) {
+        let mut asks = Vec::new();
+        for task in self.running.iter_mut().filter(|task| decoding.contains(&task.number)) {
+            let (Some(last), Some(answer)) = (task.drawn, task.answers.first()) else { continue };
+            let room = engine.context().saturating_sub(task.sequence.tokens().len() + 1);
+            let left = answer.max_tokens.saturating_sub(task.made + 1);
+            let most = task.guesser.wanted(&self.costs, decoding.len());
+            let limit = room.min(left).min(spare);
+            if self.draft.is_some() && !task.guesser.is_off() {
+                // One is asked for in any case, to learn how often that is right.
+                let (number, most) = (task.number, most.max(1).min(limit));
+                let (tokens, sampler) = ([task.sequence.tokens(), &[last]].concat(), answer.sampler.clone());
+                asks.push(Ask { number, tokens, sampler, most });
+                spare -= most;
+            } else {
+                task.guesser.look_up(task.sequence.tokens(), last, most.min(limit));
+                spare -= task.guesser.guesses().len();
+            }
+        }
+        let Some(draft) = self.draft.as_mut().filter(|_| !asks.is_empty()) else { return };
+        for (number, guesses) in draft.guess(asks) {
+            if let Some(task) = self.running.iter_mut().find(|task| task.number == number) {
+                task.guesser.take(guesses);
+            }
+        }
+    }
+
+    /// How many of its guesses a task can have computed: for those no other answer and nothing cached gives up its place.
+    fn affordable_guesses(&mut self, engine: &Engine, number: u64) -> usize {
+        let others = self.running.len();
+        let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { return 0 };
+        let guesses = task.guesser.guesses().len();
+        if engine.free_tokens(&task.sequence, others) > guesses {
+            return guesses;
+        }
+        task.guesser.clear();
+        0
     }
 
     /// Adds a task to the rows of a step, if there are pages for that; younger ones may have to give up theirs.
@@ -316,116 +426,13 @@ impl Scheduler {
         let Some(at) = self.running.iter().position(|task| task.number == number) else { return };
         let mut task = self.running.swap_remove(at);
         engine.release(&mut task.sequence);
+        task.pool.iter_mut().for_each(Pool::clear);
+        task.guesser.clear();
         if let Some(token) = task.drawn.take() {
             engine.push(&mut task.sequence, token);
         }
         self.preempted += 1;
         self.waiting.push(task);
-    }
-
-    /// A step on a device that draws the tokens.
-    fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
-        let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
-        let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
-        let (mut rows, mut readers) = (Vec::with_capacity(step.len()), Vec::with_capacity(step.len()));
-        for (task, _) in step.iter_mut() {
-            let (Some(token), Some(answer)) = (task.drawn.take(), task.answers.first_mut()) else { continue };
-            rows.push((&mut task.sequence, &mut answer.sampler, token));
-            readers.push(&mut answer.reader);
-        }
-        let tokens: Vec<_> = if readers.iter().any(|reader| reader.is_constrained()) {
-            engine.draw_allowed(&mut rows, || readers.into_iter().map(|reader| reader.mask()).collect())?
-        } else {
-            engine.draw(&mut rows, more)?.into_iter().map(Ok).collect()
-        };
-        for ((task, _), token) in step.drain(..).zip(tokens) {
-            self.go_on(engine, task, token.map(|id| Token { id, logprobs: None }));
-        }
-        Ok(())
-    }
-
-    /// A step whose logits are looked at here.
-    fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
-        let mut rows = Vec::with_capacity(step.len());
-        let mut constrained = Vec::new();
-        for (task, count) in step.iter_mut() {
-            if let Some(token) = task.drawn.take() {
-                engine.push(&mut task.sequence, token);
-            }
-            let ends = task.lacking() == *count;
-            let answers = task.answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
-            constrained.extend(answers.map(|answer| &mut answer.reader));
-            rows.push((&mut task.sequence, *count));
-        }
-        let mut result = Ok(());
-        let mut compute = || result = engine.compute(&mut rows);
-        if constrained.is_empty() {
-            compute();
-        } else {
-            thread::scope(|scope| {
-                scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
-                compute();
-            });
-        }
-        result?;
-        for (mut task, count) in step.drain(..) {
-            if task.made == 0 {
-                task.prompt.done = task.prompt.done.max(task.sequence.computed());
-                task.report_prompt();
-                if count > 1 {
-                    engine.publish(&task.sequence);
-                }
-            }
-            if task.lacking() > 0 {
-                self.running.push(task);
-                continue;
-            }
-            for mut task in self.split(engine, task) {
-                let Some(answer) = task.answers.first_mut() else { continue };
-                let (logits, allowed) = (task.sequence.logits(), answer.reader.mask());
-                let token = choose(&mut answer.sampler, logits, allowed).map(|id| {
-                    let logprobs = answer.logprobs.map(|top| TokenLogprobs::of(logits, id, top));
-                    Token { id, logprobs }
-                });
-                self.go_on(engine, task, token);
-            }
-        }
-        Ok(())
-    }
-
-    /// A task for each answer.
-    fn split(&mut self, engine: &mut Engine, mut task: Task) -> Vec<Task> {
-        let others = task.answers.split_off(1.min(task.answers.len()));
-        let mut tasks = vec![];
-        for answer in others {
-            self.clients.enter(task.client);
-            let (number, sequence) = (self.number(), engine.fork(&task.sequence));
-            let Task { client, prompt, .. } = task;
-            tasks.push(Task { number, client, sequence, drawn: None, prompt, answers: vec![answer], made: 0 });
-        }
-        tasks.insert(0, task);
-        tasks
-    }
-
-    /// Hands a token to its reader, and keeps the task if there may be more. Without one the answer ends.
-    fn go_on(&mut self, engine: &mut Engine, mut task: Task, token: Result<Token, EngineError>) {
-        let Some(answer) = task.answers.first_mut() else { return };
-        let token = match token {
-            Ok(token) => token,
-            Err(error) => {
-                self.clients.leave(task.client);
-                return end(engine, task, Some(Err(error)));
-            }
-        };
-        task.made += 1;
-        task.drawn = Some(token.id);
-        let wants_more = answer.max_tokens == 0 || answer.reader.token(token);
-        let may_have_more = task.made < answer.max_tokens && task.sequence.tokens().len() < engine.context();
-        if wants_more && may_have_more {
-            return self.running.push(task);
-        }
-        self.clients.leave(task.client);
-        end(engine, task, wants_more.then_some(Ok(())));
     }
 }
 

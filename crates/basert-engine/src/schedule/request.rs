@@ -1,6 +1,6 @@
 //! What is asked of the scheduler, and who is told.
 
-use crate::{Allowed, EngineError, Sampler, TokenLogprobs};
+use crate::{Allowed, EngineError, Pooling, Sampler, TokenLogprobs};
 
 /// A prompt, and the answers that are wanted to it.
 pub struct Request {
@@ -10,6 +10,8 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// One or more; they share what is computed of the prompt.
     pub answers: Vec<Answer>,
+    /// Whether they get a vector of the prompt's hidden states instead of tokens.
+    pub pooling: Option<Pooling>,
 }
 
 /// An answer that is wanted.
@@ -76,6 +78,9 @@ pub trait Reader: Send {
 
     /// Takes a token, and says whether another one is wanted. If not, nothing more is said.
     fn token(&mut self, token: Token) -> bool;
+
+    /// Takes the vector, of length 1, where that is wanted instead of tokens.
+    fn embedding(&mut self, _vector: Vec<f32>) {}
 
     /// There are no more tokens: as many as may be or as fit the context were taken, or something failed.
     fn end(&mut self, result: Result<(), EngineError>);

@@ -108,6 +108,7 @@ async fn complete(
         chat: Some(answer),
         logprobs,
         ignore_end: options.ignore_eos,
+        pooling: None,
     };
     let events = model.begin(job)?;
     let reply = Reply {
@@ -213,7 +214,7 @@ impl Reply {
         while let Some(event) = events.next().await {
             self.usage.count(&event);
             match event {
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens } => {
                     let choice = &mut choices[choice];
                     choice.tokens.extend(tokens);
@@ -292,7 +293,7 @@ impl Narrator for Reply {
                 }
             }
             Event::End { choice, finish, .. } => out.push_back(self.delta(choice, json!({}), &[], Some(&finish))),
-            Event::Failed { .. } => {}
+            Event::Embedding { .. } | Event::Failed { .. } => {}
         }
     }
 

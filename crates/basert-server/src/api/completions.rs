@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::chat::{MOST_LOGPROBS, finite};
 use super::options::Options;
-use super::prompt;
+use super::prompt::Prompts;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
@@ -36,16 +36,6 @@ struct Request {
     echo: bool,
 }
 
-/// Texts or tokens, one or more.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a text, a list of texts, a list of tokens, or a list of lists of tokens")]
-enum Prompts {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
-}
-
 /// The most prompts of a request.
 const MOST_PROMPTS: usize = 64;
 /// The most tokens of an answer if a request does not say; as OpenAI's API has it.
@@ -65,25 +55,12 @@ async fn complete(
         return Err(ApiError::field("echo", "log probabilities of prompts are not supported"));
     }
     let model = shared.registry.get(options.model.as_deref()).await?;
-    let (texts, tokens) = match request.prompt {
-        Prompts::Text(text) => (vec![text], vec![]),
-        Prompts::Texts(texts) => (texts, vec![]),
-        Prompts::Tokens(tokens) => (vec![], vec![tokens]),
-        Prompts::ManyTokens(tokens) => (vec![], tokens),
-    };
-    if texts.len() + tokens.len() > MOST_PROMPTS {
-        let message = format!("{} prompts; {MOST_PROMPTS} are the most", texts.len() + tokens.len());
+    if request.prompt.len() > MOST_PROMPTS {
+        let message = format!("{} prompts; {MOST_PROMPTS} are the most", request.prompt.len());
         return Err(ApiError::field("prompt", message));
     }
-    let mut echoes: Vec<String> = tokens.iter().map(|tokens| model.tokenizer.decode(tokens, false)).collect();
-    let mut prompts = tokens;
-    for text in texts {
-        echoes.push(text.clone());
-        prompts.push(prompt::text_tokens(model.clone(), text).await?);
-    }
-    if !request.echo {
-        echoes.clear();
-    }
+    let echoes = if request.echo { request.prompt.texts(&model) } else { Vec::new() };
+    let prompts = request.prompt.tokens(&model).await?;
     let n = options.n.unwrap_or(1);
     let reply = Reply {
         id: identity::unique("cmpl-"),
@@ -104,6 +81,7 @@ async fn complete(
         chat: None,
         logprobs: request.logprobs,
         ignore_end: options.ignore_eos,
+        pooling: None,
     })?;
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
@@ -171,7 +149,7 @@ impl Reply {
         while let Some(event) = events.next().await {
             self.usage.count(&event);
             match event {
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens: more } => {
                     texts[choice].push_str(&joined(parts));
                     tokens[choice].extend(more);
@@ -216,7 +194,7 @@ impl Narrator for Reply {
                 out.push_back(self.chunk(choice, &joined(parts), &tokens, None));
             }
             Event::End { choice, finish, .. } => out.push_back(self.chunk(choice, "", &[], Some(&finish))),
-            Event::Prompt { .. } | Event::Failed { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } | Event::Failed { .. } => {}
         }
     }
 

@@ -1,37 +1,112 @@
-//! `/v1/embeddings`: refused, with the reason, as long as no plan gives the hidden states that would be pooled.
+//! `/v1/embeddings`: vectors of texts, pooled from the model's last hidden states.
 
-use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::routing::post;
+use axum::{Extension, Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use basert_engine::Pooling;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde_json::{Value, json};
 
+use super::prompt::Prompts;
+use super::usage::Usage;
+use crate::auth::Client;
 use crate::body::Fields;
 use crate::error::ApiError;
+use crate::model::{Event, Job};
 use crate::server::Shared;
 
 pub fn router() -> Router<Shared> {
-    Router::new().route("/v1/embeddings", post(refuse))
+    Router::new().route("/v1/embeddings", post(embed))
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
     model: Option<String>,
-    #[serde(rename = "input")]
-    _input: IgnoredAny,
-    #[serde(rename = "encoding_format")]
-    _encoding_format: Option<String>,
-    #[serde(rename = "dimensions")]
-    _dimensions: Option<usize>,
+    input: Prompts,
+    #[serde(default)]
+    encoding_format: Encoding,
+    dimensions: Option<usize>,
+    #[serde(default)]
+    pooling: How,
 }
 
-async fn refuse(State(shared): State<Shared>, fields: Fields) -> ApiError {
-    let checked = fields.rest::<Request>().and_then(|request| shared.registry.check(request.model.as_deref()));
-    if let Err(error) = checked {
-        return error;
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Encoding {
+    #[default]
+    Float,
+    Base64,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum How {
+    #[default]
+    Mean,
+    Last,
+}
+
+/// The most inputs of a request; as OpenAI's API has it.
+const MOST_INPUTS: usize = 2048;
+
+async fn embed(
+    State(shared): State<Shared>,
+    Extension(Client(client)): Extension<Client>,
+    fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    let request: Request = fields.rest()?;
+    let model = shared.registry.get(request.model.as_deref()).await?;
+    if request.input.len() > MOST_INPUTS {
+        let message = format!("{} inputs; {MOST_INPUTS} are the most", request.input.len());
+        return Err(ApiError::field("input", message));
     }
-    let message = "this model generates text; it gives no hidden states that embeddings could be made of";
-    ApiError::new(StatusCode::NOT_IMPLEMENTED, message).with_code("unsupported")
+    let prompts = request.input.tokens(&model).await?;
+    let pooling = match request.pooling {
+        How::Mean => Pooling::Mean,
+        How::Last => Pooling::Last,
+    };
+    let mut usage = Usage::new(prompts.len(), 1);
+    let mut vectors = Vec::with_capacity(prompts.len());
+    // No more at once than are computed together: others want their turn, and the queue is not for these only.
+    for prompts in prompts.chunks(shared.config.parallel.max(1)) {
+        let first = vectors.len();
+        vectors.resize(first + prompts.len(), Vec::new());
+        let job = Job { client, prompts: prompts.to_vec(), n: 1, pooling: Some(pooling), ..Job::default() };
+        let mut events = model.begin(job)?;
+        while let Some(event) = events.next().await {
+            match event {
+                Event::Embedding { choice, vector } => vectors[first + choice] = vector,
+                Event::Prompt { choice, prompt } => usage.count(&Event::Prompt { choice: first + choice, prompt }),
+                Event::Failed { error } => {
+                    return Err(ApiError { param: error.param.map(|_| "input".to_owned()), ..error });
+                }
+                Event::Piece { .. } | Event::End { .. } => {}
+            }
+        }
+    }
+    let width = vectors.first().map_or(0, Vec::len);
+    if let Some(dimensions) = request.dimensions.filter(|&dimensions| dimensions != width) {
+        let message = format!("{dimensions} dimensions; the model has {width}, and was not trained to do with fewer");
+        return Err(ApiError::field("dimensions", message));
+    }
+    let item = |(index, vector): (usize, &Vec<f32>)| {
+        let embedding = encoded(vector, request.encoding_format);
+        json!({ "object": "embedding", "index": index, "embedding": embedding })
+    };
+    Ok(Json(json!({
+        "object": "list",
+        "data": vectors.iter().enumerate().map(item).collect::<Vec<_>>(),
+        "model": model.name,
+        "usage": { "prompt_tokens": usage.prompt(), "total_tokens": usage.prompt() },
+    })))
+}
+
+fn encoded(vector: &[f32], encoding: Encoding) -> Value {
+    match encoding {
+        Encoding::Float => vector.into(),
+        Encoding::Base64 => STANDARD.encode(vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).into(),
+    }
 }

@@ -274,6 +274,7 @@ async fn create(
         chat: Some(answer),
         logprobs: None,
         ignore_end: false,
+        pooling: None,
     })?;
     let reply = Reply {
         id: identity::unique("msg_"),
@@ -349,7 +350,7 @@ impl Reply {
                 Event::Piece { parts, .. } => parts.into_iter().for_each(|part| drop(self.items.push(part))),
                 Event::End { finish, .. } => self.finish = Some(finish),
                 Event::Failed { error } => return Err(error),
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
         let block = |item: &Item| match item {
@@ -415,7 +416,7 @@ impl Narrator for Reply {
                 }
             }
             Event::End { finish, .. } => self.finish = Some(finish),
-            Event::Failed { .. } => {}
+            Event::Embedding { .. } | Event::Failed { .. } => {}
         }
     }
 

@@ -48,6 +48,8 @@ const CHAT: Fields = &[
     "modalities array",
 ];
 const COMPLETION: Fields = &["prompt* any", "max_tokens integer", "logprobs integer", "echo boolean"];
+const EMBEDDING: Fields =
+    &["model string", "input* any", "encoding_format string", "dimensions integer", "pooling string"];
 const MESSAGES: Fields = &[
     "messages* array",
     "max_tokens* integer",
@@ -84,7 +86,7 @@ const ENDPOINTS: &[(&str, &str, &str, &[Fields])] = &[
     ("post", "/v1/responses", "Answer, and keep the conversation", &[RESPONSES, SAMPLING]),
     ("get", "/v1/responses/{id}", "An answer that was kept", &[]),
     ("delete", "/v1/responses/{id}", "Forget an answer", &[]),
-    ("post", "/v1/embeddings", "Refused: generating models give no hidden states", &[&["model string", "input* any"]]),
+    ("post", "/v1/embeddings", "Vectors of texts", &[EMBEDDING]),
     ("get", "/v1/files", "The files", &[]),
     ("get", "/v1/files/{id}", "A file", &[]),
     ("delete", "/v1/files/{id}", "Remove a file", &[]),

@@ -223,6 +223,50 @@ impl Chat {
     }
 }
 
+/// Texts or tokens, one or more.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a text, a list of texts, a list of tokens, or a list of lists of tokens")]
+pub enum Prompts {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Prompts::Text(_) | Prompts::Tokens(_) => 1,
+            Prompts::Texts(texts) => texts.len(),
+            Prompts::ManyTokens(tokens) => tokens.len(),
+        }
+    }
+
+    /// The text of each.
+    pub fn texts(&self, model: &Model) -> Vec<String> {
+        let decode = |tokens: &Vec<u32>| model.tokenizer.decode(tokens, false);
+        match self {
+            Prompts::Text(text) => vec![text.clone()],
+            Prompts::Texts(texts) => texts.clone(),
+            Prompts::Tokens(tokens) => vec![decode(tokens)],
+            Prompts::ManyTokens(tokens) => tokens.iter().map(decode).collect(),
+        }
+    }
+
+    /// The tokens of each.
+    pub async fn tokens(self, model: &Arc<Model>) -> Result<Vec<Vec<u32>>, ApiError> {
+        let texts = match self {
+            Prompts::Tokens(tokens) => return Ok(vec![tokens]),
+            Prompts::ManyTokens(tokens) => return Ok(tokens),
+            Prompts::Text(text) => vec![text],
+            Prompts::Texts(texts) => texts,
+        };
+        let model = model.clone();
+        elsewhere(move || texts.iter().map(|text| encode(&model, text, true)).collect()).await
+    }
+}
+
 /// Tokens of a plain text.
 pub async fn text_tokens(model: Arc<Model>, text: String) -> Result<Vec<u32>, ApiError> {
     elsewhere(move || encode(&model, &text, true)).await

@@ -222,6 +222,7 @@ async fn create(
         chat: Some(answer),
         logprobs: None,
         ignore_end: options.ignore_eos,
+        pooling: None,
     })?;
     let id = identity::unique("resp_");
     let about = json!({
@@ -380,7 +381,7 @@ impl Reply {
                 }
                 Event::End { finish, .. } => self.finish = Some(finish),
                 Event::Failed { error } => return Err(error),
-                Event::Prompt { .. } => {}
+                Event::Prompt { .. } | Event::Embedding { .. } => {}
             }
         }
         Ok(Json(self.complete()))
@@ -558,7 +559,7 @@ impl Narrator for Reply {
                 }
             }
             Event::End { finish, .. } => self.finish = Some(finish),
-            Event::Prompt { .. } | Event::Failed { .. } => {}
+            Event::Prompt { .. } | Event::Embedding { .. } | Event::Failed { .. } => {}
         }
     }
 

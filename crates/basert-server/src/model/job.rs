@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Prompt, Sampling};
+use basert_engine::{Pooling, Prompt, Sampling};
 use basert_text::{Constraint, Event as Part};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::error::ApiError;
 
 /// Prompts to be answered.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Job {
     /// Whose it is.
     pub client: u64,
@@ -29,6 +29,8 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// Go on after the model says that the answer is complete.
     pub ignore_end: bool,
+    /// Whether vectors are wanted instead of answers.
+    pub pooling: Option<Pooling>,
 }
 
 /// Why an answer ended.
@@ -73,6 +75,8 @@ pub struct TokenText {
 pub enum Event {
     /// The prompt is that far.
     Prompt { choice: usize, prompt: Prompt },
+    /// The vector that was wanted instead.
+    Embedding { choice: usize, vector: Vec<f32> },
     /// It goes on.
     Piece { choice: usize, parts: Vec<Part>, tokens: Vec<TokenText> },
     /// It is complete, with so many tokens, of which so many were spent on reasoning.

@@ -10,13 +10,14 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Engine, Request, Sampler};
+use basert_engine::{Draft, Engine, Request, Sampler};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
 use self::reader::TextReader;
+use self::worker::Order;
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::telemetry::Answered;
@@ -29,6 +30,8 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template with its source, if it has one.
     pub template: Option<(ChatTemplate, String)>,
+    /// Guesses its tokens, if not the text itself does.
+    pub draft: Option<Draft>,
 }
 
 /// A model that can be opened.
@@ -60,7 +63,7 @@ pub struct Model {
     markers: Vec<u32>,
     /// The most tokens of prompt and answer.
     pub context: usize,
-    requests: mpsc::Sender<Request>,
+    orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
     /// Room for requests, running and waiting.
@@ -71,13 +74,13 @@ pub struct Model {
 impl Model {
     /// Starts the thread.
     pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
-        let Loaded { engine, tokenizer, template } = loaded;
+        let Loaded { engine, tokenizer, template, draft } = loaded;
         let context = engine.context();
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
         let reasons = template.as_ref().is_some_and(|(_, source)| source.contains("think"));
         let markers = dialect.tokens(&tokenizer);
         let template = template.map(|(template, _)| template);
-        let (requests, thread) = worker::start(name, engine, &config)?;
+        let (orders, thread) = worker::start(name, engine, draft, &config)?;
         let room = Arc::new(Semaphore::new(config.parallel + config.queue));
         let (name, answered) = (name.to_owned(), Arc::new(Answered::new(name)));
         Ok(Model {
@@ -89,7 +92,7 @@ impl Model {
             grammars: OnceLock::new(),
             markers,
             context,
-            requests,
+            orders,
             thread,
             answered,
             room,
@@ -110,6 +113,14 @@ impl Model {
     /// Whether the thread is no more.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
+    }
+
+    /// Cuts off what it does, and waits until its thread is done.
+    pub async fn end(&self) {
+        let (sender, told) = oneshot::channel();
+        if self.orders.send(Order::End(sender)).is_ok() {
+            let _ = told.await;
+        }
     }
 
     /// Answers that run or wait.
@@ -150,10 +161,10 @@ impl Model {
                     reader: Box::new(reader),
                 });
             }
-            requests.push(Request { client: job.client, prompt: prompt.clone(), answers });
+            requests.push(Request { client: job.client, prompt: prompt.clone(), answers, pooling: job.pooling });
         }
         for request in requests {
-            self.requests.send(request).map_err(|_| ApiError::internal("the model's thread has ended"))?;
+            self.orders.send(Order::Answer(request)).map_err(|_| ApiError::internal("the model's thread has ended"))?;
         }
         Ok(events)
     }

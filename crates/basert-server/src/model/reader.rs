@@ -141,6 +141,13 @@ impl TextReader {
         }
     }
 
+    /// Counts the prompt: once, where there are several answers to it.
+    fn measure_prompt(&self) {
+        if let Some(prompt) = self.prompt.filter(|_| self.counts_prompt) {
+            self.answered.prompt(prompt.tokens, prompt.cached);
+        }
+    }
+
     /// Counts a token.
     fn measure(&mut self) {
         let time = std::mem::replace(&mut self.last, Instant::now()).elapsed();
@@ -148,10 +155,7 @@ impl TextReader {
             self.answered.next(time);
         } else {
             self.answered.first(time);
-            // Several answers to a prompt count it once.
-            if let Some(prompt) = self.prompt.filter(|_| self.counts_prompt) {
-                self.answered.prompt(prompt.tokens, prompt.cached);
-            }
+            self.measure_prompt();
         }
         self.tokens += 1;
         self.answered.generated(1);
@@ -238,6 +242,11 @@ impl Reader for TextReader {
         };
         self.finish(finish, vec![]);
         false
+    }
+
+    fn embedding(&mut self, vector: Vec<f32>) {
+        self.measure_prompt();
+        self.send(Event::Embedding { choice: self.choice, vector });
     }
 
     fn end(&mut self, result: Result<(), EngineError>) {

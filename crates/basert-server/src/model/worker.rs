@@ -3,9 +3,10 @@
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use basert_engine::{Engine, Request, Scheduler, Turn};
+use basert_engine::{Draft, Engine, EngineError, Request, Scheduler, Turn};
+use tokio::sync::oneshot;
 
 use crate::config::Config;
 use crate::telemetry::ModelGauges;
@@ -13,41 +14,85 @@ use crate::telemetry::ModelGauges;
 /// How often to look whether a client reads again, when there is nothing else to do.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Starts it. It ends when nobody can send requests any more and all are answered.
-pub fn start(name: &str, engine: Engine, config: &Config) -> io::Result<(Sender<Request>, JoinHandle<()>)> {
-    let (sender, requests) = mpsc::channel();
-    let scheduler = Scheduler::new(config.parallel, config.step_gap);
-    let gauges = ModelGauges::new(name);
-    let run = move || run(engine, scheduler, &requests, &gauges);
-    let thread = thread::Builder::new().name(format!("model {name}")).spawn(run)?;
+/// After how long without a request new prefixes are saved: nobody has to wait for that then.
+const SAVE: Duration = Duration::from_secs(60);
+
+/// What the thread is told.
+pub enum Order {
+    /// To answer.
+    Answer(Request),
+    /// To end what it does, and itself; who gave the order hears of it when this is dropped.
+    End(oneshot::Sender<()>),
+}
+
+/// Starts it. It ends when nobody can give orders any more and all requests are answered.
+pub fn start(
+    name: &str,
+    engine: Engine,
+    draft: Option<Draft>,
+    config: &Config,
+) -> io::Result<(Sender<Order>, JoinHandle<()>)> {
+    let (sender, orders) = mpsc::channel();
+    let scheduler = Scheduler::new(config.parallel, config.step_gap).with_speculation(config.speculation, draft);
+    let (worker, gauges) = (Worker { name: name.to_owned(), engine, scheduler }, ModelGauges::new(name));
+    let thread = thread::Builder::new().name(format!("model {name}")).spawn(move || worker.run(&orders, &gauges))?;
     Ok((sender, thread))
 }
 
-fn run(mut engine: Engine, mut scheduler: Scheduler, requests: &Receiver<Request>, gauges: &ModelGauges) {
-    let mut open = true;
-    loop {
-        while open {
-            match requests.try_recv() {
-                Ok(request) => scheduler.submit(&mut engine, request),
-                Err(mpsc::TryRecvError::Empty) => break,
-                Err(mpsc::TryRecvError::Disconnected) => open = false,
+struct Worker {
+    name: String,
+    engine: Engine,
+    scheduler: Scheduler,
+}
+
+impl Worker {
+    fn run(mut self, orders: &Receiver<Order>, gauges: &ModelGauges) {
+        // Nobody could tell it anything any more.
+        let mut alone = false;
+        let told = 'run: loop {
+            while let Ok(order) = orders.try_recv() {
+                match order {
+                    Order::Answer(request) => self.scheduler.submit(&mut self.engine, request),
+                    Order::End(told) => break 'run Some(told),
+                }
             }
-        }
-        let turn = scheduler.step(&mut engine);
-        gauges.set(&turn, &scheduler, &engine);
-        let next = match turn {
-            Turn::Step { .. } => continue,
-            Turn::Idle if !open => return,
-            Turn::Idle => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Turn::Blocked => requests.recv_timeout(LOOK),
+            let turn = self.scheduler.step(&mut self.engine);
+            gauges.set(&turn, &self.scheduler, &self.engine);
+            let order = match turn {
+                Turn::Step { .. } => continue,
+                Turn::Idle if alone => break None,
+                Turn::Idle => orders.recv_timeout(SAVE).inspect_err(|_| self.save()),
+                Turn::Blocked => orders.recv_timeout(LOOK),
+            };
+            match order {
+                Ok(Order::Answer(request)) => self.scheduler.submit(&mut self.engine, request),
+                Ok(Order::End(told)) => break Some(told),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    alone = true;
+                    if turn == Turn::Blocked {
+                        thread::sleep(LOOK);
+                    }
+                }
+            }
         };
-        match next {
-            Ok(request) => scheduler.submit(&mut engine, request),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => {
-                open = false;
-                thread::sleep(LOOK);
+        self.scheduler.fail(&mut self.engine, &EngineError::Stopped);
+        self.save();
+        drop(told);
+    }
+
+    /// Saves prefixes that were not saved yet, if that is wanted.
+    fn save(&mut self) {
+        if !self.engine.has_unsaved_prefixes() {
+            return;
+        }
+        let began = Instant::now();
+        match self.engine.save_prefixes() {
+            Ok(pages) => {
+                let seconds = began.elapsed().as_secs_f64();
+                tracing::info!(model = self.name, pages, seconds, "cached prefixes saved");
             }
+            Err(error) => tracing::warn!(model = self.name, %error, "cached prefixes not saved"),
         }
     }
 }

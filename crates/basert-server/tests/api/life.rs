@@ -112,13 +112,30 @@ impl Baked for Broken {
         &self.logits
     }
 
+    fn hidden(&self, _: usize) -> &[f32] {
+        &self.logits
+    }
+
     fn copy_page(&mut self, _: u32, _: u32) {}
+
+    fn page_bytes(&self) -> usize {
+        0
+    }
+
+    fn read_page(&mut self, _: u32, _: &mut [u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn write_page(&mut self, _: u32, _: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 fn broken() -> Loaded {
     let loaded = tiny();
     let vocabulary = loaded.tokenizer.vocab_size();
-    let facts = Facts { name: "broken".into(), description: String::new(), page_tokens: 16, step_tokens: 64, chain: 0 };
+    let (name, layout) = ("broken".to_owned(), String::new());
+    let facts = Facts { name, description: String::new(), page_tokens: 16, layout, step_tokens: 64, chain: 0 };
     let device = Box::new(Broken { vocabulary, logits: vec![] });
     let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
     Loaded { engine, ..loaded }

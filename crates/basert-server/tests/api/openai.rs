@@ -1,9 +1,12 @@
 //! OpenAI's API: chats and completions, whole and as streams.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use basert_engine::Speculation;
 use basert_server::Config;
 use serde_json::{Value, json};
 
-use crate::server::{Running, config, tiny};
+use crate::server::{Running, config, events, tiny};
 
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETE: &str = "/v1/completions";
@@ -373,6 +376,103 @@ fn the_document_says_what_there_is() {
             }
         }
     }
-    let (status, answer) = server.refused("/v1/embeddings", &json!({ "input": "x" }));
-    assert_eq!((status, &answer["error"]["code"]), (501, &json!("unsupported")));
+}
+
+fn vectors(answer: &Value) -> Vec<Vec<f32>> {
+    let vector =
+        |item: &Value| item["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect();
+    answer["data"].as_array().unwrap().iter().map(vector).collect()
+}
+
+#[test]
+fn embeddings_come_in_every_form() {
+    let server = Running::start("embeds");
+    let texts = ["Once upon a time", "x", "Once upon a time"];
+    let answer = server.ask("/v1/embeddings", &json!({ "input": texts, "model": "embeds" }));
+    assert_eq!((&answer["object"], &answer["model"]), (&json!("list"), &json!("embeds")));
+    assert_eq!((&answer["data"][1]["object"], &answer["data"][1]["index"]), (&json!("embedding"), &json!(1)));
+    let all = vectors(&answer);
+    assert!(all.len() == 3 && all[0] == all[2] && all[0] != all[1]);
+    let length: f32 = all[0].iter().map(|x| x * x).sum();
+    assert!(all[0].len() == 64 && (length - 1.0).abs() < 1e-5, "{length}");
+
+    let tokens = |text: &str| server.ask("/v1/tokenize", &json!({ "text": text }))["tokens"].clone();
+    let many: Vec<Value> = texts.iter().map(|text| tokens(text)).collect();
+    let count: usize = many.iter().map(|tokens| tokens.as_array().unwrap().len()).sum();
+    assert_eq!(answer["usage"], json!({ "prompt_tokens": count, "total_tokens": count }));
+    for (input, expected) in [(json!(texts[0]), &all[..1]), (many[1].clone(), &all[1..2]), (json!(many), &all[..])] {
+        assert_eq!(vectors(&server.ask("/v1/embeddings", &json!({ "input": input }))), expected);
+    }
+    // More than are computed at once, beside an answer.
+    let stream = events(
+        server.post("/v1/completions", &json!({ "prompt": "x", "max_tokens": 200, "stream": true })).send().unwrap(),
+    );
+    let inputs: Vec<&str> = texts.into_iter().cycle().take(40).collect();
+    let long = server.ask("/v1/embeddings", &json!({ "input": inputs, "dimensions": 64 }));
+    assert!(vectors(&long).iter().zip(all.iter().cycle()).all(|(found, expected)| found == expected));
+    assert!(stream.last().unwrap().1 == "[DONE]");
+
+    let encoded = server.ask("/v1/embeddings", &json!({ "input": "x", "encoding_format": "base64", "user": "me" }));
+    let bytes = STANDARD.decode(encoded["data"][0]["embedding"].as_str().unwrap()).unwrap();
+    let floats: Vec<f32> = bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    assert_eq!(floats, all[1]);
+    // Of a single token, the mean is the last; of more it is not.
+    let last = |input: Value| vectors(&server.ask("/v1/embeddings", &json!({ "input": input, "pooling": "last" })));
+    let one = vectors(&server.ask("/v1/embeddings", &json!({ "input": [5] })));
+    assert_eq!(last(json!([5])), one);
+    assert_ne!(last(json!(texts[0])), all[..1]);
+    server.wait_for("basert_kv_pages_held", 0.0);
+}
+
+#[test]
+fn embeddings_that_cannot_be_are_refused() {
+    let server = Running::start("embeds not");
+    let many: Vec<&str> = vec!["x"; 2049];
+    for (body, field, part) in [
+        (json!({ "input": "x", "dimensions": 32 }), json!("dimensions"), "the model has 64"),
+        (json!({ "input": "x", "encoding_format": "int8" }), json!("encoding_format"), "unknown variant"),
+        (json!({ "input": "x", "pooling": "first" }), json!("pooling"), "unknown variant"),
+        (json!({ "input": "x", "colour": 1 }), json!("colour"), "not supported"),
+        (json!({ "input": many }), json!("input"), "2048 are the most"),
+        (json!({ "input": {} }), json!("input"), "a list of lists of tokens"),
+        (json!({ "input": [[1], []] }), Value::Null, "no tokens"),
+        (json!({ "input": [999_999] }), Value::Null, "is not one of the"),
+        (json!({ "input": vec![5; 2000] }), json!("input"), "context of 1024"),
+    ] {
+        let (status, answer) = server.refused("/v1/embeddings", &body);
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(status == 400 && message.contains(part), "{body}: {answer}");
+        assert_eq!(answer["error"]["param"], field, "{body}: {answer}");
+    }
+    assert_eq!(server.refused("/v1/embeddings", &json!({ "input": "x", "model": "none" })).0, 404);
+    server.wait_for("basert_running_answers", 0.0);
+}
+
+#[test]
+fn guesses_change_no_answer_and_are_counted() {
+    let with = |speculation, name| Running::with(Config { speculation, ..config() }, name, tiny);
+    let (plain, guessing) = (with(Speculation::Off, "plain"), with(Speculation::Tokens(6), "guessing"));
+    let grammar = json!({ "type": "regex", "pattern": "( (ab|ba)){9}" });
+    for (path, body) in [
+        ("/v1/completions", json!({ "prompt": "ab ab ab ab", "max_tokens": 40, "temperature": 0, "ignore_eos": true })),
+        ("/v1/completions", json!({ "prompt": ["ab ab", "x"], "n": 3, "max_tokens": 30, "seed": 4, "logprobs": 2 })),
+        ("/v1/completions", json!({ "prompt": "ab ab ab", "max_tokens": 40, "temperature": 0, "stop": ["a", "e"] })),
+        (
+            "/v1/chat/completions",
+            json!({
+                "messages": [{ "role": "user", "content": "ab ba" }], "seed": 1, "max_tokens": 60, "response_format": grammar,
+            }),
+        ),
+    ] {
+        let [expected, found] = [&plain, &guessing].map(|server| {
+            let mut answer = server.ask(path, &body);
+            ["id", "created", "model"].iter().for_each(|field| drop(answer[*field].take()));
+            answer
+        });
+        assert_eq!(found, expected, "{body}");
+    }
+    let (proposed, accepted) =
+        (guessing.metric("basert_proposed_tokens_total"), guessing.metric("basert_accepted_tokens_total"));
+    assert!(proposed > 0.0 && accepted > 0.0 && accepted <= proposed, "{accepted} of {proposed}");
+    assert_eq!(plain.metric("basert_proposed_tokens_total"), 0.0);
 }

@@ -36,7 +36,7 @@ pub fn tiny() -> Loaded {
     };
     let model = Model::open(basert_testkit::tiny().join("llama.gguf"), options).unwrap();
     let (engine, tokenizer, template) = model.into_parts();
-    Loaded { engine, tokenizer, template }
+    Loaded { engine, tokenizer, template, draft: None }
 }
 
 /// On a free port, with nothing that others have set.

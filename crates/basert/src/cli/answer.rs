@@ -58,8 +58,12 @@ pub fn speeds(answer: &Answer) -> String {
     let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
     // The first token of an answer comes with the prompt.
     let steps = answer.tokens.len().saturating_sub(1);
+    let guessed = match answer.proposed {
+        0 => String::new(),
+        proposed => format!("; {} of {proposed} guesses right", answer.accepted),
+    };
     format!(
-        "prompt {} tokens, {} computed in {} ({:.0} tok/s); answer {} tokens in {} ({:.1} tok/s)",
+        "prompt {} tokens, {} computed in {} ({:.0} tok/s); answer {} tokens in {} ({:.1} tok/s){guessed}",
         answer.prompt_tokens,
         answer.computed_tokens,
         units::seconds(answer.prompt_time),

@@ -49,7 +49,9 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.run.open(&args.model)?;
-    let generation = args.sampling.generation(&model, 0.7, args.max_tokens.unwrap_or(usize::MAX))?;
+    let most = args.max_tokens.unwrap_or(usize::MAX);
+    let speculation = args.run.speculation.speculate;
+    let generation = Generation { speculation, ..args.sampling.generation(&model, 0.7, most)? };
     let mut chat = Chat::new(&model, args, generation);
     // A model without a template cannot chat: say so before the first message is written.
     args.run.chat_tokens(&model, &[Message::user("")])?;

@@ -54,7 +54,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let text = prompt(args)?;
     let grammar = args.grammar.grammar()?;
     let model = args.run.open(&args.model)?;
-    let generation = Generation { grammar, ..args.sampling.generation(&model, 0.0, args.max_tokens)? };
+    let speculation = args.run.speculation.speculate;
+    let generation = Generation { grammar, speculation, ..args.sampling.generation(&model, 0.0, args.max_tokens)? };
     let tokens = if args.chat {
         let system = args.run.system.as_deref().map(Message::system);
         let messages: Vec<_> = system.into_iter().chain([Message::user(&text)]).collect();

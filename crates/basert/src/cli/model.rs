@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Store};
 use basert::plan::Device;
-use basert::{DeviceKind, KvFormat, Message, Model, Options, Stage};
+use basert::{DeviceKind, KvFormat, Message, Model, Options, Speculation, Stage};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
@@ -138,6 +138,29 @@ fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Mo
     Ok(model)
 }
 
+/// Tokens that are guessed before they are drawn.
+#[derive(Clone, clap::Args)]
+#[command(next_help_heading = "Speculation")]
+pub struct SpeculationArgs {
+    /// Guess up to N tokens (at most 16) by what followed in the text before, and compute them together; auto guesses as
+    /// many as make it faster. The text is the same
+    #[arg(long, value_name = "N|auto|off", default_value_t = Speculation::Auto)]
+    pub speculate: Speculation,
+    /// Let this smaller model of the same vocabulary guess instead
+    #[arg(long, value_name = "MODEL")]
+    draft: Option<String>,
+}
+
+impl SpeculationArgs {
+    /// The draft model's file, if there is one.
+    pub fn draft(&self) -> anyhow::Result<Option<PathBuf>> {
+        if self.draft.is_some() && self.speculate == Speculation::Off {
+            return Err(mistake("--draft has nothing to guess with --speculate off"));
+        }
+        self.draft.as_deref().map(|draft| path(Some(draft))).transpose()
+    }
+}
+
 /// How a model is run by the commands that answer.
 #[derive(clap::Args)]
 pub struct RunArgs {
@@ -146,6 +169,8 @@ pub struct RunArgs {
     max_context: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    pub speculation: SpeculationArgs,
     /// Instructions for the whole chat
     #[arg(long, value_name = "TEXT", help_heading = "Chat")]
     pub system: Option<String>,
@@ -170,7 +195,11 @@ impl RunArgs {
         let path = model.path()?;
         let prefix_cache = true;
         let options = Options { max_context: self.max_context, chat_template, prefix_cache, ..model.options() };
-        self.device.open(&path, options)
+        let model = self.device.open(&path, options.clone())?;
+        Ok(match self.speculation.draft()? {
+            Some(draft) => model.with_draft(self.device.open(&draft, options)?)?,
+            None => model,
+        })
     }
 
     /// The option of a chat that was given, if any was.

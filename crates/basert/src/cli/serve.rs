@@ -14,7 +14,7 @@ use basert_server::{Config, Loaded, Server, Source, Stop};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::failure::mistake;
-use super::model::{self, DeviceArgs, read_text};
+use super::model::{self, DeviceArgs, SpeculationArgs, read_text};
 use super::system::Memory;
 use super::{count, units};
 
@@ -62,9 +62,15 @@ pub struct Args {
     /// for 4 answers of the longest context]
     #[arg(long, value_name = "MIB", value_parser = count(1))]
     kv_memory: Option<usize>,
+    /// Keep prefixes of prompts and answers in this file when the server ends, and know them when it begins; of several
+    /// models each in FILE.NAME
+    #[arg(long, value_name = "FILE")]
+    prefix_cache_file: Option<PathBuf>,
     /// About how long, in milliseconds, those who wait for their next token may wait for prompts of others
     #[arg(long, value_name = "MS", default_value_t = 150, value_parser = count(1))]
     step_gap: usize,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     network: NetworkArgs,
     #[command(flatten)]
@@ -241,6 +247,7 @@ impl Args {
             queue: self.queue,
             max_tokens: self.max_tokens,
             step_gap: Duration::from_millis(self.step_gap as u64),
+            speculation: self.speculation.speculate,
             idle_timeout: network.idle_timeout.map(seconds),
             files: network.files_dir.clone(),
         })
@@ -273,10 +280,12 @@ impl Args {
         if models.is_empty() {
             models.push(DEFAULT_MODEL);
         }
-        models.into_iter().map(|name| self.source(name, options.clone())).collect()
+        let several = models.len() > 1;
+        let draft = self.speculation.draft()?;
+        models.into_iter().map(|name| self.source(name, several, draft.clone(), options.clone())).collect()
     }
 
-    fn source(&self, name: &str, options: Options) -> anyhow::Result<Source> {
+    fn source(&self, name: &str, several: bool, draft: Option<PathBuf>, options: Options) -> anyhow::Result<Source> {
         let asked = (name != DEFAULT_MODEL).then_some(name);
         let path = model::path(asked)?;
         let given = Path::new(name);
@@ -284,11 +293,40 @@ impl Args {
             Some(stem) if given.exists() => stem.to_string_lossy().into_owned(),
             _ => name.to_owned(),
         };
+        let prefixes = self.prefix_cache_file.as_deref();
+        let prefixes = prefixes.map(|file| if several { prefix_file_of(file, &name) } else { file.to_owned() });
         let device = self.device.clone();
         let open = move || {
-            let (engine, tokenizer, template) = device.open(&path, options.clone())?.into_parts();
-            Ok(Loaded { engine, tokenizer, template })
+            let mut model = device.open(&path, options.clone())?;
+            if let Some(draft) = &draft {
+                model = model.with_draft(device.open(draft, options.clone())?)?;
+            }
+            let draft = model.take_draft();
+            let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
+            let (mut engine, tokenizer, template) = model.into_parts();
+            match prefixes.map(|file| engine.load_prefixes(file)) {
+                None => {}
+                Some(Ok(pages)) => tracing::info!(pages, "cached prefixes loaded"),
+                Some(Err(error)) if error.is_replaceable() => {
+                    tracing::warn!("{error}; the file will be replaced");
+                }
+                Some(Err(error)) => return Err(error.into()),
+            }
+            Ok(Loaded { engine, tokenizer, template, draft })
         };
         Ok(Source { name, open: Box::new(open) })
     }
+}
+
+/// The file of one model among several: its name is added, with what cannot be in the name of a file as in a URL.
+fn prefix_file_of(file: &Path, model: &str) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".");
+    for c in model.chars() {
+        match c {
+            '/' | '\\' | ':' | '%' => path.push(format!("%{:02X}", u32::from(c))),
+            c => path.push(c.to_string()),
+        }
+    }
+    path.into()
 }

@@ -116,6 +116,26 @@ fn every_command_explains_itself() {
 }
 
 #[test]
+fn guesses_change_no_text() {
+    let model = model();
+    let complete = |more: &[&str]| {
+        let prompt = "red, green, blue, red, green, blue, red, green, blue, red,";
+        let begin = ["complete", &model, "--device", "cpu", "-p", prompt, "--max-tokens", "12", "--max-context", "64"];
+        run(command(&[&begin[..], more].concat()), "")
+    };
+    let plain = complete(&["--speculate", "off"]).ok();
+    for more in [&["--speculate", "4", "--stats"][..], &["--speculate", "3", "--draft", &model, "--stats"]] {
+        let guessed = complete(more);
+        assert!(guessed.err.contains("guesses right"), "{}", guessed.err);
+        assert_eq!(guessed.ok(), plain);
+    }
+    assert_eq!(complete(&[]).ok(), plain);
+    assert!(complete(&["--speculate", "off", "--draft", &model]).fails(2).contains("nothing to guess"));
+    let tiny = basert_testkit::tiny().join("llama.gguf").display().to_string();
+    assert!(complete(&["--draft", &tiny]).fails(1).contains("its vocabulary has 288 tokens"));
+}
+
+#[test]
 fn mistakes_are_told_from_failures() {
     let model = model();
     let folder = tempfile::tempdir().unwrap();

@@ -1,8 +1,11 @@
 //! `basert serve`, as a user runs it.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Child, Command};
+
+use serde_json::{Value, json};
 
 use super::{basert, command, model};
 
@@ -19,35 +22,151 @@ fn what_is_not_safe_or_not_there_is_a_mistake() {
     assert!(error.contains("8192 tokens") && error.contains("--max-context"), "{error}");
 }
 
+/// A server that runs, on a port of its own.
+#[cfg(unix)]
+struct Served {
+    process: Child,
+    address: String,
+}
+
+#[cfg(unix)]
+impl Served {
+    fn start(arguments: &[&str]) -> Served {
+        let begin = ["serve", &model(), "--port", "0", "--device", "cpu", "--max-context", "256"];
+        let mut process = command(&begin).args(arguments).spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = |line: String| line.split_once("serving ")?.1.split_once("http://").map(|(_, a)| a.to_owned());
+        let address = lines.find_map(|line| address(line.unwrap())).unwrap();
+        // What else it says must not block it.
+        std::thread::spawn(move || lines.for_each(drop));
+        Served { process, address }
+    }
+
+    fn post(&self, path: &str, body: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = "HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
+        write!(stream, "POST {path} {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        answer
+    }
+
+    /// Text and cached tokens of a completion.
+    fn complete(&self, prompt: &str) -> (String, u64) {
+        let body = json!({ "prompt": prompt, "max_tokens": 8, "temperature": 0 });
+        let answer = self.post("/v1/completions", &body.to_string());
+        let answer: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let text = answer["choices"][0]["text"].as_str().unwrap().to_owned();
+        (text, answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap())
+    }
+
+    fn signal(&self, name: &str) {
+        let told = Command::new("kill").args([name, &self.process.id().to_string()]).status().unwrap();
+        assert!(told.success());
+    }
+
+    fn ends(mut self) {
+        self.signal("-TERM");
+        assert_eq!(self.process.wait().unwrap().code(), Some(0));
+    }
+}
+
+#[cfg(unix)]
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
 /// It answers, writes a line about that which does not say what was said, and ends when it is told to.
 #[cfg(unix)]
 #[test]
 fn a_server_answers_logs_and_ends() {
     let log = tempfile::NamedTempFile::new().unwrap();
-    let path = log.path().display().to_string();
-    let arguments = ["serve", &model(), "--port", "0", "--device", "cpu", "--max-context", "256", "--log", "json"];
-    let mut server = command(&arguments).args(["--log-file", &path]).spawn().unwrap();
-    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
-    let address =
-        lines.find_map(|line| line.unwrap().split_once("http://").map(|(_, address)| address.to_owned())).unwrap();
-    let ask = |request: &str| {
-        let mut stream = TcpStream::connect(&address).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
-    let body = r#"{"prompt": "The capital of France is", "max_tokens": 2, "temperature": 0}"#;
-    let head =
-        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
-    let answer = ask(&format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(" Paris."), "{answer}");
-    let told = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().unwrap();
-    assert!(told.success());
-    assert_eq!(server.wait().unwrap().code(), Some(0));
+    let server = Served::start(&["--log", "json", "--log-file", &log.path().display().to_string()]);
+    assert!(server.complete("The capital of France is").0.starts_with(" Paris."));
+    server.ends();
     let log = std::fs::read_to_string(log.path()).unwrap();
     let line = log.lines().find(|line| line.contains("/v1/completions")).unwrap();
-    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let line: Value = serde_json::from_str(line).unwrap();
     assert_eq!((&line["status"], &line["method"], &line["whole"]), (&200.into(), &"POST".into(), &true.into()));
     assert!(!log.contains("Paris") && !log.contains("capital"), "{log}");
+}
+
+/// A second server knows what the first one read, and says the same. One that is killed while it writes leaves the file
+/// as it was: the file that it writes to is a pipe here, so it is in the middle of that for as long as nobody reads.
+#[cfg(unix)]
+#[test]
+fn cached_prefixes_outlive_a_server_and_one_that_is_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prefixes");
+    let arguments = ["--log", "off", "--prefix-cache-file", file.to_str().unwrap()];
+    let prompt = "One, two, three, four, five, six, seven, eight, nine, ten, eleven,";
+
+    let first = Served::start(&arguments);
+    let (text, cached) = first.complete(prompt);
+    assert_eq!(cached, 0);
+    first.ends();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions()) & 0o777, 0o600);
+
+    let mut second = Served::start(&arguments);
+    let (again, cached) = second.complete(prompt);
+    assert!(again == text && cached > 10, "{again}, {cached} cached");
+    let saved = fs::read(&file).unwrap();
+    second.complete("Something else that it has to save.");
+    let partial = folder.path().join("prefixes.partial");
+    assert!(Command::new("mkfifo").arg(&partial).status().unwrap().success());
+    second.signal("-TERM");
+    let mut written = [0; 8];
+    fs::File::open(&partial).unwrap().read_exact(&mut written).unwrap();
+    second.process.kill().unwrap();
+    second.process.wait().unwrap();
+    assert!(saved.starts_with(&written) && fs::read(&file).unwrap() == saved);
+
+    fs::remove_file(&partial).unwrap();
+    fs::write(&partial, "what somebody began to write").unwrap();
+    let third = Served::start(&arguments);
+    assert_eq!(third.complete(prompt), (text, cached));
+    third.complete("Something that is new to it.");
+    third.ends();
+    assert!(!partial.exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn files_of_prefixes_that_cannot_be_used_are_told_from_other_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prefixes");
+    let arguments = ["--log", "text", "--prefix-cache-file", file.to_str().unwrap()];
+    fs::write(&file, "notes that are dear to somebody").unwrap();
+    let begin = ["serve", &model(), "--port", "0", "--device", "cpu"];
+    let error = basert(&[&begin[..], &["--log", "off"], &arguments[2..]].concat()).fails(1);
+    assert!(error.contains("is not a file of cached prefixes"), "{error}");
+
+    let log = folder.path().join("log");
+    fs::write(&file, "basertPX, and damaged").unwrap();
+    let server = Served::start(&[&arguments[..], &["--log-file", log.to_str().unwrap()]].concat());
+    assert_eq!(server.complete("A, B, C, D,").1, 0);
+    server.ends();
+    let log = fs::read_to_string(log).unwrap();
+    assert!(log.contains("WARN") && log.contains("are not used") && log.contains("cached prefixes saved"), "{log}");
+    assert!(fs::metadata(&file).unwrap().len() > 1000);
+}
+
+/// Each model has a file of its own, whatever is in its name.
+#[cfg(unix)]
+#[test]
+fn several_models_have_a_file_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prefixes");
+    let tiny = basert_testkit::tiny().join("llama.gguf").display().to_string();
+    let server = Served::start(&[&tiny, "--log", "off", "--prefix-cache-file", file.to_str().unwrap()]);
+    server.complete("A, B, C, D,");
+    server.post("/v1/completions", r#"{"model": "llama", "prompt": "x y z", "max_tokens": 2}"#);
+    server.ends();
+    let mut names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["prefixes.SmolLM2-135M-Instruct.Q4_1", "prefixes.llama"]);
 }

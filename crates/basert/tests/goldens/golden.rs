@@ -6,9 +6,9 @@ use std::sync::Arc;
 use basert::core::{FORMATS, KvFormat};
 use basert::files::ModelFile;
 use basert::graph::{Graph, Op};
-use basert::plan::{Device, Fusion, Limits, LoadOptions, Plan};
+use basert::plan::{Device, FUSIONS, Fusion, Limits, LoadOptions, Plan};
 use basert_cpu::reference::Reference;
-use basert_engine::Engine;
+use basert_engine::{Engine, Part, Sequence};
 use basert_testkit::tiny;
 use serde_json::Value;
 
@@ -27,8 +27,7 @@ impl Golden {
     fn open(name: String, path: &Path, prompt: Vec<u32>, logits: &Path, folder: Option<tempfile::TempDir>) -> Golden {
         let file = Arc::new(ModelFile::open(path).unwrap_or_else(|error| panic!("{name}: {error}")));
         let graph = Arc::new(Graph::open(&file, &[]).unwrap_or_else(|error| panic!("{name}: {error}")));
-        let bytes = std::fs::read(logits).unwrap();
-        let logits: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let logits = floats(logits);
         assert_eq!(logits.len(), prompt.len() * graph.vocabulary, "{name}");
         Golden { name, file, graph, prompt, logits, _folder: folder }
     }
@@ -51,12 +50,26 @@ impl Golden {
         all
     }
 
+    /// Hidden states of the prompt's tokens, of which `limits` fit into a step.
+    pub fn states_on(&self, device: &dyn Device, limits: Limits) -> Vec<f32> {
+        let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
+        let options = LoadOptions { pages: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let baked = device.load(plan, self.file.clone(), options).unwrap();
+        let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
+        let (mut sequence, mut all) = (Sequence::default(), Vec::new());
+        engine.set(&mut sequence, self.prompt.clone()).unwrap();
+        while sequence.computed() < self.prompt.len() {
+            let count = (self.prompt.len() - sequence.computed()).min(limits.wanted);
+            engine.reserve(&mut sequence, count).unwrap();
+            engine.run(&mut [Part { sequence: &mut sequence, count, wanted: count }], true).unwrap();
+            (0..count).for_each(|row| all.extend_from_slice(engine.hidden(row)));
+        }
+        all
+    }
+
     /// The largest difference from the expected logits, relative to the largest of these.
     pub fn error(&self, logits: &[f32]) -> f32 {
-        let largest = self.logits.iter().fold(0.0f32, |max, x| max.max(x.abs()));
-        let difference = self.logits.iter().zip(logits).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
-        assert!(logits.iter().all(|x| x.is_finite()), "{}: logits are not finite", self.name);
-        difference / largest
+        difference(&self.name, &self.logits, logits)
     }
 
     /// Whether a small change can make a large one: where a router's choice is close, rounding turns it.
@@ -67,6 +80,21 @@ impl Golden {
     pub fn has_quantised_weights(&self) -> bool {
         self.graph.weights.iter().any(|weight| !weight.format.is_float())
     }
+}
+
+/// The largest difference from what is expected, relative to the largest of that.
+pub fn difference(name: &str, expected: &[f32], found: &[f32]) -> f32 {
+    assert_eq!(expected.len(), found.len(), "{name}");
+    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let difference = expected.iter().zip(found).fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+    assert!(found.iter().all(|x| x.is_finite()), "{name}: not all are finite");
+    difference / largest
+}
+
+/// Floats without a header.
+pub fn floats(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
 fn json(path: &Path) -> Value {

@@ -5,4 +5,5 @@ mod cpu;
 mod draws;
 mod golden;
 mod gpu;
+mod hidden;
 mod ops;

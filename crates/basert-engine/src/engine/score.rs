@@ -1,0 +1,76 @@
+//! What is asked of whole texts: logits of every place, a vector.
+
+use super::{Engine, EngineError, Part, Sequence};
+use crate::Pooling;
+use crate::pooling::Pool;
+
+impl Engine {
+    /// Logits that follow each token of `tokens` from position `from` on, computed in a sequence of their own.
+    ///
+    /// # Errors
+    /// As for [`Engine::advance`].
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        from: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.alone(tokens, |engine, sequence| engine.score_sequence(sequence, from, each))
+    }
+
+    /// One vector of length 1 for a text, of its tokens' hidden states; empty for no tokens.
+    ///
+    /// # Errors
+    /// As for [`Engine::advance`].
+    pub fn embed(&mut self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>, EngineError> {
+        self.alone(tokens, |engine, sequence| engine.pool_sequence(sequence, pooling))
+    }
+
+    /// Does something with a sequence of these tokens that is closed afterwards.
+    fn alone<T>(
+        &mut self,
+        tokens: &[u32],
+        work: impl FnOnce(&mut Engine, &mut Sequence) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let mut sequence = Sequence::default();
+        let result = self.set(&mut sequence, tokens.to_vec()).and_then(|()| work(self, &mut sequence));
+        self.close(&mut sequence);
+        result
+    }
+
+    fn score_sequence(
+        &mut self,
+        sequence: &mut Sequence,
+        from: usize,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        while sequence.computed < sequence.tokens.len() {
+            let start = sequence.computed;
+            let count = match from.min(sequence.tokens.len()).checked_sub(start) {
+                Some(before @ 1..) => before.min(self.limits.tokens),
+                _ => (sequence.tokens.len() - start).min(self.limits.tokens).min(self.limits.wanted),
+            };
+            let wanted = if start < from { 0 } else { count };
+            self.reserve(sequence, count)?;
+            self.run(&mut [Part { sequence, count, wanted }], false)?;
+            (0..wanted).for_each(|row| each(start + row, self.logits(row)));
+        }
+        Ok(())
+    }
+
+    fn pool_sequence(&mut self, sequence: &mut Sequence, pooling: Pooling) -> Result<Vec<f32>, EngineError> {
+        if pooling == Pooling::Last {
+            self.adopt(sequence);
+        }
+        let mut pool = Pool::new(pooling);
+        while sequence.computed < sequence.tokens.len() {
+            let lacking = sequence.tokens.len() - sequence.computed;
+            let count = lacking.min(pooling.most(self.limits));
+            let wanted = pooling.wanted(count, count == lacking);
+            self.reserve(sequence, count)?;
+            self.run(&mut [Part { sequence, count, wanted }], true)?;
+            (0..wanted).for_each(|row| pool.add(self.hidden(row)));
+        }
+        Ok(pool.finish())
+    }
+}

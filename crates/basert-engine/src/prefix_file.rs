@@ -1,0 +1,324 @@
+//! Cached prefixes in a file.
+//!
+//! ```text
+//! magic            8 bytes
+//! version          u32
+//! length           u32, of what follows
+//! belongs          JSON: what the pages are good for
+//! checksum         u64
+//! records, each:
+//!   parent         u32: the number of the record of the page before, from 1; 0 for the first page of a prefix
+//!   tokens         u32, how many; 0 in the last record, which has nothing more but its checksum
+//!   token          u32, each
+//!   page           bytes as the device has them, as many as it says
+//!   checksum       u64
+//! ```
+//!
+//! Numbers are little-endian. A checksum is XXH3 of everything since the one before, which is its seed: records are whole,
+//! in order, and of this file. A page with few tokens is written whole.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use basert_plan::DeviceError;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::Xxh3;
+
+const MAGIC: [u8; 8] = *b"basertPX";
+const VERSION: u32 = 1;
+/// The most bytes that what a file belongs to may take.
+const MOST_HEADER: usize = 1 << 16;
+
+/// Where cached prefixes are kept, and of which model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixFile {
+    /// The file. While it is written, there is another one beside it whose name ends in `.partial`.
+    pub path: PathBuf,
+    /// A digest of everything that keys and values depend on but the device and the format.
+    pub model: String,
+    /// The format of keys and values.
+    pub kv: String,
+}
+
+/// What pages are good for: nothing else but exactly this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Belongs {
+    /// Kernels may change in their last bits.
+    pub program: String,
+    pub model: String,
+    pub kv: String,
+    /// See [`basert_plan::Facts::layout`].
+    pub layout: String,
+    pub page_tokens: usize,
+    pub page_bytes: usize,
+}
+
+/// Why cached prefixes were not read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum PrefixFileError {
+    /// The file cannot be read.
+    #[error("cached prefixes cannot be read from '{}': {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file cannot be written.
+    #[error("cached prefixes cannot be written to '{}': {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is some other file, which is not to be lost.
+    #[error("'{}' is not a file of cached prefixes, and is not overwritten", path.display())]
+    Other {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its pages are of no use here.
+    #[error("the cached prefixes in '{}' are not used: their {what} is {found}, and here it is {expected}", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+        /// As it is there.
+        found: String,
+        /// As it would have to be.
+        expected: String,
+    },
+    /// It is not as it was written.
+    #[error("the cached prefixes in '{}' are not used: the file is damaged, {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl PrefixFileError {
+    /// Whether the file is one of cached prefixes all the same, so that another one may take its place.
+    pub fn is_replaceable(&self) -> bool {
+        matches!(self, PrefixFileError::Foreign { .. } | PrefixFileError::Damaged { .. })
+    }
+}
+
+impl Belongs {
+    pub fn new(file: &PrefixFile, layout: &str, page_tokens: usize, page_bytes: usize) -> Belongs {
+        Belongs {
+            program: concat!("basert ", env!("CARGO_PKG_VERSION")).to_owned(),
+            model: file.model.clone(),
+            kv: file.kv.clone(),
+            layout: layout.to_owned(),
+            page_tokens,
+            page_bytes,
+        }
+    }
+
+    /// The first thing in which a file that belongs to `found` differs.
+    fn difference(&self, found: &Belongs) -> Option<(&'static str, String, String)> {
+        let pairs = [
+            ("program", &found.program, &self.program),
+            ("model", &found.model, &self.model),
+            ("format of keys and values", &found.kv, &self.kv),
+            ("page layout", &found.layout, &self.layout),
+        ];
+        let texts = pairs.map(|(what, found, expected)| (what, found.clone(), expected.clone()));
+        let sizes = [
+            ("number of tokens in a page", found.page_tokens.to_string(), self.page_tokens.to_string()),
+            ("number of bytes in a page", found.page_bytes.to_string(), self.page_bytes.to_string()),
+        ];
+        texts.into_iter().chain(sizes).find(|(_, found, expected)| found != expected)
+    }
+}
+
+/// A file beside the one at `path`.
+fn beside(path: &Path, extension: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(extension);
+    name.into()
+}
+
+fn partial(path: &Path) -> PathBuf {
+    beside(path, ".partial")
+}
+
+/// Only its owner may read what is in it: prompts and answers.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
+}
+
+/// Sees whether a file could be written, so that this is not found out when it is.
+pub(crate) fn check_writable(path: &Path) -> Result<(), PrefixFileError> {
+    let probe = beside(path, ".probe");
+    let result = create(&probe).and_then(|_| fs::remove_file(&probe));
+    result.map_err(|source| PrefixFileError::Write { path: path.to_owned(), source })
+}
+
+/// Writes a file beside the one that there may be, and puts it in its place when it is whole and on the disk.
+pub(crate) struct Writer {
+    path: PathBuf,
+    file: BufWriter<File>,
+    hash: Xxh3,
+}
+
+impl Writer {
+    pub fn create(path: &Path, belongs: &Belongs) -> io::Result<Writer> {
+        let file = BufWriter::new(create(&partial(path))?);
+        let mut writer = Writer { path: path.to_owned(), file, hash: Xxh3::new() };
+        let belongs = serde_json::to_vec(belongs)?;
+        writer.put(&MAGIC)?;
+        writer.put(&VERSION.to_le_bytes())?;
+        writer.put(&(belongs.len() as u32).to_le_bytes())?;
+        writer.put(&belongs)?;
+        writer.checksum()?;
+        Ok(writer)
+    }
+
+    pub fn record(&mut self, parent: u32, tokens: &[u32], page: &[u8]) -> io::Result<()> {
+        self.put(&parent.to_le_bytes())?;
+        self.put(&(tokens.len() as u32).to_le_bytes())?;
+        tokens.iter().try_for_each(|token| self.put(&token.to_le_bytes()))?;
+        self.put(page)?;
+        self.checksum()
+    }
+
+    pub fn finish(mut self) -> io::Result<()> {
+        self.put(&[0; 8])?;
+        self.checksum()?;
+        let Writer { path, file, .. } = self;
+        file.into_inner()?.sync_all()?;
+        fs::rename(partial(&path), &path)?;
+        // The name is on the disk when its folder is; not every system can say so.
+        #[cfg(unix)]
+        File::open(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(())
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.hash.update(bytes);
+        self.file.write_all(bytes)
+    }
+
+    fn checksum(&mut self) -> io::Result<()> {
+        let sum = self.hash.digest();
+        self.hash = Xxh3::with_seed(sum);
+        self.file.write_all(&sum.to_le_bytes())
+    }
+}
+
+/// Reads a file, and believes nothing of it.
+pub(crate) struct Reader {
+    path: PathBuf,
+    file: BufReader<File>,
+    hash: Xxh3,
+    page_tokens: usize,
+    records: usize,
+}
+
+impl Reader {
+    /// None where there is no file.
+    pub fn open(path: &Path, belongs: &Belongs) -> Result<Option<Reader>, PrefixFileError> {
+        let file = match File::open(path) {
+            Ok(file) => BufReader::new(file),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(PrefixFileError::Read { path: path.to_owned(), source }),
+        };
+        let page_tokens = belongs.page_tokens;
+        let mut reader = Reader { path: path.to_owned(), file, hash: Xxh3::new(), page_tokens, records: 0 };
+        let mut magic = [0; MAGIC.len()];
+        match reader.get(&mut magic) {
+            Err(PrefixFileError::Damaged { path, .. }) => return Err(PrefixFileError::Other { path }),
+            Ok(()) if magic != MAGIC => return Err(PrefixFileError::Other { path: reader.path }),
+            result => result?,
+        }
+        let version = reader.number()?;
+        if version != VERSION {
+            return Err(reader.foreign(("version", version.to_string(), VERSION.to_string())));
+        }
+        let length = reader.number()? as usize;
+        if length > MOST_HEADER {
+            return Err(reader.damaged(format!("its header would have {length} bytes")));
+        }
+        let mut header = vec![0; length];
+        reader.get(&mut header)?;
+        reader.checksum()?;
+        let found: Belongs =
+            serde_json::from_slice(&header).map_err(|error| reader.damaged(format!("in its header: {error}")))?;
+        match belongs.difference(&found) {
+            Some(difference) => Err(reader.foreign(difference)),
+            None => Ok(Some(reader)),
+        }
+    }
+
+    /// The next record: its parent. None after the last one, which nothing follows.
+    pub fn record(&mut self, tokens: &mut Vec<u32>, page: &mut [u8]) -> Result<Option<u32>, PrefixFileError> {
+        let (parent, count) = (self.number()?, self.number()? as usize);
+        if count > self.page_tokens {
+            return Err(self.damaged(format!("{count} tokens in a page")));
+        }
+        tokens.clear();
+        for _ in 0..count {
+            tokens.push(self.number()?);
+        }
+        if count > 0 {
+            self.get(page)?;
+        }
+        self.checksum()?;
+        self.records += 1;
+        if count > 0 {
+            return Ok(Some(parent));
+        }
+        match self.file.read(&mut [0]) {
+            Ok(0) => Ok(None),
+            Ok(_) => Err(self.damaged("there is more after its end".to_owned())),
+            Err(source) => Err(PrefixFileError::Read { path: self.path.clone(), source }),
+        }
+    }
+
+    pub fn damaged(&self, what: String) -> PrefixFileError {
+        PrefixFileError::Damaged { path: self.path.clone(), what }
+    }
+
+    fn foreign(&self, (what, found, expected): (&'static str, String, String)) -> PrefixFileError {
+        PrefixFileError::Foreign { path: self.path.clone(), what, found, expected }
+    }
+
+    fn get(&mut self, bytes: &mut [u8]) -> Result<(), PrefixFileError> {
+        self.file.read_exact(bytes).map_err(|source| match source.kind() {
+            ErrorKind::UnexpectedEof => self.damaged("it ends too early".to_owned()),
+            _ => PrefixFileError::Read { path: self.path.clone(), source },
+        })?;
+        self.hash.update(bytes);
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<u32, PrefixFileError> {
+        let mut bytes = [0; 4];
+        self.get(&mut bytes)?;
+        Ok(u32::from_le_bytes(bytes))
+    }
+
+    fn checksum(&mut self) -> Result<(), PrefixFileError> {
+        let sum = self.hash.digest();
+        let mut bytes = [0; 8];
+        self.get(&mut bytes)?;
+        self.hash = Xxh3::with_seed(sum);
+        if u64::from_le_bytes(bytes) == sum {
+            return Ok(());
+        }
+        Err(self.damaged(format!("the checksum of record {} is wrong", self.records)))
+    }
+}

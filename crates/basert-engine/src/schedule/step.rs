@@ -1,0 +1,187 @@
+//! How a step is carried out, and what becomes of its tasks.
+
+use std::thread;
+
+use super::{Scheduler, Task, Token, end};
+use crate::engine::choose;
+use crate::schedule::Attention;
+use crate::speculate::Guesser;
+use crate::{Engine, EngineError, Part, TokenLogprobs};
+
+/// What is left to be said to the reader of an answer that is over.
+type Word = Option<Result<(), EngineError>>;
+
+impl Task {
+    /// Gives a token to the reader, after `length` others. None where there may be more.
+    fn hand(&mut self, token: Token, length: usize, context: usize) -> Option<Word> {
+        let answer = self.answers.first_mut()?;
+        self.made += 1;
+        self.drawn = Some(token.id);
+        let wants_more = answer.max_tokens == 0 || answer.reader.token(token);
+        let may_have_more = self.made < answer.max_tokens && length < context;
+        (!wants_more || !may_have_more).then(|| wants_more.then_some(Ok(())))
+    }
+}
+
+impl Scheduler {
+    /// A step on a device that draws the tokens.
+    pub(super) fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+        let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
+        let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
+        let (mut rows, mut readers) = (Vec::with_capacity(step.len()), Vec::with_capacity(step.len()));
+        for (task, _) in step.iter_mut() {
+            let (Some(token), Some(answer)) = (task.drawn.take(), task.answers.first_mut()) else { continue };
+            rows.push((&mut task.sequence, &mut answer.sampler, token));
+            readers.push(&mut answer.reader);
+        }
+        let tokens: Vec<_> = if readers.iter().any(|reader| reader.is_constrained()) {
+            engine.draw_allowed(&mut rows, || readers.into_iter().map(|reader| reader.mask()).collect())?
+        } else {
+            engine.draw(&mut rows, more)?.into_iter().map(Ok).collect()
+        };
+        for ((mut task, _), token) in step.drain(..).zip(tokens) {
+            let length = task.sequence.tokens().len();
+            let word = match token {
+                Ok(id) => task.hand(Token { id, logprobs: None }, length, engine.context()),
+                Err(error) => Some(Some(Err(error))),
+            };
+            self.go_on(engine, task, word);
+        }
+        Ok(())
+    }
+
+    /// A step whose logits are looked at here.
+    pub(super) fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+        if step.is_empty() {
+            return Ok(());
+        }
+        let mut parts = Vec::with_capacity(step.len());
+        let mut constrained = Vec::new();
+        for (task, count) in step.iter_mut() {
+            let Task { sequence, drawn, guesser, answers, .. } = task;
+            for token in drawn.take().into_iter().chain(guesser.guesses().iter().copied()) {
+                engine.push(sequence, token);
+            }
+            let ends = sequence.tokens().len() - sequence.computed() == *count;
+            let answers = answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
+            constrained.extend(answers.map(|answer| &mut answer.reader));
+            let wanted = if ends { 1 + guesser.guesses().len() } else { 0 };
+            parts.push(Part { sequence, count: *count, wanted });
+        }
+        let mut result = Ok(());
+        let mut compute = || result = engine.run(&mut parts, false);
+        if constrained.is_empty() {
+            compute();
+        } else {
+            thread::scope(|scope| {
+                // Readers keep them until they are asked again.
+                scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
+                compute();
+            });
+        }
+        result?;
+        let mut row = 0;
+        for (mut task, count) in step.drain(..) {
+            if task.made == 0 {
+                task.read(engine, count);
+            }
+            if task.lacking() > 0 {
+                self.running.push(task);
+                continue;
+            }
+            let rows = 1 + task.guesser.guesses().len();
+            for task in self.split(engine, task) {
+                self.answer(engine, task, row);
+            }
+            row += rows;
+        }
+        Ok(())
+    }
+
+    /// Draws the next token of an answer from a row of logits, and as long as it was guessed right, the ones after it from
+    /// the next rows.
+    fn answer(&mut self, engine: &mut Engine, mut task: Task, row: usize) {
+        let guessed = task.guesser.guesses().len();
+        let computed = task.sequence.computed() - guessed;
+        let mut right = 0;
+        let word = loop {
+            let Some(answer) = task.answers.first_mut() else { return };
+            let logits = engine.logits(row + right);
+            let token = match choose(&mut answer.sampler, logits, answer.reader.mask()) {
+                Ok(id) => Token { id, logprobs: answer.logprobs.map(|top| TokenLogprobs::of(logits, id, top)) },
+                Err(error) => break Some(Some(Err(error))),
+            };
+            let is_right = task.guesser.is_right(right, token.id);
+            let word = task.hand(token, computed + right, engine.context());
+            // A reader takes one token, and more only if it says so.
+            if word.is_some() || !is_right || task.attention() != Attention::Ready {
+                break word;
+            }
+            right += 1;
+        };
+        engine.rewind(&mut task.sequence, computed + right);
+        task.guesser.clear();
+        self.proposed += guessed as u64;
+        self.accepted += right as u64;
+        self.clients.charge(task.client, right);
+        self.go_on(engine, task, word);
+    }
+
+    /// A step of those who want a vector of hidden states.
+    pub(super) fn embed(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+        if step.is_empty() {
+            return Ok(());
+        }
+        let mut parts = Vec::with_capacity(step.len());
+        for (task, count) in step.iter_mut() {
+            let wanted = task.pooling().map_or(0, |pooling| pooling.wanted(*count, *count == task.lacking()));
+            parts.push(Part { sequence: &mut task.sequence, count: *count, wanted });
+        }
+        engine.run(&mut parts, true)?;
+        let wanted: Vec<usize> = parts.iter().map(|part| part.wanted).collect();
+        let mut rows = 0..;
+        for ((mut task, count), wanted) in step.drain(..).zip(wanted) {
+            task.read(engine, count);
+            let vector = task.pool.as_mut().map(|pool| {
+                rows.by_ref().take(wanted).for_each(|row| pool.add(engine.hidden(row)));
+                pool.finish()
+            });
+            match vector {
+                Some(vector) if task.lacking() == 0 => {
+                    task.answers.iter_mut().for_each(|answer| answer.reader.embedding(vector.clone()));
+                    self.clients.leave(task.client);
+                    end(engine, task, Some(Ok(())));
+                }
+                _ => self.running.push(task),
+            }
+        }
+        Ok(())
+    }
+
+    /// A task for each answer.
+    fn split(&mut self, engine: &mut Engine, mut task: Task) -> Vec<Task> {
+        let others = task.answers.split_off(1.min(task.answers.len()));
+        let mut tasks = vec![];
+        for answer in others {
+            self.clients.enter(task.client);
+            let (number, sequence) = (self.number(), engine.fork(&task.sequence));
+            let guesser = Guesser::new(self.speculation, engine.draws_on_device());
+            let Task { client, prompt, .. } = task;
+            let answers = vec![answer];
+            tasks.push(Task { number, client, sequence, drawn: None, prompt, answers, pool: None, guesser, made: 0 });
+        }
+        tasks.insert(0, task);
+        tasks
+    }
+
+    /// Keeps the task if there may be more.
+    fn go_on(&mut self, engine: &mut Engine, task: Task, word: Option<Word>) {
+        match word {
+            None => self.running.push(task),
+            Some(word) => {
+                self.clients.leave(task.client);
+                end(engine, task, word);
+            }
+        }
+    }
+}
