@@ -375,6 +375,26 @@ fn a_prompt_that_is_too_long_is_refused_before_a_stream_begins() {
     assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
 }
 
+/// The page for people says all that the document says, and needs no script and nothing from elsewhere.
+#[test]
+fn the_document_has_a_page() {
+    let server = Running::start("page");
+    let document: Value = serde_json::from_str(&server.get("/openapi.json").send().unwrap().text().unwrap()).unwrap();
+    let answer = server.get("/docs").send().unwrap();
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    let page = answer.text().unwrap();
+    assert!(!page.contains("<script") && !page.contains("style=") && !page.contains("//"), "{page}");
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        assert!(page.contains(&format!("<code>{path}</code>")), "{path}");
+        let schema = &methods["post"]["requestBody"]["content"]["application/json"]["schema"];
+        for name in schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name) {
+            assert!(page.contains(&format!("<th>{name}<td>")), "{path}: {name}");
+        }
+    }
+    assert!(server.get("/docs.css").send().unwrap().text().unwrap().contains("color-scheme"));
+}
+
 /// Every endpoint of the document exists, and every field of it is known.
 #[test]
 fn the_document_says_what_there_is() {
