@@ -7,6 +7,7 @@ import pathlib
 import re
 import signal
 import subprocess
+import time
 import urllib.request
 
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
@@ -44,3 +45,11 @@ def metric(name):
     text = urllib.request.urlopen(f"{address()}/metrics").read().decode()
     found = re.search(rf'^{name}{{model="[^"]*"}} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0
+
+
+def wait_until_free():
+    """Waits until no request holds pages, as when those who left are forgotten."""
+    began = time.monotonic()
+    while metric("basert_kv_pages_held") > 0:
+        assert time.monotonic() - began < 60, "pages are held that nobody needs"
+        time.sleep(0.02)

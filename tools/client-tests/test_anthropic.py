@@ -67,7 +67,7 @@ class Messages(unittest.TestCase):
         with self.assertRaisesRegex(anthropic.BadRequestError, "frobnicate"):
             self.client.messages.create(**{**asked("x"), "extra_body": {"frobnicate": 1}})
 
-    def test_who_leaves_ends_the_answer(self):
+    def test_who_leaves_frees_the_pages(self):
         with self.client.messages.stream(**asked("Write a story.") | {"max_tokens": 2000}) as stream:
             next(iter(stream.text_stream))
-        self.client.messages.create(**asked("x") | {"max_tokens": 1})
+        served.wait_until_free()

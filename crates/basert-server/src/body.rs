@@ -3,15 +3,24 @@
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::server::Shared;
 
 /// Fields that do not change an answer: the APIs say that they may be ignored.
-const IGNORED: [&str; 7] =
-    ["user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"];
+const IGNORED: [&str; 8] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+];
 
 /// A JSON object from a request's body.
 #[derive(Debug, Default)]
@@ -65,6 +74,16 @@ impl Fields {
     pub fn rest<T: DeserializeOwned>(mut self) -> Result<T, ApiError> {
         self.0.retain(|name, _| !IGNORED.contains(&name.as_str()));
         read(Value::Object(self.0))
+    }
+}
+
+/// A field that is not supported, and that programs send as null all the same.
+#[derive(Debug)]
+pub enum Unsupported {}
+
+impl<'de> Deserialize<'de> for Unsupported {
+    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Unsupported, D::Error> {
+        Err(D::Error::custom("this field is not supported"))
     }
 }
 

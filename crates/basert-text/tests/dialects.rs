@@ -393,6 +393,18 @@ fn mixture() -> impl Strategy<Value = String> {
     .prop_map(|pieces| pieces.concat())
 }
 
+/// Found by fuzzing: in harmony there may be text before the first message.
+#[test]
+fn what_is_said_before_reasoning_comes_before_it() {
+    let text = "Hm.<|channel|>analysis<|message|>2+2<|end|><|start|>assistant<|channel|>final<|message|>4";
+    let whole = events(parser("harmony", "", &[]), &[text]);
+    assert_eq!(told(&whole), "content: Hm. | reasoning: 2+2 | content: \n4");
+    let (first, rest) = text.split_at(5);
+    assert_eq!(events(parser("harmony", "", &[]), &[first, rest]), whole);
+    let stopped = events(parser("harmony", "", &["Hm".to_owned()]), &[text]);
+    assert_eq!(told(&stopped), "");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1500))]
 

@@ -143,7 +143,7 @@ impl Request {
             }
             Some(ToolChoice::None {}) => (Choice::None, None),
         };
-        Tools::of_functions(functions, choice, !alone.unwrap_or(false))
+        Tools::of_functions(functions, (choice, None), !alone.unwrap_or(false))
     }
 
     /// The conversation as templates want it.

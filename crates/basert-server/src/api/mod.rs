@@ -3,6 +3,7 @@
 pub mod batches;
 mod chat;
 mod completions;
+mod docs;
 mod embeddings;
 mod files;
 mod format;

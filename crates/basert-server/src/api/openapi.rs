@@ -10,52 +10,67 @@ pub fn router() -> Router<Shared> {
     Router::new().route("/openapi.json", get(async || Json(document())))
 }
 
-/// Fields of a request, each with its type, in a form that is short to write: `name type`, with `*` behind what is
-/// required.
+/// Fields of a request, in a form that is short to write: `name type meaning`, with `*` behind the name of what is
+/// required. Where the APIs say what a field means, nothing is said here.
 type Fields = &'static [&'static str];
 
 /// How an answer is generated, wherever one is.
 const SAMPLING: Fields = &[
-    "model string",
-    "temperature number",
-    "top_p number",
-    "top_k integer",
-    "min_p number",
-    "repeat_penalty number",
+    "model string the first one, if left out",
+    "temperature number from 0, which takes the likeliest token, to 2; 1 if left out",
+    "top_p number tokens that have this share of the probability",
+    "top_k integer so many of the likeliest tokens; 0 and -1 are all",
+    "min_p number tokens that are at least this share as likely as the likeliest",
+    "repeat_penalty number divides the logits of tokens that came before; 1 changes nothing",
     "presence_penalty number",
     "frequency_penalty number",
-    "seed integer",
+    "seed integer the same one gives the same text",
     "stream boolean",
-    "ignore_eos boolean",
+    "ignore_eos boolean goes on where the model would end",
 ];
 /// What OpenAI's chats and completions have beside that.
-const OPENAI: Fields =
-    &["n integer", "stop any", "stream_options object", "logit_bias object", "return_progress boolean"];
+const OPENAI: Fields = &[
+    "n integer",
+    "stop any up to 16 texts",
+    "stream_options object",
+    "logit_bias object",
+    "return_progress boolean adds chunks to a stream that tell how far the prompt is",
+];
 const CHAT: Fields = &[
     "messages* array",
     "max_completion_tokens integer",
     "max_tokens integer",
     "logprobs boolean",
-    "top_logprobs integer",
-    "tools array",
+    "top_logprobs integer up to 20",
+    "tools array functions",
     "tool_choice any",
     "parallel_tool_calls boolean",
-    "response_format object",
-    "grammar string",
-    "reasoning_effort string",
-    "enable_thinking boolean",
-    "chat_template_kwargs object",
-    "modalities array",
+    "response_format object type text, json_object, json_schema, gbnf, lark or regex",
+    "grammar string GBNF, as llama.cpp has it",
+    "reasoning_effort string for the template",
+    "enable_thinking boolean for the template",
+    "chat_template_kwargs object for the template",
+    "modalities array text alone",
 ];
-const COMPLETION: Fields = &["prompt* any", "max_tokens integer", "logprobs integer", "echo boolean"];
-const EMBEDDING: Fields =
-    &["model string", "input* any", "encoding_format string", "dimensions integer", "pooling string"];
+const COMPLETION: Fields = &[
+    "prompt* any a text, texts, tokens, or lists of tokens",
+    "max_tokens integer",
+    "logprobs integer up to 20",
+    "echo boolean",
+];
+const EMBEDDING: Fields = &[
+    "model string",
+    "input* any a text, texts, tokens, or lists of tokens",
+    "encoding_format string float or base64",
+    "dimensions integer those of the model",
+    "pooling string mean or last",
+];
 const MESSAGES: Fields = &[
     "messages* array",
     "max_tokens* integer",
     "system any",
     "stop_sequences array",
-    "tools array",
+    "tools array those of the client",
     "tool_choice object",
     "thinking object",
     "output_config object",
@@ -64,16 +79,21 @@ const RESPONSES: Fields = &[
     "input* any",
     "instructions string",
     "max_output_tokens integer",
-    "previous_response_id string",
-    "tools array",
+    "previous_response_id string an answer that was kept in memory",
+    "tools array functions",
     "tool_choice any",
     "parallel_tool_calls boolean",
     "reasoning object",
     "text object",
-    "truncation string",
-    "background boolean",
+    "truncation string disabled alone",
+    "background boolean false alone",
 ];
-const TOKENIZE: Fields = &["model string", "text string", "messages array", "chat_template_kwargs object"];
+const TOKENIZE: Fields = &[
+    "model string the first one, if left out",
+    "text string",
+    "messages array as they are rendered for the model",
+    "chat_template_kwargs object for the template",
+];
 const BATCH: Fields = &["input_file_id* string", "endpoint* string", "completion_window* string", "metadata object"];
 const MODEL: Fields = &["model* string"];
 
@@ -105,7 +125,8 @@ const ENDPOINTS: &[(&str, &str, &str, &[Fields])] = &[
     ("get", "/metrics", "Measurements for Prometheus", &[]),
 ];
 
-fn document() -> Value {
+/// The document.
+pub fn document() -> Value {
     let mut paths = Map::new();
     for (method, path, summary, fields) in ENDPOINTS {
         let mut operation = json!({
@@ -145,12 +166,18 @@ fn document() -> Value {
 
 fn schema(fields: &[Fields]) -> Value {
     let (mut properties, mut required) = (Map::new(), Vec::new());
-    for (name, kind) in fields.iter().copied().flatten().filter_map(|field| field.split_once(' ')) {
+    for field in fields.iter().copied().flatten() {
+        let mut words = field.splitn(3, ' ');
+        let (name, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
         let bare = name.trim_end_matches('*');
         if bare != name {
             required.push(bare);
         }
-        properties.insert(bare.to_owned(), if kind == "any" { json!({}) } else { json!({ "type": kind }) });
+        let mut property = if kind == "any" { json!({}) } else { json!({ "type": kind }) };
+        if let Some(meaning) = words.next() {
+            property["description"] = meaning.into();
+        }
+        properties.insert(bare.to_owned(), property);
     }
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }

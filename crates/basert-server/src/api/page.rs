@@ -1,13 +1,14 @@
-//! The chat page, from within the program.
+//! The chat page and that of the endpoints, from within the program.
 
 use axum::Router;
 use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use super::docs;
 use crate::server::Shared;
 
-/// Lets in no script and no style that is not the page's own, and no connection but to this server.
+/// Lets in no script and no style that is not the pages' own, and no connection but to this server.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -18,16 +19,20 @@ macro_rules! built {
 }
 
 /// Paths, kinds and contents.
-const FILES: [(&str, &str, &[u8]); 5] = [
-    ("/", "text/html; charset=utf-8", built!("index.html")),
-    ("/chat.js", "text/javascript; charset=utf-8", built!("chat.js")),
-    ("/chat.css", "text/css; charset=utf-8", built!("chat.css")),
-    ("/icon.svg", "image/svg+xml", built!("icon.svg")),
-    ("/THIRD_PARTY.txt", "text/plain; charset=utf-8", built!("THIRD_PARTY.txt")),
-];
+fn files() -> [(&'static str, &'static str, &'static [u8]); 7] {
+    [
+        ("/", "text/html; charset=utf-8", built!("index.html")),
+        ("/chat.js", "text/javascript; charset=utf-8", built!("chat.js")),
+        ("/chat.css", "text/css; charset=utf-8", built!("chat.css")),
+        ("/icon.svg", "image/svg+xml", built!("icon.svg")),
+        ("/THIRD_PARTY.txt", "text/plain; charset=utf-8", built!("THIRD_PARTY.txt")),
+        ("/docs", "text/html; charset=utf-8", docs::content()),
+        ("/docs.css", "text/css; charset=utf-8", docs::STYLE),
+    ]
+}
 
 pub fn router() -> Router<Shared> {
-    FILES.into_iter().fold(Router::new(), |router, (path, kind, content)| {
+    files().into_iter().fold(Router::new(), |router, (path, kind, content)| {
         let headers = [
             (header::CONTENT_TYPE, kind),
             (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -40,7 +45,7 @@ pub fn router() -> Router<Shared> {
     })
 }
 
-/// Whether a path is one of the page's.
+/// Whether a path is one of the pages'.
 pub fn has(path: &str) -> bool {
-    FILES.iter().any(|file| file.0 == path)
+    files().iter().any(|file| file.0 == path)
 }

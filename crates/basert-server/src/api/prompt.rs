@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::format::Format;
 use super::tools::{Choice, Tools};
+use crate::body::Unsupported;
 use crate::error::ApiError;
 use crate::model::{ChatAnswer, Model};
 
@@ -29,6 +31,15 @@ pub struct Message {
     tool_calls: Option<Vec<Call>>,
     /// The call that a tool's message answers.
     tool_call_id: Option<String>,
+    /// What a client's library made of the content, or of links in it: answers are sent back with that.
+    #[serde(rename = "parsed")]
+    _parsed: Option<IgnoredAny>,
+    #[serde(rename = "annotations")]
+    _annotations: Option<IgnoredAny>,
+    #[serde(rename = "audio")]
+    _audio: Option<Unsupported>,
+    #[serde(rename = "function_call")]
+    _function_call: Option<Unsupported>,
 }
 
 /// A call of a tool.
@@ -50,6 +61,9 @@ struct CalledFunction {
     name: String,
     /// A JSON object, as text.
     arguments: String,
+    /// The same, as a client's library read it.
+    #[serde(rename = "parsed_arguments")]
+    _parsed_arguments: Option<IgnoredAny>,
 }
 
 /// What a message says.

@@ -73,8 +73,12 @@ impl Tools {
         Tools::of_functions(functions, chosen(choice)?, parallel.unwrap_or(true))
     }
 
-    /// The same, for what is read by whatever API.
-    pub fn of_functions(functions: Vec<Function>, choice: Choice, parallel: bool) -> Result<Tools, ApiError> {
+    /// The same, for what is read by whatever API: functions, which of them are to be called, if not any, and how many.
+    pub fn of_functions(
+        mut functions: Vec<Function>,
+        (choice, among): (Choice, Option<Vec<String>>),
+        parallel: bool,
+    ) -> Result<Tools, ApiError> {
         for (i, function) in functions.iter().enumerate() {
             let name = &function.name;
             let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.');
@@ -87,15 +91,21 @@ impl Tools {
                 return Err(ApiError::field(format!("tools[{i}].function.name"), message));
             }
         }
-        match &choice {
-            Choice::Named(name) if !functions.iter().any(|function| function.name == *name) => {
-                Err(ApiError::field("tool_choice", format!("there is no tool '{name}' in tools")))
+        let named = if let Choice::Named(name) = &choice { Some(name) } else { None };
+        for name in among.iter().flatten().chain(named) {
+            if !functions.iter().any(|function| function.name == *name) {
+                return Err(ApiError::field("tool_choice", format!("there is no tool '{name}' in tools")));
             }
-            Choice::Required if functions.is_empty() => {
-                Err(ApiError::field("tool_choice", "there are no tools to be called"))
-            }
-            _ => Ok(Tools { functions, choice, parallel }),
         }
+        if let Some(among) = &among {
+            functions.retain(|function| among.contains(&function.name));
+        }
+        if choice == Choice::Required && functions.is_empty() {
+            return Err(ApiError::field("tool_choice", "there are no tools to be called"));
+        }
+        // The APIs say that a tool by its name is called once.
+        let parallel = parallel && named.is_none();
+        Ok(Tools { functions, choice, parallel })
     }
 
     /// As templates want them; none where none may be called.
@@ -125,23 +135,32 @@ fn no_arguments() -> Map<String, Value> {
     Map::from_iter([("type".to_owned(), "object".into()), ("properties".to_owned(), json!({}))])
 }
 
-/// What a chat says of the choice.
-pub fn chosen(choice: Option<&Value>) -> Result<Choice, ApiError> {
-    match choice {
-        None => Ok(Choice::Auto),
-        Some(Value::String(word)) => match word.as_str() {
-            "auto" => Ok(Choice::Auto),
-            "none" => Ok(Choice::None),
-            "required" => Ok(Choice::Required),
-            word => Err(ApiError::field("tool_choice", format!("'{word}' is not one of auto, none and required"))),
+/// What OpenAI's APIs say of the choice: which it is, and among which tools if not among all.
+pub fn chosen(choice: Option<&Value>) -> Result<(Choice, Option<Vec<String>>), ApiError> {
+    let wrong = |message: &str| ApiError::field("tool_choice", message);
+    let word = |word: &Value| match word.as_str() {
+        Some("auto") => Ok(Choice::Auto),
+        Some("none") => Ok(Choice::None),
+        Some("required") => Ok(Choice::Required),
+        _ => Err(wrong(&format!("{word} is not one of auto, none and required"))),
+    };
+    // Chats have a function's name within the function, responses beside its type.
+    let name = |of: &Value| of["function"]["name"].as_str().or(of["name"].as_str()).map(str::to_owned);
+    let Some(choice) = choice else { return Ok((Choice::Auto, None)) };
+    match choice["type"].as_str() {
+        None if choice.is_string() => Ok((word(choice)?, None)),
+        Some("function") => match name(choice) {
+            Some(name) => Ok((Choice::Named(name), None)),
+            None => Err(wrong("a function needs a name")),
         },
-        Some(value) => match (&value["type"], &value["function"]["name"], &value["name"]) {
-            (Value::String(kind), Value::String(name), _) | (Value::String(kind), _, Value::String(name))
-                if kind == "function" =>
-            {
-                Ok(Choice::Named(name.clone()))
+        Some("allowed_tools") => {
+            let allowed = choice.get("allowed_tools").unwrap_or(choice);
+            let names = allowed["tools"].as_array().and_then(|tools| tools.iter().map(name).collect::<Option<_>>());
+            match names {
+                Some(names) => Ok((word(&allowed["mode"])?, Some(names))),
+                None => Err(wrong("allowed tools are a list of functions with names")),
             }
-            _ => Err(ApiError::field("tool_choice", "expected a word, or an object with type 'function' and a name")),
-        },
+        }
+        _ => Err(wrong("expected a word, or an object of type function or allowed_tools")),
     }
 }

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Draft, Engine, Request, Sampler};
+use basert_engine::{Draft, Engine, EngineError, Request, Sampler};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::{Semaphore, oneshot};
@@ -147,6 +147,10 @@ impl Model {
         for (place, prompt) in job.prompts.iter().enumerate() {
             if prompt.is_empty() {
                 return Err(ApiError::bad("the prompt has no tokens; there is nothing to continue"));
+            }
+            // The engine would say the same, but when a stream has begun there is no status to say it with.
+            if prompt.len() > self.context {
+                return Err(EngineError::ContextFull { tokens: prompt.len(), context: self.context }.into());
             }
             let mut answers = Vec::with_capacity(job.n);
             for choice in place * job.n..(place + 1) * job.n {

@@ -317,7 +317,7 @@ fn a_tool_that_has_to_be_called_is_called() {
     let tool = |name: &str| json!({ "type": "function", "function": { "name": name, "parameters": schema } });
     let named = json!({ "type": "function", "function": { "name": "second" } });
     let asked = json!({ "tools": [tool("first"), tool("second")], "tool_choice": named, "max_tokens": 200,
-        "ignore_eos": false, "parallel_tool_calls": false });
+        "ignore_eos": false });
     let body = with(chat("Call."), asked);
     let answer = server.ask(CHAT, &body);
     let choice = &answer["choices"][0];
@@ -335,12 +335,67 @@ fn a_tool_that_has_to_be_called_is_called() {
     let deltas = chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"]);
     let streamed: String = deltas.filter_map(Value::as_str).collect();
     assert_eq!(streamed, calls[0]["function"]["arguments"].as_str().unwrap());
+    let allowed = json!({ "mode": "required", "tools": [{ "type": "function", "function": { "name": "first" } }] });
+    let choice = json!({ "type": "allowed_tools", "allowed_tools": allowed });
+    let among = server.ask(CHAT, &with(body.clone(), json!({ "tool_choice": choice })));
+    for call in among["choices"][0]["message"]["tool_calls"].as_array().unwrap() {
+        assert_eq!(call["function"]["name"], "first");
+    }
     // Cut off, it is no call.
     let cut = server.ask(CHAT, &with(body, json!({ "max_tokens": 12 })));
     assert_eq!(cut["choices"][0]["finish_reason"], "length");
     assert!(cut["choices"][0]["message"]["tool_calls"].is_null(), "{cut}");
-    let unknown = with(chat("x"), json!({ "tools": [tool("a")], "tool_choice": "sometimes" }));
-    assert_eq!(server.refused(CHAT, &unknown).1["error"]["param"], "tool_choice");
+    let other = json!({ "type": "allowed_tools", "mode": "auto", "tools": [{ "type": "function", "name": "b" }] });
+    for unknown in [json!("sometimes"), json!({ "type": "function" }), json!(3), other] {
+        let body = with(chat("x"), json!({ "tools": [tool("a")], "tool_choice": unknown }));
+        assert_eq!(server.refused(CHAT, &body).1["error"]["param"], "tool_choice");
+    }
+}
+
+/// As libraries send them, with what they made of an answer and with nulls.
+#[test]
+fn answers_are_taken_back() {
+    let server = Running::start("back");
+    let function = json!({ "name": "add", "arguments": "{}", "parsed_arguments": {} });
+    let calls = json!([{ "id": "call_1", "type": "function", "function": function }]);
+    let more = json!({ "refusal": null, "audio": null, "function_call": null, "annotations": [], "parsed": null });
+    let answer = with(json!({ "role": "assistant", "content": null, "tool_calls": calls }), more);
+    let result = json!({ "role": "tool", "tool_call_id": "call_1", "content": "5" });
+    let mut body = chat("x");
+    body["messages"].as_array_mut().unwrap().extend([answer, result]);
+    server.ask(CHAT, &body);
+    body["messages"][1]["audio"] = json!({ "id": "audio_1" });
+    let (status, answer) = server.refused(CHAT, &body);
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("messages[1].audio")));
+}
+
+/// A stream has a status of its own too, while nothing of it is sent.
+#[test]
+fn a_prompt_that_is_too_long_is_refused_before_a_stream_begins() {
+    let server = Running::start("long");
+    let long = with(chat(&"long ".repeat(5000)), json!({ "stream": true }));
+    let (status, answer) = server.refused(CHAT, &long);
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
+}
+
+/// The page for people says all that the document says, and needs no script and nothing from elsewhere.
+#[test]
+fn the_document_has_a_page() {
+    let server = Running::start("page");
+    let document: Value = serde_json::from_str(&server.get("/openapi.json").send().unwrap().text().unwrap()).unwrap();
+    let answer = server.get("/docs").send().unwrap();
+    let policy = answer.headers()["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    let page = answer.text().unwrap();
+    assert!(!page.contains("<script") && !page.contains("style=") && !page.contains("//"), "{page}");
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        assert!(page.contains(&format!("<code>{path}</code>")), "{path}");
+        let schema = &methods["post"]["requestBody"]["content"]["application/json"]["schema"];
+        for name in schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name) {
+            assert!(page.contains(&format!("<th>{name}<td>")), "{path}: {name}");
+        }
+    }
+    assert!(server.get("/docs.css").send().unwrap().text().unwrap().contains("color-scheme"));
 }
 
 /// Every endpoint of the document exists, and every field of it is known.

@@ -384,6 +384,11 @@ impl Parser {
         self.said[1] = true;
         let mut delta = std::mem::take(&mut self.space);
         delta.push(c);
+        // What was said before comes first; it may have ended the answer.
+        self.flush_content();
+        if self.stopped().is_some() {
+            return;
+        }
         match self.events.last_mut() {
             Some(Event::Reasoning(text)) => text.push_str(&delta),
             _ => self.events.push(Event::Reasoning(delta)),
