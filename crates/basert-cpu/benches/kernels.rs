@@ -76,7 +76,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
     let matrices: Vec<PackedMatrix> = (0..LARGE / bytes_each.next_multiple_of(64))
         .map(|_| {
             let memory = memory.split_to(bytes_each);
-            PackedMatrix::pack(&pool, format, k, &sources, Order::Stacked, memory, &mut |_| {}).expect("packs")
+            PackedMatrix::pack(pool, format, k, &sources, Order::Stacked, memory, &mut |_| {}).expect("packs")
         })
         .collect();
     let mut out = Vec::new();

@@ -588,7 +588,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
             let ahead = if ahead < k * step { ahead } else { ahead + (P - 1) * k * step };
             let mut weights = [S::splat(0.0); P];
             for p in 0..P {
-                if T <= 4 && i * step % 64 == 0 {
+                if T <= 4 && (i * step).is_multiple_of(64) {
                     S::prefetch(panels[p].wrapping_add(ahead));
                 }
                 weights[p] = match FORMATS[F].format {

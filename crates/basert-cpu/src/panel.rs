@@ -89,7 +89,7 @@ impl PanelFormat {
             group,
             code_bytes: bytes * LANES,
             scale_bytes,
-            together: if scale_bytes % 64 == 0 { 1 } else { 64 >> scale_bytes.trailing_zeros() },
+            together: if scale_bytes.is_multiple_of(64) { 1 } else { 64 >> scale_bytes.trailing_zeros() },
             planes: packed,
             base,
             min,
