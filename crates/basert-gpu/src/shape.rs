@@ -41,7 +41,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether tokens are drawn.
     pub fn draws(self) -> bool {
-        matches!(self, Outcome::Tokens | Outcome::Chained)
+        matches!(self, Outcome::Tokens | Outcome::Chained | Outcome::Drawn)
     }
 }
 

@@ -75,14 +75,12 @@ async fn embed(
         let first = vectors.len();
         vectors.resize(first + prompts.len(), Vec::new());
         let job = Job { client, prompts: prompts.to_vec(), n: 1, pooling: Some(pooling), ..Job::default() };
-        let mut events = model.begin(job)?;
+        let mut events = model.begin(job).map_err(of_input)?;
         while let Some(event) = events.next().await {
             match event {
                 Event::Embedding { choice, vector } => vectors[first + choice] = vector,
                 Event::Prompt { choice, prompt } => usage.count(&Event::Prompt { choice: first + choice, prompt }),
-                Event::Failed { error } => {
-                    return Err(ApiError { param: error.param.map(|_| "input".to_owned()), ..error });
-                }
+                Event::Failed { error } => return Err(of_input(error)),
                 Event::Piece { .. } | Event::End { .. } => {}
             }
         }
@@ -102,6 +100,11 @@ async fn embed(
         "model": model.name,
         "usage": { "prompt_tokens": usage.prompt(), "total_tokens": usage.prompt() },
     })))
+}
+
+/// What is wrong with a prompt is wrong with the input.
+fn of_input(error: ApiError) -> ApiError {
+    ApiError { param: error.param.map(|_| "input".to_owned()), ..error }
 }
 
 fn encoded(vector: &[f32], encoding: Encoding) -> Value {
