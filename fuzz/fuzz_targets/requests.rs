@@ -32,7 +32,7 @@ fn tiny() -> Loaded {
     };
     let model = Model::open(basert_testkit::tiny().join("llama.gguf"), options).expect("it is tested");
     let (engine, tokenizer, template) = model.into_parts();
-    Loaded { engine, tokenizer, template }
+    Loaded { engine, tokenizer, template, draft: None }
 }
 
 /// A connection to a server that has begun.
