@@ -193,19 +193,27 @@ impl Case {
         (self.file.clone(), self.graph.clone())
     }
 
+    /// The row's model on a device, for so many of the last tokens at once.
+    ///
+    /// # Errors
+    /// When the device refuses.
+    pub fn load(&self, device: &dyn Device, at_once: usize) -> Result<Box<dyn Baked>, DeviceError> {
+        let tokens = if self.prompt.len() > COMPARED { at_once.max(BEFORE) } else { at_once };
+        let limits = Limits { tokens, wanted: at_once };
+        let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
+        let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
+        let options = LoadOptions { pages, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        device.load(plan, self.file.clone(), options)
+    }
+
     /// Logits of the last tokens, with so many of them at once, on a device.
     ///
     /// # Errors
     /// When the device refuses or fails.
     pub fn logits_on(&self, device: &dyn Device, at_once: usize) -> Result<Vec<f32>, DeviceError> {
+        let mut baked = self.load(device, at_once)?;
         let before = self.prompt.len() - COMPARED;
-        let tokens = if before > 0 { at_once.max(BEFORE) } else { at_once };
-        let limits = Limits { tokens, wanted: at_once };
-        let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
-        let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
-        let options = LoadOptions { pages, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
-        let mut baked = device.load(plan, self.file.clone(), options)?;
-        let pages: Vec<u32> = (0..pages as u32).collect();
+        let pages: Vec<u32> = (0..self.prompt.len().div_ceil(device.facts().page_tokens) as u32).collect();
         let mut step = StepState::default();
         let mut compute = |baked: &mut dyn Baked, tokens: &[u32], position, wanted| {
             step.clear();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use basert_core::{Format, KvFormat};
 use basert_cpu::{CpuDevice, Isa};
-use basert_gpu::{ColdPool, Family, Gpu, GpuDevice, GpuError, GpuFacts, Limits, Tuning, Variant};
+use basert_gpu::{ColdPool, Family, Gpu, GpuDevice, GpuError, GpuFacts, Limits, Recorder, Tuning, Variant};
 use basert_plan::{Device, DeviceError, LoadOptions, PlanOp, StepShape, StepState};
 
 use crate::Error;
@@ -200,12 +200,22 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
 
     /// Whether the rows of these kinds come out right, with kernels from this table; the first that does not is the error.
     fn check(&self, tuning: &Tuning, kinds: impl Fn(Kind) -> bool, at_once: &[usize]) -> Result<(), String> {
-        let gpu = (self.open)().map_err(|error| error.to_string())?;
+        let mut gpu = (self.open)().map_err(|error| error.to_string())?;
+        let checks = || {
+            let cases = self.cases.iter().filter(|case| kinds(case.kind));
+            cases.flat_map(|case| at_once.iter().map(move |&tokens| (case, tokens)))
+        };
+        // All kernels are compiled at once, which takes all of the machine's processors. Where one does not compile, the
+        // first row that wants it says so.
+        let recorder = Recorder::new(self.facts.tuning, self.facts.cores);
+        let device = GpuDevice::with_tuning(recorder.clone(), tuning.clone());
+        for (case, tokens) in checks() {
+            let _ = case.load(&device, tokens);
+        }
+        let _ = gpu.compile(&recorder.recorded().kernels, &mut |_| {});
         let device = GpuDevice::with_tuning(gpu, tuning.clone());
-        for case in self.cases.iter().filter(|case| kinds(case.kind)) {
-            for &tokens in at_once {
-                case.check(&device, tokens)?;
-            }
+        for (case, tokens) in checks() {
+            case.check(&device, tokens)?;
         }
         Ok(())
     }

@@ -106,7 +106,8 @@ impl CudaGpu {
     /// How many there are; none where there is no driver.
     pub fn count() -> usize {
         driver_version()
-            .and_then(|_| device::get_count().ok())
+            .and_then(|_| result::init().ok())
+            .and_then(|()| device::get_count().ok())
             .and_then(|count| usize::try_from(count).ok())
             .unwrap_or(0)
     }
