@@ -15,7 +15,7 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use super::failure::mistake;
 use super::model::{self, DeviceArgs, SpeculationArgs, read_text};
-use super::system::Memory;
+use super::system::{Memory, share_heap};
 use super::{count, units};
 
 /// Answers requests over HTTP until it is told to stop.
@@ -144,6 +144,7 @@ enum LogFormat {
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    share_heap();
     args.log.begin()?;
     let config = args.config()?;
     let sources = args.sources()?;
