@@ -493,29 +493,31 @@ unsafe fn group<S: Simd, const F: usize>((scale, min): (S::F, S::F), scales: *co
     }
 }
 
+/// A plane's bits of elements `i` to `i + 3` of the blocks, `below` bits up.
+#[inline(always)]
+unsafe fn bits<S: Simd>(codes: *const u8, i: usize, plane: Plane, below: u32) -> S::B {
+    let byte = plane.offset + i / plane.span * plane.run + i % plane.run;
+    let shift = plane.width * ((i % plane.span) / plane.run) as u32;
+    // SAFETY: the caller's; four bytes of a row are a vector.
+    unsafe {
+        let bytes = S::load_bytes(codes.add(byte * LANES));
+        if plane.width == 8 {
+            return bytes;
+        }
+        let mask = ((1u32 << plane.width) - 1) << below;
+        S::and(S::shift_bits(bytes, below as i32 - shift as i32), S::splat_u8(mask as u8))
+    }
+}
+
 /// The codes of elements `i` to `i + 3` of the blocks: what `dot` or `dot_signed` takes.
 #[inline(always)]
 unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
     let format = const { Packed::<F>::FORMAT };
-    // The plane's bits of a code, `below` bits up.
-    let bits = |plane: Plane, below: u32| {
-        let byte = plane.offset + i / plane.span * plane.run + i % plane.run;
-        let shift = plane.width * ((i % plane.span) / plane.run) as u32;
-        // SAFETY: the caller's; four bytes of a row are a vector.
-        unsafe {
-            let bytes = S::load_bytes(codes.add(byte * LANES));
-            if plane.width == 8 {
-                return bytes;
-            }
-            let mask = ((1u32 << plane.width) - 1) << below;
-            S::and(S::shift_bits(bytes, below as i32 - shift as i32), S::splat_u8(mask as u8))
-        }
-    };
     // SAFETY: the caller's.
     unsafe {
         let code = match format.planes {
-            [Some(low), Some(high)] => S::or(bits(low, 0), bits(high, low.width)),
-            [Some(low), None] => bits(low, 0),
+            [Some(low), Some(high)] => S::or(bits::<S>(codes, i, low, 0), bits::<S>(codes, i, high, low.width)),
+            [Some(low), None] => bits::<S>(codes, i, low, 0),
             [None, _] => S::splat_u8(0),
         };
         match format.value {

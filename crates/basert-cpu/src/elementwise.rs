@@ -136,18 +136,11 @@ dispatch! {
     unsafe fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], style: RotaryStyle) = rotate_kernel;
 }
 
-/// Calls `each(start, lanes)` for the vectors of a row of `len` values.
+/// Start and number of lanes of each vector of a row of `len` values. No closure takes them: a compiler that does not inline
+/// that, compiles it without the instructions of `S`.
 #[inline(always)]
-fn vectors(len: usize, mut each: impl FnMut(usize, usize)) {
-    let whole = len - len % LANES;
-    let mut at = 0;
-    while at < whole {
-        each(at, LANES);
-        at += LANES;
-    }
-    if whole < len {
-        each(whole, len - whole);
-    }
+fn vectors(len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..len).step_by(LANES).map(move |at| (at, LANES.min(len - at)))
 }
 
 #[inline(always)]
@@ -155,19 +148,19 @@ unsafe fn norm_kernel<S: Simd>(x: *const f32, weight: *const f32, len: usize, ep
     // SAFETY: all three have `len` values.
     unsafe {
         let mut sums = [S::splat(0.0); 4];
-        vectors(len, |at, count| {
+        for (at, count) in vectors(len) {
             let x = load_some::<S>(x.add(at), count);
             sums[0] = S::fma(x, x, sums[0]);
             sums.rotate_left(1);
-        });
+        }
         // Back to the order in which they were begun.
         sums.rotate_right(len.div_ceil(LANES) % 4);
         let sum = S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
         let factor = S::splat(1.0 / (sum / len as f32 + eps).sqrt());
-        vectors(len, |at, count| {
+        for (at, count) in vectors(len) {
             let y = S::mul(load_some::<S>(x.add(at), count), factor);
             store_some::<S>(out.add(at), count, S::mul(y, load_some::<S>(weight.add(at), count)));
-        });
+        }
     }
 }
 
@@ -176,9 +169,9 @@ unsafe fn sum_kernel<S: Simd>(x: &[f32]) -> f32 {
     // SAFETY: the vectors are those of `x`.
     unsafe {
         let mut sums = [S::splat(0.0); 4];
-        vectors(x.len(), |at, count| {
+        for (at, count) in vectors(x.len()) {
             sums[at / LANES % 4] = S::add(sums[at / LANES % 4], load_some::<S>(x.as_ptr().add(at), count));
-        });
+        }
         S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])))
     }
 }
@@ -200,21 +193,25 @@ unsafe fn scale_kernel<S: Simd>(x: &mut [f32], factor: f32) {
 #[inline(always)]
 unsafe fn cap_kernel<S: Simd>(x: &mut [f32], cap: f32) {
     let p = x.as_mut_ptr();
-    // SAFETY: the vectors are those of `x`.
-    vectors(x.len(), |at, count| unsafe {
-        let x = load_some::<S>(p.add(at), count);
-        store_some::<S>(p.add(at), count, math::soft_cap::<S>(x, cap));
-    });
+    for (at, count) in vectors(x.len()) {
+        // SAFETY: the vectors are those of `x`.
+        unsafe {
+            let x = load_some::<S>(p.add(at), count);
+            store_some::<S>(p.add(at), count, math::soft_cap::<S>(x, cap));
+        }
+    }
 }
 
 #[inline(always)]
 unsafe fn gate_kernel<S: Simd>(activation: Activation, gate: &mut [f32], up: &[f32]) {
     let (gate, up, len) = (gate.as_mut_ptr(), up.as_ptr(), up.len());
-    // SAFETY: the vectors are those of `gate` and `up`, which are equally long.
-    vectors(len, |at, count| unsafe {
-        let y = gated::<S>(activation, load_some::<S>(gate.add(at), count), load_some::<S>(up.add(at), count));
-        store_some::<S>(gate.add(at), count, y);
-    });
+    for (at, count) in vectors(len) {
+        // SAFETY: the vectors are those of `gate` and `up`, which are equally long.
+        unsafe {
+            let y = gated::<S>(activation, load_some::<S>(gate.add(at), count), load_some::<S>(up.add(at), count));
+            store_some::<S>(gate.add(at), count, y);
+        }
+    }
 }
 
 #[inline(always)]

@@ -24,6 +24,11 @@ unsafe fn dot4(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
     _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }
 
+#[inline(always)]
+unsafe fn widen_bf16(p: *const u16) -> __m256 {
+    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
+}
+
 impl Simd for Avx2 {
     const WIDE: bool = false;
 
@@ -50,11 +55,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
-        let half = |p: *const u16| {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        };
-        [half(p), half(p.add(8))]
+        [widen_bf16(p), widen_bf16(p.add(8))]
     }
     #[inline(always)]
     unsafe fn store_f16(p: *mut u16, x: Self::F) {
@@ -91,8 +92,8 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn select_less(a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
-        let half = |i: usize| _mm256_blendv_ps(y[i], x[i], _mm256_cmp_ps::<_CMP_LT_OQ>(a[i], b[i]));
-        [half(0), half(1)]
+        let less = [_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])];
+        both!(_mm256_blendv_ps(y, x, less))
     }
     #[inline(always)]
     unsafe fn round(x: Self::F) -> Self::I {
@@ -199,12 +200,13 @@ impl Simd for Avx2 {
     // A count of 16 or more, as negative ones are, gives zero.
     #[inline(always)]
     unsafe fn shift_bits(x: Self::B, n: i32) -> Self::B {
+        if n == 0 {
+            return x;
+        }
         let (left, right) = (_mm_cvtsi32_si128(n), _mm_cvtsi32_si128(-n));
-        let half = |x| match n {
-            0 => x,
-            _ => _mm256_or_si256(_mm256_sll_epi16(x, left), _mm256_srl_epi16(x, right)),
-        };
-        [half(x[0]), half(x[1])]
+        let (left, right) = ([left; 2], [right; 2]);
+        let (left, right) = (both!(_mm256_sll_epi16(x, left)), both!(_mm256_srl_epi16(x, right)));
+        both!(_mm256_or_si256(left, right))
     }
     #[inline(always)]
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
