@@ -19,6 +19,7 @@
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use std::hint::black_box;
 use std::ops::Range;
 
 use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
@@ -72,16 +73,15 @@ dispatch! {
         panel: *const u8, blocks: usize, some: Range<usize>, out: *mut u8
     ) = expand_kernel::<F>;
 
-    /// Multiplies `P` expanded panels by a tile; result of row i and panel p at `out + p · rows + i`, where sums go on
-    /// from what is there if they are `begun`.
+    /// Multiplies `P` expanded panels of format `F` by a tile; result of row i and panel p at `out + p · rows + i`, where
+    /// sums go on from what is there if they are `begun`.
     ///
     /// # Safety
-    /// The panels have `k` columns in groups of 16 `HALVES`, and mins if `MIN`; the rows have `k` columns, `out` room
-    /// for all results.
-    pub(crate) unsafe fn expanded_tile[const HALVES: usize, const MIN: bool, const P: usize](
+    /// The panels and rows have `k` columns, `out` room for all results.
+    pub(crate) unsafe fn expanded_tile[const F: usize, const P: usize](
         panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes, begun: bool,
         ahead: Ahead
-    ) = expanded_kernel::<HALVES, MIN, P>;
+    ) = expanded_kernel::<F, P>;
 
     /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at
     /// `out + p · rows + i`.
@@ -127,6 +127,23 @@ struct Packed<const F: usize>;
 
 impl<const F: usize> Packed<F> {
     const FORMAT: PanelFormat = PanelFormat::of(&FORMATS[F]);
+
+    /// How many products of four columns are added up before they have to be widened. Neighbouring ones come to `2 · 127`
+    /// times the largest code.
+    const fn together<S: Simd>() -> usize {
+        if !S::NARROW {
+            return 8;
+        }
+        let steps = i16::MAX as usize / (2 * 127 * Self::FORMAT.largest());
+        if steps >= 8 { 8 } else { 1 << steps.ilog2() }
+    }
+
+    /// Whether expanded codes are those of the file, which are not negative: where instructions want that, or there are
+    /// mins. Else they are signed.
+    const fn expands_unsigned<S: Simd>() -> bool {
+        let integer = matches!(Self::FORMAT.value, Value::Integer { .. });
+        integer && !S::PAIRS && (Self::FORMAT.min.is_some() || S::NARROW)
+    }
 }
 
 #[inline(always)]
@@ -140,11 +157,12 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
     rows: usize,
     out: *mut Lanes,
 ) {
+    let narrow = const { S::NARROW && Packed::<F>::together::<S>() > 1 };
     for p in 0..panels {
         // SAFETY: the caller's.
         unsafe {
             let (panel, out) = (panel.add(p * panel_len), out.add(p * rows));
-            tiles!(if S::WIDE { 4 } else { 3 }, rows, |at, T| {
+            tiles!(if S::WIDE || narrow { 4 } else { 3 }, rows, |at, T| {
                 quantised_rows::<S, F, T>(panel, blocks, x.add(at), rows, out.add(at));
             });
         }
@@ -167,6 +185,7 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
     let per_block = const { Packed::<F>::FORMAT.elements / BLOCK };
     let groups = const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group };
     let halves = const { Packed::<F>::FORMAT.group / 16 };
+    let together = const { Packed::<F>::together::<S>() };
     // SAFETY: the caller's.
     unsafe {
         let table = table::<S, F>();
@@ -195,14 +214,21 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
                     let block = at.add(t);
                     sum[t] = start::<S, F>(if halves == 2 { (*block).start } else { (*block).half_starts[half] });
                 }
+                let mut products = [S::begin(sum[0]); T];
                 for step in 0..4 * halves {
                     let weights = operand::<S, F>(codes, g * format.group + 4 * step, table);
                     for t in 0..T {
+                        if step.is_multiple_of(together) {
+                            products[t] = S::begin(sum[t]);
+                        }
                         let four = S::broadcast4(activations(at.add(t), 16 * half + 4 * step));
-                        sum[t] = match format.value {
-                            Value::Integer { .. } => S::dot(sum[t], weights, four),
-                            _ => S::dot_signed(sum[t], weights, four),
+                        products[t] = match format.value {
+                            Value::Integer { .. } => S::dot(products[t], weights, four),
+                            _ => S::dot_signed(products[t], weights, four),
                         };
+                        if (step + 1).is_multiple_of(together.min(4 * halves)) {
+                            sum[t] = S::end(sum[t], products[t]);
+                        }
                     }
                 }
                 for t in 0..T {
@@ -276,7 +302,7 @@ unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize
 }
 
 #[inline(always)]
-unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P: usize>(
+unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
     panels: [*const u8; P],
     k: usize,
     x: *const Block,
@@ -289,22 +315,20 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
     unsafe {
         if S::WIDE {
             tiles!(6, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, P, T>(panels, k, x.add(at), rows, out, at, begun, ahead);
+                expanded_rows::<S, F, P, T>(panels, k, x.add(at), rows, out, at, begun, ahead);
             });
             return;
         }
+        let most = match S::NARROW && const { Packed::<F>::together::<S>() > 1 } {
+            // Sums of 16 bits need half as many registers.
+            true => 6,
+            false if S::PAIRS => 4,
+            false => 3,
+        };
         for p in 0..P {
-            tiles!(if S::PAIRS { 4 } else { 3 }, rows, |at, T| {
-                expanded_rows::<S, HALVES, MIN, 1, T>(
-                    [panels[p]],
-                    k,
-                    x.add(at),
-                    rows,
-                    out.add(p * rows),
-                    at,
-                    begun,
-                    ahead,
-                );
+            let (panel, out) = ([panels[p]], out.add(p * rows));
+            tiles!(most, rows, |at, T| {
+                expanded_rows::<S, F, 1, T>(panel, k, x.add(at), rows, out, at, begun, ahead);
             });
         }
     }
@@ -313,7 +337,7 @@ unsafe fn expanded_kernel<S: Simd, const HALVES: usize, const MIN: bool, const P
 /// Some rows, from row `at` on, of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: usize, const T: usize>(
+unsafe fn expanded_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
     panels: [*const u8; P],
     k: usize,
     x: *const Block,
@@ -323,7 +347,11 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
     begun: bool,
     ahead: Ahead,
 ) {
-    let record = const { 64 * (4 * HALVES + 1 + MIN as usize) };
+    let (halves, min) = const { (Packed::<F>::FORMAT.group / 16, Packed::<F>::FORMAT.min.is_some()) };
+    let record = const { Expanded::of(&Packed::<F>::FORMAT).bytes(Packed::<F>::FORMAT.group) };
+    let unsigned = const { Packed::<F>::expands_unsigned::<S>() };
+    // The compiler must not know how often it goes round: it would unroll that and run out of registers.
+    let together = if S::NARROW { black_box(Packed::<F>::together::<S>()) } else { 8 };
     // SAFETY: the caller's.
     unsafe {
         let mut panels = panels;
@@ -342,19 +370,25 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
                 S::prefetch(ahead_line);
                 ahead_line = ahead_line.wrapping_add(64);
             }
-            for half in 0..2 / HALVES {
+            for half in 0..2 / halves {
                 let mut sum = [[S::splat_i32(0); P]; T];
-                if !MIN || S::PAIRS {
-                    for t in 0..T {
-                        let block = x.add(t);
-                        let start = if HALVES == 2 { (*block).start } else { (*block).half_starts[half] };
-                        sum[t] = [S::signed_start(start); P];
-                    }
+                for t in 0..T {
+                    let block = x.add(t);
+                    let from = if halves == 2 { (*block).start } else { (*block).half_starts[half] };
+                    sum[t] = [if unsigned { start::<S, F>(from) } else { S::signed_start(from) }; P];
                 }
                 if S::PAIRS {
-                    pairs::<S, HALVES, P, T>(panels, x, half, &mut sum);
+                    pairs::<S, P, T>(panels, x, halves, half, &mut sum);
+                } else if S::NARROW {
+                    narrow::<S, F, P, T>(panels, x, half, together, &mut sum);
                 } else {
-                    for step in 0..4 * HALVES {
+                    let mut products = [[S::begin(sum[0][0]); P]; T];
+                    for t in 0..T {
+                        for p in 0..P {
+                            products[t][p] = S::begin(sum[t][p]);
+                        }
+                    }
+                    for step in 0..4 * halves {
                         let mut weights = [S::splat_u8(0); P];
                         for p in 0..P {
                             weights[p] = S::load_bytes(panels[p].add(64 * step));
@@ -362,27 +396,32 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
                         for t in 0..T {
                             let four = S::broadcast4(activations(x.add(t), 16 * half + 4 * step));
                             for p in 0..P {
-                                sum[t][p] = match MIN {
-                                    true => S::dot(sum[t][p], weights[p], four),
-                                    false => S::dot_signed(sum[t][p], weights[p], four),
+                                products[t][p] = match unsigned {
+                                    true => S::dot(products[t][p], weights[p], four),
+                                    false => S::dot_signed(products[t][p], weights[p], four),
                                 };
                             }
                         }
                     }
+                    for t in 0..T {
+                        for p in 0..P {
+                            sum[t][p] = S::end(sum[t][p], products[t][p]);
+                        }
+                    }
                 }
                 for p in 0..P {
-                    let scale = S::load(panels[p].add(256 * HALVES).cast());
+                    let scale = S::load(panels[p].add(256 * halves).cast());
                     for t in 0..T {
                         let scale = S::mul(scale, S::splat((*x.add(t)).scale));
                         y[t][p] = S::fma(S::float(sum[t][p]), scale, y[t][p]);
                     }
                 }
                 for p in 0..P {
-                    if MIN {
-                        let min = S::load(panels[p].add(256 * HALVES + 64).cast());
+                    if min {
+                        let min = S::load(panels[p].add(256 * halves + 64).cast());
                         for t in 0..T {
                             let block = x.add(t);
-                            let sum = if HALVES == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
+                            let sum = if halves == 2 { (*block).scaled_sum } else { (*block).half_scaled_sums[half] };
                             y[t][p] = S::fma(min, S::splat(sum), y[t][p]);
                         }
                     }
@@ -399,18 +438,57 @@ unsafe fn expanded_rows<S: Simd, const HALVES: usize, const MIN: bool, const P: 
     }
 }
 
-/// Adds a group's products to the sums, two rows at a time; the last of an odd number goes with itself.
+/// Adds a group's products to the sums, a few columns at a time: `together` is what [`Packed::together`] says.
 #[inline(always)]
-unsafe fn pairs<S: Simd, const HALVES: usize, const P: usize, const T: usize>(
+unsafe fn narrow<S: Simd, const F: usize, const P: usize, const T: usize>(
     panels: [*const u8; P],
     x: *const Block,
+    half: usize,
+    together: usize,
+    sum: &mut [[S::I; P]; T],
+) {
+    let steps = const { Packed::<F>::FORMAT.group / 4 };
+    let unsigned = const { Packed::<F>::expands_unsigned::<S>() };
+    // SAFETY: the caller's.
+    unsafe {
+        let mut step = 0;
+        while step < steps {
+            let mut products = [[S::begin(sum[0][0]); P]; T];
+            for _ in 0..together.min(steps) {
+                for p in 0..P {
+                    let weights = S::load_bytes(panels[p].add(64 * step));
+                    for t in 0..T {
+                        let four = S::broadcast4(activations(x.add(t), 16 * half + 4 * step));
+                        products[t][p] = match unsigned {
+                            true => S::dot(products[t][p], weights, four),
+                            false => S::dot_signed(products[t][p], weights, four),
+                        };
+                    }
+                }
+                step += 1;
+            }
+            for t in 0..T {
+                for p in 0..P {
+                    sum[t][p] = S::end(sum[t][p], products[t][p]);
+                }
+            }
+        }
+    }
+}
+
+/// Adds a group's products to the sums, two rows at a time; the last of an odd number goes with itself.
+#[inline(always)]
+unsafe fn pairs<S: Simd, const P: usize, const T: usize>(
+    panels: [*const u8; P],
+    x: *const Block,
+    halves: usize,
     half: usize,
     sum: &mut [[S::I; P]; T],
 ) {
     // SAFETY: the caller's.
     unsafe {
         let mut pairs = [[[S::splat_i32(0); 2]; P]; T];
-        for eight in 0..2 * HALVES {
+        for eight in 0..2 * halves {
             let mut weights = [[S::splat_u8(0); 2]; P];
             for p in 0..P {
                 let at = panels[p].add(128 * eight);
@@ -528,7 +606,7 @@ unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S:
     }
 }
 
-/// [`operand`], as kernels of expanded panels take it: signed, but for unpaired codes that have mins.
+/// [`operand`], as kernels of expanded panels take it.
 #[inline(always)]
 unsafe fn expanded<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
     let format = const { Packed::<F>::FORMAT };
@@ -536,10 +614,9 @@ unsafe fn expanded<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S
     unsafe {
         let operand = operand::<S, F>(codes, i, table);
         match format.value {
-            Value::Integer { zero } if format.min.is_none() => {
-                S::signed_operand(S::sub_bytes(operand, S::splat_u8(zero as u8)))
-            }
-            Value::Integer { .. } if S::PAIRS => S::signed_operand(operand),
+            Value::Integer { .. } if const { Packed::<F>::expands_unsigned::<S>() } => operand,
+            Value::Integer { zero: 0 } => S::signed_operand(operand),
+            Value::Integer { zero } => S::signed_operand(S::sub_bytes(operand, S::splat_u8(zero as u8))),
             _ => operand,
         }
     }

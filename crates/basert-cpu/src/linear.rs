@@ -207,20 +207,7 @@ impl Product<'_> {
         let ahead = Ahead { start, lines };
         let (isa, k, begun) = (self.isa, columns.len(), columns.start > 0);
         let (a, b) = (panels.as_ptr(), panels[kind.bytes(k)..].as_ptr());
-        // SAFETY: panels and rows have these columns, as `linear` checked, and the panels were expanded in this way; `out`
-        // has room for two of the largest tiles.
-        unsafe {
-            match (kind.group, kind.min, self.panels.len()) {
-                (32, false, 1) => expanded_tile::<2, false, 1>(isa, [a], k, x, rows, out, begun, ahead),
-                (32, false, _) => expanded_tile::<2, false, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
-                (32, true, 1) => expanded_tile::<2, true, 1>(isa, [a], k, x, rows, out, begun, ahead),
-                (32, true, _) => expanded_tile::<2, true, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
-                (_, false, 1) => expanded_tile::<1, false, 1>(isa, [a], k, x, rows, out, begun, ahead),
-                (_, false, _) => expanded_tile::<1, false, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
-                (_, true, 1) => expanded_tile::<1, true, 1>(isa, [a], k, x, rows, out, begun, ahead),
-                (_, true, _) => expanded_tile::<1, true, 2>(isa, [a, b], k, x, rows, out, begun, ahead),
-            }
-        }
+        with_format!(self.weights.format(), expanded_of(isa, [a, b], self.panels.len(), k, x, rows, out, begun, ahead), else ());
     }
 
     fn float(&self, x: *const f32, rows: usize, out: *mut Lanes) {
@@ -255,6 +242,28 @@ fn expand_panel<const F: usize>(product: &Product<'_>, panel: usize, columns: Ra
     let some = columns.start / elements..columns.end / elements;
     // SAFETY: the panel is `k` wide, and `out` has room for these columns.
     unsafe { expand::<F>(product.isa, weights.panel(panel), weights.k() / elements, some, out.as_mut_ptr()) }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn expanded_of<const F: usize>(
+    isa: Isa,
+    panels: [*const u8; 2],
+    count: usize,
+    k: usize,
+    x: *const Block,
+    rows: usize,
+    out: *mut Lanes,
+    begun: bool,
+    ahead: Ahead,
+) {
+    // SAFETY: panels and rows have these columns, as `linear` checked, and the panels were expanded in this way; `out` has
+    // room for two of the largest tiles.
+    unsafe {
+        match count {
+            1 => expanded_tile::<F, 1>(isa, [panels[0]], k, x, rows, out, begun, ahead),
+            _ => expanded_tile::<F, 2>(isa, panels, k, x, rows, out, begun, ahead),
+        }
+    }
 }
 
 fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize, out: *mut Lanes) {

@@ -194,10 +194,15 @@ unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(bytes: [i8; 64]) -> f32 {
                 }
             }
         } else {
+            let mut products = sums.map(|sum| S::begin(sum));
             for _ in 0..REPEAT {
-                for sum in &mut sums {
-                    *sum = S::dot(*sum, x, x);
+                for products in &mut products {
+                    // Lest a product that is always the same is computed once.
+                    *products = S::dot(*products, S::broadcast4(black_box(&bytes).as_ptr()), x);
                 }
+            }
+            for (sum, products) in sums.iter_mut().zip(products) {
+                *sum = S::end(*sum, products);
             }
         }
         sums.into_iter().map(|sum| S::sum(S::float(sum))).sum()

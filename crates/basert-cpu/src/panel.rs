@@ -109,6 +109,32 @@ impl PanelFormat {
         (start + within * self.code_bytes, start + codes + within * self.scale_bytes)
     }
 
+    /// The largest magnitude of what [`operand`](crate::dot) makes of a code.
+    pub const fn largest(&self) -> usize {
+        match self.value {
+            Value::Integer { .. } => {
+                let (mut bits, mut i) = (0, 0);
+                while i < self.planes.len() {
+                    if let Some(plane) = self.planes[i] {
+                        bits += plane.width;
+                    }
+                    i += 1;
+                }
+                (1 << bits) - 1
+            }
+            Value::Signed8 => 128,
+            Value::Table(table) => {
+                let (mut largest, mut i) = (0, 0);
+                while i < table.len() {
+                    let magnitude = table[i].unsigned_abs() as usize;
+                    largest = if magnitude > largest { magnitude } else { largest };
+                    i += 1;
+                }
+                largest
+            }
+        }
+    }
+
     /// Bytes of a block.
     pub const fn bytes(&self) -> usize {
         self.code_bytes + self.scale_bytes

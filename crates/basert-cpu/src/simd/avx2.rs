@@ -17,13 +17,6 @@ macro_rules! both {
     };
 }
 
-/// Sums of four neighbouring products of unsigned `a` and signed `b`, none of which may saturate in pairs.
-#[inline(always)]
-unsafe fn dot4(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
-    let pairs = _mm256_maddubs_epi16(a, b);
-    _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-}
-
 #[inline(always)]
 unsafe fn widen_bf16(p: *const u16) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
@@ -35,6 +28,8 @@ impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
+    type H = [__m256i; 2];
+    const NARROW: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -148,11 +143,26 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn store_i8(p: *mut i8, x: Self::I) {
-        let mut lanes = [0i32; 16];
-        Self::store_i32(lanes.as_mut_ptr(), x);
-        for (i, lane) in lanes.iter().enumerate() {
-            *p.add(i) = *lane as i8;
-        }
+        let lowest =
+            _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1));
+        // Four bytes of each quarter: the first and third, and the second and fourth.
+        let fours = _mm256_unpacklo_epi32(_mm256_shuffle_epi8(x[0], lowest), _mm256_shuffle_epi8(x[1], lowest));
+        let (even, odd) = (_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
+        _mm_storeu_si128(p.cast(), _mm_unpacklo_epi32(even, odd));
+    }
+    #[inline(always)]
+    unsafe fn sum_i32(x: Self::I) -> i32 {
+        let eight = _mm256_add_epi32(x[0], x[1]);
+        let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+        let two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+        _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<1>(two)))
+    }
+    #[inline(always)]
+    unsafe fn largest_i32(x: Self::I) -> i32 {
+        let eight = _mm256_max_epi32(x[0], x[1]);
+        let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+        let two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
+        _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<1>(two)))
     }
     #[inline(always)]
     unsafe fn store_i32(p: *mut i32, x: Self::I) {
@@ -213,10 +223,20 @@ impl Simd for Avx2 {
         both!(_mm256_shuffle_epi8(table, index))
     }
 
-    // Pairs are at most 2·127·127, which 16 bits hold.
     #[inline(always)]
-    unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I {
-        both!(dot4(acc, codes, x))
+    unsafe fn begin(_sum: Self::I) -> Self::H {
+        [_mm256_setzero_si256(); 2]
+    }
+    #[inline(always)]
+    unsafe fn end(sum: Self::I, products: Self::H) -> Self::I {
+        let ones = [_mm256_set1_epi16(1); 2];
+        let wide = both!(_mm256_madd_epi16(products, ones));
+        both!(_mm256_add_epi32(sum, wide))
+    }
+    #[inline(always)]
+    unsafe fn dot(products: Self::H, codes: Self::B, x: Self::B) -> Self::H {
+        let two = both!(_mm256_maddubs_epi16(codes, x));
+        both!(_mm256_add_epi16(products, two))
     }
     #[inline(always)]
     unsafe fn signed_operand(x: Self::B) -> Self::B {
@@ -226,11 +246,11 @@ impl Simd for Avx2 {
     unsafe fn signed_start(_start: i32) -> Self::I {
         [_mm256_setzero_si256(); 2]
     }
-    // |w| · (x with the sign of w): pairs are at most 2·128·127, which 16 bits hold.
+    // |w| · (x with the sign of w); −128 is a magnitude too, for it counts as unsigned.
     #[inline(always)]
-    unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I {
+    unsafe fn dot_signed(products: Self::H, operand: Self::B, x: Self::B) -> Self::H {
         let magnitude = both!(_mm256_abs_epi8(operand));
         let signed = both!(_mm256_sign_epi8(x, operand));
-        both!(dot4(acc, magnitude, signed))
+        Self::dot(products, magnitude, signed)
     }
 }

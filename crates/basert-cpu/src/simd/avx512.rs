@@ -6,7 +6,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, wide_products};
 
 /// AVX-512 F, BW, VL, DQ, VNNI.
 pub struct Avx512;
@@ -27,6 +27,8 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+
+    wide_products!();
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> __m512 {

@@ -44,6 +44,10 @@ pub trait Simd {
     type I: Copy;
     /// 64 bytes.
     type B: Copy;
+    /// What products of bytes are added up in, before they are added to an `I`: another `I`, or 16 sums of 16 bits for
+    /// every two products if `NARROW`.
+    type H: Copy;
+    const NARROW: bool = false;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -107,15 +111,19 @@ pub trait Simd {
     /// `table[index]` for every byte; indices are below 16, the table is one of `load_table`.
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
 
-    /// Adds to each lane of `acc` the dot product of its four bytes of `codes`, all in [0, 127], and of `x`, in
-    /// [-127, 127].
-    unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I;
+    /// Begins to add products to `sum`.
+    unsafe fn begin(sum: Self::I) -> Self::H;
+    /// `sum`, with the products that were added since `begin`. If `NARROW`, no two neighbouring products may have come to
+    /// more than 32,767.
+    unsafe fn end(sum: Self::I, products: Self::H) -> Self::I;
+    /// Adds for each lane the products of its four bytes of `codes`, all in [0, 127], and of `x`, in [-127, 127].
+    unsafe fn dot(products: Self::H, codes: Self::B, x: Self::B) -> Self::H;
     /// What `dot_signed` takes for the signed bytes `x`.
     unsafe fn signed_operand(x: Self::B) -> Self::B;
     /// What a sum of `dot_signed` starts with, given −128 times the sum of the x that it will see.
     unsafe fn signed_start(start: i32) -> Self::I;
     /// As `dot`, for signed bytes through `signed_operand` and a sum begun with `signed_start`.
-    unsafe fn dot_signed(acc: Self::I, operand: Self::B, x: Self::B) -> Self::I;
+    unsafe fn dot_signed(products: Self::H, operand: Self::B, x: Self::B) -> Self::H;
 
     /// What `dot_pair` takes for eight columns, of which the first four and the last four are `signed_operand`s. These
     /// three are called only if `PAIRS`.
@@ -123,13 +131,16 @@ pub trait Simd {
     unsafe fn pair_columns(columns: [Self::B; 2]) -> [Self::B; 2] {
         columns
     }
-    /// As `dot_signed`, for eight columns and two rows of activations, with 8 codes each at `x`.
+    /// Adds as `dot_signed`, for eight columns and two rows of activations, with 8 codes each at `x`.
     #[inline(always)]
     unsafe fn dot_pair(mut acc: [Self::I; 2], weights: [Self::B; 2], x: [*const i8; 2]) -> [Self::I; 2] {
         for (i, weights) in weights.into_iter().enumerate() {
             for (acc, x) in acc.iter_mut().zip(x) {
                 // SAFETY: the caller's.
-                *acc = unsafe { Self::dot_signed(*acc, weights, Self::broadcast4(x.add(4 * i))) };
+                unsafe {
+                    let products = Self::dot_signed(Self::begin(*acc), weights, Self::broadcast4(x.add(4 * i)));
+                    *acc = Self::end(*acc, products);
+                }
             }
         }
         acc
@@ -192,6 +203,23 @@ pub trait Simd {
         fold(unsafe { Self::lanes(x) }, |a, b| if a > b { a } else { b })
     }
 }
+
+/// Products that go where their sums are.
+macro_rules! wide_products {
+    () => {
+        type H = Self::I;
+
+        #[inline(always)]
+        unsafe fn begin(sum: Self::I) -> Self::I {
+            sum
+        }
+        #[inline(always)]
+        unsafe fn end(_sum: Self::I, products: Self::I) -> Self::I {
+            products
+        }
+    };
+}
+use wide_products;
 
 #[inline(always)]
 fn fold(mut x: [f32; LANES], op: impl Fn(f32, f32) -> f32) -> f32 {

@@ -7,7 +7,7 @@ use std::arch::aarch64::*;
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::Simd;
+use super::{Simd, wide_products};
 
 /// NEON, with some products of bytes.
 pub struct Neon<P>(PhantomData<P>);
@@ -114,6 +114,8 @@ impl<P: Products> Simd for Neon<P> {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
+
+    wide_products!();
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

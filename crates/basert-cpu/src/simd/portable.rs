@@ -7,7 +7,7 @@ use std::array::from_fn;
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, wide_products};
 
 /// No instructions but the machine's basic ones.
 pub struct Portable;
@@ -20,6 +20,8 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 4 * LANES];
+
+    wide_products!();
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
