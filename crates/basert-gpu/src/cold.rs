@@ -53,7 +53,9 @@ impl ColdPool {
         let weights = Weights::new(plan, &name)?;
         let pages = (context + tokens).div_ceil(PAGE);
         let mut step = StepState::default();
-        step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), 1);
+        // All are wanted that can be, lest ops compute fewer rows than there are tokens.
+        let wanted = tokens.min(plan.limits.wanted);
+        step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), wanted);
         step.check(plan, pages, PAGE)?;
         let layout = StepLayout::new(plan.limits, pages, plan.graph.vocabulary);
         let mut words = vec![0; layout.words];

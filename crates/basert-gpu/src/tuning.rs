@@ -196,6 +196,17 @@ pub enum Variant {
     Decode(Decode),
 }
 
+impl Variant {
+    /// The kernels that this is one of.
+    pub fn family(&self) -> Family {
+        match self {
+            Variant::Gemv(_) => Family::Gemv,
+            Variant::Gemm(_) => Family::Gemm,
+            Variant::Decode(_) => Family::Decode,
+        }
+    }
+}
+
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -62,6 +62,8 @@ pub struct Case {
     pub name: String,
     /// The row's.
     pub kind: Kind,
+    /// The row's.
+    pub essential: bool,
     file: Arc<ModelFile>,
     graph: Arc<Graph>,
     prompt: Vec<u32>,
@@ -158,11 +160,11 @@ impl Row {
         let prompt: Vec<u32> = (0..self.tokens).map(|_| random.below(96) as u32).collect();
         let last: Vec<usize> = (self.tokens - COMPARED..self.tokens).collect();
         let expected = Reference::new(graph.clone(), &file).map_err(failed)?.logits(&prompt, &last).data;
-        let (name, kind) = (self.name.clone(), self.kind);
-        Ok(Case { name, kind, file, graph, prompt, expected, _folder: folder })
+        let (name, kind, essential) = (self.name.clone(), self.kind, self.essential);
+        Ok(Case { name, kind, essential, file, graph, prompt, expected, _folder: folder })
     }
 
-    /// A plan of its model for steps of up to so many tokens, and the file: its weights are zeros, and take no room on disk.
+    /// A plan of its model for steps of up to so many tokens, whose logits are all wanted, and the file: its weights are zeros, and take no room on disk.
     ///
     /// # Errors
     /// When a temporary file cannot be written.
@@ -183,7 +185,7 @@ impl Row {
         // Mapped, it stays when its folder goes.
         let file = Arc::new(ModelFile::open(&path)?);
         let graph = Arc::new(Graph::open(&file, &[self.architecture()?])?);
-        Ok((Plan::build(graph, Limits { tokens, wanted: 1 }, &FUSIONS), file))
+        Ok((Plan::build(graph, Limits { tokens, wanted: tokens }, &FUSIONS), file))
     }
 }
 

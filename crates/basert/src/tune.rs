@@ -1,8 +1,9 @@
 //! Choosing kernels by what they do on the machine at hand: variants that are wrong there are dropped, the others timed.
 //!
-//! A variant is right when every row of the [op table](crate::ops) that it has a part in comes out as the oracle computes
-//! it. A table of tuning keeps its rules; for each of them the fastest right variant is chosen. What remains is held against
-//! the rows once more as a whole. So a kernel that nobody could test on a chip cannot produce wrong text there.
+//! Every variant is held against those rows of the [op table](crate::ops) that show most mistakes, and a right one comes out
+//! as the oracle computes it. A table of tuning keeps its rules; for each of them the fastest right variant is chosen. What is
+//! chosen is held against all rows, each variant by itself and all together. So a kernel that nobody could test on a chip
+//! cannot produce wrong text there.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ pub enum Effort {
     /// The variants of the table that comes with the project, held against the essential rows. Others are looked at where
     /// none of those is right.
     Short,
-    /// All variants that are worth trying, held against all rows.
+    /// All variants that are worth trying, and what is chosen held against all rows.
     Full,
 }
 
@@ -97,12 +98,24 @@ pub fn tune<G: Gpu + 'static>(
     let cases = rows.map(|row| row.case()).collect::<Result<Vec<_>, _>>()?;
     let right = shipped.clone();
     let mut tuner = Tuner { open, effort, facts, shipped, right, cases, dropped: Vec::new() };
+    tell("compiling");
+    tuner.compile_ahead()?;
     let mut variants = Vec::new();
     for family in Family::ALL {
         variants.push(tuner.find_right(family, tell)?);
     }
     tell("timing");
-    let (tuning, choices) = tuner.choose(&variants)?;
+    let mut choices = tuner.time(&variants)?;
+    let tuning = loop {
+        let tuning = tuner.choose(&mut choices)?;
+        match tuner.find_wrong(&choices, tell) {
+            Some(found) => {
+                choices.iter_mut().for_each(|choice| choice.times.retain(|(variant, _)| *variant != found.0));
+                tuner.dropped.push(found);
+            }
+            None => break tuning,
+        }
+    };
     tell("checking all kernels together");
     let few = tuning.few_tokens;
     tuner.check(&tuning, |_| true, &[1, few, COMPARED]).map_err(|why| tuner.unusable(&why))?;
@@ -149,22 +162,60 @@ struct Tuner<'a, G> {
 }
 
 impl<G: Gpu + 'static> Tuner<'_, G> {
-    /// The variants of a family that are right, those of the table that comes with the project first.
-    fn find_right(&mut self, family: Family, tell: Tell<'_>) -> Result<Vec<Variant>, Error> {
-        let mut shipped: Vec<Variant> = Vec::new();
+    /// The variants of a family: how many the table that comes with the project has, and these before the others.
+    fn variants(&self, family: Family) -> (usize, Vec<Variant>) {
+        let mut all: Vec<Variant> = Vec::new();
         for (_, variant) in self.shipped.rules(family) {
-            if !shipped.contains(&variant) {
-                shipped.push(variant);
+            if !all.contains(&variant) {
+                all.push(variant);
             }
         }
-        let others = family.candidates(self.facts.tuning).into_iter().filter(|variant| !shipped.contains(variant));
+        let shipped = all.len();
+        let mut others = family.candidates(self.facts.tuning);
+        others.retain(|variant| !all.contains(variant));
+        all.append(&mut others);
+        (shipped, all)
+    }
+
+    /// Compiles all kernels that will be wanted, for a cache to have them: together, which takes all of the machine's
+    /// processors. Where one does not compile, the first check that wants it says so.
+    fn compile_ahead(&self) -> Result<(), Error> {
+        let mut recorder = Recorder::new(self.facts.tuning, self.facts.cores);
+        let sizes = self.sizes();
+        let mut pool = ColdPool::new(&mut recorder, sizes.pool, 0)?;
+        for family in Family::ALL {
+            let (shipped, variants) = self.variants(family);
+            let count = if self.effort == Effort::Short { shipped } else { variants.len() };
+            for &variant in &variants[..count] {
+                let device = GpuDevice::with_tuning(recorder.clone(), self.right.clone().with(None, variant));
+                let (kinds, at_once) = self.checks(family);
+                for case in self.cases.iter().filter(|case| case.essential && kinds.contains(&case.kind)) {
+                    for &tokens in &at_once {
+                        // What cannot be loaded cannot be loaded when it is checked either.
+                        let _ = case.load(&device, tokens);
+                    }
+                }
+                for (rule, (limits, _)) in self.shipped.rules(family).into_iter().enumerate() {
+                    let table = self.right.clone().with(Some(rule), variant);
+                    let _ = self.seconds(&mut recorder, &mut pool, &sizes, family, limits, &table);
+                }
+            }
+        }
+        let kernels = std::mem::take(&mut recorder.recorded().kernels);
+        let _ = (self.open)()?.compile(&kernels, &mut |_| {});
+        Ok(())
+    }
+
+    /// The variants of a family that are right, those of the table that comes with the project first.
+    fn find_right(&mut self, family: Family, tell: Tell<'_>) -> Result<Vec<Variant>, Error> {
+        let (shipped, variants) = self.variants(family);
         let mut right = Vec::new();
-        for variant in shipped.iter().copied().chain(others) {
-            if self.effort == Effort::Short && !right.is_empty() && !shipped.contains(&variant) {
+        for (i, &variant) in variants.iter().enumerate() {
+            if self.effort == Effort::Short && !right.is_empty() && i >= shipped {
                 break;
             }
             tell(&format!("checking {variant}"));
-            match self.check_variant(family, variant) {
+            match self.check_variant(family, variant, true) {
                 Ok(()) => right.push(variant),
                 Err(why) => self.dropped.push((variant, why)),
             }
@@ -182,50 +233,65 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         Ok(right)
     }
 
+    /// A variant among those that were chosen that some row shows to be wrong, and why.
+    fn find_wrong(&self, choices: &[Choice], tell: Tell<'_>) -> Option<(Variant, String)> {
+        let mut seen = Vec::new();
+        for choice in choices.iter().filter(|_| self.effort == Effort::Full) {
+            if !seen.contains(&choice.chosen) {
+                seen.push(choice.chosen);
+                tell(&format!("checking {} with all rows", choice.chosen));
+                if let Err(why) = self.check_variant(choice.chosen.family(), choice.chosen, false) {
+                    return Some((choice.chosen, why));
+                }
+            }
+        }
+        None
+    }
+
     fn unusable(&self, why: &str) -> Error {
         GpuError::Missing(format!("{}: kernels came out wrong, so no result could be trusted: {why}", self.facts.name))
             .into()
     }
 
-    /// Whether a variant is right wherever it would be used.
-    fn check_variant(&self, family: Family, variant: Variant) -> Result<(), String> {
+    /// The rows that a family's variants have a part in, and how many tokens at once.
+    fn checks(&self, family: Family) -> (&'static [Kind], [usize; 2]) {
         let few = self.shipped.few_tokens;
-        let (kinds, at_once): (&[Kind], &[usize]) = match family {
-            Family::Gemv => (&[Kind::Linear, Kind::Around, Kind::Experts], &[1, few]),
-            Family::Gemm => (&[Kind::Linear, Kind::Around, Kind::Experts], &[16, COMPARED]),
-            Family::Decode => (&[Kind::Attention], &[1, few]),
-        };
-        self.check(&self.right.clone().with(None, variant), |kind| kinds.contains(&kind), at_once)
+        match family {
+            Family::Gemv => (&[Kind::Linear, Kind::Around, Kind::Experts], [1, few]),
+            Family::Gemm => (&[Kind::Linear, Kind::Around, Kind::Experts], [16, COMPARED]),
+            Family::Decode => (&[Kind::Attention], [1, few]),
+        }
     }
 
-    /// Whether the rows of these kinds come out right, with kernels from this table; the first that does not is the error.
-    fn check(&self, tuning: &Tuning, kinds: impl Fn(Kind) -> bool, at_once: &[usize]) -> Result<(), String> {
-        let mut gpu = (self.open)().map_err(|error| error.to_string())?;
-        let checks = || {
-            let cases = self.cases.iter().filter(|case| kinds(case.kind));
-            cases.flat_map(|case| at_once.iter().map(move |&tokens| (case, tokens)))
-        };
-        // All kernels are compiled at once, which takes all of the machine's processors. Where one does not compile, the
-        // first row that wants it says so.
-        let recorder = Recorder::new(self.facts.tuning, self.facts.cores);
-        let device = GpuDevice::with_tuning(recorder.clone(), tuning.clone());
-        for (case, tokens) in checks() {
-            let _ = case.load(&device, tokens);
-        }
-        let _ = gpu.compile(&recorder.recorded().kernels, &mut |_| {});
+    /// Whether a variant is right wherever it would be used, as far as the essential rows show that, or all.
+    fn check_variant(&self, family: Family, variant: Variant, essential: bool) -> Result<(), String> {
+        let (kinds, at_once) = self.checks(family);
+        let wanted = |case: &Case| kinds.contains(&case.kind) && (case.essential || !essential);
+        self.check(&self.right.clone().with(None, variant), wanted, &at_once)
+    }
+
+    /// Whether these rows come out right, with kernels from this table; the first that does not is the error.
+    fn check(&self, tuning: &Tuning, wanted: impl Fn(&Case) -> bool, at_once: &[usize]) -> Result<(), String> {
+        let gpu = (self.open)().map_err(|error| error.to_string())?;
         let device = GpuDevice::with_tuning(gpu, tuning.clone());
-        for (case, tokens) in checks() {
-            case.check(&device, tokens)?;
+        for case in self.cases.iter().filter(|case| wanted(case)) {
+            for &tokens in at_once {
+                case.check(&device, tokens)?;
+            }
         }
         Ok(())
     }
 
-    /// The table with the fastest right variant for each rule, where it is clearly faster than what the rule had.
-    fn choose(&self, variants: &[Vec<Variant>]) -> Result<(Tuning, Vec<Choice>), Error> {
-        let sizes = if self.facts.tuning == "simt" { SIMULATED } else { REAL };
+    fn sizes(&self) -> Sizes {
+        if self.facts.tuning == "simt" { SIMULATED } else { REAL }
+    }
+
+    /// The times of right variants for each rule, fastest first, before anything is chosen.
+    fn time(&self, variants: &[Vec<Variant>]) -> Result<Vec<Choice>, Error> {
+        let sizes = self.sizes();
         let mut gpu = (self.open)()?;
         let mut pool = ColdPool::new(&mut gpu, sizes.pool, sizes.rounds)?;
-        let (mut tuning, mut choices) = (self.right.clone(), Vec::new());
+        let mut choices = Vec::new();
         for (family, variants) in Family::ALL.into_iter().zip(variants) {
             for (rule, (limits, before)) in self.shipped.rules(family).into_iter().enumerate() {
                 let mut times = Vec::new();
@@ -237,22 +303,32 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                     }
                 }
                 times.sort_by(|a, b| a.1.total_cmp(&b.1));
-                let Some(&(fastest, best)) = times.first() else {
-                    return Err(self.unusable(&format!("no variant of {family:?} could be timed")));
-                };
-                let had = times.iter().find(|(variant, _)| *variant == before);
-                let chosen = if had.is_some_and(|(_, seconds)| best > seconds * sizes.gain) { before } else { fastest };
-                tuning = tuning.with(Some(rule), chosen);
-                choices.push(Choice { limits, before, chosen, times });
+                choices.push(Choice { limits, before, chosen: before, times });
             }
         }
-        Ok((tuning, choices))
+        Ok(choices)
+    }
+
+    /// The table with the fastest variant for each rule, where it is clearly faster than what the rule had.
+    fn choose(&self, choices: &mut [Choice]) -> Result<Tuning, Error> {
+        let gain = self.sizes().gain;
+        let rules = Family::ALL.into_iter().flat_map(|family| 0..self.shipped.rules(family).len());
+        let mut tuning = self.right.clone();
+        for (rule, choice) in rules.zip(choices) {
+            let Some(&(fastest, best)) = choice.times.first() else {
+                return Err(self.unusable(&format!("there is nothing right in place of {}", choice.before)));
+            };
+            let had = choice.times.iter().find(|(variant, _)| *variant == choice.before);
+            choice.chosen = if had.is_some_and(|(_, seconds)| best > seconds * gain) { choice.before } else { fastest };
+            tuning = tuning.with(Some(rule), choice.chosen);
+        }
+        Ok(tuning)
     }
 
     /// The seconds of ops that a rule is for, with kernels from this table.
     fn seconds(
         &self,
-        gpu: &mut G,
+        gpu: &mut dyn Gpu,
         pool: &mut ColdPool,
         sizes: &Sizes,
         family: Family,
@@ -339,17 +415,18 @@ fn time_product(device: &CpuDevice, format: Format, tokens: usize) -> Result<Tim
     let rows = (64 << 20) / row / 256 * 256;
     let (plan, file) = ops::product(format, rows, columns).outline(tokens)?;
     let plan = Arc::new(plan);
-    let options = LoadOptions { pages: 1, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+    let pages: Vec<u32> = (0..tokens.div_ceil(device.facts().page_tokens) as u32).collect();
+    let options = LoadOptions { pages: pages.len(), kv: KvFormat::F16, progress: &mut |_, _, _| {} };
     let mut baked = device.load(plan.clone(), file, options).map_err(failed)?;
     let mut step = StepState::default();
-    step.push(&vec![0; tokens], 0, &[0], 1);
+    step.push(&vec![0; tokens], 0, &pages, tokens);
     let first = plan.ops.iter().position(|planned| matches!(planned.op, PlanOp::Linear { .. })).unwrap_or(0);
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
         let spans = baked.profile(&step).map_err(failed)?;
         best = spans.iter().filter(|span| span.ops.contains(&first)).map(|span| span.seconds).fold(best, f64::min);
     }
-    let shape = StepShape { tokens, wanted: 1, context: 0, kv: KvFormat::F16 };
+    let shape = StepShape { tokens, wanted: tokens, context: 0, kv: KvFormat::F16 };
     let cost = plan.cost(&plan.ops[first].op, shape);
     Ok(Timed { format, bytes: cost.weights, operations: cost.flops, seconds: best })
 }

@@ -5,7 +5,7 @@
 //! 2.5 % (Gemma 3) of the tokens, and by up to 0.5 where its top two logits are apart. So its answer is fed back token
 //! by token, and compared are the choice wherever the gap is beyond that noise, and how often the rest differs.
 
-use basert::{KvFormat, Model, Options};
+use basert::{DeviceKind, Generation, KvFormat, Model, Options, Sampling};
 use basert_testkit::{gemma3, smollm2};
 use serde_json::Value;
 
@@ -65,4 +65,62 @@ fn gemma3_agrees_with_llama_cpp() {
 #[test]
 fn smollm2_agrees_with_llama_cpp_with_smaller_keys_and_values() {
     compare(smollm2(), KvFormat::Q8, include_str!("data/greedy/smollm2.json"), 0.035);
+}
+
+/// What a GPU answers is what the CPU would have chosen. Both round activations to 8 bits, the GPU to halves as well
+/// where there are many rows, so ties may differ.
+fn gpu_agrees_with_cpu(path: &std::path::Path, prompts: &str) {
+    let name = std::env::var("BASERT_TEST_GPU").unwrap_or_else(|_| "cuda".to_owned());
+    let [cpu, gpu] = ["cpu", &name].map(|name| {
+        let device: DeviceKind = name.parse().unwrap();
+        Model::open(path, Options { device, ..Options::default() }).unwrap()
+    });
+    let prompts: Value = serde_json::from_str(prompts).unwrap();
+    let options = Generation {
+        max_tokens: 64,
+        ignore_end: true,
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        ..Generation::default()
+    };
+    let (mut compared, mut different, mut beyond_noise) = (0, 0, Vec::new());
+    let mut counts = [0; 4];
+    for prompt in prompts["prompts"].as_array().unwrap() {
+        let text = prompt["text"].as_str().unwrap();
+        let mut tokens = cpu.text_tokens(text).unwrap();
+        let first = tokens.len();
+        tokens.extend(gpu.generate(text, &options, |_| true).unwrap().tokens);
+        let mut each = |position: usize, logits: &[f32]| {
+            let Some(&token) = tokens.get(position + 1) else { return };
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+            let gap = logits[best] - logits[token as usize];
+            compared += 1;
+            if gap > 0.0 {
+                different += 1;
+                for (count, bound) in counts.iter_mut().zip([0.05, 0.1, 0.2, GAP]) {
+                    *count += usize::from(f64::from(gap) > bound);
+                }
+                if f64::from(gap) > GAP {
+                    beyond_noise
+                        .push(format!("{} at {position}: {token} instead of {best}, gap {gap}", prompt["name"]));
+                }
+            }
+        };
+        cpu.score(&tokens, first - 1, &mut each).unwrap();
+    }
+    println!("{different} of {compared} tokens differ; with gaps above 0.05, 0.1, 0.2, {GAP}: {counts:?}");
+    assert!(compared > 500);
+    assert!(beyond_noise.is_empty(), "{beyond_noise:#?}");
+    assert!(f64::from(different) < 0.035 * f64::from(compared), "{different} of {compared} tokens differ");
+}
+
+#[test]
+#[ignore = "needs a GPU; tools/gpu-check runs it"]
+fn smollm2_on_a_gpu_agrees_with_the_cpu() {
+    gpu_agrees_with_cpu(&smollm2(), include_str!("data/greedy/smollm2.json"));
+}
+
+#[test]
+#[ignore = "needs a GPU; tools/gpu-check runs it"]
+fn gemma3_on_a_gpu_agrees_with_the_cpu() {
+    gpu_agrees_with_cpu(&gemma3(), include_str!("data/greedy/gemma3.json"));
 }
