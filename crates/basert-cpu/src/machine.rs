@@ -194,7 +194,7 @@ unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(bytes: [i8; 64]) -> f32 {
                 }
             }
         } else {
-            let mut products = sums.map(|sum| S::begin(sum));
+            let mut products = [S::begin(sums[0]); CHAINS];
             for _ in 0..REPEAT {
                 for products in &mut products {
                     // Lest a product that is always the same is computed once.

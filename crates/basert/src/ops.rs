@@ -411,7 +411,7 @@ pub fn product(format: Format, rows: usize, columns: usize) -> Row {
     let ops =
         "{ op = 'linear', in = 'x', weight = 'w', out = 'h' }, { op = 'linear', in = 'h', weight = 'v', out = 'y' }";
     let tensors =
-        [("embed", &[TOKENS, columns][..], format), ("w", &[rows, columns], format), ("v", &[96, rows], format)];
+        [("embed", &[TOKENS, columns][..], format), ("w", &[rows, columns], format), ("v", &[96, rows], Format::F16)];
     Row::new(format!("{rows}×{columns} {format}"), Kind::Linear, ops, &tensors)
 }
 
