@@ -13,16 +13,22 @@
 //! and for weights that are floats, one sum of products in order of k.
 //!
 //! A few rows are multiplied by a panel as it is. For more, a panel is first *expanded*: its codes unpacked to bytes, its
-//! scales multiplied out to `w` and `m`, once for many tiles of rows. So what costs most is one kernel for all formats,
-//! and small.
+//! scales multiplied out to `w` and `m`, once for many tiles of rows. So what costs most is a small loop of loads and
+//! products. Where products of bytes go to sums of 16 bits first, how many fit there depends on the format.
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+mod codes;
+mod floats;
+
 use std::hint::black_box;
 use std::ops::Range;
 
-use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
+use basert_core::Value;
+
+use codes::{Packed, base, expanded, group, operand, start, table};
+use floats::float_kernel;
 
 use crate::isa::dispatch;
 use crate::panel::PanelFormat;
@@ -121,30 +127,7 @@ macro_rules! tiles {
         $n
     }};
 }
-
-/// Layout of a quantised format, as a constant.
-struct Packed<const F: usize>;
-
-impl<const F: usize> Packed<F> {
-    const FORMAT: PanelFormat = PanelFormat::of(&FORMATS[F]);
-
-    /// How many products of four columns are added up before they have to be widened. Neighbouring ones come to `2 · 127`
-    /// times the largest code.
-    const fn together<S: Simd>() -> usize {
-        if !S::NARROW {
-            return 8;
-        }
-        let steps = i16::MAX as usize / (2 * 127 * Self::FORMAT.largest());
-        if steps >= 8 { 8 } else { 1 << steps.ilog2() }
-    }
-
-    /// Whether expanded codes are those of the file, which are not negative: where instructions want that, or there are
-    /// mins. Else they are signed.
-    const fn expands_unsigned<S: Simd>() -> bool {
-        let integer = matches!(Self::FORMAT.value, Value::Integer { .. });
-        integer && !S::PAIRS && (Self::FORMAT.min.is_some() || S::NARROW)
-    }
-}
+use tiles;
 
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
@@ -254,17 +237,6 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
 unsafe fn activations(block: *const Block, i: usize) -> *const i8 {
     // SAFETY: the caller's.
     unsafe { (&raw const (*block).codes).cast::<i8>().add(i) }
-}
-
-#[inline(always)]
-unsafe fn table<S: Simd, const F: usize>() -> S::B {
-    // SAFETY: the caller's.
-    unsafe {
-        match const { Packed::<F>::FORMAT.value } {
-            Value::Table(table) => S::load_table(table.as_ptr().cast()),
-            _ => S::splat_u8(0),
-        }
-    }
 }
 
 #[inline(always)]
@@ -505,188 +477,6 @@ unsafe fn pairs<S: Simd, const P: usize, const T: usize>(
         for t in 0..T {
             for p in 0..P {
                 sum[t][p] = S::add_i32(sum[t][p], S::unpair(pairs[t / 2 * 2][p])[t % 2]);
-            }
-        }
-    }
-}
-
-/// What a group's integer sum starts with: the codes' zero point, taken off for the whole group.
-#[inline(always)]
-unsafe fn start<S: Simd, const F: usize>(start: i32) -> S::I {
-    // SAFETY: the caller's.
-    unsafe {
-        match const { Packed::<F>::FORMAT.value } {
-            Value::Integer { zero: 0 } => S::splat_i32(0),
-            // All zero points are powers of two.
-            Value::Integer { zero } => S::splat_i32(start >> (7 - zero.trailing_zeros())),
-            _ => S::signed_start(start),
-        }
-    }
-}
-
-/// The blocks' own scales and mins.
-#[inline(always)]
-unsafe fn base<S: Simd, const F: usize>(scales: *const u8) -> (S::F, S::F) {
-    let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
-    unsafe {
-        let scale = match format.base {
-            Base::F16(_) => S::load_f16(scales.cast()),
-            Base::E8M0(_) => {
-                // 2^(e − 127) from its bits, where e = 0 is a subnormal; halved, for the table holds doubled values.
-                let bits = S::max_i32(S::shl_i32(S::load_u8(scales), 23), S::splat_i32(0x0040_0000));
-                S::mul(S::from_bits(bits), S::splat(0.5))
-            }
-        };
-        let min = match format.min {
-            Some((at, sign)) => S::mul(S::load_f16(scales.add(at).cast()), S::splat(sign)),
-            None => S::splat(0.0),
-        };
-        (scale, min)
-    }
-}
-
-/// Scale and min of group `g` of the blocks.
-#[inline(always)]
-unsafe fn group<S: Simd, const F: usize>((scale, min): (S::F, S::F), scales: *const u8, g: usize) -> (S::F, S::F) {
-    let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
-    unsafe {
-        let groups = scales.add(format.groups_at);
-        match format.scales {
-            GroupScales::None => (scale, min),
-            GroupScales::Nibbles(_) => {
-                let both = S::load_u8(groups.add(g * LANES));
-                let (low, high) = (S::and_i32(both, S::splat_i32(15)), S::shr_i32(both, 4));
-                (S::mul(scale, S::float(low)), S::mul(min, S::float(high)))
-            }
-            _ if format.min.is_some() => {
-                let groups = groups.add(2 * g * LANES).cast();
-                let low = S::float(S::load_i8(groups));
-                let high = S::float(S::load_i8(groups.add(LANES)));
-                (S::mul(scale, low), S::mul(min, high))
-            }
-            _ => (S::mul(scale, S::float(S::load_i8(groups.add(g * LANES).cast()))), min),
-        }
-    }
-}
-
-/// A plane's bits of elements `i` to `i + 3` of the blocks, `below` bits up.
-#[inline(always)]
-unsafe fn bits<S: Simd>(codes: *const u8, i: usize, plane: Plane, below: u32) -> S::B {
-    let byte = plane.offset + i / plane.span * plane.run + i % plane.run;
-    let shift = plane.width * ((i % plane.span) / plane.run) as u32;
-    // SAFETY: the caller's; four bytes of a row are a vector.
-    unsafe {
-        let bytes = S::load_bytes(codes.add(byte * LANES));
-        if plane.width == 8 {
-            return bytes;
-        }
-        let mask = ((1u32 << plane.width) - 1) << below;
-        S::and(S::shift_bits(bytes, below as i32 - shift as i32), S::splat_u8(mask as u8))
-    }
-}
-
-/// The codes of elements `i` to `i + 3` of the blocks: what `dot` or `dot_signed` takes.
-#[inline(always)]
-unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
-    let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
-    unsafe {
-        let code = match format.planes {
-            [Some(low), Some(high)] => S::or(bits::<S>(codes, i, low, 0), bits::<S>(codes, i, high, low.width)),
-            [Some(low), None] => bits::<S>(codes, i, low, 0),
-            [None, _] => S::splat_u8(0),
-        };
-        match format.value {
-            Value::Integer { .. } => code,
-            Value::Signed8 => S::signed_operand(code),
-            Value::Table(_) => S::signed_operand(S::lookup(table, code)),
-        }
-    }
-}
-
-/// [`operand`], as kernels of expanded panels take it.
-#[inline(always)]
-unsafe fn expanded<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
-    let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
-    unsafe {
-        let operand = operand::<S, F>(codes, i, table);
-        match format.value {
-            Value::Integer { .. } if const { Packed::<F>::expands_unsigned::<S>() } => operand,
-            Value::Integer { zero: 0 } => S::signed_operand(operand),
-            Value::Integer { zero } => S::signed_operand(S::sub_bytes(operand, S::splat_u8(zero as u8))),
-            _ => operand,
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn float_kernel<S: Simd, const F: usize, const P: usize>(
-    panels: [*const u8; P],
-    k: usize,
-    x: *const f32,
-    rows: usize,
-    out: *mut Lanes,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        if S::WIDE {
-            tiles!(6, rows, |at, T| {
-                float_rows::<S, F, P, T>(panels, k, x.add(at), rows, out, at);
-            });
-            return;
-        }
-        for p in 0..P {
-            tiles!(6, rows, |at, T| {
-                float_rows::<S, F, 1, T>([panels[p]], k, x.add(at), rows, out.add(p * rows), at);
-            });
-        }
-    }
-}
-
-/// Some rows, from row `at` on, of a tile of `width` rows; `x` is the first of them.
-#[inline(always)]
-unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
-    panels: [*const u8; P],
-    k: usize,
-    x: *const f32,
-    width: usize,
-    out: *mut Lanes,
-    at: usize,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut y = [[S::splat(0.0); P]; T];
-        let mut x = x;
-        let step = const { LANES * FORMATS[F].bytes };
-        for i in 0..k {
-            // Past its end, a panel is followed by that of the next call.
-            let ahead = i * step + AHEAD;
-            let ahead = if ahead < k * step { ahead } else { ahead + (P - 1) * k * step };
-            let mut weights = [S::splat(0.0); P];
-            for p in 0..P {
-                if T <= 4 && (i * step).is_multiple_of(64) {
-                    S::prefetch(panels[p].wrapping_add(ahead));
-                }
-                weights[p] = match FORMATS[F].format {
-                    Format::F32 => S::load(panels[p].add(i * step).cast()),
-                    Format::F16 => S::load_f16(panels[p].add(i * step).cast()),
-                    _ => S::load_bf16(panels[p].add(i * step).cast()),
-                };
-            }
-            for t in 0..T {
-                let x = S::splat(*x.add(t));
-                for p in 0..P {
-                    y[t][p] = S::fma(x, weights[p], y[t][p]);
-                }
-            }
-            x = x.add(width);
-        }
-        for t in 0..T {
-            for p in 0..P {
-                S::store(out.add(p * width + at + t).cast(), y[t][p]);
             }
         }
     }
