@@ -140,7 +140,7 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
     rows: usize,
     out: *mut Lanes,
 ) {
-    let narrow = const { S::NARROW && Packed::<F>::together::<S>() > 1 };
+    let narrow = const { Packed::<F>::sums_are_narrow::<S>() };
     for p in 0..panels {
         // SAFETY: the caller's.
         unsafe {
@@ -291,8 +291,7 @@ unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
             });
             return;
         }
-        let most = match S::NARROW && const { Packed::<F>::together::<S>() > 1 } {
-            // Sums of 16 bits need half as many registers.
+        let most = match const { Packed::<F>::sums_are_narrow::<S>() } {
             true => 6,
             false if S::PAIRS => 4,
             false => 3,

@@ -21,6 +21,11 @@ impl<const F: usize> Packed<F> {
         if steps >= 8 { 8 } else { 1 << steps.ilog2() }
     }
 
+    /// Whether several products fit into a sum of 16 bits, which needs half as many registers.
+    pub const fn sums_are_narrow<S: Simd>() -> bool {
+        S::NARROW && Self::together::<S>() > 1
+    }
+
     /// Whether expanded codes are those of the file, which are not negative: where instructions want that, or there are
     /// mins. Else they are signed.
     pub const fn expands_unsigned<S: Simd>() -> bool {
