@@ -10,7 +10,7 @@ use basert_core::{FORMATS, Format, KvFormat};
 use basert_cpu::*;
 
 /// Larger than the last-level cache, so that a product with one row streams from memory.
-const LARGE: usize = 192 << 20;
+const LARGE: usize = 1 << 30;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
@@ -95,7 +95,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         }
         let input = if format.is_float() { Input::Float(floats) } else { Input::Quantised(quantised) };
         out.resize(m * n, 0.0);
-        let counters: Vec<Counter> = (0..window).map(|_| Counter::new()).collect();
+        let counters: Vec<Counter> = (0..window).map(|_| Counter::new(pool.threads())).collect();
         let scratch = || Mutex::new(Buffer::zeroed(matrices[0].scratch_bytes()).expect("memory"));
         let scratch: Vec<_> = (0..pool.threads()).map(|_| scratch()).collect();
         let out = Rows::new(&mut out, m, n);
@@ -158,7 +158,7 @@ fn attention(pool: &Pool, isa: Isa, format: KvFormat) {
     let mut partials = vec![0.0; shape.kv_heads * rows * width];
     let partials = Rows::new(&mut partials, shape.kv_heads * rows, width);
     let scratch: Vec<_> = (0..pool.threads()).map(|_| Mutex::new(Scratch::new(&shape))).collect();
-    let counter = Counter::new();
+    let counter = Counter::new(pool.threads());
     // Seconds that a page takes at best, when each run takes the next `window` pages, or `repeat` times the same.
     let run = |window: usize, repeat: usize| {
         let mut windows = table.chunks_exact(window).cycle();

@@ -81,6 +81,7 @@ impl Device for CpuDevice {
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
         let page_bytes = plan.graph.caches.iter().map(|cache| binder.page_bytes(cache)).sum();
         let mut ops = Vec::with_capacity(plan.ops.len());
+        let counter = || Counter::new(self.pool.threads());
         let mut linear_since_barrier = false;
         for planned in &plan.ops {
             let kernel = binder.bind(&planned.op, &mut matrices)?;
@@ -88,11 +89,11 @@ impl Device for CpuDevice {
             // Linear ops share the memory of prepared inputs, which the plan knows nothing of.
             let barrier = planned.barrier || (is_linear && linear_since_barrier);
             linear_since_barrier = is_linear || (linear_since_barrier && !barrier);
-            ops.push(Bound { kernel, barrier, work: Counter::new(), prepare: Counter::new() });
+            ops.push(Bound { kernel, barrier, work: counter(), prepare: counter() });
         }
         let hidden = plan.hidden.op.iter().map(|op| {
             let kernel = binder.bind(op, &mut [])?;
-            Ok(Bound { kernel, barrier: true, work: Counter::new(), prepare: Counter::new() })
+            Ok(Bound { kernel, barrier: true, work: counter(), prepare: counter() })
         });
         let hidden = hidden.collect::<Result<_, DeviceError>>()?;
         let shared = Shared {

@@ -259,7 +259,7 @@ impl PackedMatrix {
         let stripe = (STRIPE_BYTES / panel_len).max(1).next_multiple_of(2);
         for first in (0..panels).step_by(stripe) {
             let stripe = first..panels.min(first + stripe);
-            let counter = Counter::new();
+            let counter = Counter::new(pool.threads());
             pool.run(|worker| {
                 for panel in worker.chunks(&counter, stripe.len(), 16).flatten() {
                     let panel = first + panel;

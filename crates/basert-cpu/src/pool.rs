@@ -10,7 +10,7 @@ use std::cell::UnsafeCell;
 use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
@@ -256,47 +256,76 @@ impl Worker<'_> {
         }
     }
 
-    /// Claims pieces of `0..total` until `counter` says that all are taken: each a share of what is left, and `grain` at
-    /// least. So most of the work comes in long runs, which memory is read best by, and the last of it in small pieces,
-    /// which let all finish together.
+    /// Takes pieces of `0..total` until `counter` says that all are taken: from the front of this worker's
+    /// [`share`](Self::share), and when there is none left, from the back of the others'. So a worker that nobody disturbs
+    /// passes over its share from the beginning to the end, which memory is read best by, and whoever is done first helps
+    /// the others. A piece is half of what is left of a share, and `grain` at least, so that all finish together.
     pub fn chunks<'c>(
-        &self,
+        &'c self,
         counter: &'c Counter,
         total: usize,
         grain: usize,
     ) -> impl Iterator<Item = Range<usize>> + 'c {
-        let shares = 2 * self.shared.count;
+        let count = self.shared.count;
+        assert!(counter.0.len() == count && u32::try_from(total).is_ok());
+        let mut next = 0;
         std::iter::from_fn(move || {
-            let claim = |start: usize| {
-                let left = total.checked_sub(start).filter(|left| *left > 0)?;
-                Some(start + (left / shares).max(grain).clamp(1, left))
-            };
-            let start = counter.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
-            Some(start..claim(start)?)
+            while next < count {
+                let owner = (self.index + next) % count;
+                if let Some(piece) = counter.0[owner].take(self.share_of(owner, total), grain, next == 0) {
+                    return Some(piece);
+                }
+                next += 1;
+            }
+            None
         })
     }
 
     /// This worker's part of `0..total` when it is divided evenly beforehand.
     pub fn share(&self, total: usize) -> Range<usize> {
+        self.share_of(self.index, total)
+    }
+
+    fn share_of(&self, index: usize, total: usize) -> Range<usize> {
         let at = |i: usize| (i as u128 * total as u128 / self.shared.count as u128) as usize;
-        at(self.index)..at(self.index + 1)
+        at(index)..at(index + 1)
     }
 }
 
-/// How much of some work has been claimed. On a cache line of its own.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub struct Counter(AtomicUsize);
+/// How much of some work has been taken, by share.
+#[derive(Debug)]
+pub struct Counter(Box<[Taken]>);
 
 impl Counter {
-    /// Nothing claimed.
-    pub const fn new() -> Counter {
-        Counter(AtomicUsize::new(0))
+    /// Nothing taken, of the shares of so many workers.
+    pub fn new(workers: usize) -> Counter {
+        Counter((0..workers).map(|_| Taken::default()).collect())
     }
 
-    /// Starts over. No worker may be claiming, and a barrier must follow before one does.
+    /// Starts over. No worker may be taking, and a barrier must follow before one does.
     pub fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        self.0.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
+    }
+}
+
+/// How much of a share has been taken from its front, in the low half, and from its back. On cache lines of its own, of
+/// which processors fetch two at once.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Taken(AtomicU64);
+
+impl Taken {
+    /// A piece of what is left of `share`.
+    fn take(&self, share: Range<usize>, grain: usize, front: bool) -> Option<Range<usize>> {
+        let left = |taken: u64| {
+            let (start, end) = (share.start + (taken as u32) as usize, share.end.checked_sub((taken >> 32) as usize)?);
+            (start < end).then_some(start..end)
+        };
+        let piece = |left: &Range<usize>| (left.len() / 2).max(grain).clamp(1, left.len());
+        let take = |taken: u64| Some(taken + ((piece(&left(taken)?) as u64) << if front { 0 } else { 32 }));
+        let left = left(self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).ok()?)?;
+        let piece = piece(&left);
+        Some(if front { left.start..left.start + piece } else { left.end - piece..left.end })
     }
 }
 
@@ -326,7 +355,7 @@ mod tests {
         for threads in [1, 2, 3, 5] {
             let pool = Pool::new(Some(threads)).unwrap();
             let hits: Vec<AtomicU32> = (0..1000).map(|_| AtomicU32::new(0)).collect();
-            let counters: Vec<Counter> = (0..50).map(|_| Counter::new()).collect();
+            let counters: Vec<Counter> = (0..50).map(|_| Counter::new(threads)).collect();
             for run in 1..=20 {
                 counters.iter().for_each(Counter::reset);
                 pool.run(|worker| {

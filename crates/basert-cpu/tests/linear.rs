@@ -34,7 +34,7 @@ fn product(
     };
     let mut out = vec![start; m * n];
     let view = Rows::new(&mut out, m, n);
-    let counter = Counter::new();
+    let counter = Counter::new(pool.threads());
     pool.run(|worker| {
         let mut scratch = Buffer::zeroed(matrix.scratch_bytes()).unwrap();
         for units in worker.chunks(&counter, matrix.units(), grain) {
