@@ -152,8 +152,9 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
     }
 }
 
-/// How far ahead of its reading a panel is asked for, in bytes.
-const AHEAD: usize = 6144;
+/// How far ahead of its reading a panel is asked for, in bytes: for the second-level cache, and from there for the first.
+const AHEAD: usize = 8192;
+const SOON: usize = 1024;
 
 /// Some rows of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]
@@ -184,7 +185,8 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
                 // Little by little: many lines asked for at once would fill the core's queue, and reading wait.
                 until = until.wrapping_add(const { Packed::<F>::FORMAT.bytes() } / groups);
                 while ahead < until {
-                    S::prefetch(ahead);
+                    S::prefetch_far(ahead);
+                    S::prefetch(ahead.wrapping_sub(AHEAD - SOON));
                     ahead = ahead.wrapping_add(64);
                 }
                 let (scale, min) = group::<S, F>(base, scales, g);

@@ -188,6 +188,10 @@ impl Simd for Avx2 {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn load_table(p: *const u8) -> Self::B {
         [_mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())); 2]
     }

@@ -162,6 +162,10 @@ impl Simd for Avx512 {
         _mm_prefetch::<_MM_HINT_T0>(p.cast())
     }
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast())
+    }
+    #[inline(always)]
     unsafe fn sum_i32(x: __m512i) -> i32 {
         _mm512_reduce_add_epi32(x)
     }

@@ -171,6 +171,11 @@ pub trait Simd {
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
 
+    /// Asks for a cache line that will be read later, for the second-level cache, which has more to come at a time. The
+    /// address need not be valid.
+    #[inline(always)]
+    unsafe fn prefetch_far(_p: *const u8) {}
+
     /// The wrapping sum of the lanes.
     #[inline(always)]
     unsafe fn sum_i32(x: Self::I) -> i32 {
