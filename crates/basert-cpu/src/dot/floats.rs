@@ -5,7 +5,7 @@
 
 use basert_core::{FORMATS, Format};
 
-use super::{AHEAD, Lanes, tiles};
+use super::{AHEAD, Lanes, SOON, tiles};
 use crate::simd::{LANES, Simd};
 
 #[inline(always)]
@@ -49,12 +49,15 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize>(
         let step = const { LANES * FORMATS[F].bytes };
         for i in 0..k {
             // Past its end, a panel is followed by that of the next call.
-            let ahead = i * step + AHEAD;
-            let ahead = if ahead < k * step { ahead } else { ahead + (P - 1) * k * step };
+            let ahead = |bytes: usize| {
+                let at = i * step + bytes;
+                if at < k * step { at } else { at + (P - 1) * k * step }
+            };
             let mut weights = [S::splat(0.0); P];
             for p in 0..P {
                 if T <= 4 && (i * step).is_multiple_of(64) {
-                    S::prefetch(panels[p].wrapping_add(ahead));
+                    S::prefetch_far(panels[p].wrapping_add(ahead(AHEAD)));
+                    S::prefetch(panels[p].wrapping_add(ahead(SOON)));
                 }
                 weights[p] = match FORMATS[F].format {
                     Format::F32 => S::load(panels[p].add(i * step).cast()),
