@@ -28,7 +28,7 @@ use std::ops::Range;
 use basert_core::Value;
 
 use codes::{Packed, base, expanded, group, operand, start, table};
-use floats::float_kernel;
+use floats::{expand_floats_kernel, float_kernel};
 
 use crate::isa::dispatch;
 use crate::panel::PanelFormat;
@@ -40,25 +40,43 @@ pub(crate) type Lanes = [f32; LANES];
 /// At most so many rows are multiplied by panels as they are: to read those once takes longer than all else.
 pub(crate) const FEW: usize = 8;
 
-/// A panel of a quantised format after expansion: for each group of weights its codes, paired if the instruction set has
-/// that, then its scales, then its mins, if the format has them; all vectors of 64 bytes.
+/// A panel after expansion, all of it vectors of 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Expanded {
-    /// Values of a row in a group: 16 or 32.
-    pub group: usize,
-    /// Whether groups have mins. These have unsigned codes unless they are paired, the others signed ones.
-    pub min: bool,
+pub(crate) enum Expanded {
+    /// Of floats: f32.
+    Floats,
+    /// Of a quantised format: for each group of weights its codes, paired if the instruction set has that, then its
+    /// scales, then its mins, if the format has them.
+    Quantised {
+        /// Values of a row in a group: 16 or 32.
+        group: usize,
+        /// Whether groups have mins. These have unsigned codes unless they are paired, the others signed ones.
+        min: bool,
+    },
 }
 
 impl Expanded {
-    /// That of a format.
+    /// That of a quantised format.
     pub const fn of(format: &PanelFormat) -> Expanded {
-        Expanded { group: format.group, min: format.min.is_some() }
+        Expanded::Quantised { group: format.group, min: format.min.is_some() }
     }
 
     /// Bytes of a panel of `k` columns.
     pub const fn bytes(self, k: usize) -> usize {
-        k / self.group * 64 * (self.group / 4 + 1 + self.min as usize)
+        match self {
+            Expanded::Floats => k * 64,
+            Expanded::Quantised { group, min } => k / group * 64 * (group / 4 + 1 + min as usize),
+        }
+    }
+
+    /// Columns that are expanded at a time, of `k`: two panels of so many stay in a core's first-level cache.
+    pub fn chunk(self, k: usize) -> usize {
+        let most = match self {
+            Expanded::Floats => 192,
+            Expanded::Quantised { .. } => 512,
+        };
+        // Not for a few more.
+        if k <= most + most / 4 { k } else { most }
     }
 }
 
@@ -90,13 +108,21 @@ dispatch! {
     ) = expanded_kernel::<F, P>;
 
     /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at
-    /// `out + p · rows + i`.
+    /// `out + p · rows + i`. Where panels are `EXPANDED`, sums go on from what is there if they are `begun`.
     ///
     /// # Safety
     /// The panels and rows have `k` columns, `out` room for all results.
-    pub(crate) unsafe fn float_tile[const F: usize, const P: usize](
-        panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: *mut Lanes
-    ) = float_kernel::<F, P>;
+    pub(crate) unsafe fn float_tile[const F: usize, const P: usize, const EXPANDED: bool](
+        panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: *mut Lanes, begun: bool, ahead: Ahead
+    ) = float_kernel::<F, P, EXPANDED>;
+
+    /// Expands some columns of a panel of float format `F`.
+    ///
+    /// # Safety
+    /// `panel` has these columns, and `out` room for 16 values of each.
+    pub(crate) unsafe fn expand_floats[const F: usize](
+        panel: *const u8, columns: Range<usize>, out: *mut f32
+    ) = expand_floats_kernel::<F>;
 }
 
 /// What comes after the panels that a kernel works on, to be asked for evenly while it works.
@@ -105,6 +131,11 @@ pub(crate) struct Ahead {
     pub start: *const u8,
     /// Cache lines for each 32 columns.
     pub lines: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Ahead = Ahead { start: std::ptr::null(), lines: 0 };
 }
 
 /// Calls a kernel for all rows of a tile, a constant number at once: `$most`, or what is left.

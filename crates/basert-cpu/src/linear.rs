@@ -5,7 +5,7 @@ use std::ops::Range;
 use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::dot::{Ahead, Expanded, FEW, Lanes, expand, expanded_tile, float_tile, quantised_panels};
+use crate::dot::{Ahead, Expanded, FEW, Lanes, expand, expand_floats, expanded_tile, float_tile, quantised_panels};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
@@ -41,6 +41,8 @@ const RESULTS: usize = 64;
 const INPUT_BYTES: usize = 512 << 10;
 /// And their results as well.
 const INPUT_ROWS: usize = 240;
+/// Tiles of rows that ask for the next panels together: memory does not bring them in the time of one.
+const AHEAD_TILES: usize = 8;
 /// The results of so many rows and two panels.
 const RESULT_BYTES: usize = 2 * INPUT_ROWS * size_of::<Lanes>();
 
@@ -81,7 +83,7 @@ pub unsafe fn linear(
 
     let width = if weights.order() == Order::Paired { 2 } else { 1 };
     let few = rows <= FEW;
-    let expanded = weights.expanded().filter(|_| !few);
+    let kind = weights.expanded();
     // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
     let step = if few { RESULTS / FEW / width } else { 2 / width };
     let row_bytes = k * if weights.wants_quantised() { 2 } else { size_of::<f32>() };
@@ -101,22 +103,24 @@ pub unsafe fn linear(
             // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
             // rows and two panels, or a few rows and more panels.
             let result = |row: usize| unsafe { results.add((row - first) * product.panels.len()) };
-            match (x, expanded) {
-                (Input::Quantised(x), Some(kind)) => {
-                    for columns in chunks(k) {
-                        product.expand(kind, columns.clone(), panels);
-                        for (row, count) in tiles() {
-                            let x = x.tile(row).0.wrapping_add(columns.start / BLOCK * count);
-                            product.expanded(kind, columns.clone(), panels, x, count, result(row), row == first);
-                        }
-                    }
-                }
-                (Input::Quantised(x), None) => tiles().for_each(|(row, count)| {
+            match x {
+                Input::Quantised(x) if few => tiles().for_each(|(row, count)| {
                     let x = x.tile(row).0;
                     with_format!(weights.format(), quantised(&product, x, count, result(row)), else ());
                 }),
-                (Input::Float(x), _) => {
+                Input::Float(x) if few => {
                     tiles().for_each(|(row, count)| product.float(x.tile(row).0, count, result(row)))
+                }
+                _ => {
+                    let chunk = kind.chunk(k);
+                    for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
+                        product.expand(kind, columns.clone(), panels);
+                        for (row, count) in tiles() {
+                            let ahead =
+                                product.ahead(columns.clone(), (row - first) / TILE, (next - first).div_ceil(TILE));
+                            product.expanded(kind, columns.clone(), panels, x, row, count, result(row), ahead);
+                        }
+                    }
                 }
             }
             let columns = units.start * LANES..weights.rows().min(units.end * LANES);
@@ -134,18 +138,9 @@ pub unsafe fn linear(
     }
 }
 
-/// Columns that are expanded at a time: two panels of so many stay in a core's first-level cache.
-const CHUNK: usize = 512;
-
-/// Divides `k` columns, unless they are few.
-fn chunks(k: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = if k <= CHUNK + CHUNK / 4 { k } else { CHUNK };
-    (0..k).step_by(step).map(move |first| first..k.min(first + step))
-}
-
-/// Bytes that a worker needs to multiply by quantised weights of this kind, or by floats.
-pub(crate) fn scratch_bytes(expanded: Option<Expanded>) -> usize {
-    RESULT_BYTES + expanded.map_or(0, |kind| 2 * kind.bytes(CHUNK + CHUNK / 4))
+/// Bytes that a worker needs to multiply by rows of `k` weights that are expanded in this way.
+pub(crate) fn scratch_bytes(expanded: Expanded, k: usize) -> usize {
+    RESULT_BYTES + 2 * expanded.bytes(expanded.chunk(k))
 }
 
 /// First row and number of rows of the tiles of some rows.
@@ -184,30 +179,62 @@ impl Product<'_> {
     fn expand(&self, kind: Expanded, columns: Range<usize>, out: &mut [u8]) {
         let outs = out.chunks_exact_mut(kind.bytes(columns.len()));
         for (panel, out) in self.panels.clone().zip(outs) {
-            with_format!(self.weights.format(), expand_panel(self, panel, columns.clone(), out), else ());
+            let columns = columns.clone();
+            with_format!(self.weights.format(), expand_panel(self, panel, columns, out), else {
+                let expand = match self.weights.format() {
+                    Format::F32 => expand_floats::<{ Format::F32 as usize }>,
+                    Format::F16 => expand_floats::<{ Format::F16 as usize }>,
+                    _ => expand_floats::<{ Format::BF16 as usize }>,
+                };
+                // SAFETY: the panel is `k` wide, and `out` has room for these columns.
+                unsafe { expand(self.isa, self.weights.panel(panel), columns, out.as_mut_ptr().cast()) }
+            });
         }
     }
 
-    /// Multiplies by what [`expand`](Self::expand) left in `panels`; `first` says that it is the first tile of several.
+    /// A part of the panels that will be expanded next: what tile `i` of `tiles` shall ask for.
+    fn ahead(&self, columns: Range<usize>, i: usize, tiles: usize) -> Ahead {
+        let bytes = self.panels.len() * self.weights.panel_len();
+        let all = bytes.div_ceil(64).div_ceil(self.weights.k().div_ceil(BLOCK));
+        let each = all.div_ceil(tiles.min(AHEAD_TILES));
+        let lines = each.min(all.saturating_sub(i * each));
+        let before = columns.start / BLOCK * all + columns.len().div_ceil(BLOCK) * i * each;
+        Ahead { start: self.weights.panel(self.panels.start).wrapping_add(bytes + 64 * before), lines }
+    }
+
+    /// Multiplies the tile of `rows` rows from `row` on by what [`expand`](Self::expand) left in `panels`.
     #[allow(clippy::too_many_arguments)]
     fn expanded(
         &self,
         kind: Expanded,
         columns: Range<usize>,
         panels: &[u8],
-        x: *const Block,
+        x: Input<'_>,
+        row: usize,
         rows: usize,
         out: *mut Lanes,
-        first: bool,
+        ahead: Ahead,
     ) {
-        // The first tile brings the panels that will be expanded next.
-        let bytes = self.panels.len() * self.weights.panel_len();
-        let lines = if first { bytes.div_ceil(64).div_ceil(self.weights.k() / BLOCK) } else { 0 };
-        let start = self.weights.panel(self.panels.start).wrapping_add(bytes + columns.start / BLOCK * 64 * lines);
-        let ahead = Ahead { start, lines };
         let (isa, k, begun) = (self.isa, columns.len(), columns.start > 0);
         let (a, b) = (panels.as_ptr(), panels[kind.bytes(k)..].as_ptr());
-        with_format!(self.weights.format(), expanded_of(isa, [a, b], self.panels.len(), k, x, rows, out, begun, ahead), else ());
+        match x {
+            Input::Quantised(x) => {
+                let x = x.tile(row).0.wrapping_add(columns.start / BLOCK * rows);
+                with_format!(self.weights.format(), expanded_of(isa, [a, b], self.panels.len(), k, x, rows, out, begun, ahead), else ());
+            }
+            Input::Float(x) => {
+                const F32: usize = Format::F32 as usize;
+                let x = x.tile(row).0.wrapping_add(columns.start * rows);
+                // SAFETY: panels and rows have these columns, as `linear` checked, and the panels were expanded; `out`
+                // has room for two of the largest tiles.
+                unsafe {
+                    match self.panels.len() {
+                        1 => float_tile::<F32, 1, true>(isa, [a], k, x, rows, out, begun, ahead),
+                        _ => float_tile::<F32, 2, true>(isa, [a, b], k, x, rows, out, begun, ahead),
+                    }
+                }
+            }
+        }
     }
 
     fn float(&self, x: *const f32, rows: usize, out: *mut Lanes) {
@@ -226,12 +253,13 @@ impl Product<'_> {
         unsafe {
             while panels.len() >= 2 {
                 let pair = [self.weights.panel(panels.start), self.weights.panel(panels.start + 1)];
-                float_tile::<F, 2>(self.isa, pair, k, x, rows, out);
+                float_tile::<F, 2, false>(self.isa, pair, k, x, rows, out, false, Ahead::NONE);
                 out = out.add(2 * rows);
                 panels.start += 2;
             }
             if !panels.is_empty() {
-                float_tile::<F, 1>(self.isa, [self.weights.panel(panels.start)], k, x, rows, out);
+                let panel = [self.weights.panel(panels.start)];
+                float_tile::<F, 1, false>(self.isa, panel, k, x, rows, out, false, Ahead::NONE);
             }
         }
     }

@@ -210,7 +210,7 @@ pub struct PackedMatrix {
     panel_len: usize,
     panels: usize,
     /// What panels become when they are expanded.
-    expanded: Option<Expanded>,
+    expanded: Expanded,
     data: Buffer,
 }
 
@@ -283,7 +283,8 @@ impl PackedMatrix {
         }
         match bad.into_inner() {
             usize::MAX => {
-                let expanded = (!format.is_float()).then(|| Expanded::of(&PanelFormat::of(format.block())));
+                let quantised = || Expanded::of(&PanelFormat::of(format.block()));
+                let expanded = if format.is_float() { Expanded::Floats } else { quantised() };
                 Ok(PackedMatrix { format, k, rows, order, panel_len, panels, expanded, data })
             }
             row => {
@@ -341,11 +342,11 @@ impl PackedMatrix {
 
     /// Memory that a worker needs to multiply by it.
     pub fn scratch_bytes(&self) -> usize {
-        linear::scratch_bytes(self.expanded)
+        linear::scratch_bytes(self.expanded, self.k)
     }
 
     /// What its panels become when they are expanded.
-    pub(crate) fn expanded(&self) -> Option<Expanded> {
+    pub(crate) fn expanded(&self) -> Expanded {
         self.expanded
     }
 
