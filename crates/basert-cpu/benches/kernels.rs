@@ -107,9 +107,10 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
             pool.run(|worker| {
                 let mut scratch = scratch[worker.index()].lock().expect("no panic");
                 for (matrix, counter) in matrices.iter().zip(&counters) {
-                    for units in worker.chunks(counter, matrix.units(), 3) {
+                    for units in worker.chunks(counter, matrix.units(), 4) {
+                        let store = Epilogue::Store;
                         // SAFETY: each unit is claimed once.
-                        unsafe { linear(isa, matrix, units, input, None, Epilogue::Store, out, None, &mut scratch) };
+                        unsafe { linear(isa, matrix, units, input, 0..m, None, store, out, None, &mut scratch) };
                     }
                     worker.barrier();
                 }

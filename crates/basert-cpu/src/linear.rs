@@ -12,7 +12,7 @@ use crate::panel::{Order, PackedMatrix, with_format};
 use crate::quantised::{BLOCK, Block, QuantisedRows};
 use crate::rows::Rows;
 use crate::simd::{LANES, Simd};
-use crate::tiles::{FloatRows, TILE};
+use crate::tiles::{FloatRows, TILE, tile_of};
 use crate::{Buffer, Isa};
 
 /// What is multiplied: quantised activations, or floats where [`PackedMatrix::wants_quantised`] says no.
@@ -22,6 +22,24 @@ pub enum Input<'a> {
     Quantised(QuantisedRows<'a>),
     /// For weights that are floats.
     Float(FloatRows<'a>),
+}
+
+impl Input<'_> {
+    /// How many rows.
+    pub fn rows(&self) -> usize {
+        match self {
+            Input::Quantised(x) => x.rows(),
+            Input::Float(x) => x.rows(),
+        }
+    }
+
+    /// Values in a row.
+    pub fn k(&self) -> usize {
+        match self {
+            Input::Quantised(x) => x.k(),
+            Input::Float(x) => x.k(),
+        }
+    }
 }
 
 /// What becomes of the product.
@@ -46,8 +64,48 @@ const AHEAD_TILES: usize = 8;
 /// The results of so many rows and two panels.
 const RESULT_BYTES: usize = 2 * INPUT_ROWS * size_of::<Lanes>();
 
-/// Computes 16 columns of the output for every one of `units`, for all rows of `x`. The result of row i goes to row
-/// `places[i]` of `out`, or to row i where there are no places.
+/// Rows in blocks: those of one stay in a part of a core's second-level cache while panels pass over them.
+#[derive(Debug, Clone, Copy)]
+pub struct RowBlocks<'a> {
+    x: Input<'a>,
+    size: usize,
+}
+
+impl<'a> RowBlocks<'a> {
+    /// Those of an input.
+    pub fn of(x: Input<'a>) -> RowBlocks<'a> {
+        let (rows, row_bytes) = match x {
+            Input::Quantised(x) => (x.rows(), 2 * x.k()),
+            Input::Float(x) => (x.rows(), size_of::<f32>() * x.k()),
+        };
+        let blocks = rows.div_ceil((INPUT_BYTES / row_bytes.max(1)).clamp(2 * TILE, INPUT_ROWS));
+        RowBlocks { x, size: rows.div_ceil(blocks.max(1)).next_multiple_of(TILE) }
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.x.rows().div_ceil(self.size)
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The rows of block `i`.
+    ///
+    /// # Panics
+    /// When there is no such block.
+    pub fn get(&self, i: usize) -> Range<usize> {
+        // A block begins with a tile.
+        let start = |i: usize| if i < self.len() { tile_of(i * self.size, self.x.rows()).0 } else { self.x.rows() };
+        assert!(i < self.len());
+        start(i)..start(i + 1)
+    }
+}
+
+/// Computes 16 columns of the output for every one of `units`, for some rows of `x`: a [block](RowBlocks). The result of
+/// row i goes to row `places[i]` of `out`, or to row i where there are no places.
 ///
 /// A result does not depend on the number of rows, on how units are divided among workers, or on `isa`.
 ///
@@ -55,7 +113,7 @@ const RESULT_BYTES: usize = 2 * INPUT_ROWS * size_of::<Lanes>();
 /// Nobody else reads or writes those columns of those rows of `out` (16 for each unit), or writes `x`, at the same time.
 ///
 /// # Panics
-/// When shapes do not agree, the input is not of the kind that the weights want, the epilogue does not go with the
+/// When shapes do not agree, rows are more than a block, the input is not of the kind that the weights want, the epilogue does not go with the
 /// order of the weights, or `scratch` is shorter than [`scratch_bytes`](PackedMatrix::scratch_bytes). A bias goes with
 /// [`Order::Stacked`] only.
 #[allow(clippy::too_many_arguments)]
@@ -64,17 +122,16 @@ pub unsafe fn linear(
     weights: &PackedMatrix,
     units: Range<usize>,
     x: Input<'_>,
+    some: Range<usize>,
     bias: Option<&[f32]>,
     epilogue: Epilogue,
     out: Rows<'_>,
     places: Option<&[u32]>,
     scratch: &mut Buffer,
 ) {
-    let (rows, k) = match x {
-        Input::Quantised(x) => (x.rows(), x.k()),
-        Input::Float(x) => (x.rows(), x.k()),
-    };
+    let (rows, k) = (x.rows(), x.k());
     assert_eq!((k, rows, weights.rows()), (weights.k(), places.map_or(out.rows(), <[u32]>::len), out.cols()));
+    assert!(some.end <= rows && some.len() <= INPUT_ROWS);
     assert!(places.is_none_or(|places| places.iter().all(|&place| (place as usize) < out.rows())));
     assert_eq!(matches!(x, Input::Quantised(_)), weights.wants_quantised());
     assert_eq!(matches!(epilogue, Epilogue::Gated(_)), weights.order() == Order::Paired);
@@ -86,53 +143,42 @@ pub unsafe fn linear(
     let kind = weights.expanded();
     // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
     let step = if few { RESULTS / FEW / width } else { 2 / width };
-    let row_bytes = k * if weights.wants_quantised() { 2 } else { size_of::<f32>() };
-    let blocks = rows.div_ceil((INPUT_BYTES / row_bytes).clamp(2 * TILE, INPUT_ROWS));
-    let block = rows.div_ceil(blocks.max(1)).next_multiple_of(TILE);
     let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
     let results = results.as_mut_ptr().cast::<Lanes>();
-    let mut next = 0;
-    while next < rows {
-        let first = next;
-        let ends = TileRows { x, row: first, end: rows }.map(|(row, count)| row + count);
-        next = ends.take_while(|end| end - first <= block).last().unwrap_or(rows);
-        let tiles = || TileRows { x, row: first, end: next };
-        for unit in units.clone().step_by(step) {
-            let units = unit..units.end.min(unit + step);
-            let product = Product { isa, weights, panels: width * units.start..width * units.end };
-            // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
-            // rows and two panels, or a few rows and more panels.
-            let result = |row: usize| unsafe { results.add((row - first) * product.panels.len()) };
-            match x {
-                Input::Quantised(x) if few => tiles().for_each(|(row, count)| {
-                    let x = x.tile(row).0;
-                    with_format!(weights.format(), quantised(&product, x, count, result(row)), else ());
-                }),
-                Input::Float(x) if few => {
-                    tiles().for_each(|(row, count)| product.float(x.tile(row).0, count, result(row)))
-                }
-                _ => {
-                    let chunk = kind.chunk(k);
-                    for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
-                        product.expand(kind, columns.clone(), panels);
-                        for (row, count) in tiles() {
-                            let ahead =
-                                product.ahead(columns.clone(), (row - first) / TILE, (next - first).div_ceil(TILE));
-                            product.expanded(kind, columns.clone(), panels, x, row, count, result(row), ahead);
-                        }
+    let first = some.start;
+    let tiles = || TileRows { x, row: first, end: some.end };
+    for unit in units.clone().step_by(step) {
+        let units = unit..units.end.min(unit + step);
+        let product = Product { isa, weights, panels: width * units.start..width * units.end };
+        // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
+        // rows and two panels, or a few rows and more panels.
+        let result = |row: usize| unsafe { results.add((row - first) * product.panels.len()) };
+        match x {
+            Input::Quantised(x) if few => tiles().for_each(|(row, count)| {
+                let x = x.tile(row).0;
+                with_format!(weights.format(), quantised(&product, x, count, result(row)), else ());
+            }),
+            Input::Float(x) if few => tiles().for_each(|(row, count)| product.float(x.tile(row).0, count, result(row))),
+            _ => {
+                let chunk = kind.chunk(k);
+                for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
+                    product.expand(kind, columns.clone(), panels);
+                    for (row, count) in tiles() {
+                        let ahead = product.ahead(columns.clone(), (row - first) / TILE, some.len().div_ceil(TILE));
+                        product.expanded(kind, columns.clone(), panels, x, row, count, result(row), ahead);
                     }
                 }
             }
-            let columns = units.start * LANES..weights.rows().min(units.end * LANES);
-            let bias = bias.map(|bias| &bias[columns.clone()]);
-            for (row, count) in tiles() {
-                // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
-                // have just been computed.
-                unsafe {
-                    let places = places.map(|places| &places[row..row + count]);
-                    let out_row = out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
-                    finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), places, columns.len());
-                }
+        }
+        let columns = units.start * LANES..weights.rows().min(units.end * LANES);
+        let bias = bias.map(|bias| &bias[columns.clone()]);
+        for (row, count) in tiles() {
+            // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
+            // have just been computed.
+            unsafe {
+                let places = places.map(|places| &places[row..row + count]);
+                let out_row = out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
+                finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), places, columns.len());
             }
         }
     }

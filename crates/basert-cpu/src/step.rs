@@ -19,10 +19,12 @@ use basert_plan::{Baked, DeviceError, Place, Plan, PlannedOp, Span, StepState};
 
 pub(crate) use self::experts::{BoundExperts, Uses};
 use crate::attention::{Attention, Scratch};
+use crate::dot::FEW;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
 use crate::{
-    Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Rows, Worker,
+    Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, RowBlocks, Rows,
+    Worker,
 };
 use crate::{elementwise, linear};
 
@@ -518,27 +520,25 @@ impl Run<'_> {
             worker.barrier();
         }
 
+        let (codes, floats) = (codes.map(Input::Quantised), floats.map(Input::Float));
+        let Some(blocks) = floats.or(codes).map(RowBlocks::of) else { return };
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
-        let grain = (units / (16 * worker.count())).clamp(1, 16);
-        for range in worker.chunks(&op.work, units, grain) {
+        // Many rows are multiplied by two panels at a time.
+        let step = if rows > FEW { 2 } else { 1 };
+        for (block, units) in products(worker, &op.work, blocks.len(), units, step) {
             let mut first = 0;
             for (matrix, bias, columns) in &bound.parts {
-                let start = range.start.max(first) - first;
-                let end = range.end.min(first + matrix.units()).saturating_sub(first);
+                let start = units.start.max(first) - first;
+                let end = units.end.min(first + matrix.units()).saturating_sub(first);
                 first += matrix.units();
-                if start >= end {
-                    continue;
-                }
-                let input = match matrix.wants_quantised() {
-                    true => codes.map(Input::Quantised),
-                    false => floats.map(Input::Float),
-                };
-                let Some(input) = input else { continue };
-                let out = out.columns(columns.clone());
-                // SAFETY: the columns of a unit are computed by whoever took it.
-                unsafe {
-                    let (bias, panels) = (bias.as_deref(), &mut scratch.panels);
-                    linear(self.isa, matrix, start..end, input, bias, bound.epilogue, out, None, panels);
+                let Some(input) = (if matrix.wants_quantised() { codes } else { floats }) else { continue };
+                if start < end {
+                    let (rows, out) = (blocks.get(block), out.columns(columns.clone()));
+                    // SAFETY: the columns of a unit, in the rows of a block, are computed by whoever took it.
+                    unsafe {
+                        let (bias, panels) = (bias.as_deref(), &mut scratch.panels);
+                        linear(self.isa, matrix, start..end, input, rows, bias, bound.epilogue, out, None, panels);
+                    }
                 }
             }
         }
@@ -584,4 +584,28 @@ impl Run<'_> {
         let first = sequence.map_or(0, |sequence| sequence.pages.start);
         (self.step.page_table[first + position / PAGE] as usize, position % PAGE)
     }
+}
+
+/// This worker's pieces of `count` products of `units` units each, of which `step` stay together: the number of a product,
+/// and some of its units.
+fn products<'w>(
+    worker: &'w Worker,
+    counter: &'w Counter,
+    count: usize,
+    units: usize,
+    step: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> + 'w {
+    let steps = units.div_ceil(step);
+    let grain = (count * steps / (16 * worker.count())).clamp(1, 16);
+    worker.chunks(counter, count * steps, grain).flat_map(move |range| {
+        let mut at = range.start;
+        std::iter::from_fn(move || {
+            (at < range.end).then(|| {
+                let (product, start) = (at / steps, at % steps);
+                let end = steps.min(start + range.end - at);
+                at += end - start;
+                (product, start * step..units.min(end * step))
+            })
+        })
+    })
 }

@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 pub(crate) const TILE: usize = 6;
 
 /// First row and number of rows of the tile that has row `row`, of `rows`.
-fn tile_of(row: usize, rows: usize) -> (usize, usize) {
+pub(crate) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
     // The last six rows may begin within a tile, for eight are two tiles of four; those before do not.
     let mut first = (row / TILE).saturating_sub(1) * TILE;
     loop {

@@ -2,9 +2,9 @@
 
 use basert_plan::Place;
 
-use super::{Bound, Output, ROWS, Run, WorkerScratch};
+use super::{Bound, Output, ROWS, Run, WorkerScratch, products};
 use crate::quantised::BLOCK;
-use crate::{Epilogue, FloatRows, Input, PackedMatrix, QuantisedRows, Rows, Worker, linear};
+use crate::{Epilogue, FloatRows, Input, PackedMatrix, QuantisedRows, RowBlocks, Rows, Worker, linear};
 
 /// A linear op of the experts that each token uses.
 pub(crate) struct BoundExperts {
@@ -142,19 +142,16 @@ impl Run<'_> {
         let width = bound.out.0.width / used;
         // SAFETY: the results of a token's experts lie side by side, and nothing else in its row.
         let out = unsafe { Rows::from_raw(self.view(bound.out.0, rows).row_ptr(0), rows * used, width, width) };
-        let total = uses.experts.len() * units;
-        let grain = (total / (16 * worker.count())).clamp(1, 16);
-        for range in worker.chunks(&op.work, total, grain) {
-            let mut unit = range.start;
-            while unit < range.end {
-                let (expert, start) = (uses.experts[unit / units] as usize, unit % units);
-                let end = units.min(start + range.end - unit);
-                unit += end - start;
-                let (matrix, bias) = &bound.experts[expert];
-                let (numbers, first) = uses.of(expert);
-                let (x, bias, panels) = (input(first, numbers.len()), bias.as_deref(), &mut scratch.panels);
+        for (expert, units) in products(worker, &op.work, uses.experts.len(), units, 1) {
+            let expert = uses.experts[expert] as usize;
+            let (matrix, bias) = &bound.experts[expert];
+            let (numbers, first) = uses.of(expert);
+            let (x, bias) = (input(first, numbers.len()), bias.as_deref());
+            let blocks = RowBlocks::of(x);
+            for rows in (0..blocks.len()).map(|i| blocks.get(i)) {
+                let (units, places, panels) = (units.clone(), Some(numbers), &mut scratch.panels);
                 // SAFETY: the columns of a unit, in the rows of one expert, are computed by whoever took it.
-                unsafe { linear(self.isa, matrix, start..end, x, bias, bound.epilogue, out, Some(numbers), panels) };
+                unsafe { linear(self.isa, matrix, units, x, rows, bias, bound.epilogue, out, places, panels) };
             }
         }
     }
