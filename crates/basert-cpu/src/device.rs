@@ -10,6 +10,7 @@ use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matr
 use crate::attention::{Attention, Scratch};
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
+use crate::neighbours::Neighbours;
 use crate::step::{Bound, BoundExperts, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, Uses, WorkerScratch};
 use crate::{Buffer, Counter, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
 
@@ -104,8 +105,22 @@ impl Device for CpuDevice {
         };
         let ropes = binder.ropes();
         let workers = (0..self.pool.threads()).map(|_| binder.worker(panels)).collect::<Result<_, _>>()?;
-        let (pool, isa) = (self.pool.clone(), self.isa);
-        Ok(Box::new(CpuBaked { pool, isa, plan, file, ops, hidden, shared, pages, page_bytes, kv, ropes, workers }))
+        let (pool, isa, neighbours) = (self.pool.clone(), self.isa, Neighbours::new(self.pool.threads()));
+        Ok(Box::new(CpuBaked {
+            pool,
+            isa,
+            plan,
+            file,
+            ops,
+            hidden,
+            shared,
+            pages,
+            page_bytes,
+            kv,
+            ropes,
+            workers,
+            neighbours,
+        }))
     }
 }
 

@@ -16,6 +16,7 @@ mod linear;
 pub mod machine;
 mod math;
 mod memory;
+mod neighbours;
 mod page_product;
 mod panel;
 mod pool;

@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 /// How often a waiting thread looks before it sleeps: some 5 µs, longer than most waits of a step take. Whoever spins
 /// longer keeps the system from running the thread that it waits for on its core, when a neighbour has taken the other's.
@@ -45,30 +46,42 @@ impl Event {
         self.value.load(Ordering::Acquire)
     }
 
-    /// Changes the value and wakes who waits for that.
+    /// Adds to the value and wakes who waits for that.
     fn advance(&self) {
-        // SeqCst, like the sleeper's pair: either it sees the new value, or this sees the sleeper.
+        // SeqCst, like the sleeper's pair: either it sees the new value, or `wake` sees the sleeper.
         self.value.fetch_add(1, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Changes the value and wakes who waits for that.
+    fn set(&self, value: u32) {
+        self.value.store(value, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
         if self.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&self.lock));
             self.changed.notify_all();
         }
     }
 
-    /// Returns when the value is not `old`.
-    fn wait(&self, old: u32) {
+    /// Returns when the value is not `old`, with the time that this took beyond spinning.
+    fn wait(&self, old: u32) -> Duration {
         for _ in 0..SPINS {
             if self.value() != old {
-                return;
+                return Duration::ZERO;
             }
             std::hint::spin_loop();
         }
+        let start = Instant::now();
         let mut guard = lock(&self.lock);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         while self.value.load(Ordering::SeqCst) == old {
             guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.sleepers.fetch_sub(1, Ordering::SeqCst);
+        start.elapsed()
     }
 }
 
@@ -88,33 +101,56 @@ impl Barrier {
         Barrier { arrived: AtomicUsize::new(0), generation: Event::new() }
     }
 
-    /// Returns when `count` threads have called it, or when someone set `cancelled` and advanced the generation.
-    fn wait(&self, count: usize, cancelled: &AtomicBool) {
+    /// Returns when `count` threads have called it, or when someone set `cancelled` and advanced the generation, with the
+    /// time that this took beyond spinning.
+    fn wait(&self, count: usize, cancelled: &AtomicBool) -> Duration {
         let generation = self.generation.value();
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
             self.arrived.store(0, Ordering::Relaxed);
             self.generation.advance();
         } else if !cancelled.load(Ordering::SeqCst) {
-            self.generation.wait(generation);
+            return self.generation.wait(generation);
         }
+        Duration::ZERO
     }
 }
 
 type Job = *const (dyn Fn(&Worker) + Sync);
 
+/// Which run it is, and how many workers it has: what [`Shared::start`] holds.
+#[derive(Clone, Copy)]
+struct Start(u32);
+
+impl Start {
+    const BITS: u32 = 12;
+
+    fn workers(self) -> usize {
+        (self.0 % (1 << Self::BITS)) as usize
+    }
+
+    fn next(self, workers: usize) -> Start {
+        Start(((self.0 >> Self::BITS).wrapping_add(1) << Self::BITS) | workers as u32)
+    }
+}
+
 struct Shared {
     count: usize,
-    /// Advanced when there is a job, or when the threads shall end.
+    /// Set when there is a job, or when the threads shall end.
     start: Event,
+    /// Advanced when a run may have more workers than the one before: what those wait for that had no part in that.
+    more: Event,
     job: UnsafeCell<Option<Job>>,
     /// The barrier of the job, and the one at its end, which panics do not reach.
     phase: Barrier,
     finish: Barrier,
+    /// How long workers of the run have slept while others were late, in ns.
+    waited: AtomicU64,
     panicked: AtomicBool,
     panic: Mutex<Option<WorkerPanicked>>,
 }
 
-// SAFETY: `job` is written only by the thread inside `Pool::run`, while all others wait for `start`, and read after it.
+// SAFETY: `job` is written only by the thread inside `Pool::run`, while all others wait for `start` or `more`, and read
+// after it by those that have a part in the run.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer's closure is `Sync` and outlives the run.
 unsafe impl Send for Shared {}
@@ -123,9 +159,9 @@ unsafe impl Send for Shared {}
 struct Abandoned;
 
 impl Shared {
-    /// Runs the job as worker `index` and meets the others at its end.
-    fn work(&self, index: usize, job: &(dyn Fn(&Worker) + Sync)) {
-        let worker = Worker { shared: self, index };
+    /// Runs the job as worker `index` of `count` and meets the others at its end.
+    fn work(&self, index: usize, count: usize, job: &(dyn Fn(&Worker) + Sync)) {
+        let worker = Worker { shared: self, index, count };
         if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(&worker))) {
             if !payload.is::<Abandoned>() {
                 let message = message(payload.as_ref());
@@ -134,7 +170,23 @@ impl Shared {
             self.panicked.store(true, Ordering::SeqCst);
             self.phase.generation.advance();
         }
-        self.finish.wait(self.count, &AtomicBool::new(false));
+        self.late(self.finish.wait(count, &AtomicBool::new(false)));
+    }
+
+    /// Starts a run of so many workers.
+    fn begin(&self, workers: usize) {
+        let last = Start(self.start.value());
+        self.start.set(last.next(workers).0);
+        if workers > last.workers() {
+            self.more.advance();
+        }
+    }
+
+    /// Notes that a worker waited.
+    fn late(&self, waited: Duration) {
+        if !waited.is_zero() {
+            self.waited.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
+        }
     }
 }
 
@@ -157,13 +209,15 @@ impl Pool {
     /// # Errors
     /// When the system does not give the threads.
     pub fn new(threads: Option<usize>) -> io::Result<Pool> {
-        let count = threads.unwrap_or_else(physical_cores).max(1);
+        let count = threads.unwrap_or_else(physical_cores).clamp(1, (1 << Start::BITS) - 1);
         let shared = Arc::new(Shared {
             count,
             start: Event::new(),
+            more: Event::new(),
             job: UnsafeCell::new(None),
             phase: Barrier::new(),
             finish: Barrier::new(),
+            waited: AtomicU64::new(0),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -174,11 +228,17 @@ impl Pool {
                 let mut seen = 0;
                 loop {
                     shared.start.wait(seen);
+                    let more = shared.more.value();
                     seen = shared.start.value();
-                    // SAFETY: written before `start` advanced, and not again before this worker reaches `finish`.
+                    let workers = Start(seen).workers();
+                    if index >= workers {
+                        shared.more.wait(more);
+                        continue;
+                    }
+                    // SAFETY: written before `start` was set, and not again before this worker reaches `finish`.
                     let Some(job) = (unsafe { *shared.job.get() }) else { return };
                     // SAFETY: `run` keeps the closure alive until all workers have passed `finish`.
-                    shared.work(index, unsafe { &*job });
+                    shared.work(index, workers, unsafe { &*job });
                 }
             })?);
         }
@@ -195,22 +255,33 @@ impl Pool {
     /// # Errors
     /// When a worker panicked. The pool can be used again.
     pub fn run<F: Fn(&Worker) + Sync>(&self, job: F) -> Result<(), WorkerPanicked> {
+        self.run_with(self.threads(), job).map(|_| ())
+    }
+
+    /// As [`run`](Self::run), with the first `workers` of them only. Returns how long these have slept while
+    /// others were late, all together.
+    ///
+    /// # Errors
+    /// When a worker panicked. The pool can be used again.
+    pub fn run_with<F: Fn(&Worker) + Sync>(&self, workers: usize, job: F) -> Result<Duration, WorkerPanicked> {
+        let workers = workers.clamp(1, self.threads());
         let _running = lock(&self.running);
         let shared = &*self.shared;
         let job: &(dyn Fn(&Worker) + Sync) = &job;
         // SAFETY: only the lifetime changes; all workers are done with it at `finish`, before this function returns.
         let erased =
             unsafe { std::mem::transmute::<&(dyn Fn(&Worker) + Sync), &'static (dyn Fn(&Worker) + Sync)>(job) };
-        // SAFETY: all other workers wait for `start`.
+        // SAFETY: all other workers wait for `start` or `more`.
         unsafe { *shared.job.get() = Some(erased as Job) };
-        shared.start.advance();
-        shared.work(0, job);
+        shared.begin(workers);
+        shared.work(0, workers, job);
+        let waited = Duration::from_nanos(shared.waited.swap(0, Ordering::Relaxed));
         if shared.panicked.swap(false, Ordering::SeqCst) {
             shared.phase.arrived.store(0, Ordering::SeqCst);
             let unknown = || WorkerPanicked { worker: 0, message: String::from("no message") };
             return Err(lock(&shared.panic).take().unwrap_or_else(unknown));
         }
-        Ok(())
+        Ok(waited)
     }
 }
 
@@ -218,7 +289,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         // SAFETY: no run is under way, for that borrows the pool.
         unsafe { *self.shared.job.get() = None };
-        self.shared.start.advance();
+        self.shared.begin(self.threads());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -229,6 +300,7 @@ impl Drop for Pool {
 pub struct Worker<'a> {
     shared: &'a Shared,
     index: usize,
+    count: usize,
 }
 
 impl Worker<'_> {
@@ -237,9 +309,9 @@ impl Worker<'_> {
         self.index
     }
 
-    /// How many there are.
+    /// How many execute it.
     pub fn count(&self) -> usize {
-        self.shared.count
+        self.count
     }
 
     /// Returns when every worker has called it. What they wrote before is visible after.
@@ -247,8 +319,8 @@ impl Worker<'_> {
     /// # Panics
     /// When another worker has panicked, to end this one's part of the job as well.
     pub fn barrier(&self) {
-        if self.shared.count > 1 {
-            self.shared.phase.wait(self.shared.count, &self.shared.panicked);
+        if self.count > 1 {
+            self.shared.late(self.shared.phase.wait(self.count, &self.shared.panicked));
             if self.shared.panicked.load(Ordering::SeqCst) {
                 // Not reported by the panic hook: the first panic was.
                 std::panic::resume_unwind(Box::new(Abandoned));
@@ -266,8 +338,8 @@ impl Worker<'_> {
         total: usize,
         grain: usize,
     ) -> impl Iterator<Item = Range<usize>> + 'c {
-        let count = self.shared.count;
-        assert!(counter.0.len() == count && u32::try_from(total).is_ok());
+        let count = self.count;
+        assert!(counter.0.len() >= count && u32::try_from(total).is_ok());
         let mut next = 0;
         std::iter::from_fn(move || {
             while next < count {
@@ -287,7 +359,7 @@ impl Worker<'_> {
     }
 
     fn share_of(&self, index: usize, total: usize) -> Range<usize> {
-        let at = |i: usize| (i as u128 * total as u128 / self.shared.count as u128) as usize;
+        let at = |i: usize| (i as u128 * total as u128 / self.count as u128) as usize;
         at(index)..at(index + 1)
     }
 }
@@ -411,6 +483,40 @@ mod tests {
             })
             .unwrap();
         }
+    }
+
+    #[test]
+    fn a_run_has_the_workers_that_it_is_given() {
+        let pool = Pool::new(Some(4)).unwrap();
+        let counter = Counter::new(4);
+        for round in 0..2000 {
+            let workers = [1, 4, 2, 2, 3, 1, 1, 4][round % 8];
+            let (runs, sum) = (AtomicU32::new(0), AtomicUsize::new(0));
+            counter.reset();
+            pool.run_with(workers, |worker| {
+                assert!(worker.count() == workers && worker.index() < workers);
+                runs.fetch_add(1, Ordering::Relaxed);
+                worker.barrier();
+                worker.chunks(&counter, 100, 3).flatten().for_each(|i| {
+                    sum.fetch_add(i, Ordering::Relaxed);
+                });
+            })
+            .unwrap();
+            assert_eq!((runs.into_inner() as usize, sum.into_inner()), (workers, 4950));
+        }
+    }
+
+    #[test]
+    fn late_workers_are_noticed() {
+        let pool = Pool::new(Some(3)).unwrap();
+        let late = Duration::from_millis(30);
+        let waited = pool.run_with(3, |worker| {
+            if worker.index() == 1 {
+                thread::sleep(late);
+            }
+            worker.barrier();
+        });
+        assert!(waited.unwrap() > late);
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::attention::{Attention, Scratch};
 use crate::dot::FEW;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
+use crate::neighbours::Neighbours;
 use crate::{
     Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, RowBlocks, Rows,
     Worker,
@@ -194,6 +195,8 @@ pub(crate) struct CpuBaked {
     pub kv: KvFormat,
     pub ropes: Vec<RopeTable>,
     pub workers: Vec<WorkerScratch>,
+    /// For steps of a few tokens, which are bound by memory.
+    pub neighbours: Neighbours,
 }
 
 impl CpuBaked {
@@ -230,7 +233,10 @@ impl CpuBaked {
             workers: self.workers.as_mut_ptr(),
             damaged: AtomicU32::new(u32::MAX),
         };
-        let result = self.pool.run(|worker| {
+        let few = step.tokens.len() <= FEW;
+        let start = Instant::now();
+        let workers = if few { self.neighbours.workers(start) } else { self.pool.threads() };
+        let result = self.pool.run_with(workers, |worker| {
             // SAFETY: each worker takes the scratch of its own index, and there are as many as workers.
             let scratch = unsafe { &mut *run.workers.add(worker.index()) };
             for (i, op) in ops.iter().chain(more).enumerate() {
@@ -240,7 +246,11 @@ impl CpuBaked {
                 unsafe { run.execute(op, worker, scratch) };
             }
         });
-        result.map_err(|error| DeviceError::Failed(error.to_string()))?;
+        let waited = result.map_err(|error| DeviceError::Failed(error.to_string()))?;
+        if few {
+            let now = Instant::now();
+            self.neighbours.ran(now, now - start, waited);
+        }
         match run.damaged.load(Ordering::Relaxed) {
             u32::MAX => Ok(()),
             token => Err(DeviceError::Failed(format!("the embedding of token {token} is not finite"))),
