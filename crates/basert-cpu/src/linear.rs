@@ -79,7 +79,7 @@ impl<'a> RowBlocks<'a> {
             Input::Float(x) => (x.rows(), size_of::<f32>() * x.k()),
         };
         let blocks = rows.div_ceil((INPUT_BYTES / row_bytes.max(1)).clamp(2 * TILE, INPUT_ROWS));
-        RowBlocks { x, size: rows.div_ceil(blocks.max(1)).next_multiple_of(TILE) }
+        RowBlocks { x, size: rows.div_ceil(blocks.max(1)).max(1).next_multiple_of(TILE) }
     }
 
     /// How many.
@@ -104,8 +104,8 @@ impl<'a> RowBlocks<'a> {
     }
 }
 
-/// Computes 16 columns of the output for every one of `units`, for some rows of `x`: a [block](RowBlocks). The result of
-/// row i goes to row `places[i]` of `out`, or to row i where there are no places.
+/// Computes 16 columns of the output for every one of `units`, for `rows` of `x`: a [block](RowBlocks). The result of row i
+/// goes to row `places[i]` of `out`, or to row i where there are no places.
 ///
 /// A result does not depend on the number of rows, on how units are divided among workers, or on `isa`.
 ///
@@ -113,25 +113,25 @@ impl<'a> RowBlocks<'a> {
 /// Nobody else reads or writes those columns of those rows of `out` (16 for each unit), or writes `x`, at the same time.
 ///
 /// # Panics
-/// When shapes do not agree, rows are more than a block, the input is not of the kind that the weights want, the epilogue does not go with the
-/// order of the weights, or `scratch` is shorter than [`scratch_bytes`](PackedMatrix::scratch_bytes). A bias goes with
-/// [`Order::Stacked`] only.
+/// When shapes do not agree, rows are more than a block, the input is not of the kind that the weights want, the epilogue
+/// does not go with the order of the weights, or `scratch` is shorter than [`scratch_bytes`](PackedMatrix::scratch_bytes). A
+/// bias goes with [`Order::Stacked`] only.
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn linear(
     isa: Isa,
     weights: &PackedMatrix,
     units: Range<usize>,
     x: Input<'_>,
-    some: Range<usize>,
+    rows: Range<usize>,
     bias: Option<&[f32]>,
     epilogue: Epilogue,
     out: Rows<'_>,
     places: Option<&[u32]>,
     scratch: &mut Buffer,
 ) {
-    let (rows, k) = (x.rows(), x.k());
-    assert_eq!((k, rows, weights.rows()), (weights.k(), places.map_or(out.rows(), <[u32]>::len), out.cols()));
-    assert!(some.end <= rows && some.len() <= INPUT_ROWS);
+    let k = x.k();
+    assert_eq!((k, x.rows(), weights.rows()), (weights.k(), places.map_or(out.rows(), <[u32]>::len), out.cols()));
+    assert!(rows.end <= x.rows() && rows.len() <= INPUT_ROWS);
     assert!(places.is_none_or(|places| places.iter().all(|&place| (place as usize) < out.rows())));
     assert_eq!(matches!(x, Input::Quantised(_)), weights.wants_quantised());
     assert_eq!(matches!(epilogue, Epilogue::Gated(_)), weights.order() == Order::Paired);
@@ -139,14 +139,14 @@ pub unsafe fn linear(
     assert!(units.end <= weights.units() && scratch.len() >= weights.scratch_bytes());
 
     let width = if weights.order() == Order::Paired { 2 } else { 1 };
-    let few = rows <= FEW;
+    let few = x.rows() <= FEW;
     let kind = weights.expanded();
     // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
     let step = if few { RESULTS / FEW / width } else { 2 / width };
     let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
     let results = results.as_mut_ptr().cast::<Lanes>();
-    let first = some.start;
-    let tiles = || TileRows { x, row: first, end: some.end };
+    let first = rows.start;
+    let tiles = || TileRows { x, row: first, end: rows.end };
     for unit in units.clone().step_by(step) {
         let units = unit..units.end.min(unit + step);
         let product = Product { isa, weights, panels: width * units.start..width * units.end };
@@ -164,7 +164,7 @@ pub unsafe fn linear(
                 for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
                     product.expand(kind, columns.clone(), panels);
                     for (row, count) in tiles() {
-                        let ahead = product.ahead(columns.clone(), (row - first) / TILE, some.len().div_ceil(TILE));
+                        let ahead = product.ahead(columns.clone(), (row - first) / TILE, rows.len().div_ceil(TILE));
                         product.expanded(kind, columns.clone(), panels, x, row, count, result(row), ahead);
                     }
                 }
