@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 /// How long to do with fewer workers, at first and at most.
-const HOLD: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
+const HOLD: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 /// The share of their time that workers may lose, and stay.
 const LOST: f64 = 0.2;
 /// After so many runs without a change, a neighbour is forgotten.
