@@ -11,6 +11,7 @@ use std::ops::Range;
 use basert_core::KvFormat;
 
 use crate::Isa;
+use crate::dot::SOON;
 use crate::isa::dispatch;
 use crate::kv::{Blocks, PAGE};
 use crate::simd::{LANES, Simd};
@@ -236,7 +237,8 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
                 }
                 if part == 0 {
                     for line in (0..V * vector / width).step_by(64) {
-                        S::prefetch(ahead.wrapping_add(start + line));
+                        S::prefetch_far(ahead.wrapping_add(start + line));
+                        S::prefetch(b.wrapping_add(start + line + SOON));
                     }
                 }
                 let k = row * depth + part;
