@@ -185,7 +185,7 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
 
 /// How far ahead of its reading a panel is asked for, in bytes: for the second-level cache, and from there for the first.
 const AHEAD: usize = 8192;
-pub(crate) const SOON: usize = 1024;
+const SOON: usize = 1024;
 
 /// Some rows of a tile of `width` rows; `x` is the first of them.
 #[inline(always)]

@@ -11,7 +11,6 @@ use std::ops::Range;
 use basert_core::KvFormat;
 
 use crate::Isa;
-use crate::dot::SOON;
 use crate::isa::dispatch;
 use crate::kv::{Blocks, PAGE};
 use crate::simd::{LANES, Simd};
@@ -237,8 +236,7 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
                 }
                 if part == 0 {
                     for line in (0..V * vector / width).step_by(64) {
-                        S::prefetch_far(ahead.wrapping_add(start + line));
-                        S::prefetch(b.wrapping_add(start + line + SOON));
+                        S::prefetch(ahead.wrapping_add(start + line));
                     }
                 }
                 let k = row * depth + part;
