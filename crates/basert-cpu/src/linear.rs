@@ -92,6 +92,11 @@ impl<'a> RowBlocks<'a> {
         self.len() == 0
     }
 
+    /// The rows of each block.
+    pub fn iter(&self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.len()).map(|i| self.get(i))
+    }
+
     /// The rows of block `i`.
     ///
     /// # Panics

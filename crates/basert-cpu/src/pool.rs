@@ -353,6 +353,30 @@ impl Worker<'_> {
         })
     }
 
+    /// This worker's pieces of `count` products of `units` units each, of which `step` stay together: the number of a
+    /// product, and some of its units.
+    pub(crate) fn products<'c>(
+        &'c self,
+        counter: &'c Counter,
+        count: usize,
+        units: usize,
+        step: usize,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + 'c {
+        let steps = units.div_ceil(step);
+        let grain = (count * steps / (16 * self.count)).clamp(1, 16);
+        self.chunks(counter, count * steps, grain).flat_map(move |range| {
+            let mut at = range.start;
+            std::iter::from_fn(move || {
+                (at < range.end).then(|| {
+                    let (product, start) = (at / steps, at % steps);
+                    let end = steps.min(start + range.end - at);
+                    at += end - start;
+                    (product, start * step..units.min(end * step))
+                })
+            })
+        })
+    }
+
     /// This worker's part of `0..total` when it is divided evenly beforehand.
     pub fn share(&self, total: usize) -> Range<usize> {
         self.share_of(self.index, total)

@@ -535,7 +535,7 @@ impl Run<'_> {
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
         // Many rows are multiplied by two panels at a time.
         let step = if rows > FEW { 2 } else { 1 };
-        for (block, units) in products(worker, &op.work, blocks.len(), units, step) {
+        for (block, units) in worker.products(&op.work, blocks.len(), units, step) {
             let mut first = 0;
             for (matrix, bias, columns) in &bound.parts {
                 let start = units.start.max(first) - first;
@@ -594,28 +594,4 @@ impl Run<'_> {
         let first = sequence.map_or(0, |sequence| sequence.pages.start);
         (self.step.page_table[first + position / PAGE] as usize, position % PAGE)
     }
-}
-
-/// This worker's pieces of `count` products of `units` units each, of which `step` stay together: the number of a product,
-/// and some of its units.
-fn products<'w>(
-    worker: &'w Worker,
-    counter: &'w Counter,
-    count: usize,
-    units: usize,
-    step: usize,
-) -> impl Iterator<Item = (usize, Range<usize>)> + 'w {
-    let steps = units.div_ceil(step);
-    let grain = (count * steps / (16 * worker.count())).clamp(1, 16);
-    worker.chunks(counter, count * steps, grain).flat_map(move |range| {
-        let mut at = range.start;
-        std::iter::from_fn(move || {
-            (at < range.end).then(|| {
-                let (product, start) = (at / steps, at % steps);
-                let end = steps.min(start + range.end - at);
-                at += end - start;
-                (product, start * step..units.min(end * step))
-            })
-        })
-    })
 }

@@ -39,7 +39,7 @@ fn product(
         let mut scratch = Buffer::zeroed(matrix.scratch_bytes()).unwrap();
         let blocks = RowBlocks::of(input);
         for units in worker.chunks(&counter, matrix.units(), grain) {
-            for rows in (0..blocks.len()).map(|i| blocks.get(i)) {
+            for rows in blocks.iter() {
                 // SAFETY: each unit is claimed once.
                 unsafe { linear(isa, matrix, units.clone(), input, rows, bias, epilogue, view, None, &mut scratch) };
             }

@@ -2,7 +2,7 @@
 
 use basert_plan::Place;
 
-use super::{Bound, Output, ROWS, Run, WorkerScratch, products};
+use super::{Bound, Output, ROWS, Run, WorkerScratch};
 use crate::quantised::BLOCK;
 use crate::{Epilogue, FloatRows, Input, PackedMatrix, QuantisedRows, RowBlocks, Rows, Worker, linear};
 
@@ -142,13 +142,12 @@ impl Run<'_> {
         let width = bound.out.0.width / used;
         // SAFETY: the results of a token's experts lie side by side, and nothing else in its row.
         let out = unsafe { Rows::from_raw(self.view(bound.out.0, rows).row_ptr(0), rows * used, width, width) };
-        for (expert, units) in products(worker, &op.work, uses.experts.len(), units, 1) {
+        for (expert, units) in worker.products(&op.work, uses.experts.len(), units, 1) {
             let expert = uses.experts[expert] as usize;
             let (matrix, bias) = &bound.experts[expert];
             let (numbers, first) = uses.of(expert);
             let (x, bias) = (input(first, numbers.len()), bias.as_deref());
-            let blocks = RowBlocks::of(x);
-            for rows in (0..blocks.len()).map(|i| blocks.get(i)) {
+            for rows in RowBlocks::of(x).iter() {
                 let (units, places, panels) = (units.clone(), Some(numbers), &mut scratch.panels);
                 // SAFETY: the columns of a unit, in the rows of one expert, are computed by whoever took it.
                 unsafe { linear(self.isa, matrix, units, x, rows, bias, bound.epilogue, out, places, panels) };
