@@ -20,7 +20,7 @@ use crate::Isa;
 use crate::isa::dispatch;
 use crate::kv::{KvLayer, PAGE};
 use crate::math;
-use crate::page_product::product;
+use crate::page_product::{Ahead, product};
 use crate::rows::Rows;
 use crate::simd::{LANES, Simd};
 
@@ -215,7 +215,7 @@ pub unsafe fn attend(
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
                 let q = &scratch.q[tile.start * dim..tile.end * dim];
                 let visible = &scratch.visible[tile.clone()];
-                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial);
+                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial, tile.start == 0);
                 merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
             }
         }
@@ -264,7 +264,7 @@ pub unsafe fn attend_pages(
             unsafe {
                 let pages = Pages::of(sequence, block);
                 let visible = &scratch.visible[tile.clone()];
-                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial);
+                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial, tile.start == 0);
                 for (head, partial) in tile.zip(partial.chunks_exact(partial_len(dim))) {
                     partials_out.row_mut((block - all.start) * group + head).copy_from_slice(partial);
                 }
@@ -360,7 +360,7 @@ impl Pages {
     }
 }
 
-/// Partials of a tile of queries for a page.
+/// Partials of a tile of queries for a page, of which the first one `asks` for what is read after it.
 #[allow(clippy::too_many_arguments)]
 unsafe fn partials(
     isa: Isa,
@@ -372,10 +372,12 @@ unsafe fn partials(
     visible: &[Visible],
     p: &mut [f32],
     out: &mut [f32],
+    asks: bool,
 ) {
     let dim = attention.head_dim;
     let (keys, values) = (kv.keys(pages.this, kv_head), kv.values(pages.this, kv_head));
-    let next = kv.keys(pages.next, kv_head);
+    let next = (kv.keys(pages.next, kv_head), kv.values(pages.next, kv_head));
+    let ahead = |soon, far| asks.then_some(Ahead { soon, far });
     // What any of them sees. None may see anything.
     let seen = || visible.iter().filter(|visible| visible.start < visible.end);
     let last = seen().map(|visible| visible.end).max().unwrap_or(0);
@@ -383,10 +385,11 @@ unsafe fn partials(
     let columns = first / LANES * LANES..last.next_multiple_of(LANES);
     // SAFETY: a page has `dim` rows of keys and `PAGE` rows of values; the buffers are as long as the shapes say.
     unsafe {
-        product::<true>(isa, kv.format(), visible.len(), q.as_ptr(), keys, columns, p.as_mut_ptr(), PAGE, values);
+        let (format, count, q, scores) = (kv.format(), visible.len(), q.as_ptr(), p.as_mut_ptr());
+        product::<true>(isa, format, count, q, keys, columns, scores, PAGE, ahead(values, next.0));
         softmax(isa, p, visible, attention.scale, attention.soft_cap, out, dim);
         let (p, out, stride) = (p.as_ptr(), out.as_mut_ptr(), partial_len(dim));
-        product::<false>(isa, kv.format(), visible.len(), p, values, first..last, out, stride, next);
+        product::<false>(isa, format, count, p, values, first..last, out, stride, ahead(next.0, next.1));
     }
 }
 

@@ -18,8 +18,8 @@ use crate::simd::{LANES, Simd};
 /// [`keys_tile`] or [`values_tile`] for a number of queries and a format known only now.
 ///
 /// # Safety
-/// `b` and `ahead` are keys or values of this format in pages that nobody writes; `a` and `out` are as long as the shapes
-/// say.
+/// `b` and what is `ahead` are keys or values of this format in pages that nobody writes; `a` and `out` are as long as the
+/// shapes say.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn product<const KEYS: bool>(
     isa: Isa,
@@ -30,7 +30,7 @@ pub(crate) unsafe fn product<const KEYS: bool>(
     tokens: Range<usize>,
     out: *mut f32,
     out_stride: usize,
-    ahead: Blocks,
+    ahead: Option<Ahead>,
 ) {
     macro_rules! tile {
         ($queries:literal, $bits:literal) => {
@@ -62,19 +62,45 @@ pub(crate) unsafe fn product<const KEYS: bool>(
     }
 }
 
+/// What is asked for while a page's keys or values are read, as much of each as is read of these.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// What is read next, for the first-level cache.
+    pub soon: Blocks,
+    /// What is read after that, for the second-level cache, which has more to come at a time.
+    pub far: Blocks,
+}
+
+impl Ahead {
+    /// The codes of block `i`.
+    ///
+    /// # Safety
+    /// There is such a block.
+    #[inline(always)]
+    unsafe fn codes(&self, i: usize) -> Codes {
+        // SAFETY: the caller's.
+        unsafe { Codes { soon: self.soon.codes(i), far: self.far.codes(i) } }
+    }
+}
+
+/// A block of [`Ahead`].
+#[derive(Clone, Copy)]
+struct Codes {
+    soon: *const u8,
+    far: *const u8,
+}
+
 dispatch! {
     /// `out[i][t] = Σ q[i][d] · key[t][d]` for `Q` queries, interleaved, and some whole vectors of a page's tokens, in
-    /// order of d; where keys are quantised, the sum of each block times its scale, in order of blocks. As much as is
-    /// read of `keys` is asked for of `ahead`.
+    /// order of d; where keys are quantised, the sum of each block times its scale, in order of blocks.
     unsafe fn keys_tile[const Q: usize, const BITS: usize](
-        q: *const f32, keys: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Blocks
+        q: *const f32, keys: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Option<Ahead>
     ) = keys_kernel::<Q, BITS>;
 
     /// `out[i][d] = Σ p[i][t] · value[t][d]` for `Q` rows of weights, `PAGE` apart, and some of a page's tokens, in order
-    /// of t; where values are quantised, weights are multiplied by scales first. As much as is read of `values` is asked
-    /// for of `ahead`.
+    /// of t; where values are quantised, weights are multiplied by scales first.
     unsafe fn values_tile[const Q: usize, const BITS: usize](
-        p: *const f32, values: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Blocks
+        p: *const f32, values: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Option<Ahead>
     ) = values_kernel::<Q, BITS>;
 }
 
@@ -85,7 +111,7 @@ unsafe fn keys_kernel<S: Simd, const Q: usize, const BITS: usize>(
     tokens: Range<usize>,
     out: *mut f32,
     out_stride: usize,
-    ahead: Blocks,
+    ahead: Option<Ahead>,
 ) {
     let mut at = tokens.start;
     // SAFETY: the caller's.
@@ -109,14 +135,15 @@ unsafe fn keys_columns<S: Simd, const Q: usize, const V: usize, const BITS: usiz
     at: usize,
     out: *mut f32,
     out_stride: usize,
-    ahead: Blocks,
+    ahead: Option<Ahead>,
 ) -> usize {
     // SAFETY: the caller's.
     unsafe {
         let mut scores = [[S::splat(0.0); V]; Q];
         for block in 0..keys.count {
             let (q, codes) = (q.add(block * keys.dims * Q), keys.codes(block));
-            let sums = sums::<S, Q, V, BITS, true>(q, 0..keys.dims, codes, PAGE, at, ahead.codes(block));
+            let ahead = ahead.map(|ahead| ahead.codes(block));
+            let sums = sums::<S, Q, V, BITS, true>(q, 0..keys.dims, codes, PAGE, at, ahead);
             if BITS == 16 {
                 scores = sums;
                 break;
@@ -144,7 +171,7 @@ unsafe fn values_kernel<S: Simd, const Q: usize, const BITS: usize>(
     tokens: Range<usize>,
     out: *mut f32,
     out_stride: usize,
-    ahead: Blocks,
+    ahead: Option<Ahead>,
 ) {
     let mut scaled = [[0.0f32; PAGE]; Q];
     // SAFETY: the caller's.
@@ -180,11 +207,12 @@ unsafe fn values_columns<S: Simd, const Q: usize, const V: usize, const BITS: us
     at: usize,
     out: *mut f32,
     out_stride: usize,
-    ahead: Blocks,
+    ahead: Option<Ahead>,
 ) -> usize {
     // SAFETY: the caller's.
     unsafe {
-        let sums = sums::<S, Q, V, BITS, false>(p, tokens, values.codes(block), values.dims, at, ahead.codes(block));
+        let ahead = ahead.map(|ahead| ahead.codes(block));
+        let sums = sums::<S, Q, V, BITS, false>(p, tokens, values.codes(block), values.dims, at, ahead);
         for q in 0..Q {
             for v in 0..V {
                 S::store(out.add(q * out_stride + v * LANES), sums[q][v]);
@@ -217,7 +245,7 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
     b: *const u8,
     n: usize,
     at: usize,
-    ahead: *const u8,
+    ahead: Option<Codes>,
 ) -> [[S::F; V]; Q] {
     // What shares bytes, where two codes do: two k of keys, two vectors of values.
     let depth = if BITS == 4 && KEYS { 2 } else { 1 };
@@ -234,9 +262,10 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
                 for v in 0..V {
                     columns[v] = load::<S, BITS>(b.add(start + v / width * vector), part + v % width);
                 }
-                if part == 0 {
+                if let (0, Some(ahead)) = (part, ahead) {
                     for line in (0..V * vector / width).step_by(64) {
-                        S::prefetch(ahead.wrapping_add(start + line));
+                        S::prefetch_far(ahead.far.wrapping_add(start + line));
+                        S::prefetch(ahead.soon.wrapping_add(start + line));
                     }
                 }
                 let k = row * depth + part;
