@@ -148,13 +148,18 @@ unsafe fn norm_kernel<S: Simd>(x: *const f32, weight: *const f32, len: usize, ep
     // SAFETY: all three have `len` values.
     unsafe {
         let mut sums = [S::splat(0.0); 4];
-        for (at, count) in vectors(len) {
-            let x = load_some::<S>(x.add(at), count);
-            sums[0] = S::fma(x, x, sums[0]);
-            sums.rotate_left(1);
+        let fours = len / (4 * LANES);
+        for four in 0..fours {
+            for i in 0..4 {
+                let x = S::load(x.add((4 * four + i) * LANES));
+                sums[i] = S::fma(x, x, sums[i]);
+            }
         }
-        // Back to the order in which they were begun.
-        sums.rotate_right(len.div_ceil(LANES) % 4);
+        let rest = fours * 4 * LANES;
+        for (i, (at, count)) in vectors(len - rest).enumerate() {
+            let x = load_some::<S>(x.add(rest + at), count);
+            sums[i] = S::fma(x, x, sums[i]);
+        }
         let sum = S::sum(S::add(S::add(sums[0], sums[1]), S::add(sums[2], sums[3])));
         let factor = S::splat(1.0 / (sum / len as f32 + eps).sqrt());
         for (at, count) in vectors(len) {

@@ -135,17 +135,17 @@ unsafe fn quantise_kernel<S: Simd>(x: &[f32], out: *mut Block, step: usize) {
                 (largest / 127.0, 127.0 / largest)
             };
             let mut sums = [0i32; 2];
-            for (half, x) in halves.into_iter().enumerate() {
-                let scaled = if scale.is_nan() { S::splat(0.0) } else { S::mul(x, S::splat(inverse)) };
+            for half in 0..2 {
+                let scaled = if scale.is_nan() { S::splat(0.0) } else { S::mul(halves[half], S::splat(inverse)) };
                 let codes = S::round(scaled);
                 S::store_i8(block.codes.as_mut_ptr().add(half * LANES), codes);
                 sums[half] = S::sum_i32(codes);
+                block.half_starts[half] = -128 * sums[half];
+                block.half_scaled_sums[half] = scale * sums[half] as f32;
             }
             block.scale = scale;
             block.start = -128 * (sums[0] + sums[1]);
-            block.half_starts = sums.map(|sum| -128 * sum);
             block.scaled_sum = scale * (sums[0] + sums[1]) as f32;
-            block.half_scaled_sums = sums.map(|sum| scale * sum as f32);
         }
     }
 }
