@@ -12,9 +12,9 @@ use basert::plan::{Baked, Device, FUSIONS, Limits, LoadOptions, Plan, StepState}
 use basert_cpu::CpuDevice;
 
 const PROMPT: usize = 512;
-const ANSWER: usize = 64;
-/// Each is measured so often, in turns with the others; the fastest counts.
-const ROUNDS: usize = 7;
+const ANSWER: usize = 16;
+/// Each is measured so often, in turns with the others.
+const ROUNDS: usize = 40;
 
 fn main() {
     let named = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
@@ -30,20 +30,27 @@ fn main() {
         device.load(plan, file.clone(), options).unwrap_or_else(|error| panic!("{error}"))
     };
     let mut plans: Vec<_> = [None].into_iter().chain((0..FUSIONS.len()).map(Some)).map(|i| (i, load(i))).collect();
-    let mut best = vec![[f64::INFINITY; 2]; plans.len()];
+    // For each plan, what all rounds took: decoding and the prompt.
+    let mut seconds = vec![[const { Vec::new() }; 2]; plans.len()];
     for _ in 0..ROUNDS {
-        for ((_, baked), best) in plans.iter_mut().zip(&mut best) {
-            let seconds = [answer(&mut **baked, &pages), prompt(&mut **baked, &pages)];
-            best.iter_mut().zip(seconds).for_each(|(best, seconds)| *best = best.min(seconds));
+        for ((_, baked), seconds) in plans.iter_mut().zip(&mut seconds) {
+            seconds[0].push(answer(&mut **baked, &pages));
+            seconds[1].push(prompt(&mut **baked, &pages));
         }
     }
     println!("{}, {}", path.display(), device.facts().description);
-    println!("without                 decode {ANSWER}, tokens/s   ratio   prefill {PROMPT}   ratio");
-    for ((without, _), seconds) in plans.iter().zip(&best) {
+    println!("Speed without a fusion beside that with all: medians of {ROUNDS} rounds, and half of them");
+    println!("without                 decode {ANSWER}                  prefill {PROMPT}");
+    for (i, (without, _)) in plans.iter().enumerate() {
         let name = without.map_or("none", |i| FUSIONS[i].name);
-        let [decode, prefill] = [ANSWER as f64 / seconds[0], PROMPT as f64 / seconds[1]];
-        let [of_decode, of_prefill] = [best[0][0] / seconds[0], best[0][1] / seconds[1]];
-        println!("{name:24} {decode:18.1} {of_decode:7.3} {prefill:13.1} {of_prefill:7.3}");
+        let ratios = [0, 1].map(|kind| {
+            let mut ratios: Vec<f64> =
+                seconds[0][kind].iter().zip(&seconds[i][kind]).map(|(all, one)| all / one).collect();
+            ratios.sort_by(f64::total_cmp);
+            let at = |share: usize| ratios[ROUNDS * share / 4];
+            format!("{:.3} ({:.3} to {:.3})", at(2), at(1), at(3))
+        });
+        println!("{name:23} {:26} {}", ratios[0], ratios[1]);
     }
 }
 
