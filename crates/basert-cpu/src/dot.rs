@@ -25,11 +25,12 @@ mod floats;
 use std::hint::black_box;
 use std::ops::Range;
 
-use basert_core::Value;
+use basert_core::{Format, Value};
 
 use codes::{Packed, base, expanded, group, operand, start, table};
 use floats::{expand_floats_kernel, float_kernel};
 
+use crate::Isa;
 use crate::isa::dispatch;
 use crate::panel::PanelFormat;
 use crate::quantised::{BLOCK, Block};
@@ -37,8 +38,17 @@ use crate::simd::{LANES, Simd};
 
 /// Results of one row of activations.
 pub(crate) type Lanes = [f32; LANES];
-/// At most so many rows are multiplied by panels as they are: to read those once takes longer than all else.
-pub(crate) const FEW: usize = 8;
+
+/// At most so many rows are multiplied by panels of `format` as they are: what expanding these saves is less than it
+/// takes.
+pub(crate) fn few(isa: Isa, format: Format) -> usize {
+    match (isa, format.block().elements) {
+        (_, 1) => 12,
+        (Isa::Avx512, 32) => 24,
+        (Isa::Avx512, _) => 12,
+        _ => 8,
+    }
+}
 
 /// A panel after expansion, all of it vectors of 64 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,9 +186,19 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
         // SAFETY: the caller's.
         unsafe {
             let (panel, out) = (panel.add(p * panel_len), out.add(p * rows));
-            tiles!(if S::WIDE || narrow { 4 } else { 3 }, rows, |at, T| {
-                quantised_rows::<S, F, T>(panel, blocks, x.add(at), rows, out.add(at));
-            });
+            tiles!(
+                if S::WIDE {
+                    6
+                } else if narrow {
+                    4
+                } else {
+                    3
+                },
+                rows,
+                |at, T| {
+                    quantised_rows::<S, F, T>(panel, blocks, x.add(at), rows, out.add(at));
+                }
+            );
         }
     }
 }

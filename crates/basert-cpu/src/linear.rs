@@ -5,7 +5,7 @@ use std::ops::Range;
 use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::dot::{Ahead, Expanded, FEW, Lanes, expand, expand_floats, expanded_tile, float_tile, quantised_panels};
+use crate::dot::{Ahead, Expanded, Lanes, expand, expand_floats, expanded_tile, few, float_tile, quantised_panels};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
@@ -53,8 +53,9 @@ pub enum Epilogue {
     Gated(Activation),
 }
 
-/// Rows times panels that are computed in a call, of a few rows.
+/// Rows times panels that are computed in a call, of a few rows, and panels at most.
 const RESULTS: usize = 64;
+const PANELS: usize = 8;
 /// Activations that panels pass over together stay in a part of a core's second-level cache.
 const INPUT_BYTES: usize = 512 << 10;
 /// And their results as well.
@@ -144,10 +145,10 @@ pub unsafe fn linear(
     assert!(units.end <= weights.units() && scratch.len() >= weights.scratch_bytes());
 
     let width = if weights.order() == Order::Paired { 2 } else { 1 };
-    let few = x.rows() <= FEW;
+    let few = x.rows() <= few(isa, weights.format());
     let kind = weights.expanded();
     // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
-    let step = if few { RESULTS / FEW / width } else { 2 / width };
+    let step = if few { (RESULTS / x.rows().max(1)).clamp(width, PANELS) / width } else { 2 / width };
     let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
     let results = results.as_mut_ptr().cast::<Lanes>();
     let first = rows.start;

@@ -2,10 +2,13 @@
 //!
 //! A worker whose core another process takes is late at the next barrier, by what the system gives the other at a time,
 //! which is longer than a step of a small model; or it shares the core of a worker, and each waits for the other. So where
-//! a step is bound by memory, fewer workers are faster, on the cores that are left. Whether the neighbour is still there is found out by trying, less often each time that it is.
+//! a step is bound by memory, fewer workers are faster, on the cores that are left. Whether the neighbour is still there is
+//! found out by trying, less often each time that it is.
 
 use std::time::{Duration, Instant};
 
+/// The tokens of a step that is bound by memory, at most.
+pub(crate) const FEW: usize = 8;
 /// How long to do with fewer workers, at first and at most.
 const HOLD: [Duration; 2] = [Duration::from_millis(10), Duration::from_secs(1)];
 /// The share of their time that workers may lose, and stay.

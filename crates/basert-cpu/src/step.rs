@@ -19,10 +19,10 @@ use basert_plan::{Baked, DeviceError, Place, Plan, PlannedOp, Span, StepState};
 
 pub(crate) use self::experts::{BoundExperts, Uses};
 use crate::attention::{Attention, Scratch};
-use crate::dot::FEW;
+use crate::dot::few;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
-use crate::neighbours::Neighbours;
+use crate::neighbours::{FEW, Neighbours};
 use crate::{
     Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, RowBlocks, Rows,
     Worker,
@@ -534,7 +534,8 @@ impl Run<'_> {
         let Some(blocks) = floats.or(codes).map(RowBlocks::of) else { return };
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
         // Many rows are multiplied by two panels at a time.
-        let step = if rows > FEW { 2 } else { 1 };
+        let many = bound.parts.iter().any(|(matrix, ..)| rows > few(self.isa, matrix.format()));
+        let step = if many { 2 } else { 1 };
         for (block, units) in worker.products(&op.work, blocks.len(), units, step) {
             let mut first = 0;
             for (matrix, bias, columns) in &bound.parts {
