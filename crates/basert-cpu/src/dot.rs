@@ -181,24 +181,18 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
     rows: usize,
     out: *mut Lanes,
 ) {
-    let narrow = const { Packed::<F>::sums_are_narrow::<S>() };
+    let most = match const { Packed::<F>::sums_are_narrow::<S>() } {
+        _ if S::WIDE => 6,
+        true => 4,
+        false => 3,
+    };
     for p in 0..panels {
         // SAFETY: the caller's.
         unsafe {
             let (panel, out) = (panel.add(p * panel_len), out.add(p * rows));
-            tiles!(
-                if S::WIDE {
-                    6
-                } else if narrow {
-                    4
-                } else {
-                    3
-                },
-                rows,
-                |at, T| {
-                    quantised_rows::<S, F, T>(panel, blocks, x.add(at), rows, out.add(at));
-                }
-            );
+            tiles!(most, rows, |at, T| {
+                quantised_rows::<S, F, T>(panel, blocks, x.add(at), rows, out.add(at));
+            });
         }
     }
 }

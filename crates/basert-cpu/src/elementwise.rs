@@ -5,6 +5,8 @@
 
 // Where the compiler makes the vectors, `S` only says for which instructions.
 #![allow(clippy::extra_unused_type_parameters)]
+// Vector numbers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
 
 use crate::isa::dispatch;
 use crate::linear::{gated, load_some, store_some};
