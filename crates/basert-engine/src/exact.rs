@@ -3,6 +3,10 @@
 //!
 //! The polynomials are those of Cephes (Moshier, `logf.c` and `expf.c`).
 
+use std::sync::LazyLock;
+
+use multiversion::multiversion;
+
 /// ln x of a positive normal number.
 pub(crate) fn ln(x: f32) -> f32 {
     const P: [f32; 9] = [
@@ -28,7 +32,18 @@ pub(crate) fn ln(x: f32) -> f32 {
     e.mul_add(0.693_359_4, f + low)
 }
 
+/// The sum of the weights of all logits less `max`: whole numbers, so in any order.
+#[multiversion(targets("x86_64+avx2+fma"))]
+pub(crate) fn total(candidates: &[(f32, u32)], max: f32) -> u64 {
+    let mut total = 0;
+    for candidate in candidates {
+        total += weight(candidate.0 - max);
+    }
+    total
+}
+
 /// 2^23 · e^x for x ≤ 0, a whole number.
+#[inline(always)]
 pub(crate) fn weight(x: f32) -> u64 {
     const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     // Beyond that there is nothing left.
@@ -37,7 +52,10 @@ pub(crate) fn weight(x: f32) -> u64 {
     }
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
-    let p = P.into_iter().fold(0.0f32, |p, c| p.mul_add(r, c));
+    let mut p = 0.0f32;
+    for c in P {
+        p = p.mul_add(r, c);
+    }
     let y = (r * r).mul_add(p, r) + 1.0;
     ((y * 8_388_608.0) as u64) >> (-n) as u32
 }
@@ -46,6 +64,22 @@ pub(crate) fn weight(x: f32) -> u64 {
 pub(crate) fn gumbel(bits: u32) -> f32 {
     let u = (2 * (bits >> 9) + 1) as f32 * (1.0 / 16_777_216.0);
     -ln(-ln(u))
+}
+
+/// No noise is larger.
+pub(crate) const MOST_GUMBEL: f32 = 16.7;
+
+/// Whether [`gumbel`] of these bits may be as large as `noise`, without computing it: it may be a little less.
+pub(crate) fn may_reach(bits: u32, noise: f32) -> bool {
+    // For each whole number the least 23 bits whose noise is larger, and some less.
+    static LEAST: LazyLock<[u32; 17]> = LazyLock::new(|| {
+        std::array::from_fn(|noise| {
+            let u = (-(0.01 - noise as f64).exp()).exp();
+            ((u * 16_777_216.0 - 1.0) / 2.0) as u32
+        })
+    });
+    // A number below 0 becomes 0.
+    noise < 0.0 || LEAST.get(noise as usize).is_some_and(|&least| bits >> 9 >= least)
 }
 
 #[cfg(test)]
@@ -66,6 +100,18 @@ mod tests {
             assert!((f64::from(ln(x)) / f64::from(x).ln() - 1.0).abs() < 1e-6);
         }
         assert_eq!((weight(0.0), weight(-100.0), weight(f32::NEG_INFINITY)), (8_388_608, 0, 0));
+    }
+
+    #[test]
+    fn only_what_cannot_reach_is_ruled_out() {
+        let mut ruled_out = 0;
+        for bits in (0..1 << 23).step_by(7).chain((1 << 23) - 5000..1 << 23).map(|bits: u32| bits << 9 | 77) {
+            let found = gumbel(bits);
+            assert!(found < MOST_GUMBEL && may_reach(bits, found) && may_reach(bits, found - 0.3), "{bits}: {found}");
+            ruled_out += usize::from(!may_reach(bits, found.max(0.0) + 1.1));
+        }
+        assert!(ruled_out > 1_000_000, "{ruled_out}");
+        assert!(!may_reach(u32::MAX, 17.5));
     }
 
     #[test]

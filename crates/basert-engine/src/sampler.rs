@@ -203,7 +203,7 @@ impl Sampler {
     fn choose(&mut self) -> Option<u32> {
         self.adjust();
         if self.sampling.temperature == 0.0 {
-            return argmax(self.logits.iter().copied());
+            return argmax(&self.logits);
         }
         self.truncate();
         self.draw()
@@ -232,20 +232,30 @@ impl Sampler {
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let highest = largest(&self.logits);
         // The sum makes one zero of two.
-        let scaled = self.logits.iter().map(|logit| logit / temperature + 0.0);
+        let max = highest / temperature + 0.0;
+        // What is behind by more than rounding makes of that need not be divided.
+        let reach = (REACH + 1.0) * temperature + highest.abs() * 1e-6;
+        let near = if max.is_finite() { highest - reach } else { f32::NEG_INFINITY };
         self.candidates.clear();
-        self.candidates.extend(scaled.zip(0..).filter(|(logit, _)| *logit > f32::NEG_INFINITY));
+        for (&logit, token) in self.logits.iter().zip(0..) {
+            if logit >= near && logit > f32::NEG_INFINITY {
+                let scaled = logit / temperature + 0.0;
+                if scaled >= max - REACH {
+                    self.candidates.push((scaled, token));
+                }
+            }
+        }
         if top_k > 0 && top_k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(top_k - 1, likelier);
             self.candidates.truncate(top_k);
         }
         if top_p < 1.0 {
-            let keep = nucleus(&mut self.candidates, top_p);
+            let keep = nucleus(&mut self.candidates, max, top_p);
             self.candidates.truncate(keep);
         }
         if min_p > 0.0 {
-            let max = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
             let least = max + min_p.ln();
             self.candidates.retain(|c| c.0 >= least);
         }
@@ -253,18 +263,56 @@ impl Sampler {
 
     /// The candidate with the largest sum of logit and Gumbel noise.
     fn draw(&self) -> Option<u32> {
-        // Noise lies between −2.9 and 16.7: what is further behind than that cannot win.
-        const REACH: f32 = 20.0;
-        let max = self.candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
-        let within = self.candidates.iter().filter(|c| c.0 >= max - REACH);
-        let noisy = within.map(|&(logit, token)| (logit + self.gumbel(token), token));
-        noisy.min_by(likelier).map(|(_, token)| token)
+        let mut noise = Noise { random: &self.random, draw: self.drawn, block: None };
+        let mut best = *self.candidates.iter().min_by(|a, b| likelier(a, b))?;
+        best.0 += exact::gumbel(noise.bits(best.1));
+        for &(logit, token) in &self.candidates {
+            if logit + exact::MOST_GUMBEL < best.0 {
+                continue;
+            }
+            let bits = noise.bits(token);
+            // Logits may be so large that their difference is not exact.
+            if exact::may_reach(bits, best.0 - logit - best.0.abs() * 1e-6) {
+                let noisy = (logit + exact::gumbel(bits), token);
+                best = if likelier(&noisy, &best).is_lt() { noisy } else { best };
+            }
+        }
+        Some(best.1)
     }
+}
 
-    /// The noise of this draw and token.
-    fn gumbel(&self, token: u32) -> f32 {
-        exact::gumbel(self.random.at([token / 4, self.drawn, 0, 0])[(token % 4) as usize])
+/// What is further behind the most likely token than this, divided by the temperature, can neither win by noise, which lies
+/// between −2.9 and 16.7, nor has a weight.
+const REACH: f32 = 20.0;
+
+/// The random bits of a draw, for tokens in any order, though best in theirs.
+struct Noise<'a> {
+    random: &'a Philox,
+    draw: u32,
+    block: Option<(u32, [u32; 32])>,
+}
+
+impl Noise<'_> {
+    fn bits(&mut self, token: u32) -> u32 {
+        let block = token / 32;
+        let numbers = match &self.block {
+            Some((at, numbers)) if *at == block => numbers,
+            _ => &self.block.insert((block, self.random.block(block, self.draw))).1,
+        };
+        numbers[(token % 32) as usize]
     }
+}
+
+/// The largest number; −∞ where there is none.
+fn largest(x: &[f32]) -> f32 {
+    let (chunks, rest) = x.as_chunks::<16>();
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for chunk in chunks {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane = if x > *lane { x } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
 /// Larger logits first, and of equal ones the smaller token.
@@ -273,21 +321,17 @@ fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 }
 
 /// The first token with the largest logit, if one is more than −∞.
-fn argmax(logits: impl Iterator<Item = f32>) -> Option<u32> {
-    let mut best = (f32::NEG_INFINITY, None);
-    for (logit, token) in logits.zip(0..) {
-        if logit > best.0 {
-            best = (logit, Some(token));
-        }
-    }
-    best.1
+fn argmax(logits: &[f32]) -> Option<u32> {
+    let largest = largest(logits);
+    let first = logits.iter().position(|&logit| logit == largest)?;
+    (largest > f32::NEG_INFINITY).then_some(first as u32)
 }
 
-/// Moves the most likely candidates to the front, in order, and counts how many of them have probability `p` together.
-fn nucleus(candidates: &mut [(f32, u32)], p: f32) -> usize {
-    let max = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+/// Moves the most likely candidates to the front, in order, and counts how many of them have probability `p` together;
+/// `max` is the largest logit.
+fn nucleus(candidates: &mut [(f32, u32)], max: f32, p: f32) -> usize {
     let weight = |c: &(f32, u32)| exact::weight(c.0 - max);
-    let wanted = share(candidates.iter().map(weight).sum(), p);
+    let wanted = share(exact::total(candidates, max), p);
     // Whole numbers, whose sum does not depend on their order.
     // Few candidates have nearly all of the probability: sort more and more of them until they have enough.
     let mut sorted = 0;
@@ -378,13 +422,65 @@ mod tests {
         assert_eq!(support(Sampling { top_k: 3, min_p: 0.5, ..Sampling::default() }), [0, 1]);
     }
 
+    /// Without leaving anything out before it has to be.
+    fn textbook(sampling: &Sampling, logits: &[f32], index: u32) -> u32 {
+        let scaled = logits.iter().map(|logit| logit / sampling.temperature + 0.0);
+        let mut candidates: Vec<(f32, u32)> = scaled.zip(0..).filter(|c| c.0 > f32::NEG_INFINITY).collect();
+        candidates.sort_by(likelier);
+        if sampling.top_k > 0 {
+            candidates.truncate(sampling.top_k);
+        }
+        let Some(&(max, _)) = candidates.first() else { return 0 };
+        let weights: Vec<u64> = candidates.iter().map(|c| exact::weight(c.0 - max)).collect();
+        let wanted = share(weights.iter().sum(), sampling.top_p);
+        if sampling.top_p < 1.0 {
+            let enough = |n: &usize| weights[..*n].iter().sum::<u64>() >= wanted;
+            candidates.truncate((1..=candidates.len()).find(enough).unwrap());
+        }
+        if sampling.min_p > 0.0 {
+            candidates.retain(|c| c.0 >= max + sampling.min_p.ln());
+        }
+        let random = Philox::new(sampling.seed);
+        for (logit, token) in &mut candidates {
+            *logit += exact::gumbel(random.at([*token / 4, index, 0, 0])[(*token % 4) as usize]);
+        }
+        candidates.into_iter().min_by(likelier).unwrap().1
+    }
+
+    #[test]
+    fn choices_are_those_of_a_textbook() {
+        let random = Philox::new(7);
+        for case in 0..600 {
+            let number = |i: u32| random.at([i, case, 1, 0])[0];
+            let pick = |i: u32, of: &[f32]| of[number(i) as usize % of.len()];
+            let spread = pick(0, &[0.0, 1.0, 5.0, 20.0, 1e3]);
+            let vocabulary = pick(1, &[1.0, 7.0, 33.0, 3000.0]) as u32;
+            let normal = |i: u32| (0..4).map(|j| (number(10 + 4 * i + j) >> 8) as f32 / 8_388_608.0 - 1.0).sum::<f32>();
+            let mut logits: Vec<f32> = (0..vocabulary).map(|i| normal(i) * spread).collect();
+            logits.iter_mut().step_by(5).for_each(|logit| *logit = logit.round());
+            logits.iter_mut().skip(3).step_by(11).for_each(|logit| *logit = f32::NEG_INFINITY);
+            let sampling = Sampling {
+                temperature: pick(2, &[1e-4, 0.2, 0.8, 1.0, 3.0, 1e3]),
+                top_k: pick(3, &[0.0, 0.0, 1.0, 40.0]) as usize,
+                top_p: pick(4, &[1.0, 1.0, 0.9, 0.3]),
+                min_p: pick(5, &[0.0, 0.0, 0.05]),
+                seed: u64::from(case),
+                ..Sampling::default()
+            };
+            let mut sampler = Sampler::new(sampling.clone(), &[]).unwrap();
+            for index in 0..3 {
+                assert_eq!(sampler.next(&logits), textbook(&sampling, &logits, index), "{sampling:?} {logits:?}");
+            }
+        }
+    }
+
     #[test]
     fn the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort() {
         let mut candidates: Vec<(f32, u32)> = (0..50_000).map(|t| ((t * 7919 % 50_000) as f32 * 2e-4, t)).collect();
         let mut sorted = candidates.clone();
         sorted.sort_by(likelier);
         for p in [0.1f32, 0.5, 0.9, 0.999] {
-            let keep = nucleus(&mut candidates, p);
+            let keep = nucleus(&mut candidates, sorted[0].0, p);
             let total: f64 = sorted.iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum();
             let mass = |n: usize| sorted[..n].iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum::<f64>() / total;
             let p64 = f64::from(p);
@@ -460,8 +556,11 @@ mod tests {
             temperature in 0f32..3.0, top_k in 0usize..60, top_p in 0.01f32..1.0, min_p in 0f32..1.0,
         ) {
             let sampling = Sampling { temperature, top_k, top_p, min_p, ..Sampling::default() };
-            let token = Sampler::new(sampling, &[]).unwrap().next(&logits);
+            let token = Sampler::new(sampling.clone(), &[]).unwrap().next(&logits);
             proptest::prop_assert!((token as usize) < logits.len());
+            if temperature >= 1e-5 {
+                proptest::prop_assert_eq!(token, textbook(&sampling, &logits, 0));
+            }
         }
     }
 }
