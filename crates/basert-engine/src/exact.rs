@@ -69,17 +69,38 @@ pub(crate) fn gumbel(bits: u32) -> f32 {
 /// No noise is larger.
 pub(crate) const MOST_GUMBEL: f32 = 16.7;
 
+/// For each whole number the least 23 bits whose noise is larger, and some less.
+static LEAST: LazyLock<[u32; 17]> = LazyLock::new(|| {
+    std::array::from_fn(|noise| {
+        let u = (-(0.01 - noise as f64).exp()).exp();
+        ((u * 16_777_216.0 - 1.0) / 2.0) as u32
+    })
+});
+
 /// Whether [`gumbel`] of these bits may be as large as `noise`, without computing it: it may be a little less.
 pub(crate) fn may_reach(bits: u32, noise: f32) -> bool {
-    // For each whole number the least 23 bits whose noise is larger, and some less.
-    static LEAST: LazyLock<[u32; 17]> = LazyLock::new(|| {
-        std::array::from_fn(|noise| {
-            let u = (-(0.01 - noise as f64).exp()).exp();
-            ((u * 16_777_216.0 - 1.0) / 2.0) as u32
-        })
-    });
     // A number below 0 becomes 0.
     noise < 0.0 || LEAST.get(noise as usize).is_some_and(|&least| bits >> 9 >= least)
+}
+
+/// Which of up to 32 tokens, a bit for each, have a logit of at least `near`, or noise that may be as large as `noise`.
+pub(crate) fn chances(logits: &[f32], bits: &[u32; 32], near: f32, noise: u8) -> u32 {
+    let mut padded = [f32::NEG_INFINITY; 32];
+    let full = logits.as_array().unwrap_or_else(|| {
+        padded[..logits.len()].copy_from_slice(logits);
+        &padded
+    });
+    full_chances(full, bits, near, LEAST[usize::from(noise)]) & (u32::MAX >> (32 - logits.len()))
+}
+
+#[multiversion(targets("x86_64+avx2"))]
+#[allow(clippy::needless_range_loop)]
+fn full_chances(logits: &[f32; 32], bits: &[u32; 32], near: f32, least: u32) -> u32 {
+    let mut chances = 0;
+    for i in 0..32 {
+        chances |= u32::from((logits[i] >= near) | (bits[i] >> 9 >= least)) << i;
+    }
+    chances
 }
 
 #[cfg(test)]

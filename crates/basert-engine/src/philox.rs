@@ -33,25 +33,27 @@ impl Philox {
     }
 }
 
-/// Eight counters at once, in step, so that the compiler makes vectors of them.
-#[multiversion(targets("x86_64+avx2"))]
+/// Eight counters at once, in step, so that the compiler makes vectors of them: lanes of 64 bits, for the products, of which
+/// only the low half counts.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 #[allow(clippy::needless_range_loop)]
 fn eight([mut k0, mut k1]: [u32; 2], first: u32, index: u32) -> [u32; 32] {
-    let mut a = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| first + i);
-    let (mut b, mut c, mut d) = ([index; 8], [0u32; 8], [0u32; 8]);
+    const LOW: u64 = u32::MAX as u64;
+    let mut a = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| u64::from(first + i));
+    let (mut b, mut c, mut d) = ([u64::from(index); 8], [0u64; 8], [0u64; 8]);
     for _ in 0..10 {
         for i in 0..8 {
-            let (p, q) = (u64::from(a[i]) * 0xD251_1F53, u64::from(c[i]) * 0xCD9E_8D57);
-            a[i] = (q >> 32) as u32 ^ b[i] ^ k0;
-            b[i] = q as u32;
-            c[i] = (p >> 32) as u32 ^ d[i] ^ k1;
-            d[i] = p as u32;
+            let (p, q) = ((a[i] & LOW) * 0xD251_1F53, (c[i] & LOW) * 0xCD9E_8D57);
+            a[i] = (q >> 32) ^ b[i] ^ u64::from(k0);
+            b[i] = q;
+            c[i] = (p >> 32) ^ d[i] ^ u64::from(k1);
+            d[i] = p;
         }
         (k0, k1) = (k0.wrapping_add(0x9E37_79B9), k1.wrapping_add(0xBB67_AE85));
     }
     let mut numbers = [0; 32];
     for i in 0..8 {
-        numbers[4 * i..4 * i + 4].copy_from_slice(&[a[i], b[i], c[i], d[i]]);
+        numbers[4 * i..4 * i + 4].copy_from_slice(&[a[i] as u32, b[i] as u32, c[i] as u32, d[i] as u32]);
     }
     numbers
 }

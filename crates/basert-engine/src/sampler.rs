@@ -132,9 +132,13 @@ impl Sampler {
     /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible; where nothing is
     /// possible, the first token is as good as any.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        self.next_of_own(0)
+        if !self.has_penalties() && self.sampling.logit_bias.is_empty() {
+            return self.next_by(logits, 0);
+        }
+        let mut own = std::mem::take(&mut self.logits);
+        own.clear();
+        own.extend_from_slice(logits);
+        self.next_of_own(own, 0)
     }
 
     /// Chooses a token like [`Sampler::next`] among those whose bit is set in `mask`, bit t % 32 of word t / 32 for token
@@ -142,15 +146,24 @@ impl Sampler {
     pub fn next_of(&mut self, logits: &[f32], mask: &[u32]) -> Option<u32> {
         let first = first_allowed(mask, logits.len())?;
         let may_come = |token: usize| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
-        self.logits.clear();
-        self.logits.extend(
+        let mut own = std::mem::take(&mut self.logits);
+        own.clear();
+        own.extend(
             logits.iter().enumerate().map(|(token, &logit)| if may_come(token) { logit } else { f32::NEG_INFINITY }),
         );
-        Some(self.next_of_own(first))
+        Some(self.next_of_own(own, first))
     }
 
-    fn next_of_own(&mut self, first: u32) -> u32 {
-        let token = self.choose().unwrap_or(first);
+    /// With bias and penalties; `own` is kept for the next token.
+    fn next_of_own(&mut self, mut own: Vec<f32>, first: u32) -> u32 {
+        self.adjust(&mut own);
+        let token = self.next_by(&own, first);
+        self.logits = own;
+        token
+    }
+
+    fn next_by(&mut self, logits: &[f32], first: u32) -> u32 {
+        let token = self.choose(logits).unwrap_or(first);
         self.accept(token);
         token
     }
@@ -200,20 +213,23 @@ impl Sampler {
     }
 
     /// None where no token is possible.
-    fn choose(&mut self) -> Option<u32> {
-        self.adjust();
-        if self.sampling.temperature == 0.0 {
-            return argmax(&self.logits);
+    fn choose(&mut self, logits: &[f32]) -> Option<u32> {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        if temperature == 0.0 {
+            argmax(logits)
+        } else if top_k == 0 && top_p == 1.0 && min_p == 0.0 {
+            self.draw_from_all(logits)
+        } else {
+            self.truncate(logits);
+            self.draw()
         }
-        self.truncate();
-        self.draw()
     }
 
     /// Bias and penalties.
-    fn adjust(&mut self) {
+    fn adjust(&self, logits: &mut [f32]) {
         let Sampling { repeat_penalty, presence_penalty, frequency_penalty, ref logit_bias, .. } = self.sampling;
         for (&token, &bias) in logit_bias {
-            if let Some(logit) = self.logits.get_mut(token as usize) {
+            if let Some(logit) = logits.get_mut(token as usize) {
                 *logit += bias;
             }
         }
@@ -221,7 +237,7 @@ impl Sampler {
             return;
         }
         for (&token, &count) in &self.seen {
-            let Some(logit) = self.logits.get_mut(token as usize) else { continue };
+            let Some(logit) = logits.get_mut(token as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
             if count > 0 {
                 *logit = (-frequency_penalty).mul_add(count as f32, *logit - presence_penalty);
@@ -230,16 +246,16 @@ impl Sampler {
     }
 
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
-    fn truncate(&mut self) {
+    fn truncate(&mut self, logits: &[f32]) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let highest = largest(&self.logits);
+        let highest = largest(logits);
         // The sum makes one zero of two.
         let max = highest / temperature + 0.0;
         // What is behind by more than rounding makes of that need not be divided.
         let reach = (REACH + 1.0) * temperature + highest.abs() * 1e-6;
         let near = if max.is_finite() { highest - reach } else { f32::NEG_INFINITY };
         self.candidates.clear();
-        for (&logit, token) in self.logits.iter().zip(0..) {
+        for (&logit, token) in logits.iter().zip(0..) {
             if logit >= near && logit > f32::NEG_INFINITY {
                 let scaled = logit / temperature + 0.0;
                 if scaled >= max - REACH {
@@ -263,45 +279,61 @@ impl Sampler {
 
     /// The candidate with the largest sum of logit and Gumbel noise.
     fn draw(&self) -> Option<u32> {
-        let mut noise = Noise { random: &self.random, draw: self.drawn, block: None };
         let mut best = *self.candidates.iter().min_by(|a, b| likelier(a, b))?;
-        best.0 += exact::gumbel(noise.bits(best.1));
+        best.0 += exact::gumbel(self.bits(best.1));
         for &(logit, token) in &self.candidates {
-            if logit + exact::MOST_GUMBEL < best.0 {
-                continue;
-            }
-            let bits = noise.bits(token);
-            // Logits may be so large that their difference is not exact.
-            if exact::may_reach(bits, best.0 - logit - best.0.abs() * 1e-6) {
-                let noisy = (logit + exact::gumbel(bits), token);
-                best = if likelier(&noisy, &best).is_lt() { noisy } else { best };
+            if logit + exact::MOST_GUMBEL >= best.0 {
+                challenge(&mut best, logit, token, self.bits(token));
             }
         }
         Some(best.1)
+    }
+
+    /// The token that [`draw`](Self::draw) chooses where nothing is truncated.
+    fn draw_from_all(&self, logits: &[f32]) -> Option<u32> {
+        let temperature = self.sampling.temperature;
+        let likeliest = argmax(logits)?;
+        let highest = logits[likeliest as usize];
+        let mut best = (highest / temperature + 0.0 + exact::gumbel(self.bits(likeliest)), likeliest);
+        // One in fifty-five has more noise than that, and few are so near.
+        const USUAL: u8 = 4;
+        let near = (best.0 - f32::from(USUAL)) * temperature - highest.abs() * 1e-6;
+        let near = if best.0.is_finite() { near } else { f32::NEG_INFINITY };
+        for (block, logits) in logits.chunks(32).enumerate() {
+            let bits = self.random.block(block as u32, self.drawn);
+            let mut chances = exact::chances(logits, &bits, near, USUAL);
+            while chances > 0 {
+                let i = chances.trailing_zeros() as usize;
+                chances &= chances - 1;
+                let logit = logits[i] / temperature + 0.0;
+                if logit > f32::NEG_INFINITY {
+                    challenge(&mut best, logit, (32 * block + i) as u32, bits[i]);
+                }
+            }
+        }
+        Some(best.1)
+    }
+
+    /// The random bits of this draw and token.
+    fn bits(&self, token: u32) -> u32 {
+        self.random.at([token / 4, self.drawn, 0, 0])[(token % 4) as usize]
+    }
+}
+
+/// Replaces the best candidate by this one, where that has more with its noise.
+fn challenge(best: &mut (f32, u32), logit: f32, token: u32, bits: u32) {
+    // Logits may be so large that their difference is not exact.
+    if exact::may_reach(bits, best.0 - logit - best.0.abs() * 1e-6) {
+        let noisy = (logit + exact::gumbel(bits), token);
+        if likelier(&noisy, best).is_lt() {
+            *best = noisy;
+        }
     }
 }
 
 /// What is further behind the most likely token than this, divided by the temperature, can neither win by noise, which lies
 /// between −2.9 and 16.7, nor has a weight.
 const REACH: f32 = 20.0;
-
-/// The random bits of a draw, for tokens in any order, though best in theirs.
-struct Noise<'a> {
-    random: &'a Philox,
-    draw: u32,
-    block: Option<(u32, [u32; 32])>,
-}
-
-impl Noise<'_> {
-    fn bits(&mut self, token: u32) -> u32 {
-        let block = token / 32;
-        let numbers = match &self.block {
-            Some((at, numbers)) if *at == block => numbers,
-            _ => &self.block.insert((block, self.random.block(block, self.draw))).1,
-        };
-        numbers[(token % 32) as usize]
-    }
-}
 
 /// The largest number; −∞ where there is none.
 fn largest(x: &[f32]) -> f32 {
