@@ -16,17 +16,18 @@ impl TokenLogprobs {
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).filter(|x| !x.is_nan()).sum();
         let log_sum = sum.ln();
         let logprob = |logit: f32| (f64::from(logit - max) - log_sum) as f32;
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let top = top.min(order.len());
-        if top > 0 && top < order.len() {
-            order.select_nth_unstable_by(top - 1, likelier);
+        // The likeliest ones so far, of equal ones the smaller first; few are asked for.
+        let mut likeliest: Vec<(f32, u32)> = Vec::new();
+        for (&logit, id) in logits.iter().zip(0..) {
+            let is_likelier = |than: &(f32, u32)| logit.total_cmp(&than.0).is_gt();
+            if likeliest.len() < top || likeliest.last().is_some_and(is_likelier) {
+                likeliest.insert(likeliest.partition_point(|other| !is_likelier(other)), (logit, id));
+                likeliest.truncate(top);
+            }
         }
-        order.truncate(top);
-        order.sort_unstable_by(likelier);
         TokenLogprobs {
             logprob: logits.get(token as usize).map_or(f32::NEG_INFINITY, |&logit| logprob(logit)),
-            top: order.into_iter().map(|token| (token, logprob(logits[token as usize]))).collect(),
+            top: likeliest.into_iter().map(|(logit, id)| (id, logprob(logit))).collect(),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use basert_engine::{
     Allowed, Answer, Attention, Draft, Engine, EngineError, Pooling, Prompt, Reader, Request, Sampler, Sampling,
-    Scheduler, Sequence, Speculation, Token, Turn,
+    Scheduler, Sequence, Speculation, Token, TokenLogprobs, Turn,
 };
 use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
 
@@ -171,6 +171,7 @@ fn engine(pages: usize, context: usize, chain: usize) -> Engine {
 #[derive(Debug, Default, Clone)]
 struct Told {
     tokens: Vec<u32>,
+    prompt: Vec<Token>,
     cached: usize,
     vectors: Vec<Vec<f32>>,
     end: Option<Result<(), EngineError>>,
@@ -223,6 +224,12 @@ impl Reader for Note {
         told.tokens.len() < self.stop_at
     }
 
+    fn prompt_token(&mut self, token: Token) {
+        let mut told = self.told.lock().unwrap();
+        assert!(told.tokens.is_empty());
+        told.prompt.push(token);
+    }
+
     fn embedding(&mut self, vector: Vec<f32>) {
         self.told.lock().unwrap().vectors.push(vector);
     }
@@ -239,7 +246,13 @@ fn answer(sampling: Sampling, max_tokens: usize, note: &Note) -> Answer {
 }
 
 fn request(client: u64, prompt: &[u32], sampling: Sampling, max_tokens: usize, note: &Note) -> Request {
-    Request { client, prompt: prompt.to_vec(), answers: vec![answer(sampling, max_tokens, note)], pooling: None }
+    Request {
+        client,
+        prompt: prompt.to_vec(),
+        answers: vec![answer(sampling, max_tokens, note)],
+        pooling: None,
+        prompt_logprobs: None,
+    }
 }
 
 /// What the answer has to be, computed without any engine.
@@ -360,7 +373,10 @@ fn several_answers_share_their_prompt() {
     let (mut engine, mut scheduler) = (engine(32, 64, 0), scheduler());
     let notes: Vec<_> = (0..4).map(|_| Note::new(usize::MAX)).collect();
     let answers = (0..).zip(&notes).map(|(seed, note)| answer(warm(seed), 6, note)).collect();
-    scheduler.submit(&mut engine, Request { client: 0, prompt: prompt(3, 15), answers, pooling: None });
+    scheduler.submit(
+        &mut engine,
+        Request { client: 0, prompt: prompt(3, 15), answers, pooling: None, prompt_logprobs: None },
+    );
     let Turn::Step { prompt: tokens, .. } = scheduler.step(&mut engine) else { panic!("no step") };
     assert_eq!((tokens, scheduler.running()), (15, 4));
     finish(&mut scheduler, &mut engine);
@@ -571,6 +587,45 @@ fn expected_among(prompt: &[u32], sampling: Sampling, tokens: usize, mask: &[u32
     all.split_off(prompt.len())
 }
 
+/// Beside answers and vectors, in pieces of any size, and each once though others take the pages in between.
+#[test]
+fn prompts_have_log_probabilities_whatever_happens_meanwhile() {
+    for chain in [0, 4] {
+        let (mut engine, mut scheduler) = (engine(14, 40, chain), scheduler());
+        let mut asked = Vec::new();
+        for i in 0..6u32 {
+            let notes = [(); 4].map(|()| Note::new(usize::MAX));
+            let tokens = prompt(i / 2, 8 + 4 * i as usize);
+            let scored = Request {
+                prompt_logprobs: Some(3),
+                answers: notes[..2].iter().map(|note| answer(Sampling::default(), i as usize, note)).collect(),
+                ..request(1, &tokens, Sampling::default(), 0, &notes[0])
+            };
+            scheduler.submit(&mut engine, scored);
+            let vector = request(3, &tokens, Sampling::default(), 0, &notes[2]);
+            scheduler.submit(&mut engine, Request { pooling: Some(Pooling::Mean), ..vector });
+            scheduler.submit(&mut engine, request(2, &prompt(i, 6), Sampling::default(), 20, &notes[3]));
+            asked.push((i, tokens, notes));
+        }
+        finish(&mut scheduler, &mut engine);
+        assert!(scheduler.preempted() > 0);
+        for (i, tokens, notes) in asked {
+            let token = |end: usize| Token {
+                id: tokens[end],
+                logprobs: Some(TokenLogprobs::of(&logits_after(tokens[..end].iter().copied()), tokens[end], 3)),
+            };
+            for note in &notes[..2] {
+                assert_eq!(note.told().prompt, (1..tokens.len()).map(token).collect::<Vec<_>>(), "{i} {chain}");
+                assert_eq!(note.told().tokens, expected(&tokens, Sampling::default(), i as usize));
+                assert_eq!(note.told().end, Some(Ok(())));
+            }
+            assert_eq!(notes[2].told().vectors, [pooled(&tokens, Pooling::Mean)]);
+            assert_eq!(notes[3].told().tokens, expected(&prompt(i, 6), Sampling::default(), 20));
+        }
+        assert_eq!(engine.page_use().held, 0);
+    }
+}
+
 /// The vector of a prompt, computed without any engine.
 fn pooled(prompt: &[u32], pooling: Pooling) -> Vec<f32> {
     let first = if pooling == Pooling::Mean { 1 } else { prompt.len() };
@@ -661,7 +716,7 @@ proptest::proptest! {
                         all.push(answer(sampling(i as u64), tokens, &note));
                         notes.insert(i, (note, text));
                     }
-                    scheduler.submit(&mut engine, Request { client, prompt, answers: all, pooling: None });
+                    scheduler.submit(&mut engine, Request { client, prompt, answers: all, pooling: None, prompt_logprobs: None });
                 }
                 Event::Leave(i) => if let Some((note, _)) = notes.get(&i) {
                     note.set(Attention::Gone);

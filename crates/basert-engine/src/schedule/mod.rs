@@ -17,7 +17,7 @@ use self::pace::Pace;
 pub use self::request::{Answer, Attention, Prompt, Reader, Request, Token};
 use crate::pooling::Pool;
 use crate::speculate::{Costs, Guesser};
-use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation};
+use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation, TokenLogprobs};
 
 /// Requests that wait and requests that are being answered.
 pub struct Scheduler {
@@ -51,6 +51,8 @@ struct Task {
     answers: Vec<Answer>,
     /// Of the hidden states so far, where they are wanted instead of an answer.
     pool: Option<Pool>,
+    /// Whether log probabilities of the prompt are wanted.
+    prompt_logprobs: Option<usize>,
     /// What comes after the token that is drawn, perhaps.
     guesser: Guesser,
     /// Tokens of the answer.
@@ -102,10 +104,15 @@ impl Task {
         self.pool.as_ref().map(Pool::pooling)
     }
 
-    /// Goes on from what is known of its tokens, unless hidden states of all of them are wanted. What was done before it
-    /// had to wait is not counted as found.
+    /// Whether logits of all tokens that it computes are wanted: of its prompt.
+    fn is_scored(&self) -> bool {
+        self.prompt_logprobs.is_some() && self.made == 0
+    }
+
+    /// Goes on from what is known of its tokens, unless hidden states or logits of all of them are wanted. What was done
+    /// before it had to wait is not counted as found.
     fn adopt(&mut self, engine: &mut Engine) {
-        if self.pooling() == Some(Pooling::Mean) {
+        if self.pooling() == Some(Pooling::Mean) || self.is_scored() {
             return;
         }
         engine.adopt(&mut self.sequence);
@@ -113,6 +120,19 @@ impl Task {
             let found = self.sequence.computed();
             self.prompt.cached += found.saturating_sub(self.prompt.done);
             self.prompt.done = self.prompt.done.max(found);
+        }
+    }
+
+    /// The last `count` tokens of the prompt were computed, and their logits are those from `row` on: readers get the log
+    /// probabilities of the tokens after them, unless they had them before the task had to wait.
+    fn score(&mut self, engine: &Engine, count: usize, row: usize) {
+        let Some(top) = self.prompt_logprobs.filter(|_| self.is_scored()) else { return };
+        let first = self.sequence.computed() - count;
+        for place in self.prompt.done.max(first)..self.sequence.computed() {
+            let Some(&id) = self.sequence.tokens().get(place + 1) else { return };
+            let logprobs = TokenLogprobs::of(engine.logits(row + place - first), id, top);
+            let token = Token { id, logprobs: Some(logprobs) };
+            self.answers.iter_mut().for_each(|answer| answer.reader.prompt_token(token.clone()));
         }
     }
 
@@ -180,13 +200,14 @@ impl Scheduler {
 
     /// Takes a request. If it can never be answered, its readers are told at once.
     pub fn submit(&mut self, engine: &mut Engine, request: Request) {
-        let Request { client, prompt: tokens, answers, pooling } = request;
+        let Request { client, prompt: tokens, answers, pooling, prompt_logprobs } = request;
         let pool = pooling.map(Pool::new);
         let prompt = Prompt { tokens: tokens.len(), done: 0, cached: 0 };
         let mut sequence = Sequence::default();
         let checked = engine.set(&mut sequence, tokens);
         let (number, guesser) = (self.number(), Guesser::new(self.speculation, engine.draws_on_device()));
-        let task = Task { number, client, sequence, drawn: None, prompt, answers, pool, guesser, made: 0 };
+        let task =
+            Task { number, client, sequence, drawn: None, prompt, answers, pool, prompt_logprobs, guesser, made: 0 };
         let fits = engine.lacking_pages(&task.sequence) <= engine.page_use().total;
         let most = self.most.min(engine.limits().wanted);
         let result = match checked {
@@ -340,6 +361,9 @@ impl Scheduler {
         let left = engine.limits().tokens - rows.iter().map(|(_, count)| count).sum::<usize>();
         let mut budget = self.pace.prompt_tokens(rows.len(), left);
         let mut states = engine.limits().wanted;
+        // What is left of the rows of logits, if each prompt needs one.
+        let used = rows.iter().map(|(_, count)| count).sum::<usize>() + reading.len();
+        let mut logits = engine.limits().wanted.saturating_sub(used);
         for (_, number) in reading {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { continue };
             // Another one may have computed the same in the meantime.
@@ -349,9 +373,14 @@ impl Scheduler {
                 count = count.min(if pooling == Pooling::Mean { states } else { count });
                 wanted = pooling.wanted(count, count == task.lacking());
             }
+            let is_scored = task.is_scored();
+            if is_scored {
+                count = count.min(1 + logits);
+            }
             if count > 0 && wanted <= states && self.reserve(engine, number, count, &mut rows) {
                 budget -= count;
                 states -= wanted;
+                logits -= if is_scored { count - 1 } else { 0 };
             }
         }
         rows

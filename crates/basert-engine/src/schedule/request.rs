@@ -12,6 +12,9 @@ pub struct Request {
     pub answers: Vec<Answer>,
     /// Whether they get a vector of the prompt's hidden states instead of tokens.
     pub pooling: Option<Pooling>,
+    /// Whether they get the tokens of the prompt with log probabilities first, and of how many of the likeliest tokens at
+    /// each place.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// An answer that is wanted.
@@ -37,7 +40,7 @@ pub enum Attention {
     Gone,
 }
 
-/// A token of an answer.
+/// A token of an answer, or of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
     /// Its id.
@@ -64,6 +67,9 @@ pub trait Reader: Send {
 
     /// The prompt is that far; called once at least, before the first token.
     fn prompt(&mut self, prompt: Prompt);
+
+    /// Takes the next token of the prompt, from the second on, where their log probabilities are wanted.
+    fn prompt_token(&mut self, _token: Token) {}
 
     /// Whether only some tokens may come next.
     fn is_constrained(&self) -> bool {

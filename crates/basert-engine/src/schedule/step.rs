@@ -58,6 +58,7 @@ impl Scheduler {
         let mut parts = Vec::with_capacity(step.len());
         let mut constrained = Vec::new();
         for (task, count) in step.iter_mut() {
+            let is_scored = task.is_scored();
             let Task { sequence, drawn, guesser, answers, .. } = task;
             for token in drawn.take().into_iter().chain(guesser.guesses().iter().copied()) {
                 engine.push(sequence, token);
@@ -65,9 +66,14 @@ impl Scheduler {
             let ends = sequence.tokens().len() - sequence.computed() == *count;
             let answers = answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
             constrained.extend(answers.map(|answer| &mut answer.reader));
-            let wanted = if ends { 1 + guesser.guesses().len() } else { 0 };
+            let wanted = match ends {
+                _ if is_scored => *count,
+                true => 1 + guesser.guesses().len(),
+                false => 0,
+            };
             parts.push(Part { sequence, count: *count, wanted });
         }
+        let wanted: Vec<usize> = parts.iter().map(|part| part.wanted).collect();
         let mut result = Ok(());
         let mut compute = || result = engine.run(&mut parts, false);
         if constrained.is_empty() {
@@ -81,7 +87,11 @@ impl Scheduler {
         }
         result?;
         let mut row = 0;
-        for (mut task, count) in step.drain(..) {
+        for ((mut task, count), rows) in step.drain(..).zip(wanted) {
+            let first = row;
+            row += rows;
+            task.score(engine, count, first);
+            let last = if task.is_scored() { first + rows - 1 } else { first };
             if task.made == 0 {
                 task.read(engine, count);
             }
@@ -89,11 +99,9 @@ impl Scheduler {
                 self.running.push(task);
                 continue;
             }
-            let rows = 1 + task.guesser.guesses().len();
             for task in self.split(engine, task) {
-                self.answer(engine, task, row);
+                self.answer(engine, task, last);
             }
-            row += rows;
         }
         Ok(())
     }
@@ -167,8 +175,19 @@ impl Scheduler {
             let (number, sequence) = (self.number(), engine.fork(&task.sequence));
             let guesser = Guesser::new(self.speculation, engine.draws_on_device());
             let Task { client, prompt, .. } = task;
-            let answers = vec![answer];
-            tasks.push(Task { number, client, sequence, drawn: None, prompt, answers, pool: None, guesser, made: 0 });
+            let (answers, pool, prompt_logprobs) = (vec![answer], None, None);
+            tasks.push(Task {
+                number,
+                client,
+                sequence,
+                drawn: None,
+                prompt,
+                answers,
+                pool,
+                prompt_logprobs,
+                guesser,
+                made: 0,
+            });
         }
         tasks.insert(0, task);
         tasks

@@ -109,6 +109,7 @@ async fn complete(
         logprobs,
         ignore_end: options.ignore_eos,
         pooling: None,
+        prompt_logprobs: false,
     };
     let events = model.begin(job)?;
     let reply = Reply {

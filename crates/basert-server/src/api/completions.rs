@@ -51,9 +51,6 @@ async fn complete(
     if let Some(top) = request.logprobs.filter(|&top| top > MOST_LOGPROBS) {
         return Err(ApiError::field("logprobs", format!("{top} is more than {MOST_LOGPROBS}")));
     }
-    if request.echo && request.logprobs.is_some() {
-        return Err(ApiError::field("echo", "log probabilities of prompts are not supported"));
-    }
     let model = shared.registry.get(options.model.as_deref()).await?;
     if request.prompt.len() > MOST_PROMPTS {
         let message = format!("{} prompts; {MOST_PROMPTS} are the most", request.prompt.len());
@@ -62,12 +59,14 @@ async fn complete(
     let echoes = if request.echo { request.prompt.texts(&model) } else { Vec::new() };
     let prompts = request.prompt.tokens(&model).await?;
     let n = options.n.unwrap_or(1);
+    let scored = |i: usize| if request.echo && request.logprobs.is_some() { prompts[i / n].len() } else { 0 };
     let reply = Reply {
         id: identity::unique("cmpl-"),
         created: identity::now(),
         model: model.name.clone(),
         usage: Usage::new(prompts.len(), n),
         choices: (0..prompts.len() * n).map(|i| echoes.get(i / n).cloned().unwrap_or_default()).collect(),
+        prompt_tokens: (0..prompts.len() * n).map(scored).collect(),
         include_usage: options.include_usage(),
         logprobs: request.logprobs.is_some(),
     };
@@ -82,6 +81,7 @@ async fn complete(
         logprobs: request.logprobs,
         ignore_end: options.ignore_eos,
         pooling: None,
+        prompt_logprobs: request.echo,
     })?;
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
@@ -96,6 +96,8 @@ struct Reply {
     usage: Usage,
     /// The text that each choice begins with: its prompt, if that was asked for.
     choices: Vec<String>,
+    /// How many of the tokens with log probabilities are the prompt's.
+    prompt_tokens: Vec<usize>,
     include_usage: bool,
     logprobs: bool,
 }
@@ -107,20 +109,27 @@ fn finish_reason(finish: &Finish) -> &'static str {
     }
 }
 
-/// Log probabilities as completions have them.
-fn logprobs(tokens: &[TokenText], mut offset: usize) -> Value {
+/// Log probabilities as completions have them. The text before the token number `place` has `offset` characters.
+fn logprobs(tokens: &[TokenText], place: usize, offset: usize) -> Value {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let length = |token: &TokenText| text(&token.bytes).chars().count();
+    // A prompt's tokens may be longer than its text, by a mark of its beginning.
+    let end: usize = tokens.iter().take(place).map(length).sum();
     let mut offsets = Vec::with_capacity(tokens.len());
+    let mut start = 0;
     for token in tokens {
-        offsets.push(offset);
-        offset += text(&token.bytes).chars().count();
+        offsets.push((offset + start).saturating_sub(end));
+        start += length(token);
     }
-    let top = |token: &TokenText| -> serde_json::Map<String, Value> {
-        token.top.iter().map(|(_, bytes, logprob)| (text(bytes), finite(*logprob).into())).collect()
+    // Nothing predicts the first token of a prompt.
+    let known = |token: &TokenText| (!token.logprob.is_nan()).then_some(finite(token.logprob));
+    let top = |token: &TokenText| -> Option<serde_json::Map<String, Value>> {
+        known(token)?;
+        Some(token.top.iter().map(|(_, bytes, logprob)| (text(bytes), finite(*logprob).into())).collect())
     };
     json!({
         "tokens": tokens.iter().map(|token| text(&token.bytes)).collect::<Vec<_>>(),
-        "token_logprobs": tokens.iter().map(|token| finite(token.logprob)).collect::<Vec<_>>(),
+        "token_logprobs": tokens.iter().map(known).collect::<Vec<_>>(),
         "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
         "text_offset": offsets,
     })
@@ -160,7 +169,9 @@ impl Reply {
         }
         let choices =
             texts.into_iter().zip(tokens).zip(reasons).enumerate().map(|(index, ((text, tokens), reason))| {
-                let logprobs = self.logprobs.then(|| logprobs(&tokens, self.choices[index].chars().count()));
+                let logprobs = self
+                    .logprobs
+                    .then(|| logprobs(&tokens, self.prompt_tokens[index], self.choices[index].chars().count()));
                 json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
             });
         let mut reply = self.object(choices.collect());
@@ -169,7 +180,7 @@ impl Reply {
     }
 
     fn chunk(&self, choice: usize, text: &str, tokens: &[TokenText], finish: Option<&Finish>) -> Sent {
-        let logprobs = (!tokens.is_empty()).then(|| logprobs(tokens, 0));
+        let logprobs = (!tokens.is_empty()).then(|| logprobs(tokens, 0, 0));
         let finish = finish.map(finish_reason);
         let choice = json!({ "index": choice, "text": text, "logprobs": logprobs, "finish_reason": finish });
         let mut chunk = self.object(vec![choice]);

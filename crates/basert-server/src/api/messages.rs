@@ -275,6 +275,7 @@ async fn create(
         logprobs: None,
         ignore_end: false,
         pooling: None,
+        prompt_logprobs: false,
     })?;
     let reply = Reply {
         id: identity::unique("msg_"),

@@ -223,6 +223,7 @@ async fn create(
         logprobs: None,
         ignore_end: options.ignore_eos,
         pooling: None,
+        prompt_logprobs: false,
     })?;
     let id = identity::unique("resp_");
     let about = json!({

@@ -27,6 +27,8 @@ pub struct Job {
     pub chat: Option<ChatAnswer>,
     /// Whether log probabilities are wanted, and of how many tokens in each place.
     pub logprobs: Option<usize>,
+    /// Whether those of the prompt are wanted too.
+    pub prompt_logprobs: bool,
     /// Go on after the model says that the answer is complete.
     pub ignore_end: bool,
     /// Whether vectors are wanted instead of answers.
@@ -65,6 +67,7 @@ pub struct TokenText {
     pub id: u32,
     /// What it stands for, which may be a part of a character.
     pub bytes: Vec<u8>,
+    /// Not a number for the first token of a prompt, which nothing predicts.
     pub logprob: f32,
     /// The likeliest ones in its place.
     pub top: Vec<(u32, Vec<u8>, f32)>,
@@ -77,7 +80,7 @@ pub enum Event {
     Prompt { choice: usize, prompt: Prompt },
     /// The vector that was wanted instead.
     Embedding { choice: usize, vector: Vec<f32> },
-    /// It goes on.
+    /// It goes on. Tokens of the prompt come first, without parts, where their log probabilities are wanted.
     Piece { choice: usize, parts: Vec<Part>, tokens: Vec<TokenText> },
     /// It is complete, with so many tokens, of which so many were spent on reasoning.
     End { choice: usize, finish: Finish, tokens: usize, reasoning: usize },
@@ -96,7 +99,7 @@ pub struct Events {
 }
 
 /// Events that one answer may cause between two looks at whether there is room.
-pub const BURST: usize = 3;
+pub const BURST: usize = 4;
 
 impl Events {
     /// Room for the events of so many answers, and some more, so that a reader need not wait for each.

@@ -165,7 +165,9 @@ impl Model {
                     reader: Box::new(reader),
                 });
             }
-            requests.push(Request { client: job.client, prompt: prompt.clone(), answers, pooling: job.pooling });
+            let prompt_logprobs = job.logprobs.filter(|_| job.prompt_logprobs);
+            let (client, pooling) = (job.client, job.pooling);
+            requests.push(Request { client, prompt: prompt.clone(), answers, pooling, prompt_logprobs });
         }
         for request in requests {
             self.orders.send(Order::Answer(request)).map_err(|_| ApiError::internal("the model's thread has ended"))?;

@@ -21,6 +21,8 @@ pub struct TextReader {
     calls: Calls,
     constraint: Option<Constraint>,
     ignore_end: bool,
+    /// What is known of the prompt's tokens, where their log probabilities are wanted, and not said yet.
+    echo: Vec<TokenText>,
     /// So many events of all answers have to have room.
     burst: usize,
     tokens: usize,
@@ -100,6 +102,10 @@ impl TextReader {
     pub fn new(model: &Model, choice: usize, job: &Job, sender: mpsc::Sender<Event>) -> TextReader {
         let tokenizer = model.tokenizer.clone();
         let detokenizer = Detokenizer::continuing(tokenizer.clone(), true);
+        let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+        let first = |id| TokenText { id, bytes: bytes(id), logprob: f32::NAN, top: vec![] };
+        let echo =
+            job.prompts[choice / job.n].iter().take(usize::from(job.prompt_logprobs)).map(|&id| first(id)).collect();
         let (detokenizer, text) = match &job.chat {
             None => (detokenizer, Text::Plain(StopTexts::new(&job.stop))),
             Some(chat) => {
@@ -117,6 +123,7 @@ impl TextReader {
             calls: Calls { one: job.chat.as_ref().is_some_and(|chat| chat.one_call), ..Calls::default() },
             constraint: job.chat.as_ref().and_then(|chat| chat.constraint.clone()),
             ignore_end: job.ignore_end,
+            echo,
             burst: BURST * job.n * job.prompts.len(),
             tokens: 0,
             reasoning: 0,
@@ -131,6 +138,12 @@ impl TextReader {
     /// There is room, or nobody listens: see [`TextReader::attention`].
     fn send(&self, event: Event) {
         let _ = self.sender.try_send(event);
+    }
+
+    /// Says what is known of the prompt, before anything else.
+    fn say_echo(&mut self) {
+        let tokens = std::mem::take(&mut self.echo);
+        self.piece(vec![], tokens);
     }
 
     fn piece(&mut self, parts: Vec<Part>, tokens: Vec<TokenText>) {
@@ -169,6 +182,7 @@ impl TextReader {
     }
 
     fn finish(&mut self, finish: Finish, tokens: Vec<TokenText>) {
+        self.say_echo();
         let mut rest = String::new();
         if let Some(detokenizer) = self.detokenizer.take() {
             detokenizer.finish(&mut rest);
@@ -202,6 +216,10 @@ impl Reader for TextReader {
         self.send(Event::Prompt { choice: self.choice, prompt });
     }
 
+    fn prompt_token(&mut self, token: Token) {
+        self.echo.extend(self.token_text(token));
+    }
+
     fn is_constrained(&self) -> bool {
         self.constraint.is_some()
     }
@@ -213,6 +231,7 @@ impl Reader for TextReader {
 
     fn token(&mut self, token: Token) -> bool {
         self.measure();
+        self.say_echo();
         let id = token.id;
         let tokens = self.token_text(token).into_iter().collect();
         if !self.ignore_end && self.tokenizer.end_of_generation().contains(&id) {

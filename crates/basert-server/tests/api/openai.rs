@@ -155,6 +155,50 @@ fn completions_take_texts_and_tokens_and_say_them_again() {
     assert_eq!(many["usage"]["completion_tokens"], 20);
 }
 
+/// As evaluations ask for them: the prompt again, with what the model gave its tokens.
+#[test]
+fn completions_have_log_probabilities_of_their_prompts() {
+    let server = Running::start("scores");
+    let text = "Once upon a time there was a lighthouse, and it was old.";
+    let of = |max_tokens: usize, more: Value| {
+        let body =
+            json!({ "prompt": text, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "logprobs": 4 });
+        server.ask(COMPLETE, &with(body, more))["choices"].clone()
+    };
+    let answered = of(6, json!({ "echo": true, "n": 2 }));
+    let none = of(0, json!({ "echo": true }));
+    let whole = &answered[0];
+    assert_eq!(whole, &with(answered[1].clone(), json!({ "index": 0 })));
+    let said = whole["text"].as_str().unwrap();
+    let list = |choice: &Value, name: &str| choice["logprobs"][name].as_array().unwrap().clone();
+    let count = list(&none[0], "tokens").len();
+    assert_eq!((none[0]["text"].as_str(), &none[0]["finish_reason"]), (Some(text), &json!("length")));
+    for name in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(list(whole, name)[..count], list(&none[0], name), "{name}");
+        assert_eq!(list(whole, name).len(), count + 6, "{name}");
+    }
+    assert_eq!((&list(whole, "token_logprobs")[0], &list(whole, "top_logprobs")[0]), (&Value::Null, &Value::Null));
+    assert!(list(whole, "top_logprobs")[1..].iter().all(|top| !top.as_object().unwrap().is_empty()));
+    let joined: String = list(whole, "tokens").iter().map(|token| token.as_str().unwrap()).collect();
+    assert_eq!(joined, format!("<s> {said}"));
+    let offsets: Vec<usize> =
+        list(whole, "text_offset").iter().map(|offset| offset.as_u64().unwrap() as usize).collect();
+    assert_eq!((offsets[0], offsets[1], offsets[count]), (0, 0, text.len()));
+    // What a continuation of a part of the prompt gives its first token is what the prompt gives that one.
+    let start = &text[..offsets[4]];
+    let next = of(1, json!({ "prompt": start }));
+    assert_eq!(list(&next[0], "top_logprobs")[0], list(whole, "top_logprobs")[4]);
+    let body =
+        json!({ "prompt": text, "max_tokens": 6, "temperature": 0, "ignore_eos": true, "logprobs": 4, "echo": true });
+    let streamed: Vec<Value> = server
+        .stream(COMPLETE, &with(body, json!({ "stream": true })))
+        .iter()
+        .filter_map(|(_, data)| serde_json::from_str::<Value>(data).ok())
+        .flat_map(|chunk| chunk["choices"][0]["logprobs"]["token_logprobs"].as_array().cloned().unwrap_or_default())
+        .collect();
+    assert_eq!(streamed, list(whole, "token_logprobs"));
+}
+
 #[test]
 fn mistakes_are_named() {
     let server = Running::start("mistakes");
