@@ -478,9 +478,13 @@ impl<'p> Lowering<'p> {
         if !heads.is_multiple_of(kv_heads) {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
         }
-        let choice = self.tuning.decode;
-        // Enough threadgroups for every core, as far as the rows do not give them already.
-        let wanted = (choice.groups_per_core * self.cores).div_ceil(shape.tokens * kv_heads);
+        let (choice, group) = (self.tuning.decode, heads / kv_heads);
+        // Head sets of even size, of no more values than a simdgroup is to hold.
+        let sets = group.div_ceil((choice.values / head_dim).max(1));
+        let at_once = group.div_ceil(sets);
+        let sets = kv_heads * group.div_ceil(at_once);
+        // Threadgroups for every core, as far as rows and heads do not give them already, and no more than run at once.
+        let wanted = choice.groups_per_core * self.cores / (shape.tokens * sets);
         let splits = if shape.attention == AttentionKind::Divided { wanted.clamp(2, MOST_SPLITS) } else { 1 };
         let common = |kernel: Kernel| {
             kernel
@@ -504,18 +508,15 @@ impl<'p> Lowering<'p> {
             self.launch(out, kernel, bindings, [heads, tiles(shape.tokens), 1]);
             return Ok(());
         }
-        let group = heads / kv_heads;
-        // Head sets of even size, of no more values than a simdgroup is to hold.
-        let sets = group.div_ceil((choice.values / head_dim).max(1));
-        let at_once = group.div_ceil(sets);
         let kernel = Kernel::new("attention/decode.metal", "attention_decode", choice.simdgroups as u32 * 32);
         let kernel = common(kernel).define("HEADS", at_once).define("ROPE", u32::from(rope.is_some()));
         let kernel = rope.map_or(kernel.clone(), |rope| self.rope(rope, kernel));
         let (cache_at, kernel) = self.cache(cache, kernel)?;
         let bindings = [query, cache_at, to, partial, step].into_iter().chain(of_rope).chain([sinks]).collect();
-        let combine = Kernel::new("attention/combine.metal", "attention_combine", head_dim.min(128) as u32);
+        let combine =
+            Kernel::new("attention/combine.metal", "attention_combine", head_dim.min(128).next_multiple_of(32) as u32);
         let (_, combine) = self.cache(cache, common(combine))?;
-        self.launch(out, kernel, bindings, [kv_heads * group.div_ceil(at_once), shape.tokens, splits]);
+        self.launch(out, kernel, bindings, [sets, shape.tokens, splits]);
         if splits > 1 {
             let bytes = shape.tokens * heads * splits * (head_dim + 2) * size_of::<f32>();
             self.partial_bytes = self.partial_bytes.max(bytes);

@@ -163,7 +163,7 @@ impl Decode {
         let mut all = Vec::new();
         for simdgroups in [2, 4, 8] {
             for values in [128, 256, 512] {
-                for (groups_per_core, least_split) in [(2, 256), (4, 64), (4, 128), (4, 256), (8, 128)] {
+                for (groups_per_core, least_split) in [(2, 64), (2, 256), (4, 64), (4, 128), (4, 256), (8, 128)] {
                     all.push(Decode { simdgroups, values, groups_per_core, least_split });
                 }
             }

@@ -9,8 +9,11 @@ kernel void attention_combine(
     device const uint *step [[buffer(2)]],
     device const float *sinks [[buffer(3)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]])
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]])
 {
+    threadgroup float factors[SPLITS];
     RELEASE_NEXT();
     AWAIT_INPUTS();
     const uint head = threadgroup_position.x, row = threadgroup_position.y;
@@ -18,22 +21,30 @@ kernel void attention_combine(
     const uint parts = parts_of_context(step[STEP_POSITIONS + row]);
     if (parts == 1) return;
     device const float *from = partial + (ulong(row) * Q_HEADS + head) * SPLITS * (HEAD_DIM + 2);
+
+    // Each lane looks at some parts, in every simdgroup.
     float most = -INFINITY, total = 0.0f;
-    for (uint p = 0; p < parts; ++p) most = max(most, from[p * (HEAD_DIM + 2) + HEAD_DIM]);
+    for (uint p = lane; p < parts; p += 32) most = max(most, from[p * (HEAD_DIM + 2) + HEAD_DIM]);
+    most = simd_max(most);
 #if SINKS
     most = max(most, sinks[head]);
-    total = exp(sinks[head] - most);
 #endif
-    for (uint p = 0; p < parts; ++p) {
+    for (uint p = lane; p < parts; p += 32) {
         device const float *of_part = from + p * (HEAD_DIM + 2) + HEAD_DIM;
-        total = fma(of_part[1], exp(of_part[0] - most), total);
+        const float factor = exp(of_part[0] - most);
+        total = fma(of_part[1], factor, total);
+        if (simdgroup == 0) factors[p] = factor;
     }
+    total = simd_sum(total);
+#if SINKS
+    total += exp(sinks[head] - most);
+#endif
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
     for (uint d = thread_index; d < HEAD_DIM; d += THREADS) {
         float x = 0.0f;
-        for (uint p = 0; p < parts; ++p) {
-            device const float *of_part = from + p * (HEAD_DIM + 2);
-            x = fma(of_part[d], exp(of_part[HEAD_DIM] - most), x);
-        }
+#pragma unroll 8
+        for (uint p = 0; p < parts; ++p) x = fma(from[p * (HEAD_DIM + 2) + d], factors[p], x);
         out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
     }
 }
