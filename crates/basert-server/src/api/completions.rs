@@ -59,7 +59,8 @@ async fn complete(
     let echoes = if request.echo { request.prompt.texts(&model) } else { Vec::new() };
     let prompts = request.prompt.tokens(&model).await?;
     let n = options.n.unwrap_or(1);
-    let scored = |i: usize| if request.echo && request.logprobs.is_some() { prompts[i / n].len() } else { 0 };
+    let prompt_logprobs = request.echo && request.logprobs.is_some();
+    let scored = |i: usize| if prompt_logprobs { prompts[i / n].len() } else { 0 };
     let reply = Reply {
         id: identity::unique("cmpl-"),
         created: identity::now(),
@@ -81,7 +82,7 @@ async fn complete(
         logprobs: request.logprobs,
         ignore_end: options.ignore_eos,
         pooling: None,
-        prompt_logprobs: request.echo,
+        prompt_logprobs,
     })?;
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));

@@ -197,6 +197,9 @@ fn completions_have_log_probabilities_of_their_prompts() {
         .flat_map(|chunk| chunk["choices"][0]["logprobs"]["token_logprobs"].as_array().cloned().unwrap_or_default())
         .collect();
     assert_eq!(streamed, list(whole, "token_logprobs"));
+    let unasked = json!({ "prompt": text, "max_tokens": 3, "ignore_eos": true, "echo": true, "stream": true });
+    let chunks = server.stream(COMPLETE, &unasked);
+    assert!(chunks.iter().all(|(_, data)| !data.contains("token_logprobs")), "{chunks:?}");
 }
 
 #[test]
