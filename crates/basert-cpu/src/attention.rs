@@ -153,10 +153,10 @@ impl Scratch {
     }
 
     /// Copies the queries of some rows and one head of keys.
-    fn load(&mut self, isa: Isa, attention: &Attention, q: Rows<'_>, kv_head: usize, rows: Range<usize>) {
+    fn load(&mut self, attention: &Attention, q: Rows<'_>, kv_head: usize, rows: Range<usize>) {
         let (dim, group) = (attention.head_dim, attention.group());
         let count = rows.len() * group;
-        for tile in tiles(isa, count) {
+        for tile in tiles(count) {
             let to = &mut self.q[tile.start * dim..tile.end * dim];
             for (i, query) in tile.clone().enumerate() {
                 let head = kv_head * group + query % group;
@@ -197,7 +197,7 @@ pub unsafe fn attend(
     let Some(last) = rows.clone().last() else { return };
     let (dim, group) = (attention.head_dim, attention.group());
     let count = rows.len() * group;
-    scratch.load(isa, attention, q, kv_head, rows.clone());
+    scratch.load(attention, q, kv_head, rows.clone());
     let sinks = sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]);
     let merged = &mut scratch.merged[..count * partial_len(dim)];
     clear(merged, dim);
@@ -209,7 +209,7 @@ pub unsafe fn attend(
         for (row, visible) in scratch.visible.chunks_exact_mut(group).take(rows.len()).enumerate() {
             visible.fill(attention.visible(first + row, block));
         }
-        for tile in tiles(isa, count) {
+        for tile in tiles(count) {
             // SAFETY: the caller's.
             unsafe {
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
@@ -254,10 +254,10 @@ pub unsafe fn attend_pages(
     let all = attention.blocks(position);
     assert!(all.start <= blocks.start && blocks.end <= all.end);
     assert_eq!(partials_out.cols(), partial_len(dim));
-    scratch.load(isa, attention, q, kv_head, row..row + 1);
+    scratch.load(attention, q, kv_head, row..row + 1);
     for block in blocks {
         scratch.visible[..group].fill(attention.visible(position, block));
-        for tile in tiles(isa, group) {
+        for tile in tiles(group) {
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
             let q = &scratch.q[tile.start * dim..tile.end * dim];
             // SAFETY: the caller's.
@@ -299,7 +299,7 @@ pub unsafe fn merge_pages(
     let merged = &mut scratch.merged[..group * partial_len(dim)];
     clear(merged, dim);
     for block in 0..attention.blocks(sequence.position + row).len() {
-        for tile in tiles(isa, group) {
+        for tile in tiles(group) {
             // SAFETY: the caller's; rows of partials follow each other.
             unsafe {
                 let first = partials.row_ptr(block * group + tile.start);
@@ -331,15 +331,14 @@ fn clear(merged: &mut [f32], dim: usize) {
 const MAX_TILE: usize = 6;
 
 /// Divides `count` queries into tiles, each as large as leaves registers for the rest.
-fn tiles(isa: Isa, count: usize) -> impl Iterator<Item = Range<usize>> {
+fn tiles(count: usize) -> impl Iterator<Item = Range<usize>> {
     let mut first = 0;
     std::iter::from_fn(move || {
-        let width = match (isa, count - first) {
-            (Isa::Avx512, 8) => 4,
-            (Isa::Avx512, MAX_TILE..) => MAX_TILE,
-            (Isa::Avx512, 4..) => 4,
-            (_, 4) => 2,
-            (_, rest) => rest.min(3),
+        let width = match count - first {
+            8 => 4,
+            MAX_TILE.. => MAX_TILE,
+            4.. => 4,
+            rest => rest,
         };
         first += width;
         (width > 0).then(|| first - width..first)

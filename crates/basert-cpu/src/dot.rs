@@ -338,10 +338,11 @@ unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
             });
             return;
         }
-        let most = match const { Packed::<F>::sums_are_narrow::<S>() } {
-            true => 6,
-            false if S::PAIRS => 4,
-            false => 3,
+        let most = match const { Packed::<F>::at_once::<S>() } {
+            _ if S::PAIRS => 4,
+            ..=2 => 3,
+            _ if S::NARROW => 6,
+            _ => 3,
         };
         for p in 0..P {
             let (panel, out) = ([panels[p]], out.add(p * rows));
@@ -368,8 +369,12 @@ unsafe fn expanded_rows<S: Simd, const F: usize, const P: usize, const T: usize>
     let (halves, min) = const { (Packed::<F>::FORMAT.group / 16, Packed::<F>::FORMAT.min.is_some()) };
     let record = const { Expanded::of(&Packed::<F>::FORMAT).bytes(Packed::<F>::FORMAT.group) };
     let unsigned = const { Packed::<F>::expands_unsigned::<S>() };
-    // The compiler must not know how often it goes round: it would unroll that and run out of registers.
-    let together = if S::NARROW { black_box(Packed::<F>::together::<S>()) } else { 8 };
+    // The compiler must not know how often the longer loop goes round: it would unroll it and run out of registers.
+    let loops = match const { Packed::<F>::at_once::<S>() } {
+        once if !S::NARROW => (1, once),
+        once @ ..=2 => (black_box(4 * halves / once), once),
+        once => (4 * halves / once, black_box(once)),
+    };
     // SAFETY: the caller's.
     unsafe {
         let mut panels = panels;
@@ -398,7 +403,7 @@ unsafe fn expanded_rows<S: Simd, const F: usize, const P: usize, const T: usize>
                 if S::PAIRS {
                     pairs::<S, P, T>(panels, x, halves, half, &mut sum);
                 } else if S::NARROW {
-                    narrow::<S, F, P, T>(panels, x, half, together, &mut sum);
+                    narrow::<S, F, P, T>(panels, x, half, loops, &mut sum);
                 } else {
                     let mut products = [[S::begin(sum[0][0]); P]; T];
                     for t in 0..T {
@@ -456,23 +461,22 @@ unsafe fn expanded_rows<S: Simd, const F: usize, const P: usize, const T: usize>
     }
 }
 
-/// Adds a group's products to the sums, a few columns at a time: `together` is what [`Packed::together`] says.
+/// Adds a group's products to the sums, `once` columns of four at a time, so many `times`: see [`Packed::at_once`].
 #[inline(always)]
 unsafe fn narrow<S: Simd, const F: usize, const P: usize, const T: usize>(
     panels: [*const u8; P],
     x: *const Block,
     half: usize,
-    together: usize,
+    (times, once): (usize, usize),
     sum: &mut [[S::I; P]; T],
 ) {
-    let steps = const { Packed::<F>::FORMAT.group / 4 };
     let unsigned = const { Packed::<F>::expands_unsigned::<S>() };
     // SAFETY: the caller's.
     unsafe {
         let mut step = 0;
-        while step < steps {
+        for _ in 0..times {
             let mut products = [[S::begin(sum[0][0]); P]; T];
-            for _ in 0..together.min(steps) {
+            for _ in 0..once {
                 for p in 0..P {
                     let weights = S::load_bytes(panels[p].add(64 * step));
                     for t in 0..T {

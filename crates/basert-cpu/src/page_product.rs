@@ -104,6 +104,11 @@ dispatch! {
     ) = values_kernel::<Q, BITS>;
 }
 
+/// Whether there are registers for two vectors of columns beside those of `queries` sums each.
+const fn pairs<S: Simd>(queries: usize) -> bool {
+    S::WIDE || queries <= 2
+}
+
 #[inline(always)]
 unsafe fn keys_kernel<S: Simd, const Q: usize, const BITS: usize>(
     q: *const f32,
@@ -120,7 +125,7 @@ unsafe fn keys_kernel<S: Simd, const Q: usize, const BITS: usize>(
             let out = out.add(at);
             at += match tokens.end - at {
                 64.. if S::WIDE => keys_columns::<S, Q, 4, BITS>(q, keys, at, out, out_stride, ahead),
-                32.. => keys_columns::<S, Q, 2, BITS>(q, keys, at, out, out_stride, ahead),
+                32.. if const { pairs::<S>(Q) } => keys_columns::<S, Q, 2, BITS>(q, keys, at, out, out_stride, ahead),
                 _ => keys_columns::<S, Q, 1, BITS>(q, keys, at, out, out_stride, ahead),
             };
         }
@@ -188,7 +193,9 @@ unsafe fn values_kernel<S: Simd, const Q: usize, const BITS: usize>(
                     64.. if S::WIDE && BITS == 16 => {
                         values_columns::<S, Q, 4, BITS>(p, tokens, values, block, at, out, out_stride, ahead)
                     }
-                    32.. => values_columns::<S, Q, 2, BITS>(p, tokens, values, block, at, out, out_stride, ahead),
+                    32.. if const { pairs::<S>(Q) } => {
+                        values_columns::<S, Q, 2, BITS>(p, tokens, values, block, at, out, out_stride, ahead)
+                    }
                     _ => values_columns::<S, Q, 1, BITS>(p, tokens, values, block, at, out, out_stride, ahead),
                 };
             }
@@ -256,11 +263,12 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
     unsafe {
         let mut sums = [[S::splat(0.0); V]; Q];
         for row in k.start / depth..k.end / depth {
-            let start = row * row_bytes + at / LANES * vector / width;
+            let start = row * row_bytes + at / LANES / width * vector;
             for part in 0..depth {
                 let mut columns = [S::splat(0.0); V];
                 for v in 0..V {
-                    columns[v] = load::<S, BITS>(b.add(start + v / width * vector), part + v % width);
+                    let part = part + (at / LANES + v) % width;
+                    columns[v] = load::<S, BITS>(b.add(start + v / width * vector), part);
                 }
                 if let (0, Some(ahead)) = (part, ahead) {
                     for line in (0..V * vector / width).step_by(64) {
@@ -286,11 +294,10 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
 unsafe fn load<S: Simd, const BITS: usize>(p: *const u8, part: usize) -> S::F {
     // SAFETY: the caller's.
     unsafe {
-        match (BITS, part) {
-            (16, _) => S::load_f16(p.cast()),
-            (8, _) => S::float(S::load_i8(p.cast())),
-            (_, 0) => S::nibbles(S::load_u8(p)),
-            (_, _) => S::nibbles(S::shr_i32(S::load_u8(p), 4)),
+        match BITS {
+            16 => S::load_f16(p.cast()),
+            8 => S::float(S::load_i8(p.cast())),
+            _ => S::nibbles(S::shr_i32(S::load_u8(p), 4 * part as u32)),
         }
     }
 }

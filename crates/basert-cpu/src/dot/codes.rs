@@ -21,6 +21,12 @@ impl<const F: usize> Packed<F> {
         if steps >= 8 { 8 } else { 1 << steps.ilog2() }
     }
 
+    /// How many of them are in a group, if these are fewer.
+    pub const fn at_once<S: Simd>() -> usize {
+        let (together, steps) = (Self::together::<S>(), Self::FORMAT.group / 4);
+        if together < steps { together } else { steps }
+    }
+
     /// Whether several products fit into a sum of 16 bits, which needs half as many registers.
     pub const fn sums_are_narrow<S: Simd>() -> bool {
         S::NARROW && Self::together::<S>() > 1
@@ -53,7 +59,7 @@ pub(super) unsafe fn start<S: Simd, const F: usize>(start: i32) -> S::I {
         match const { Packed::<F>::FORMAT.value } {
             Value::Integer { zero: 0 } => S::splat_i32(0),
             // All zero points are powers of two.
-            Value::Integer { zero } => S::splat_i32(start >> (7 - zero.trailing_zeros())),
+            Value::Integer { zero } => S::shr_i32(S::splat_i32(start), 7 - zero.trailing_zeros()),
             _ => S::signed_start(start),
         }
     }

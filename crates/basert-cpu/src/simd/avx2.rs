@@ -131,7 +131,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn shr_i32(x: Self::I, n: u32) -> Self::I {
         let n = _mm_cvtsi32_si128(n as i32);
-        [_mm256_srl_epi32(x[0], n), _mm256_srl_epi32(x[1], n)]
+        [_mm256_sra_epi32(x[0], n), _mm256_sra_epi32(x[1], n)]
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::I {

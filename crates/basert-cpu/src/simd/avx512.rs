@@ -126,7 +126,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn shr_i32(x: __m512i, n: u32) -> __m512i {
-        _mm512_srl_epi32(x, _mm_cvtsi32_si128(n as i32))
+        _mm512_sra_epi32(x, _mm_cvtsi32_si128(n as i32))
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> __m512i {

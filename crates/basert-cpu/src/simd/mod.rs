@@ -84,7 +84,7 @@ pub trait Simd {
     unsafe fn max_i32(a: Self::I, b: Self::I) -> Self::I;
     /// Shifts each lane left by `n` < 32.
     unsafe fn shl_i32(x: Self::I, n: u32) -> Self::I;
-    /// Shifts each lane right by `n` < 32, filling with zeros.
+    /// Shifts each lane right by `n` < 32, filling with the sign.
     unsafe fn shr_i32(x: Self::I, n: u32) -> Self::I;
     unsafe fn load_u8(p: *const u8) -> Self::I;
     unsafe fn load_i8(p: *const i8) -> Self::I;

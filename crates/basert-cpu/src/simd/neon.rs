@@ -221,7 +221,7 @@ impl<P: Products> Simd for Neon<P> {
     #[inline(always)]
     unsafe fn shr_i32(x: Self::I, n: u32) -> Self::I {
         let n = vdupq_n_s32(-(n as i32));
-        x.map(|x| vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x), n)))
+        x.map(|x| vshlq_s32(x, n))
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::I {

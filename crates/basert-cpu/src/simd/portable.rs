@@ -118,7 +118,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn shr_i32(x: Self::I, n: u32) -> Self::I {
-        x.map(|x| (x as u32 >> n) as i32)
+        x.map(|x| x >> n)
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::I {
