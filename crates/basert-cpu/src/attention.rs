@@ -23,6 +23,7 @@ use crate::math;
 use crate::page_product::{Ahead, product};
 use crate::rows::Rows;
 use crate::simd::{LANES, Simd};
+use crate::tiles::{TILE, tile_width};
 
 /// The longest heads there may be.
 const MAX_HEAD_DIM: usize = 512;
@@ -146,8 +147,8 @@ impl Scratch {
         Scratch {
             q: vec![0.0; queries * attention.head_dim],
             visible: vec![Visible::default(); queries],
-            p: vec![0.0; MAX_TILE * PAGE],
-            page: vec![0.0; MAX_TILE * partial_len(attention.head_dim)],
+            p: vec![0.0; TILE * PAGE],
+            page: vec![0.0; TILE * partial_len(attention.head_dim)],
             merged: vec![0.0; partials],
         }
     }
@@ -327,19 +328,11 @@ fn clear(merged: &mut [f32], dim: usize) {
     }
 }
 
-/// Queries that the kernels take together at most.
-const MAX_TILE: usize = 6;
-
-/// Divides `count` queries into tiles, each as large as leaves registers for the rest.
+/// Divides `count` queries into tiles.
 fn tiles(count: usize) -> impl Iterator<Item = Range<usize>> {
     let mut first = 0;
     std::iter::from_fn(move || {
-        let width = match count - first {
-            8 => 4,
-            MAX_TILE.. => MAX_TILE,
-            4.. => 4,
-            rest => rest,
-        };
+        let width = tile_width(count - first);
         first += width;
         (width > 0).then(|| first - width..first)
     })
@@ -419,7 +412,7 @@ unsafe fn softmax_kernel<S: Simd>(
     dim: usize,
 ) {
     let scores = &mut scores.as_chunks_mut::<PAGE>().0[..visible.len()];
-    let mut largest = [0.0; MAX_TILE];
+    let mut largest = [0.0; TILE];
     // SAFETY: a page is whole vectors.
     unsafe {
         let hidden = S::splat(f32::NEG_INFINITY);

@@ -9,17 +9,22 @@ use std::marker::PhantomData;
 /// Rows of the largest tile. Two panels times six rows are as much as the registers of AVX-512 hold.
 pub(crate) const TILE: usize = 6;
 
+/// Rows of the next tile, where so many are left.
+pub(crate) fn tile_width(left: usize) -> usize {
+    match left {
+        8 => 4,
+        TILE.. => TILE,
+        4.. => 4,
+        _ => left,
+    }
+}
+
 /// First row and number of rows of the tile that has row `row`, of `rows`.
 pub(crate) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
     // The last six rows may begin within a tile, for eight are two tiles of four; those before do not.
     let mut first = (row / TILE).saturating_sub(1) * TILE;
     loop {
-        let width = match rows - first {
-            8 => 4,
-            TILE.. => TILE,
-            4.. => 4,
-            rest => rest,
-        };
+        let width = tile_width(rows - first);
         if row < first + width {
             return (first, width);
         }

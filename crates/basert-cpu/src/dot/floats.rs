@@ -60,7 +60,7 @@ unsafe fn weights<S: Simd, const F: usize>(panel: *const u8, column: usize) -> S
     // SAFETY: the caller's.
     unsafe {
         let at = panel.add(column * const { LANES * FORMATS[F].bytes });
-        match FORMATS[F].format {
+        match const { FORMATS[F].format } {
             Format::F32 => S::load(at.cast()),
             Format::F16 => S::load_f16(at.cast()),
             _ => S::load_bf16(at.cast()),
