@@ -415,7 +415,43 @@ pub fn product(format: Format, rows: usize, columns: usize) -> Row {
     Row::new(format!("{rows}×{columns} {format}"), Kind::Linear, ops, &tensors)
 }
 
+/// The products of a layer to be timed, and few logits: of `width` values a token, `heads` values of all query heads, and
+/// `wide` between gate and down.
+pub fn layer(format: Format, width: usize, heads: usize, wide: usize) -> Row {
+    let ops = "{ op = 'norm', in = 'x', weight = 'norm', out = 'h' }, { op = 'linear', in = 'h', weight = 'q', out = 'h' },\
+               { op = 'linear', in = 'h', weight = 'o', out = 'h' }, { op = 'add', in = ['x', 'h'], out = 'x' },\
+               { op = 'norm', in = 'x', weight = 'norm', out = 'h' }, { op = 'linear', in = 'h', weight = 'gate', out = 'g' },\
+               { op = 'linear', in = 'h', weight = 'up', out = 'u' },\
+               { op = 'gate', gate = 'g', up = 'u', activation = \"'silu'\", out = 'f' },\
+               { op = 'linear', in = 'f', weight = 'down', out = 'f' }, { op = 'add', in = ['x', 'f'], out = 'x' },\
+               { op = 'linear', in = 'x', weight = 'v', out = 'y' }";
+    let tensors = [
+        ("embed", &[TOKENS, width][..], format),
+        ("v", &[96, width], Format::F16),
+        ("norm", &[width], Format::F32),
+        ("q", &[heads, width], format),
+        ("o", &[width, heads], format),
+        ("gate", &[wide, width], format),
+        ("up", &[wide, width], format),
+        ("down", &[width, wide], format),
+    ];
+    Row::new(format!("layer {width} {format}"), Kind::Around, ops, &tensors)
+}
+
 /// Attention to be timed, of heads of 128 values.
 pub fn long_attention(heads: usize, kv: usize) -> Row {
     attend("attention", (128, heads, kv), "", "main")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_products_of_a_layer_are_fused_as_those_of_models_are() {
+        let (plan, _) = layer(Format::Q4_K, 256, 512, 768).outline(1).unwrap();
+        let names = plan.ops.iter().map(|planned| planned.op.name()).filter(|&name| name != "select");
+        let expected = ["embed", "norm+linear", "linear+add", "norm+linear+gate", "linear+add", "linear"];
+        assert_eq!(names.collect::<Vec<_>>(), expected);
+    }
 }

@@ -5,6 +5,7 @@
 //! chosen is held against all rows, each variant by itself and all together. So a kernel that nobody could test on a chip
 //! cannot produce wrong text there.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use basert_core::{Format, KvFormat};
@@ -62,6 +63,8 @@ struct Sizes {
     context: usize,
     /// Query heads, and heads of keys.
     heads: (usize, usize),
+    /// Layers of models: values of a token, of all query heads, and between gate and down.
+    layers: &'static [[usize; 3]],
     pool: usize,
     rounds: usize,
     /// The part of a variant's time in which another one has to do the same to take its place, for each effort. Few products
@@ -72,12 +75,20 @@ struct Sizes {
 /// What products are timed with: blocks of one scale, and of scales in two levels.
 const TIMED: [Format; 2] = [Format::Q4_0, Format::Q4_K];
 
+/// What layers are timed with: the same, and blocks without anything to unpack.
+const IN_LAYERS: [Format; 3] = [Format::Q4_0, Format::Q4_K, Format::Q8_0];
+/// The part of the layers' time in which a variant that is new has to compute them, and that of any one.
+const LAYER_GAIN: f64 = 0.99;
+const LAYER_LOSS: f64 = 1.01;
+
 const REAL: Sizes = Sizes {
     rows: 8192,
     columns: 4096,
     tokens: 2048,
     context: 4095,
     heads: (32, 8),
+    // Those of Qwen3 with 0.6, 4 and 8 billion weights.
+    layers: &[[1024, 2048, 3072], [2560, 4096, 9728], [4096, 4096, 12288]],
     pool: 256 << 20,
     rounds: 5,
     gain: [0.8, 0.95],
@@ -89,6 +100,7 @@ const SIMULATED: Sizes = Sizes {
     tokens: 40,
     context: 600,
     heads: (4, 2),
+    layers: &[],
     pool: 2 << 20,
     rounds: 1,
     gain: [0.0; 2],
@@ -116,9 +128,11 @@ pub fn tune<G: Gpu + 'static>(
         variants.push(tuner.find_right(family, tell)?);
     }
     tell("timing");
-    let mut choices = tuner.time(&variants)?;
+    let mut gpu = open()?;
+    let mut pool = ColdPool::new(&mut gpu, tuner.sizes().pool, tuner.sizes().rounds)?;
+    let mut choices = tuner.time(&mut gpu, &mut pool, &variants)?;
     let tuning = loop {
-        let tuning = tuner.choose(&mut choices)?;
+        let tuning = tuner.choose(&mut gpu, &mut pool, &mut choices)?;
         match tuner.find_wrong(&choices, tell) {
             Some(found) => {
                 choices.iter_mut().for_each(|choice| choice.times.retain(|(variant, _)| *variant != found.0));
@@ -192,8 +206,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     /// processors. Where one does not compile, the first check that wants it says so.
     fn compile_ahead(&self) -> Result<(), Error> {
         let mut recorder = Recorder::new(self.facts.tuning, self.facts.cores);
-        let sizes = self.sizes();
-        let mut pool = ColdPool::new(&mut recorder, sizes.pool, 0)?;
+        let mut pool = ColdPool::new(&mut recorder, self.sizes().pool, 0)?;
         for family in Family::ALL {
             let (shipped, variants) = self.variants(family);
             let count = if self.effort == Effort::Short { shipped } else { variants.len() };
@@ -206,9 +219,9 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                         let _ = case.load(&device, tokens);
                     }
                 }
-                for (rule, (limits, _)) in self.shipped.rules(family).into_iter().enumerate() {
+                for rule in 0..self.shipped.rules(family).len() {
                     let table = self.right.clone().with(Some(rule), variant);
-                    let _ = self.seconds(&mut recorder, &mut pool, &sizes, family, limits, &table);
+                    let _ = self.seconds(&mut recorder, &mut pool, family, rule, &table);
                 }
             }
         }
@@ -298,10 +311,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     }
 
     /// The times of right variants for each rule, fastest first, before anything is chosen.
-    fn time(&self, variants: &[Vec<Variant>]) -> Result<Vec<Choice>, Error> {
-        let sizes = self.sizes();
-        let mut gpu = (self.open)()?;
-        let mut pool = ColdPool::new(&mut gpu, sizes.pool, sizes.rounds)?;
+    fn time(&self, gpu: &mut G, pool: &mut ColdPool, variants: &[Vec<Variant>]) -> Result<Vec<Choice>, Error> {
         let mut choices = Vec::new();
         for (family, variants) in Family::ALL.into_iter().zip(variants) {
             for (rule, (limits, before)) in self.shipped.rules(family).into_iter().enumerate() {
@@ -309,7 +319,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 for &variant in variants {
                     // One that cannot be timed cannot be chosen.
                     let table = self.right.clone().with(Some(rule), variant);
-                    if let Ok(seconds) = self.seconds(&mut gpu, &mut pool, &sizes, family, limits, &table) {
+                    if let Ok(seconds) = self.seconds(gpu, pool, family, rule, &table) {
                         times.push((variant, seconds));
                     }
                 }
@@ -320,8 +330,9 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         Ok(choices)
     }
 
-    /// The table with the fastest variant for each rule, where it is clearly faster than what the rule had.
-    fn choose(&self, choices: &mut [Choice]) -> Result<Tuning, Error> {
+    /// The table with the fastest variant for each rule, where it is clearly faster than what the rule had, and makes layers
+    /// of models faster too: what a kernel gains by itself, it may cost those before and after it.
+    fn choose(&self, gpu: &mut G, pool: &mut ColdPool, choices: &mut [Choice]) -> Result<Tuning, Error> {
         let gain = self.sizes().gain[self.effort as usize];
         let rules = Family::ALL.into_iter().flat_map(|family| 0..self.shipped.rules(family).len());
         let mut tuning = self.right.clone();
@@ -330,10 +341,41 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 return Err(self.unusable(&format!("there is nothing right in place of {}", choice.before)));
             };
             let had = choice.times.iter().find(|(variant, _)| *variant == choice.before);
-            choice.chosen = if had.is_some_and(|(_, seconds)| best > seconds * gain) { choice.before } else { fastest };
+            choice.chosen = match had {
+                Some(&(_, seconds)) if best > seconds * gain => choice.before,
+                Some(_) if fastest.family() != Family::Decode => {
+                    let table = |variant| self.right.clone().with(Some(rule), variant);
+                    let family = fastest.family();
+                    let before = self.layers(gpu, pool, family, rule, &table(choice.before))?;
+                    let now = self.layers(gpu, pool, family, rule, &table(fastest))?;
+                    let slower = now.iter().zip(&before).any(|(now, before)| *now > before * LAYER_LOSS);
+                    let gains = now.iter().sum::<f64>() <= before.iter().sum::<f64>() * LAYER_GAIN;
+                    if gains && !slower { fastest } else { choice.before }
+                }
+                _ => fastest,
+            };
             tuning = tuning.with(Some(rule), choice.chosen);
         }
         Ok(tuning)
+    }
+
+    /// What a rule of a family is timed with: the rows from which and up to which it holds, and tokens after a context.
+    fn timed(&self, family: Family, rule: usize) -> (Range<usize>, (usize, usize)) {
+        let sizes = self.sizes();
+        let rules = self.shipped.rules(family);
+        let limits = rules[rule].0;
+        // What the rule before leaves to this one.
+        let before = rules[..rule].iter().filter(|(before, _)| before.tokens == limits.tokens);
+        let least = before.filter_map(|(before, _)| before.rows).max().unwrap_or(0);
+        let by_tokens = rules.iter().any(|(limits, _)| limits.tokens.is_some());
+        let steps = match family {
+            Family::Decode => (1, sizes.context),
+            // One token is the most common of all, where its rules are not others than those of a few.
+            Family::Gemv if limits.tokens.is_some() || !by_tokens => (1, 0),
+            Family::Gemv => (self.shipped.few_tokens.max(1), 0),
+            Family::Gemm => (limits.tokens.unwrap_or(sizes.tokens), 0),
+        };
+        (least..limits.rows.unwrap_or(usize::MAX), steps)
     }
 
     /// The seconds of ops that a rule is for, with kernels from this table.
@@ -341,23 +383,17 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         &self,
         gpu: &mut dyn Gpu,
         pool: &mut ColdPool,
-        sizes: &Sizes,
         family: Family,
-        limits: Limits,
+        rule: usize,
         table: &Tuning,
     ) -> Result<f64, Error> {
-        let (rows, columns) = (limits.rows.unwrap_or(sizes.rows), limits.columns.unwrap_or(sizes.columns));
-        let by_tokens = table.rules(family).iter().any(|(limits, _)| limits.tokens.is_some());
-        let (tokens, context) = match family {
-            Family::Decode => (1, sizes.context),
-            // One token is the most common of all, where its rules are not others than those of a few.
-            Family::Gemv if limits.tokens.is_some() || !by_tokens => (1, 0),
-            Family::Gemv => (table.few_tokens.max(1), 0),
-            Family::Gemm => (limits.tokens.unwrap_or(sizes.tokens), 0),
-        };
+        let sizes = self.sizes();
+        let (rows, (tokens, context)) = self.timed(family, rule);
+        let columns = self.shipped.rules(family)[rule].0.columns.unwrap_or(sizes.columns);
+        let most = if rows.end == usize::MAX { sizes.rows } else { rows.end };
         let timed_rows = match family {
             Family::Decode => vec![ops::long_attention(sizes.heads.0, sizes.heads.1)],
-            _ => TIMED.map(|format| ops::product(format, rows, columns)).to_vec(),
+            _ => TIMED.map(|format| ops::product(format, most, columns)).to_vec(),
         };
         let mut sum = 0.0;
         for row in timed_rows {
@@ -372,6 +408,30 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             sum += seconds.map_err(|error| Error::Check(error.to_string()))?;
         }
         Ok(sum)
+    }
+
+    /// The seconds of each layer that has a product which a rule is for, with kernels from this table.
+    fn layers(
+        &self,
+        gpu: &mut dyn Gpu,
+        pool: &mut ColdPool,
+        family: Family,
+        rule: usize,
+        table: &Tuning,
+    ) -> Result<Vec<f64>, Error> {
+        let (rows, (tokens, _)) = self.timed(family, rule);
+        let mut seconds = Vec::new();
+        for &[width, heads, wide] in self.sizes().layers {
+            if ![width, heads, 2 * wide].iter().any(|&products| rows.start < products && products <= rows.end) {
+                continue;
+            }
+            for format in IN_LAYERS {
+                let (plan, _) = ops::layer(format, width, heads, wide).outline(tokens)?;
+                let layer = pool.seconds(gpu, &plan, (tokens, 0), table, |_| true);
+                seconds.push(layer.map_err(|error| Error::Check(error.to_string()))?);
+            }
+        }
+        Ok(seconds)
     }
 }
 
