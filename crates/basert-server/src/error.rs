@@ -82,11 +82,14 @@ impl From<EngineError> for ApiError {
                 ApiError { param: Some("messages".to_owned()), ..ApiError::bad(error.to_string()) }
                     .with_code("context_length_exceeded")
             }
-            EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } => ApiError::bad(error.to_string()),
+            // What takes more than the limits of a step, or leaves no token, is the request's grammar.
+            EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } | EngineError::Constraint(_) => {
+                ApiError::bad(error.to_string())
+            }
             EngineError::OutOfPages { .. } | EngineError::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
-            EngineError::Constraint(_) | EngineError::Device(_) => ApiError::internal(error.to_string()),
+            EngineError::Device(_) => ApiError::internal(error.to_string()),
         }
     }
 }
@@ -127,4 +130,16 @@ pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
         worded.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     worded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grammar_that_cannot_go_on_is_the_fault_of_its_request() {
+        let error = ApiError::from(EngineError::Constraint("a row has 20007 items".to_owned()));
+        assert_eq!(error.status, StatusCode::BAD_REQUEST);
+        assert_eq!(error.openai()["error"]["type"], "invalid_request_error");
+    }
 }
