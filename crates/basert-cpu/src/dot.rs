@@ -340,8 +340,7 @@ unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
         }
         let most = match const { Packed::<F>::at_once::<S>() } {
             _ if S::PAIRS => 4,
-            ..=2 => 3,
-            _ if S::NARROW => 6,
+            3.. if S::NARROW => 6,
             _ => 3,
         };
         for p in 0..P {

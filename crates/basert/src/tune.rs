@@ -11,10 +11,10 @@ use std::sync::Arc;
 use basert_core::{Format, KvFormat};
 use basert_cpu::{CpuDevice, Isa};
 use basert_gpu::{ColdPool, Family, Gpu, GpuDevice, GpuError, GpuFacts, Limits, Recorder, Tuning, Variant};
-use basert_plan::{Device, DeviceError, LoadOptions, PlanOp, StepShape, StepState};
+use basert_plan::{Device, DeviceError, LoadOptions, Plan, PlanOp, StepShape, StepState};
 
 use crate::Error;
-use crate::ops::{self, COMPARED, Case, Kind};
+use crate::ops::{self, COMPARED, Case, Kind, Row};
 
 /// How much work is put into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,10 +129,10 @@ pub fn tune<G: Gpu + 'static>(
     }
     tell("timing");
     let mut gpu = open()?;
-    let mut pool = ColdPool::new(&mut gpu, tuner.sizes().pool, tuner.sizes().rounds)?;
-    let mut choices = tuner.time(&mut gpu, &mut pool, &variants)?;
+    let mut clock = Clock::new(&mut gpu, tuner.sizes().pool, tuner.sizes().rounds)?;
+    let mut choices = tuner.time(&mut clock, &variants);
     let tuning = loop {
-        let tuning = tuner.choose(&mut gpu, &mut pool, &mut choices)?;
+        let tuning = tuner.choose(&mut clock, &mut choices)?;
         match tuner.find_wrong(&choices, tell) {
             Some(found) => {
                 choices.iter_mut().for_each(|choice| choice.times.retain(|(variant, _)| *variant != found.0));
@@ -174,6 +174,32 @@ pub fn first_use<G: Gpu + 'static>(open: &dyn Fn() -> Result<G, GpuError>, tell:
     Ok(tuned.tuning)
 }
 
+/// Times ops of rows on a GPU.
+struct Clock<'a> {
+    gpu: &'a mut dyn Gpu,
+    pool: ColdPool,
+}
+
+impl<'a> Clock<'a> {
+    fn new(gpu: &'a mut dyn Gpu, bytes: usize, rounds: usize) -> Result<Clock<'a>, GpuError> {
+        let pool = ColdPool::new(gpu, bytes, rounds)?;
+        Ok(Clock { gpu, pool })
+    }
+
+    /// The seconds of those ops of a row that are `timed`, for so many tokens after a context, with kernels from this table.
+    fn seconds(
+        &mut self,
+        row: &Row,
+        steps: (usize, usize),
+        table: &Tuning,
+        timed: impl Fn(&Plan, &PlanOp) -> bool,
+    ) -> Result<f64, Error> {
+        let (plan, _) = row.outline(steps.0)?;
+        let seconds = self.pool.seconds(self.gpu, &plan, steps, table, |op| timed(&plan, op));
+        seconds.map_err(|error| Error::Check(error.to_string()))
+    }
+}
+
 struct Tuner<'a, G> {
     open: &'a dyn Fn() -> Result<G, GpuError>,
     effort: Effort,
@@ -205,8 +231,9 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     /// Compiles all kernels that will be wanted, for a cache to have them: together, which takes all of the machine's
     /// processors. Where one does not compile, the first check that wants it says so.
     fn compile_ahead(&self) -> Result<(), Error> {
-        let mut recorder = Recorder::new(self.facts.tuning, self.facts.cores);
-        let mut pool = ColdPool::new(&mut recorder, self.sizes().pool, 0)?;
+        let recorder = Recorder::new(self.facts.tuning, self.facts.cores);
+        let mut gpu = recorder.clone();
+        let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
         for family in Family::ALL {
             let (shipped, variants) = self.variants(family);
             let count = if self.effort == Effort::Short { shipped } else { variants.len() };
@@ -221,7 +248,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 }
                 for rule in 0..self.shipped.rules(family).len() {
                     let table = self.right.clone().with(Some(rule), variant);
-                    let _ = self.seconds(&mut recorder, &mut pool, family, rule, &table);
+                    let _ = self.seconds(&mut clock, family, rule, &table);
                 }
             }
         }
@@ -311,7 +338,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     }
 
     /// The times of right variants for each rule, fastest first, before anything is chosen.
-    fn time(&self, gpu: &mut G, pool: &mut ColdPool, variants: &[Vec<Variant>]) -> Result<Vec<Choice>, Error> {
+    fn time(&self, clock: &mut Clock<'_>, variants: &[Vec<Variant>]) -> Vec<Choice> {
         let mut choices = Vec::new();
         for (family, variants) in Family::ALL.into_iter().zip(variants) {
             for (rule, (limits, before)) in self.shipped.rules(family).into_iter().enumerate() {
@@ -319,7 +346,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 for &variant in variants {
                     // One that cannot be timed cannot be chosen.
                     let table = self.right.clone().with(Some(rule), variant);
-                    if let Ok(seconds) = self.seconds(gpu, pool, family, rule, &table) {
+                    if let Ok(seconds) = self.seconds(clock, family, rule, &table) {
                         times.push((variant, seconds));
                     }
                 }
@@ -327,12 +354,12 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 choices.push(Choice { limits, before, chosen: before, times });
             }
         }
-        Ok(choices)
+        choices
     }
 
     /// The table with the fastest variant for each rule, where it is clearly faster than what the rule had, and makes layers
-    /// of models faster too: what a kernel gains by itself, it may cost those before and after it.
-    fn choose(&self, gpu: &mut G, pool: &mut ColdPool, choices: &mut [Choice]) -> Result<Tuning, Error> {
+    /// of models faster too.
+    fn choose(&self, clock: &mut Clock<'_>, choices: &mut [Choice]) -> Result<Tuning, Error> {
         let gain = self.sizes().gain[self.effort as usize];
         let rules = Family::ALL.into_iter().flat_map(|family| 0..self.shipped.rules(family).len());
         let mut tuning = self.right.clone();
@@ -341,22 +368,27 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                 return Err(self.unusable(&format!("there is nothing right in place of {}", choice.before)));
             };
             let had = choice.times.iter().find(|(variant, _)| *variant == choice.before);
-            choice.chosen = match had {
-                Some(&(_, seconds)) if best > seconds * gain => choice.before,
-                Some(_) if fastest.family() != Family::Decode => {
-                    let table = |variant| self.right.clone().with(Some(rule), variant);
-                    let family = fastest.family();
-                    let before = self.layers(gpu, pool, family, rule, &table(choice.before))?;
-                    let now = self.layers(gpu, pool, family, rule, &table(fastest))?;
-                    let slower = now.iter().zip(&before).any(|(now, before)| *now > before * LAYER_LOSS);
-                    let gains = now.iter().sum::<f64>() <= before.iter().sum::<f64>() * LAYER_GAIN;
-                    if gains && !slower { fastest } else { choice.before }
-                }
-                _ => fastest,
-            };
+            let takes_its_place = had.is_none_or(|(_, seconds)| {
+                best <= seconds * gain && self.helps_layers(clock, rule, choice.before, fastest)
+            });
+            choice.chosen = if takes_its_place { fastest } else { choice.before };
             tuning = tuning.with(Some(rule), choice.chosen);
         }
         Ok(tuning)
+    }
+
+    /// Whether a variant makes layers of models faster: what a kernel gains by itself, it may cost those before and after it.
+    /// One that layers cannot be timed with does not. Attention is no part of these layers, so it is not held against them.
+    fn helps_layers(&self, clock: &mut Clock<'_>, rule: usize, before: Variant, now: Variant) -> bool {
+        if now.family() == Family::Decode {
+            return true;
+        }
+        let mut layers = |variant: Variant| {
+            self.layers(clock, variant.family(), rule, &self.right.clone().with(Some(rule), variant))
+        };
+        let (Ok(before), Ok(now)) = (layers(before), layers(now)) else { return false };
+        let slower = now.iter().zip(&before).any(|(now, before)| *now > before * LAYER_LOSS);
+        !slower && now.iter().sum::<f64>() <= before.iter().sum::<f64>() * LAYER_GAIN
     }
 
     /// What a rule of a family is timed with: the rows from which and up to which it holds, and tokens after a context.
@@ -379,56 +411,31 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     }
 
     /// The seconds of ops that a rule is for, with kernels from this table.
-    fn seconds(
-        &self,
-        gpu: &mut dyn Gpu,
-        pool: &mut ColdPool,
-        family: Family,
-        rule: usize,
-        table: &Tuning,
-    ) -> Result<f64, Error> {
+    fn seconds(&self, clock: &mut Clock<'_>, family: Family, rule: usize, table: &Tuning) -> Result<f64, Error> {
         let sizes = self.sizes();
-        let (rows, (tokens, context)) = self.timed(family, rule);
+        let (rows, steps) = self.timed(family, rule);
+        if family == Family::Decode {
+            let row = ops::long_attention(sizes.heads.0, sizes.heads.1);
+            return clock.seconds(&row, steps, table, |_, op| matches!(op, PlanOp::Attention { .. }));
+        }
         let columns = self.shipped.rules(family)[rule].0.columns.unwrap_or(sizes.columns);
         let most = if rows.end == usize::MAX { sizes.rows } else { rows.end };
-        let timed_rows = match family {
-            Family::Decode => vec![ops::long_attention(sizes.heads.0, sizes.heads.1)],
-            _ => TIMED.map(|format| ops::product(format, most, columns)).to_vec(),
+        let first = |plan: &Plan, op: &PlanOp| {
+            let first = plan.ops.iter().find(|planned| matches!(planned.op, PlanOp::Linear { .. }));
+            first.is_some_and(|first| first.op.out() == op.out())
         };
-        let mut sum = 0.0;
-        for row in timed_rows {
-            let (plan, _) = row.outline(tokens)?;
-            let first = plan.ops.iter().position(|planned| matches!(planned.op, PlanOp::Linear { .. }));
-            let out = first.map(|i| plan.ops[i].op.out());
-            let timed = |op: &PlanOp| match family {
-                Family::Decode => matches!(op, PlanOp::Attention { .. }),
-                _ => Some(op.out()) == out,
-            };
-            let seconds = pool.seconds(gpu, &plan, (tokens, context), table, timed);
-            sum += seconds.map_err(|error| Error::Check(error.to_string()))?;
-        }
-        Ok(sum)
+        TIMED.into_iter().map(|format| clock.seconds(&ops::product(format, most, columns), steps, table, first)).sum()
     }
 
     /// The seconds of each layer that has a product which a rule is for, with kernels from this table.
-    fn layers(
-        &self,
-        gpu: &mut dyn Gpu,
-        pool: &mut ColdPool,
-        family: Family,
-        rule: usize,
-        table: &Tuning,
-    ) -> Result<Vec<f64>, Error> {
-        let (rows, (tokens, _)) = self.timed(family, rule);
+    fn layers(&self, clock: &mut Clock<'_>, family: Family, rule: usize, table: &Tuning) -> Result<Vec<f64>, Error> {
+        let (rows, steps) = self.timed(family, rule);
         let mut seconds = Vec::new();
         for &[width, heads, wide] in self.sizes().layers {
-            if ![width, heads, 2 * wide].iter().any(|&products| rows.start < products && products <= rows.end) {
-                continue;
-            }
-            for format in IN_LAYERS {
-                let (plan, _) = ops::layer(format, width, heads, wide).outline(tokens)?;
-                let layer = pool.seconds(gpu, &plan, (tokens, 0), table, |_| true);
-                seconds.push(layer.map_err(|error| Error::Check(error.to_string()))?);
+            if [width, heads, 2 * wide].iter().any(|&products| rows.start < products && products <= rows.end) {
+                for format in IN_LAYERS {
+                    seconds.push(clock.seconds(&ops::layer(format, width, heads, wide), steps, table, |_, _| true)?);
+                }
             }
         }
         Ok(seconds)
