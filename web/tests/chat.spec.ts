@@ -178,7 +178,10 @@ test("tool calls are folded, and take a result", async ({ chat, mock }) => {
 test("failures are shown where they happen, and can be tried again", async ({ chat, mock, page }) => {
   await chat.ask("fail");
   await expect(chat.answers().getByRole("alert")).toHaveText("the device was lost");
-  await chat.ask("cut");
+  await chat.send("cut");
+  await expect(chat.answers().nth(1)).toContainText("Half an");
+  mock.cut();
+  await chat.done();
   await expect(chat.answers().nth(1)).toContainText(/Half an.*connection was lost/s);
   await page.route("**/v1/chat/completions", (route) => route.abort());
   await chat.ask("unheard");

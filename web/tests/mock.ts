@@ -153,7 +153,7 @@ function plan(text: string, tools: boolean): Piece[] {
   }
   if (text.includes("heavy")) return [{ done: 20 }, { pause: 1500 }, { done: 40 }, "Read."];
   if (text.includes("fail")) return ["Half an", { error: "the device was lost" }];
-  if (text.includes("cut")) return ["Half an", { pause: 50 }, { cut: true }];
+  if (text.includes("cut")) return ["Half an", { cut: true }];
   return words(`You said: ${text}`).flatMap((word) => [{ pause: 5 }, word]);
 }
 
@@ -169,11 +169,13 @@ export interface Mock {
   requests: Body[];
   /** How many answers were left by their reader. */
   left: number;
+  /** Loses the connection of the answer that waits for it: a browser forgets what it had not shown by then. */
+  cut(): void;
   close(): Promise<void>;
 }
 
 export async function startMock(key?: string): Promise<Mock> {
-  const mock: Mock = { url: "", requests: [], left: 0, close: async () => {} };
+  const mock: Mock = { url: "", requests: [], left: 0, cut: () => {}, close: async () => {} };
 
   async function answer(body: Body, response: ServerResponse) {
     const last = body.messages.at(-1);
@@ -198,7 +200,10 @@ export async function startMock(key?: string): Promise<Mock> {
       else if ("done" in piece) send({ choices: [], prompt_progress: { total: 40, cache: 8, processed: piece.done } });
       else if ("error" in piece)
         return response.end(`data: ${JSON.stringify({ error: { message: piece.error } })}\n\n`);
-      else return response.destroy();
+      else {
+        await new Promise<void>((cut) => (mock.cut = cut));
+        return response.destroy();
+      }
       called ||= typeof piece === "object" && "delta" in piece && "tool_calls" in piece.delta;
       if (typeof piece === "string" || "delta" in piece) count++;
     }
