@@ -1,4 +1,4 @@
-//! How fast the kernels are, beside what the machine can do: `cargo bench -p basert-cpu [-- FILTER]`.
+//! How fast the kernels are, beside what the machine can do: `cargo bench -p basert-cpu [-- FILTER… ISA]`.
 //!
 //! The peaks are measured in the same run, since a shared machine differs from minute to minute: `memory` reads a large
 //! buffer, `dot` repeats the integer dot product of 64 bytes on registers.
@@ -14,8 +14,10 @@ const LARGE: usize = 1 << 30;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let (isas, arguments): (Vec<_>, Vec<_>) =
+        arguments.into_iter().partition(|argument| argument.parse::<Isa>().is_ok());
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|argument| name.contains(argument.as_str()));
-    let isa = Isa::detect();
+    let isa = isas.last().and_then(|isa| isa.parse().ok()).unwrap_or_else(Isa::detect);
     let most = Pool::new(None).expect("threads").threads();
     for threads in if most == 1 { vec![1] } else { vec![1, most] } {
         let pool = Pool::new(Some(threads)).expect("threads");

@@ -13,6 +13,8 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// And with AVX-VNNI, as most x86 laptops have it.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
     /// AArch64 with NEON.
@@ -25,7 +27,8 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, worst first.
-    pub const ALL: [Isa; 6] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
+    pub const ALL: [Isa; 7] =
+        [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
     /// The best that this machine has.
     pub fn detect() -> Isa {
@@ -45,6 +48,8 @@ impl Isa {
             Isa::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => Isa::Avx2.is_available() && is_x86_feature_detected!("avxvnni"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
                 Isa::Avx2.is_available()
@@ -70,6 +75,7 @@ impl Isa {
         match self {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx512 => "avx512",
             Isa::Neon => "neon",
             Isa::NeonDotprod => "neon-dotprod",
@@ -128,7 +134,14 @@ macro_rules! dispatch {
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2 $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
                 // SAFETY: the caller's, and this function has the features of `Avx2`.
-                unsafe { $kernel::<$crate::simd::Avx2 $($(, $const)+)?>($($arg),*) }
+                unsafe { $kernel::<$crate::simd::Avx2<$crate::simd::Narrow> $($(, $const)+)?>($($arg),*) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn avx_vnni $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
+                // SAFETY: the caller's, and this function has the features of `Vnni`.
+                unsafe { $kernel::<$crate::simd::Avx2<$crate::simd::Vnni> $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon,dotprod,i8mm")]
@@ -156,6 +169,8 @@ macro_rules! dispatch {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx512 => avx512 $(::<$($param),+>)? ($($arg),*),
+                    #[cfg(target_arch = "x86_64")]
+                    $crate::Isa::AvxVnni => avx_vnni $(::<$($param),+>)? ($($arg),*),
                     #[cfg(target_arch = "x86_64")]
                     $crate::Isa::Avx2 => avx2 $(::<$($param),+>)? ($($arg),*),
                     #[cfg(target_arch = "aarch64")]

@@ -125,7 +125,7 @@ const REPEAT: usize = 100_000;
 fn chains(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => 12,
-        Isa::Avx2 => 6,
+        Isa::Avx2 | Isa::AvxVnni => 6,
         _ => 4,
     }
 }

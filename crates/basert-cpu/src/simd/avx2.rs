@@ -1,14 +1,30 @@
-//! AVX2 with FMA and F16C: a vector is two registers.
+//! AVX2 with FMA and F16C: a vector is two registers. Machines differ in how they multiply bytes.
 
 // The contract of every function here is that of the trait.
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
 use super::Simd;
 
-/// AVX2, FMA, F16C.
-pub struct Avx2;
+/// AVX2, FMA, F16C, with some products of bytes.
+pub struct Avx2<P>(PhantomData<P>);
+
+type Two = [__m256i; 2];
+
+/// Products of bytes: see the functions of [`Simd`] that have these names.
+#[allow(missing_docs, clippy::missing_safety_doc)]
+pub trait Products {
+    const NARROW: bool;
+
+    unsafe fn begin(sum: Two) -> Two;
+    unsafe fn end(sum: Two, products: Two) -> Two;
+    unsafe fn dot(products: Two, codes: Two, x: Two) -> Two;
+    unsafe fn signed_operand(x: Two) -> Two;
+    unsafe fn signed_start(start: i32) -> Two;
+    unsafe fn dot_signed(products: Two, operand: Two, x: Two) -> Two;
+}
 
 /// Applies an intrinsic to both halves.
 macro_rules! both {
@@ -17,19 +33,89 @@ macro_rules! both {
     };
 }
 
+/// Those of AVX2: to sums of 16 bits.
+pub struct Narrow;
+
+impl Products for Narrow {
+    const NARROW: bool = true;
+
+    #[inline(always)]
+    unsafe fn begin(_sum: Two) -> Two {
+        [_mm256_setzero_si256(); 2]
+    }
+    #[inline(always)]
+    unsafe fn end(sum: Two, products: Two) -> Two {
+        let ones = [_mm256_set1_epi16(1); 2];
+        let wide = both!(_mm256_madd_epi16(products, ones));
+        both!(_mm256_add_epi32(sum, wide))
+    }
+    #[inline(always)]
+    unsafe fn dot(products: Two, codes: Two, x: Two) -> Two {
+        let two = both!(_mm256_maddubs_epi16(codes, x));
+        both!(_mm256_add_epi16(products, two))
+    }
+    #[inline(always)]
+    unsafe fn signed_operand(x: Two) -> Two {
+        x
+    }
+    #[inline(always)]
+    unsafe fn signed_start(_start: i32) -> Two {
+        [_mm256_setzero_si256(); 2]
+    }
+    // |w| · (x with the sign of w); −128 is a magnitude too, for it counts as unsigned.
+    #[inline(always)]
+    unsafe fn dot_signed(products: Two, operand: Two, x: Two) -> Two {
+        let magnitude = both!(_mm256_abs_epi8(operand));
+        let signed = both!(_mm256_sign_epi8(x, operand));
+        Self::dot(products, magnitude, signed)
+    }
+}
+
+/// Those of AVX-VNNI, whose instructions take unsigned by signed bytes, as those of AVX-512 do.
+pub struct Vnni;
+
+impl Products for Vnni {
+    const NARROW: bool = false;
+
+    #[inline(always)]
+    unsafe fn begin(sum: Two) -> Two {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn end(_sum: Two, products: Two) -> Two {
+        products
+    }
+    #[inline(always)]
+    unsafe fn dot(products: Two, codes: Two, x: Two) -> Two {
+        both!(_mm256_dpbusd_avx_epi32(products, codes, x))
+    }
+    #[inline(always)]
+    unsafe fn signed_operand(x: Two) -> Two {
+        [_mm256_xor_si256(x[0], _mm256_set1_epi8(-128)), _mm256_xor_si256(x[1], _mm256_set1_epi8(-128))]
+    }
+    #[inline(always)]
+    unsafe fn signed_start(start: i32) -> Two {
+        [_mm256_set1_epi32(start); 2]
+    }
+    #[inline(always)]
+    unsafe fn dot_signed(products: Two, operand: Two, x: Two) -> Two {
+        Self::dot(products, operand, x)
+    }
+}
+
 #[inline(always)]
 unsafe fn widen_bf16(p: *const u16) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
 }
 
-impl Simd for Avx2 {
+impl<P: Products> Simd for Avx2<P> {
     const WIDE: bool = false;
 
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type B = [__m256i; 2];
     type H = [__m256i; 2];
-    const NARROW: bool = true;
+    const NARROW: bool = P::NARROW;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -228,33 +314,27 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn begin(_sum: Self::I) -> Self::H {
-        [_mm256_setzero_si256(); 2]
+    unsafe fn begin(sum: Self::I) -> Self::H {
+        P::begin(sum)
     }
     #[inline(always)]
     unsafe fn end(sum: Self::I, products: Self::H) -> Self::I {
-        let ones = [_mm256_set1_epi16(1); 2];
-        let wide = both!(_mm256_madd_epi16(products, ones));
-        both!(_mm256_add_epi32(sum, wide))
+        P::end(sum, products)
     }
     #[inline(always)]
     unsafe fn dot(products: Self::H, codes: Self::B, x: Self::B) -> Self::H {
-        let two = both!(_mm256_maddubs_epi16(codes, x));
-        both!(_mm256_add_epi16(products, two))
+        P::dot(products, codes, x)
     }
     #[inline(always)]
     unsafe fn signed_operand(x: Self::B) -> Self::B {
-        x
+        P::signed_operand(x)
     }
     #[inline(always)]
-    unsafe fn signed_start(_start: i32) -> Self::I {
-        [_mm256_setzero_si256(); 2]
+    unsafe fn signed_start(start: i32) -> Self::I {
+        P::signed_start(start)
     }
-    // |w| · (x with the sign of w); −128 is a magnitude too, for it counts as unsigned.
     #[inline(always)]
     unsafe fn dot_signed(products: Self::H, operand: Self::B, x: Self::B) -> Self::H {
-        let magnitude = both!(_mm256_abs_epi8(operand));
-        let signed = both!(_mm256_sign_epi8(x, operand));
-        Self::dot(products, magnitude, signed)
+        P::dot_signed(products, operand, x)
     }
 }
