@@ -16,13 +16,16 @@
 
 use std::ops::Range;
 
+use basert_core::KvFormat;
+
 use crate::Isa;
-use crate::isa::dispatch;
-use crate::kv::{KvLayer, PAGE};
-use crate::math;
-use crate::page_product::{Ahead, product};
+use crate::kv::{BLOCK, Blocks, KvLayer, PAGE};
+use crate::page_codes::{key_codes, split_query, value_codes};
+use crate::page_product::{Ahead, keys_tile, values_tile};
+use crate::partials::{Visible, clear, finish, merge, partial_len, softmax};
+use crate::planes::Planes;
 use crate::rows::Rows;
-use crate::simd::{LANES, Simd};
+use crate::simd::LANES;
 use crate::tiles::{TILE, tile_width};
 
 /// The longest heads there may be.
@@ -105,13 +108,6 @@ impl Attention {
     }
 }
 
-/// Some tokens of a page.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Visible {
-    start: usize,
-    end: usize,
-}
-
 /// Where a sequence's keys and values are.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
@@ -123,8 +119,7 @@ pub struct Sequence<'a> {
 
 /// A worker's memory for attention.
 pub struct Scratch {
-    /// Queries in tiles, interleaved within a tile.
-    q: Vec<f32>,
+    q: Queries,
     /// The tokens of a page that each query sees.
     visible: Vec<Visible>,
     /// Weights of a page's tokens, for a tile of queries.
@@ -134,39 +129,80 @@ pub struct Scratch {
     merged: Vec<f32>,
 }
 
-/// Length of a partial: o, m, l.
-fn partial_len(head_dim: usize) -> usize {
-    head_dim + 2
-}
-
 impl Scratch {
     /// Enough for a kind of attention.
     pub fn new(attention: &Attention) -> Scratch {
         let queries = attention.row_block() * attention.group();
         let partials = queries * partial_len(attention.head_dim);
         Scratch {
-            q: vec![0.0; queries * attention.head_dim],
+            q: Queries {
+                floats: vec![0.0; queries * attention.head_dim],
+                split: vec![Planes::ZERO; queries * (attention.head_dim / BLOCK)],
+            },
             visible: vec![Visible::default(); queries],
             p: vec![0.0; TILE * PAGE],
             page: vec![0.0; TILE * partial_len(attention.head_dim)],
             merged: vec![0.0; partials],
         }
     }
+}
 
+/// Queries, as the keys that they meet want them.
+struct Queries {
+    /// In tiles, interleaved within a tile.
+    floats: Vec<f32>,
+    /// Where keys are quantised, the blocks of one query after those of another.
+    split: Vec<Planes<BLOCK>>,
+}
+
+impl Queries {
     /// Copies the queries of some rows and one head of keys.
-    fn load(&mut self, attention: &Attention, q: Rows<'_>, kv_head: usize, rows: Range<usize>) {
+    fn load(
+        &mut self,
+        isa: Isa,
+        attention: &Attention,
+        format: KvFormat,
+        q: Rows<'_>,
+        kv_head: usize,
+        rows: Range<usize>,
+    ) {
         let (dim, group) = (attention.head_dim, attention.group());
+        let blocks = dim / BLOCK;
         let count = rows.len() * group;
         for tile in tiles(count) {
-            let to = &mut self.q[tile.start * dim..tile.end * dim];
             for (i, query) in tile.clone().enumerate() {
                 let head = kv_head * group + query % group;
                 // SAFETY: `attend` and `attend_pages` ask their callers that nobody writes `q`.
                 let from = unsafe { q.columns(head * dim..(head + 1) * dim).row(rows.start + query / group) };
-                from.iter().zip(to[i..].iter_mut().step_by(tile.len())).for_each(|(from, to)| *to = *from);
+                match format {
+                    KvFormat::F16 => {
+                        let to = &mut self.floats[tile.start * dim + i..tile.end * dim];
+                        from.iter().zip(to.iter_mut().step_by(tile.len())).for_each(|(from, to)| *to = *from);
+                    }
+                    KvFormat::Q8 | KvFormat::Q4 => {
+                        // SAFETY: there is room for the blocks of every query.
+                        unsafe { split_query(isa, from, &mut self.split[query * blocks..(query + 1) * blocks]) }
+                    }
+                }
             }
         }
     }
+
+    /// Those of a tile.
+    fn tile(&self, attention: &Attention, tile: &Range<usize>) -> QueryTile {
+        let (dim, blocks) = (attention.head_dim, attention.head_dim / BLOCK);
+        QueryTile {
+            floats: self.floats[tile.start * dim..tile.end * dim].as_ptr(),
+            split: self.split[tile.start * blocks..tile.end * blocks].as_ptr(),
+        }
+    }
+}
+
+/// A tile of [`Queries`], of which those are valid that go with the format of the keys.
+#[derive(Clone, Copy)]
+struct QueryTile {
+    floats: *const f32,
+    split: *const Planes<BLOCK>,
 }
 
 /// Attention of the queries in `rows` of `q` with the keys and values of `kv_head`, into the same columns of `out`. Each
@@ -198,7 +234,7 @@ pub unsafe fn attend(
     let Some(last) = rows.clone().last() else { return };
     let (dim, group) = (attention.head_dim, attention.group());
     let count = rows.len() * group;
-    scratch.load(attention, q, kv_head, rows.clone());
+    scratch.q.load(isa, attention, kv.format(), q, kv_head, rows.clone());
     let sinks = sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]);
     let merged = &mut scratch.merged[..count * partial_len(dim)];
     clear(merged, dim);
@@ -213,8 +249,8 @@ pub unsafe fn attend(
         for tile in tiles(count) {
             // SAFETY: the caller's.
             unsafe {
+                let q = scratch.q.tile(attention, &tile);
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
-                let q = &scratch.q[tile.start * dim..tile.end * dim];
                 let visible = &scratch.visible[tile.clone()];
                 partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial, tile.start == 0);
                 merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
@@ -255,12 +291,12 @@ pub unsafe fn attend_pages(
     let all = attention.blocks(position);
     assert!(all.start <= blocks.start && blocks.end <= all.end);
     assert_eq!(partials_out.cols(), partial_len(dim));
-    scratch.load(attention, q, kv_head, row..row + 1);
+    scratch.q.load(isa, attention, kv.format(), q, kv_head, row..row + 1);
     for block in blocks {
         scratch.visible[..group].fill(attention.visible(position, block));
         for tile in tiles(group) {
+            let q = scratch.q.tile(attention, &tile);
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
-            let q = &scratch.q[tile.start * dim..tile.end * dim];
             // SAFETY: the caller's.
             unsafe {
                 let pages = Pages::of(sequence, block);
@@ -320,14 +356,6 @@ fn check(attention: &Attention, kv: KvLayer<'_>, q: Rows<'_>) {
     assert_eq!(q.cols(), attention.q_heads * attention.head_dim);
 }
 
-/// Nothing seen yet.
-fn clear(merged: &mut [f32], dim: usize) {
-    merged.fill(0.0);
-    for merged in merged.chunks_exact_mut(partial_len(dim)) {
-        merged[dim] = f32::NEG_INFINITY;
-    }
-}
-
 /// Divides `count` queries into tiles.
 fn tiles(count: usize) -> impl Iterator<Item = Range<usize>> {
     let mut first = 0;
@@ -360,7 +388,7 @@ unsafe fn partials(
     kv: KvLayer<'_>,
     pages: Pages,
     kv_head: usize,
-    q: &[f32],
+    q: QueryTile,
     visible: &[Visible],
     p: &mut [f32],
     out: &mut [f32],
@@ -377,125 +405,89 @@ unsafe fn partials(
     let columns = first / LANES * LANES..last.next_multiple_of(LANES);
     // SAFETY: a page has `dim` rows of keys and `PAGE` rows of values; the buffers are as long as the shapes say.
     unsafe {
-        let (format, count, q, scores) = (kv.format(), visible.len(), q.as_ptr(), p.as_mut_ptr());
-        product::<true>(isa, format, count, q, keys, columns, scores, PAGE, ahead(values, next.0));
+        let format = kv.format();
+        query_keys(isa, format, visible.len(), q, keys, columns, p.as_mut_ptr(), ahead(values, next.0));
         softmax(isa, p, visible, attention.scale, attention.soft_cap, out, dim);
-        let (p, out, stride) = (p.as_ptr(), out.as_mut_ptr(), partial_len(dim));
-        product::<false>(isa, format, count, p, values, first..last, out, stride, ahead(next.0, next.1));
+        let stride = partial_len(dim);
+        weigh_values(
+            isa,
+            format,
+            visible,
+            p.as_ptr(),
+            values,
+            first..last,
+            out.as_mut_ptr(),
+            stride,
+            ahead(next.0, next.1),
+        );
     }
 }
 
-dispatch! {
-    /// Turns dot products into weights, those of tokens that are not visible into zeros, for a tile of queries; puts the
-    /// largest score and the sum behind the `dim` values of each one's partial.
-    unsafe fn softmax(
-        scores: &mut [f32], visible: &[Visible], scale: f32, soft_cap: Option<f32>, out: &mut [f32], dim: usize
-    ) = softmax_kernel;
-
-    /// Merges a page's partials of some queries into theirs.
-    unsafe fn merge(merged: &mut [f32], page: &[f32], dim: usize) = merge_kernel;
-
-    /// Divides the merged sums, side by side, by their weights.
-    unsafe fn finish(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) = finish_kernel;
+/// Calls a kernel for a number of queries and a format known only now.
+macro_rules! tile {
+    ($queries:expr, $format:expr, |$q:ident| $floats:expr, |$bits:ident| $codes:expr) => {
+        match $queries {
+            6 => tile!(@ 6, $format, $q, $floats, $bits, $codes),
+            4 => tile!(@ 4, $format, $q, $floats, $bits, $codes),
+            3 => tile!(@ 3, $format, $q, $floats, $bits, $codes),
+            2 => tile!(@ 2, $format, $q, $floats, $bits, $codes),
+            1 => tile!(@ 1, $format, $q, $floats, $bits, $codes),
+            _ => unreachable!("`tiles` makes no such tile"),
+        }
+    };
+    (@ $n:literal, $format:expr, $q:ident, $floats:expr, $bits:ident, $codes:expr) => {{
+        const $q: usize = $n;
+        match $format {
+            KvFormat::F16 => $floats,
+            KvFormat::Q8 => {
+                const $bits: usize = 8;
+                $codes
+            }
+            KvFormat::Q4 => {
+                const $bits: usize = 4;
+                $codes
+            }
+        }
+    }};
 }
 
-const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
-
-/// All queries take each step before the next one, so that their latencies overlap.
-#[inline(always)]
-unsafe fn softmax_kernel<S: Simd>(
-    scores: &mut [f32],
-    visible: &[Visible],
-    scale: f32,
-    soft_cap: Option<f32>,
-    out: &mut [f32],
-    dim: usize,
+/// Products of a tile of queries with a page's keys; rows of `out` are `PAGE` apart.
+#[allow(clippy::too_many_arguments)]
+unsafe fn query_keys(
+    isa: Isa,
+    format: KvFormat,
+    count: usize,
+    q: QueryTile,
+    keys: Blocks,
+    tokens: Range<usize>,
+    out: *mut f32,
+    ahead: Option<Ahead>,
 ) {
-    let scores = &mut scores.as_chunks_mut::<PAGE>().0[..visible.len()];
-    let mut largest = [0.0; TILE];
-    // SAFETY: a page is whole vectors.
+    // SAFETY: the caller's.
     unsafe {
-        let hidden = S::splat(f32::NEG_INFINITY);
-        for (i, (scores, visible)) in scores.iter_mut().zip(visible).enumerate() {
-            let all = *visible == Visible { start: 0, end: PAGE };
-            let (first, end) = (S::splat(visible.start as f32), S::splat(visible.end as f32));
-            let mut m = hidden;
-            for at in (0..PAGE).step_by(LANES) {
-                let mut score = S::mul(S::load(scores.as_ptr().add(at)), S::splat(scale));
-                if let Some(cap) = soft_cap {
-                    score = math::soft_cap::<S>(score, cap);
-                }
-                if !all {
-                    let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat(at as f32));
-                    score = S::select_less(token, first, hidden, S::select_less(token, end, score, hidden));
-                }
-                S::store(scores.as_mut_ptr().add(at), score);
-                m = S::max(m, score);
-            }
-            largest[i] = S::largest(m);
-        }
-        for (i, scores) in scores.iter_mut().enumerate() {
-            // Where nothing is visible, the difference of infinities would be NaN.
-            let m = S::splat(if largest[i] > f32::NEG_INFINITY { largest[i] } else { 0.0 });
-            for at in (0..PAGE).step_by(LANES) {
-                let score = S::load(scores.as_ptr().add(at));
-                S::store(scores.as_mut_ptr().add(at), math::exp_negative::<S>(S::sub(score, m)));
-            }
-        }
-        for (i, scores) in scores.iter().enumerate() {
-            let p = |v: usize| S::load(scores.as_ptr().add(v * LANES));
-            out[i * partial_len(dim) + dim] = largest[i];
-            out[i * partial_len(dim) + dim + 1] = S::sum(S::add(S::add(p(0), p(1)), S::add(p(2), p(3))));
-        }
+        tile!(count, format, |Q| keys_tile::<Q>(isa, q.floats, keys, tokens, out, PAGE, ahead), |BITS| {
+            key_codes::<Q, BITS>(isa, q.split, keys, tokens, out, PAGE, ahead)
+        });
     }
 }
 
-#[inline(always)]
-unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32], dim: usize) {
-    let len = partial_len(dim);
-    let count = page.len() / len;
-    let (mut old, mut new) = ([0.0; LANES], [0.0; LANES]);
-    for i in 0..count {
-        let (m, m_page) = (merged[i * len + dim], page[i * len + dim]);
-        let largest = if m > m_page { m } else { m_page };
-        merged[i * len + dim] = largest;
-        // Where nothing has been seen yet, infinities would give NaN.
-        let finite = largest > f32::NEG_INFINITY;
-        (old[i], new[i]) = if finite { (m - largest, m_page - largest) } else { (0.0, 0.0) };
-    }
-    // SAFETY: a tile has no more queries than a vector lanes; both have `dim` values a query, which are whole vectors,
-    // and two more.
+/// Products of a tile's weights with a page's values.
+#[allow(clippy::too_many_arguments)]
+unsafe fn weigh_values(
+    isa: Isa,
+    format: KvFormat,
+    visible: &[Visible],
+    p: *const f32,
+    values: Blocks,
+    tokens: Range<usize>,
+    out: *mut f32,
+    stride: usize,
+    ahead: Option<Ahead>,
+) {
+    // SAFETY: the caller's.
     unsafe {
-        let a = S::lanes(math::exp_negative::<S>(S::load(old.as_ptr())));
-        let b = S::lanes(math::exp_negative::<S>(S::load(new.as_ptr())));
-        for i in 0..count {
-            let (to, from) = (merged.as_mut_ptr().add(i * len), page.as_ptr().add(i * len));
-            for at in (0..dim).step_by(LANES) {
-                let old = S::mul(S::load(to.add(at)), S::splat(a[i]));
-                S::store(to.add(at), S::fma(S::load(from.add(at)), S::splat(b[i]), old));
-            }
-            *to.add(dim + 1) = (*from.add(dim + 1)).mul_add(b[i], *to.add(dim + 1) * a[i]);
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) {
-    for (i, merged) in merged.chunks_exact(partial_len(dim)).enumerate() {
-        // SAFETY: `merged` has `dim` values, which are whole vectors; the caller's for `out`.
-        unsafe {
-            let mut inverse = S::splat(1.0 / merged[dim + 1]);
-            if let Some(sinks) = sinks {
-                // One score more: o · a / (l · a + b).
-                let (m, sink) = (S::splat(merged[dim]), S::splat(sinks[i]));
-                let largest = S::max(m, sink);
-                let a = math::exp_negative::<S>(S::sub(m, largest));
-                let b = math::exp_negative::<S>(S::sub(sink, largest));
-                inverse = S::div(a, S::fma(S::splat(merged[dim + 1]), a, b));
-            }
-            for at in (0..dim).step_by(LANES) {
-                S::store(out.add(i * dim + at), S::mul(S::load(merged.as_ptr().add(at)), inverse));
-            }
-        }
+        tile!(visible.len(), format, |Q| values_tile::<Q>(isa, p, values, tokens, out, stride, ahead), |BITS| {
+            value_codes::<Q, BITS>(isa, p, values, tokens, visible, out, stride, ahead)
+        });
     }
 }

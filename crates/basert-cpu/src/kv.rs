@@ -19,10 +19,11 @@ pub(crate) const BLOCK: usize = 32;
 /// For each page and head: keys transposed, so that a lane is a token when they meet a query; then values, so that a
 /// lane is a dimension when they are weighted. In `f16`, keys are `[head_dim][PAGE]` and values `[PAGE][head_dim]`.
 ///
-/// In the quantised formats, each block of 32 dimensions lies by itself: its codes as above, and after them the `f16`
-/// scales of the page's tokens. Two codes of four bits share a byte, and always belong to the same token, so that tokens
-/// can be written at the same time: of keys those of dimensions 2i and 2i + 1, of values i and i + 16, the first in the
-/// low bits.
+/// In the quantised formats, each block of 32 dimensions lies by itself: its codes, and after them the `f16` scales of the
+/// page's tokens. Four codes that are multiplied by neighbouring bytes stand together, as integer dot products want it:
+/// of keys four dimensions, `[32 / 4][PAGE][4]`, of values four tokens, `[PAGE / 4][32][4]`. Two codes of four bits share a
+/// byte, and always belong to the same token, so that tokens can be written at the same time: of keys those of dimensions
+/// i and i + 4 of eight, of values i and i + 16, the first in the low bits.
 #[derive(Debug, Clone, Copy)]
 pub struct KvLayer<'a> {
     /// The keys of the first head in the first page.
@@ -82,11 +83,12 @@ impl<'a> KvLayer<'a> {
     /// A layer whose part of page i begins at `start + i · page_stride`.
     ///
     /// # Safety
-    /// The memory must hold [`page_bytes`](KvLayer::page_bytes) bytes there for each page, begin at a multiple of 2, live
-    /// as long as `'a`, and be reached through views only in that time.
+    /// The memory must hold [`page_bytes`](KvLayer::page_bytes) bytes there for each page, live as long as `'a`, and be
+    /// reached through views only in that time.
     ///
     /// # Panics
-    /// When `head_dim` is not a multiple of 16, or of the format's blocks.
+    /// When `head_dim` is not a multiple of 16, or of the format's blocks, or a page does not begin at a multiple of 2, of
+    /// 64 where it is quantised.
     pub unsafe fn from_raw(
         start: *mut u8,
         pages: usize,
@@ -98,7 +100,8 @@ impl<'a> KvLayer<'a> {
         assert!(head_dim.is_multiple_of(LANES), "heads of {head_dim} values are not whole vectors of {LANES}");
         assert!(head_dim.is_multiple_of(format.block()), "heads of {head_dim} values are not whole blocks of {format}");
         assert!(page_stride >= KvLayer::page_bytes(format, heads, head_dim) || pages <= 1);
-        let dims = if format == KvFormat::F16 { head_dim } else { BLOCK };
+        let (dims, align) = if format == KvFormat::F16 { (head_dim, 2) } else { (BLOCK, 64) };
+        assert!(start.addr().is_multiple_of(align) && (page_stride.is_multiple_of(align) || pages <= 1));
         let first = Blocks { start, count: head_dim / dims.max(1), dims, bytes: PAGE * format.bytes(dims) };
         KvLayer { first, pages, page_stride, heads, format, memory: PhantomData }
     }
@@ -199,14 +202,19 @@ unsafe fn quantised_kernel<S: Simd, const BITS: usize>(
         // SAFETY: a block has room for the codes and scales of `PAGE` tokens.
         unsafe {
             let codes = quantise::<S, BITS>(key, keys.scales(i).add(slot));
-            let to = keys.codes(i).add(slot);
-            for dim in 0..BLOCK * BITS / 8 {
-                *to.add(dim * PAGE) = if BITS == 8 { codes[dim] } else { codes[2 * dim] | codes[2 * dim + 1] << 4 };
+            let to = keys.codes(i).add(4 * slot);
+            for at in 0..BLOCK * BITS / 8 {
+                let code = if BITS == 8 {
+                    codes[at]
+                } else {
+                    codes[at / 4 * 8 + at % 4] | codes[at / 4 * 8 + at % 4 + 4] << 4
+                };
+                *to.add(at / 4 * 4 * PAGE + at % 4) = code;
             }
             let codes = quantise::<S, BITS>(value, values.scales(i).add(slot));
-            let to = values.codes(i).add(slot * BLOCK * BITS / 8);
-            for dim in 0..BLOCK * BITS / 8 {
-                *to.add(dim) = if BITS == 8 { codes[dim] } else { codes[dim] | codes[dim + BLOCK / 2] << 4 };
+            let to = values.codes(i).add(slot / 4 * BLOCK * BITS / 2 + slot % 4);
+            for at in 0..BLOCK * BITS / 8 {
+                *to.add(4 * at) = if BITS == 8 { codes[at] } else { codes[at] | codes[at + BLOCK / 2] << 4 };
             }
         }
     }

@@ -159,12 +159,28 @@ pub unsafe fn linear(
         // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
         // rows and two panels, or a few rows and more panels.
         let result = |row: usize| unsafe { results.add((row - first) * product.panels.len()) };
+        let columns = units.start * LANES..weights.rows().min(units.end * LANES);
+        let bias = bias.map(|bias| &bias[columns.clone()]);
+        // A tile at a time: what is stored goes to memory while the next one is multiplied.
+        let finish_tile = |row: usize, count: usize| {
+            // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
+            // have just been computed.
+            unsafe {
+                let places = places.map(|places| &places[row..row + count]);
+                let out_row = out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
+                finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), places, columns.len());
+            }
+        };
         match x {
             Input::Quantised(x) if few => tiles().for_each(|(row, count)| {
                 let x = x.tile(row).0;
                 with_format!(weights.format(), quantised(&product, x, count, result(row)), else ());
+                finish_tile(row, count);
             }),
-            Input::Float(x) if few => tiles().for_each(|(row, count)| product.float(x.tile(row).0, count, result(row))),
+            Input::Float(x) if few => tiles().for_each(|(row, count)| {
+                product.float(x.tile(row).0, count, result(row));
+                finish_tile(row, count);
+            }),
             _ => {
                 let chunk = kind.chunk(k);
                 for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
@@ -172,19 +188,11 @@ pub unsafe fn linear(
                     for (row, count) in tiles() {
                         let ahead = product.ahead(columns.clone(), (row - first) / TILE, rows.len().div_ceil(TILE));
                         product.expanded(kind, columns.clone(), panels, x, row, count, result(row), ahead);
+                        if columns.end == k {
+                            finish_tile(row, count);
+                        }
                     }
                 }
-            }
-        }
-        let columns = units.start * LANES..weights.rows().min(units.end * LANES);
-        let bias = bias.map(|bias| &bias[columns.clone()]);
-        for (row, count) in tiles() {
-            // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
-            // have just been computed.
-            unsafe {
-                let places = places.map(|places| &places[row..row + count]);
-                let out_row = out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
-                finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), places, columns.len());
             }
         }
     }

@@ -124,7 +124,7 @@ const REPEAT: usize = 100_000;
 /// Operations that do not wait for each other: enough to hide their latency, and no more than there are registers for.
 fn chains(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => 12,
+        Isa::Avx512 => CHAINS,
         Isa::Avx2 | Isa::AvxVnni => 6,
         _ => 4,
     }
@@ -137,13 +137,13 @@ fn chains(isa: Isa) -> usize {
 pub fn rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
     let seconds = fastest(|| {
         pool.run(|_| {
-            let x = black_box([3; 64]);
+            let x = black_box(Operands([[3; 64]; CHAINS]));
             // SAFETY: it has no requirements but the instructions, which the machine has.
             black_box(unsafe {
                 match chains(isa) {
-                    12 => dots::<12>(isa, x),
-                    6 => dots::<6>(isa, x),
-                    _ => dots::<4>(isa, x),
+                    CHAINS => dots::<CHAINS>(isa, &x),
+                    6 => dots::<6>(isa, &x),
+                    _ => dots::<4>(isa, &x),
                 }
             });
         })
@@ -162,7 +162,7 @@ pub fn float_rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
             // SAFETY: it has no requirements but the instructions, which the machine has.
             black_box(unsafe {
                 match chains(isa) {
-                    12 => fmas::<12>(isa, x),
+                    CHAINS => fmas::<CHAINS>(isa, x),
                     6 => fmas::<6>(isa, x),
                     _ => fmas::<4>(isa, x),
                 }
@@ -173,32 +173,43 @@ pub fn float_rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
 }
 
 dispatch! {
-    /// Many dot products of the same 64 bytes.
-    unsafe fn dots[const CHAINS: usize](bytes: [i8; 64]) -> f32 = dots_kernel::<CHAINS>;
+    /// Many dot products of the same bytes.
+    unsafe fn dots[const CHAINS: usize](operands: &Operands) -> f32 = dots_kernel::<CHAINS>;
 
     /// Many products of `x` with sums.
     unsafe fn fmas[const CHAINS: usize](x: f32) -> f32 = fmas_kernel::<CHAINS>;
 }
 
+/// The most chains of operations.
+const CHAINS: usize = 12;
+
+/// What sums of dot products get, which are not the same for all, lest products are computed once.
+#[repr(align(64))]
+struct Operands([[i8; 64]; CHAINS]);
+
 #[inline(always)]
-unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(bytes: [i8; 64]) -> f32 {
-    // SAFETY: the caller has the instructions, and eight bytes are there to be read.
+unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(operands: &Operands) -> f32 {
+    // SAFETY: the caller has the instructions; there are operands for all chains, each aligned.
     unsafe {
-        let x = S::broadcast4(bytes.as_ptr());
         let mut sums = [S::splat_i32(0); CHAINS];
+        let mut weights = [S::splat_u8(0); CHAINS];
+        for (weights, bytes) in weights.iter_mut().zip(&operands.0) {
+            *weights = S::load_bytes(bytes.as_ptr().cast());
+        }
+        let x = operands.0[0].as_ptr();
         if S::PAIRS {
             // Two sums get two products each.
             for _ in 0..REPEAT / 2 {
                 for pair in sums.as_chunks_mut().0 {
-                    *pair = S::dot_pair(*pair, [x; 2], [bytes.as_ptr(); 2]);
+                    *pair = S::dot_pair(*pair, [weights[0]; 2], [x; 2]);
                 }
             }
         } else {
             let mut products = [S::begin(sums[0]); CHAINS];
-            for _ in 0..REPEAT {
-                for products in &mut products {
-                    // Lest a product that is always the same is computed once.
-                    *products = S::dot(*products, S::broadcast4(black_box(&bytes).as_ptr()), x);
+            for i in 0..REPEAT {
+                let x = S::broadcast4(x.add(i % 16 * 4));
+                for (products, &weights) in products.iter_mut().zip(&weights) {
+                    *products = S::dot(*products, weights, x);
                 }
             }
             for (sum, products) in sums.iter_mut().zip(products) {

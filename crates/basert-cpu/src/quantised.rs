@@ -113,8 +113,21 @@ dispatch! {
     unsafe fn quantise(x: &[f32], out: *mut Block, step: usize) = quantise_kernel;
 }
 
-/// Below this the reciprocal of a scale could overflow; such a block is taken for zeros.
-const TINY: f32 = 1e-35;
+/// The value of a code of one, and what values are multiplied by to get codes, where the `largest` of them gets `code`. NaN
+/// and zero if that is not finite.
+#[inline(always)]
+pub(crate) fn unit(largest: f32, code: f32) -> (f32, f32) {
+    if !largest.is_finite() {
+        (f32::NAN, 0.0)
+    } else if largest < TINY {
+        (0.0, 0.0)
+    } else {
+        (largest / code, code / largest)
+    }
+}
+
+/// Below this the reciprocal of a unit could overflow; such values are taken for zeros.
+const TINY: f32 = 1e-34;
 
 #[inline(always)]
 unsafe fn quantise_kernel<S: Simd>(x: &[f32], out: *mut Block, step: usize) {
@@ -127,13 +140,7 @@ unsafe fn quantise_kernel<S: Simd>(x: &[f32], out: *mut Block, step: usize) {
             // Magnitudes compare as integers, with infinity and NaN above all.
             let (low, high) = (S::and_i32(S::bits(halves[0]), magnitude), S::and_i32(S::bits(halves[1]), magnitude));
             let largest = f32::from_bits(S::largest_i32(S::max_i32(low, high)) as u32);
-            let (scale, inverse) = if !largest.is_finite() {
-                (f32::NAN, 0.0)
-            } else if largest < TINY {
-                (0.0, 0.0)
-            } else {
-                (largest / 127.0, 127.0 / largest)
-            };
+            let (scale, inverse) = unit(largest, 127.0);
             let mut sums = [0i32; 2];
             for half in 0..2 {
                 let scaled = if scale.is_nan() { S::splat(0.0) } else { S::mul(halves[half], S::splat(inverse)) };

@@ -177,10 +177,12 @@ fn attention_agrees_with_a_textbook() {
         let width = case.width();
         let found = case.attend(Isa::detect(), 0, attention.row_block());
         let (keys, values) = (rounded(format, &case.keys), rounded(format, &case.values));
+        // Beside codes, queries and weights have 14 bits.
+        let bound = if format == KvFormat::F16 { 3e-6 } else { 2e-4 };
         for (position, found) in found.chunks_exact(width).enumerate() {
             for (i, (x, expected)) in found.iter().zip(case.expected(&keys, &values, position)).enumerate() {
                 assert!(
-                    (f64::from(*x) - expected).abs() < 3e-6,
+                    (f64::from(*x) - expected).abs() < bound,
                     "{attention:?} {format} {position} {i}: {x}, not {expected}"
                 );
             }

@@ -169,13 +169,6 @@ impl Simd for Avx512 {
     unsafe fn sum_i32(x: __m512i) -> i32 {
         _mm512_reduce_add_epi32(x)
     }
-    // One operation, which takes the low four bits of an index.
-    #[inline(always)]
-    unsafe fn nibbles(x: __m512i) -> __m512 {
-        let values =
-            _mm512_setr_ps(-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0);
-        _mm512_permutexvar_ps(x, values)
-    }
     #[inline(always)]
     unsafe fn largest_i32(x: __m512i) -> i32 {
         _mm512_reduce_max_epi32(x)

@@ -160,13 +160,6 @@ pub trait Simd {
         lanes
     }
 
-    /// The low four bits of each lane, less 8.
-    #[inline(always)]
-    unsafe fn nibbles(x: Self::I) -> Self::F {
-        // SAFETY: the caller's.
-        unsafe { Self::float(Self::add_i32(Self::and_i32(x, Self::splat_i32(15)), Self::splat_i32(-8))) }
-    }
-
     /// Asks for a cache line that will be read soon. The address need not be valid.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
