@@ -44,7 +44,7 @@ impl CpuDevice {
             description: format!("{} threads, {isa}", pool.threads()),
             page_tokens: PAGE,
             // All instruction sets compute the same bits.
-            layout: "cpu 1".to_owned(),
+            layout: "cpu 2".to_owned(),
             step_tokens: STEP_TOKENS,
             chain: 0,
         };

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"basertPX";
-const VERSION: u32 = 2;
+const VERSION: u32 = 1;
 /// The most bytes that what a file belongs to may take.
 const MOST_HEADER: usize = 1 << 16;
 

@@ -162,7 +162,7 @@ fn pages_of_something_else_are_refused_by_what_differs() {
     let (engine, file) = on_cpu(&path);
     refused((engine, PrefixFile { model: "other".to_owned(), ..file }), "model is");
     refused(opened(DeviceKind::Cpu, KvFormat::Q8, 2, &path), "format of keys and values is f16, and here it is q8");
-    refused(opened(DeviceKind::Reference, KvFormat::F16, 2, &path), "page layout is cpu 1, and here it is tokens");
+    refused(opened(DeviceKind::Reference, KvFormat::F16, 2, &path), "page layout is cpu 2, and here it is tokens");
     let mut bytes = fs::read(&path).unwrap();
     bytes[8] = 2;
     fs::write(&path, bytes).unwrap();
