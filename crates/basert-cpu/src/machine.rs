@@ -1,6 +1,9 @@
 //! What the machine can do at most: the numbers of a roofline (Williams et al. 2009), as measured. A shared machine
 //! differs from minute to minute, so these are to be measured together with what is compared with them.
 
+// Chain numbers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -193,8 +196,8 @@ unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(operands: &Operands) -> f32 
     unsafe {
         let mut sums = [S::splat_i32(0); CHAINS];
         let mut weights = [S::splat_u8(0); CHAINS];
-        for (weights, bytes) in weights.iter_mut().zip(&operands.0) {
-            *weights = S::load_bytes(bytes.as_ptr().cast());
+        for chain in 0..CHAINS {
+            weights[chain] = S::load_bytes(operands.0[chain].as_ptr().cast());
         }
         let x = operands.0[0].as_ptr();
         if S::PAIRS {
@@ -208,8 +211,8 @@ unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(operands: &Operands) -> f32 
             let mut products = [S::begin(sums[0]); CHAINS];
             for i in 0..REPEAT {
                 let x = S::broadcast4(x.add(i % 16 * 4));
-                for (products, &weights) in products.iter_mut().zip(&weights) {
-                    *products = S::dot(*products, weights, x);
+                for chain in 0..CHAINS {
+                    products[chain] = S::dot(products[chain], weights[chain], x);
                 }
             }
             for (sum, products) in sums.iter_mut().zip(products) {
