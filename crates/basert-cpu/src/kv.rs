@@ -72,7 +72,7 @@ impl Blocks {
 }
 
 /// Bytes of a block's scales.
-const SCALES: usize = PAGE * size_of::<u16>();
+pub(crate) const SCALES: usize = PAGE * size_of::<u16>();
 
 impl<'a> KvLayer<'a> {
     /// Bytes that a layer has in a page.

@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use crate::isa::dispatch;
-use crate::kv::{BLOCK, Blocks, PAGE};
+use crate::kv::{BLOCK, Blocks, PAGE, SCALES};
 use crate::page_product::{Ahead, Codes};
 use crate::partials::{LANE_NUMBERS, Visible};
 use crate::planes::{LARGEST, Planes};
@@ -156,6 +156,12 @@ unsafe fn keys_columns<S: Simd, const Q: usize, const V: usize, const BITS: usiz
                 x[i] = q.add(i * keys.count + block);
             }
             let codes = keys.codes(block).add(4 * at);
+            if let Some(ahead) = ahead {
+                let scales = ahead.codes(block, keys.bytes - SCALES + at * size_of::<u16>());
+                for line in (0..V * LANES * size_of::<u16>()).step_by(64) {
+                    scales.ask::<S>(line);
+                }
+            }
             let ahead = ahead.map(|ahead| ahead.codes(block, 4 * at));
             let sums = dots::<S, Q, V, BITS, BLOCK, true>(x, 0..BLOCK / 4, codes, ahead);
             for v in 0..V {
@@ -195,6 +201,11 @@ unsafe fn values_kernel<S: Simd, const Q: usize, const BITS: usize>(
             weights::<S, Q>(p, values.scales(block), visible, &mut x);
             let (codes, out) = (values.codes(block), out.add(block * BLOCK));
             let ahead = ahead.map(|ahead| ahead.codes(block, 0));
+            if let Some(ahead) = ahead {
+                for line in (values.bytes - SCALES..values.bytes).step_by(64) {
+                    ahead.ask::<S>(line);
+                }
+            }
             if S::WIDE {
                 values_of::<S, Q, BITS>(&x, steps.clone(), codes, out, out_stride, ahead);
                 continue;
