@@ -20,7 +20,7 @@ use crate::kv::{BLOCK, Blocks, PAGE, SCALES};
 use crate::page_product::{Ahead, Codes};
 use crate::partials::{LANE_NUMBERS, Visible};
 use crate::planes::{LARGEST, Planes};
-use crate::quantised::unit;
+use crate::quantised::{largest, unit};
 use crate::simd::{LANES, Simd};
 
 dispatch! {
@@ -64,19 +64,6 @@ unsafe fn split_kernel<S: Simd>(query: &[f32], out: &mut [Planes<BLOCK>]) {
             }
             out.set::<S>(scaled.as_ptr(), unit);
         }
-    }
-}
-
-/// The largest magnitude of some whole vectors, where infinity and NaN are above all.
-#[inline(always)]
-unsafe fn largest<S: Simd>(x: *const f32, len: usize) -> f32 {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut largest = S::splat_i32(0);
-        for at in (0..len).step_by(LANES) {
-            largest = S::max_i32(largest, S::and_i32(S::bits(S::load(x.add(at))), S::splat_i32(0x7fff_ffff)));
-        }
-        f32::from_bits(S::largest_i32(largest) as u32)
     }
 }
 

@@ -113,6 +113,19 @@ dispatch! {
     unsafe fn quantise(x: &[f32], out: *mut Block, step: usize) = quantise_kernel;
 }
 
+/// The largest magnitude of some whole vectors. Magnitudes compare as integers, with infinity and NaN above all.
+#[inline(always)]
+pub(crate) unsafe fn largest<S: Simd>(x: *const f32, len: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut largest = S::splat_i32(0);
+        for at in (0..len).step_by(LANES) {
+            largest = S::max_i32(largest, S::and_i32(S::bits(S::load(x.add(at))), S::splat_i32(0x7fff_ffff)));
+        }
+        f32::from_bits(S::largest_i32(largest) as u32)
+    }
+}
+
 /// The value of a code of one, and what values are multiplied by to get codes, where the `largest` of them gets `code`. NaN
 /// and zero if that is not finite.
 #[inline(always)]
@@ -133,14 +146,10 @@ const TINY: f32 = 1e-34;
 unsafe fn quantise_kernel<S: Simd>(x: &[f32], out: *mut Block, step: usize) {
     // SAFETY: `x` has whole blocks, `out` one every `step` blocks for each.
     unsafe {
-        let magnitude = S::splat_i32(0x7fff_ffff);
         for (b, x) in x.chunks_exact(BLOCK).enumerate() {
             let block = &mut *out.add(b * step);
             let halves = [S::load(x.as_ptr()), S::load(x.as_ptr().add(LANES))];
-            // Magnitudes compare as integers, with infinity and NaN above all.
-            let (low, high) = (S::and_i32(S::bits(halves[0]), magnitude), S::and_i32(S::bits(halves[1]), magnitude));
-            let largest = f32::from_bits(S::largest_i32(S::max_i32(low, high)) as u32);
-            let (scale, inverse) = unit(largest, 127.0);
+            let (scale, inverse) = unit(largest::<S>(x.as_ptr(), BLOCK), 127.0);
             let mut sums = [0i32; 2];
             for half in 0..2 {
                 let scaled = if scale.is_nan() { S::splat(0.0) } else { S::mul(halves[half], S::splat(inverse)) };

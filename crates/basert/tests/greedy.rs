@@ -9,14 +9,45 @@ use basert::{DeviceKind, Generation, KvFormat, Model, Options, Sampling};
 use basert_testkit::{gemma3, smollm2};
 use serde_json::Value;
 
-/// A gap that the engines' rounding does not bridge, and the share of choices that may differ below it.
+/// A gap that the engines' rounding does not bridge.
 const GAP: f64 = 0.5;
+
+/// Choices of two engines at the same places.
+#[derive(Default)]
+struct Choices {
+    compared: usize,
+    /// What the choice was apart from the other one, where they differ.
+    gaps: Vec<f64>,
+    /// Places where that was too much.
+    far: Vec<String>,
+}
+
+impl Choices {
+    /// Counts a place, with the gap if choices differ there, which must not be beyond `far`.
+    fn count(&mut self, place: impl FnOnce() -> String, gap: Option<f64>, far: f64) {
+        self.compared += 1;
+        self.gaps.extend(gap);
+        if let Some(gap) = gap.filter(|&gap| gap > far) {
+            self.far.push(format!("{}, gap {gap}", place()));
+        }
+    }
+
+    /// There were more than `least` places, and choices differ at less than a `share` of them.
+    fn check(&self, least: usize, share: f64) {
+        let (different, compared) = (self.gaps.len(), self.compared);
+        let bounds = [0.05, 0.1, 0.2, 0.5, 1.0];
+        let counts = bounds.map(|bound| self.gaps.iter().filter(|&&gap| gap > bound).count());
+        println!("{different} of {compared} tokens differ; with gaps above {bounds:?}: {counts:?}");
+        assert!(compared > least);
+        assert!(self.far.is_empty(), "{:#?}", self.far);
+        assert!((different as f64) < share * compared as f64, "{different} of {compared} tokens differ");
+    }
+}
 
 fn compare(path: std::path::PathBuf, kv: KvFormat, expected: &str, share: f64) {
     let model = Model::open(path, Options { kv, ..Options::default() }).unwrap();
     let expected: Value = serde_json::from_str(expected).unwrap();
-    let (mut compared, mut different, mut beyond_noise) = (0, 0, Vec::new());
-    let mut counts = [0; 4];
+    let mut choices = Choices::default();
     for prompt in expected["prompts"].as_array().unwrap() {
         let ids = |key: &str| -> Vec<u32> {
             prompt[key].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
@@ -31,24 +62,12 @@ fn compare(path: std::path::PathBuf, kv: KvFormat, expected: &str, share: f64) {
             let top = &prompt["top2"][position - first];
             let gap = top[0][1].as_f64().unwrap() - top[1][1].as_f64().unwrap();
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
-            compared += 1;
-            if best != token {
-                different += 1;
-                for (count, bound) in counts.iter_mut().zip([0.05, 0.1, 0.2, GAP]) {
-                    *count += usize::from(gap > bound);
-                }
-                if gap > GAP {
-                    beyond_noise
-                        .push(format!("{} at {position}: {best} instead of {token}, gap {gap}", prompt["name"]));
-                }
-            }
+            let place = || format!("{} at {position}: {best} instead of {token}", prompt["name"]);
+            choices.count(place, (best != token).then_some(gap), GAP);
         };
         model.score(&all, first, &mut each).unwrap();
     }
-    println!("{different} of {compared} tokens differ; with gaps above 0.05, 0.1, 0.2, {GAP}: {counts:?}");
-    assert!(compared > 1500);
-    assert!(beyond_noise.is_empty(), "{beyond_noise:#?}");
-    assert!((different as f64) < share * compared as f64, "{different} of {compared} tokens differ");
+    choices.check(1500, share);
 }
 
 #[test]
@@ -84,8 +103,7 @@ fn gpu_agrees_with_cpu(path: &std::path::Path, prompts: &str) {
         ..Generation::default()
     };
     const FAR: f64 = 1.0;
-    let (mut compared, mut different, mut beyond_noise) = (0, 0, Vec::new());
-    let mut counts = [0; 4];
+    let mut choices = Choices::default();
     for prompt in prompts["prompts"].as_array().unwrap() {
         let text = prompt["text"].as_str().unwrap();
         let mut tokens = cpu.text_tokens(text).unwrap();
@@ -95,24 +113,12 @@ fn gpu_agrees_with_cpu(path: &std::path::Path, prompts: &str) {
             let Some(&token) = tokens.get(position + 1) else { return };
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
             let gap = logits[best] - logits[token as usize];
-            compared += 1;
-            if gap > 0.0 {
-                different += 1;
-                for (count, bound) in counts.iter_mut().zip([0.05, 0.1, 0.2, FAR]) {
-                    *count += usize::from(f64::from(gap) > bound);
-                }
-                if f64::from(gap) > FAR {
-                    beyond_noise
-                        .push(format!("{} at {position}: {token} instead of {best}, gap {gap}", prompt["name"]));
-                }
-            }
+            let place = || format!("{} at {position}: {token} instead of {best}", prompt["name"]);
+            choices.count(place, (gap > 0.0).then_some(f64::from(gap)), FAR);
         };
         cpu.score(&tokens, first - 1, &mut each).unwrap();
     }
-    println!("{different} of {compared} tokens differ; with gaps above 0.05, 0.1, 0.2, {FAR}: {counts:?}");
-    assert!(compared > 500);
-    assert!(beyond_noise.is_empty(), "{beyond_noise:#?}");
-    assert!(f64::from(different) < 0.035 * f64::from(compared), "{different} of {compared} tokens differ");
+    choices.check(500, 0.035);
 }
 
 #[test]
