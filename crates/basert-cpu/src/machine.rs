@@ -127,7 +127,7 @@ const REPEAT: usize = 100_000;
 /// Operations that do not wait for each other: enough to hide their latency, and no more than there are registers for.
 fn chains(isa: Isa) -> usize {
     match isa {
-        Isa::Avx512 => CHAINS,
+        Isa::Avx512 => MOST_CHAINS,
         Isa::Avx2 | Isa::AvxVnni => 6,
         _ => 4,
     }
@@ -140,11 +140,11 @@ fn chains(isa: Isa) -> usize {
 pub fn rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
     let seconds = fastest(|| {
         pool.run(|_| {
-            let x = black_box(Operands([[3; 64]; CHAINS]));
+            let x = black_box(Operands([[3; 64]; MOST_CHAINS]));
             // SAFETY: it has no requirements but the instructions, which the machine has.
             black_box(unsafe {
                 match chains(isa) {
-                    CHAINS => dots::<CHAINS>(isa, &x),
+                    MOST_CHAINS => dots::<MOST_CHAINS>(isa, &x),
                     6 => dots::<6>(isa, &x),
                     _ => dots::<4>(isa, &x),
                 }
@@ -165,7 +165,7 @@ pub fn float_rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
             // SAFETY: it has no requirements but the instructions, which the machine has.
             black_box(unsafe {
                 match chains(isa) {
-                    CHAINS => fmas::<CHAINS>(isa, x),
+                    MOST_CHAINS => fmas::<MOST_CHAINS>(isa, x),
                     6 => fmas::<6>(isa, x),
                     _ => fmas::<4>(isa, x),
                 }
@@ -184,11 +184,11 @@ dispatch! {
 }
 
 /// The most chains of operations.
-const CHAINS: usize = 12;
+const MOST_CHAINS: usize = 12;
 
 /// What sums of dot products get, which are not the same for all, lest products are computed once.
 #[repr(align(64))]
-struct Operands([[i8; 64]; CHAINS]);
+struct Operands([[i8; 64]; MOST_CHAINS]);
 
 #[inline(always)]
 unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(operands: &Operands) -> f32 {

@@ -18,7 +18,7 @@ use std::ops::Range;
 use crate::isa::dispatch;
 use crate::kv::{BLOCK, Blocks, PAGE, SCALES};
 use crate::page_product::{Ahead, Codes};
-use crate::partials::{LANE_NUMBERS, Visible};
+use crate::partials::Visible;
 use crate::planes::{LARGEST, Planes};
 use crate::quantised::{largest, unit};
 use crate::simd::{LANES, Simd};
@@ -247,12 +247,9 @@ unsafe fn weights<S: Simd, const Q: usize>(
         for i in 0..Q {
             // Mostly all queries see all of a page.
             if i == 0 || visible[i] != visible[i - 1] {
-                let (first, end) = (S::splat(visible[i].start as f32), S::splat(visible[i].end as f32));
-                let zero = S::splat(0.0);
                 for at in (0..PAGE).step_by(LANES) {
-                    let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat(at as f32));
-                    let scale = S::select_less(token, end, S::load_f16(scales.add(at)), zero);
-                    S::store(relative.as_mut_ptr().add(at), S::select_less(token, first, zero, scale));
+                    let scale = visible[i].only::<S>(at, S::load_f16(scales.add(at)), S::splat(0.0));
+                    S::store(relative.as_mut_ptr().add(at), scale);
                 }
                 let (unit, inverse) = unit(largest::<S>(relative.as_ptr(), PAGE), LARGEST);
                 for at in (0..PAGE).step_by(LANES) {

@@ -16,6 +16,22 @@ pub(crate) struct Visible {
     pub end: usize,
 }
 
+impl Visible {
+    /// Lanes of `x`, of the tokens from `at` on, but `hidden` where they are not among these.
+    ///
+    /// # Safety
+    /// That of [`Simd`].
+    #[inline(always)]
+    pub unsafe fn only<S: Simd>(self, at: usize, x: S::F, hidden: S::F) -> S::F {
+        // SAFETY: the caller's.
+        unsafe {
+            let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat(at as f32));
+            let (first, end) = (S::splat(self.start as f32), S::splat(self.end as f32));
+            S::select_less(token, first, hidden, S::select_less(token, end, x, hidden))
+        }
+    }
+}
+
 /// Length of a partial: o, m, l.
 pub(crate) fn partial_len(head_dim: usize) -> usize {
     head_dim + 2
@@ -43,7 +59,7 @@ dispatch! {
     pub(crate) unsafe fn finish(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) = finish_kernel;
 }
 
-pub(crate) const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
+const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
 
 /// All queries take each step before the next one, so that their latencies overlap.
 #[inline(always)]
@@ -62,7 +78,6 @@ unsafe fn softmax_kernel<S: Simd>(
         let hidden = S::splat(f32::NEG_INFINITY);
         for (i, (scores, visible)) in scores.iter_mut().zip(visible).enumerate() {
             let all = *visible == Visible { start: 0, end: PAGE };
-            let (first, end) = (S::splat(visible.start as f32), S::splat(visible.end as f32));
             let mut m = hidden;
             for at in (0..PAGE).step_by(LANES) {
                 let mut score = S::mul(S::load(scores.as_ptr().add(at)), S::splat(scale));
@@ -70,8 +85,7 @@ unsafe fn softmax_kernel<S: Simd>(
                     score = math::soft_cap::<S>(score, cap);
                 }
                 if !all {
-                    let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat(at as f32));
-                    score = S::select_less(token, first, hidden, S::select_less(token, end, score, hidden));
+                    score = visible.only::<S>(at, score, hidden);
                 }
                 S::store(scores.as_mut_ptr().add(at), score);
                 m = S::max(m, score);
