@@ -42,7 +42,7 @@ pub struct Limits {
 pub struct Gemv {
     /// Rows of weights that a simdgroup has, an even number.
     pub each: usize,
-    /// Simdgroups of a threadgroup.
+    /// Simdgroups of a threadgroup, at most.
     pub simdgroups: usize,
     /// How many of them divide the columns.
     pub split: usize,
@@ -86,6 +86,9 @@ struct Rule<T> {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tuning {
+    /// GPUs that it was measured on: parts of what they call themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub measured_on: Vec<String>,
     /// Tokens of the largest step that is worth it.
     pub step_tokens: usize,
     /// Products of at most so many rows are computed as those of few.
@@ -109,10 +112,28 @@ const TABLES: [(&str, &str); 4] = [
 impl Gemv {
     /// Those that are worth trying.
     pub fn candidates() -> Vec<Gemv> {
-        let shapes = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1), (16, 2), (16, 4)];
+        let shapes = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1), (16, 2), (16, 4), (32, 4), (32, 8)];
         let all =
             [2, 4].into_iter().flat_map(|each| shapes.map(|(simdgroups, split)| Gemv { each, simdgroups, split }));
         all.filter(|gemv| gemv.is_legal()).collect()
+    }
+
+    /// Rows of weights that a threadgroup has.
+    pub fn rows(&self) -> usize {
+        self.simdgroups / self.split * self.each
+    }
+
+    /// The same with as many simdgroups as give each core as many threadgroups as the others. Where there are threadgroups for
+    /// less than half of the cores it stays what it is: each of them prepares the whole input, so more are not worth it.
+    #[must_use]
+    pub fn spread(self, rows: usize, cores: usize) -> Gemv {
+        let groups = rows.div_ceil(self.rows());
+        if 2 * groups < cores {
+            return self;
+        }
+        let rounds = groups.div_ceil(cores.max(1)).max(1);
+        let sets = rows.div_ceil(rounds * cores.max(1)).div_ceil(self.each).max(1);
+        Gemv { simdgroups: self.simdgroups.min(sets * self.split), ..self }
     }
 
     fn is_legal(&self) -> bool {
@@ -355,9 +376,14 @@ impl Tuning {
         toml::from_str(text).expect("tables are well-formed")
     }
 
-    /// How a product of few rows is computed.
-    pub fn gemv(&self, product: Product) -> Gemv {
-        choose(&self.gemv, product)
+    /// Whether it was measured on this GPU.
+    pub fn knows(&self, facts: &GpuFacts) -> bool {
+        self.measured_on.iter().any(|name| facts.description.contains(name))
+    }
+
+    /// How a product of few rows is computed, on so many cores.
+    pub fn gemv(&self, product: Product, cores: usize) -> Gemv {
+        choose(&self.gemv, product).spread(product.rows, cores)
     }
 
     /// How a product of many rows is computed.
@@ -424,6 +450,22 @@ mod tests {
         expected[1] = other;
         assert_eq!(choices(&tuning.clone().with(Some(1), other)), expected);
         assert_eq!(tuning.clone().with(None, other).rules(Family::Gemm), tuning.rules(Family::Gemm));
+    }
+
+    #[test]
+    fn threadgroups_are_spread_over_the_cores() {
+        let most = Gemv { each: 4, simdgroups: 32, split: 4 };
+        let simdgroups = |rows, cores| most.spread(rows, cores).simdgroups;
+        // 128 threadgroups of 32 rows, of 20, and of 24; and twice as many of 16 as there are cores.
+        assert_eq!([4096, 2560, 3072, 4224 + 32].map(|rows| simdgroups(rows, 132)), [32, 20, 24, 20]);
+        // Too few for half of the cores, and for any.
+        assert_eq!([1024, 1, 0].map(|rows| simdgroups(rows, 132)), [32; 3]);
+        for (rows, cores) in (0..5000).step_by(37).flat_map(|rows| [0, 1, 7, 132].map(|cores| (rows, cores))) {
+            let spread = most.spread(rows, cores);
+            assert!(spread.is_legal() && spread.rows() <= most.rows(), "{rows} {cores}");
+            let rounds = |choice: Gemv| rows.div_ceil(choice.rows()).div_ceil(cores.max(1));
+            assert_eq!(rounds(spread), rounds(most), "{rows} {cores}");
+        }
     }
 
     #[test]

@@ -19,8 +19,8 @@ use crate::ops::{self, COMPARED, Case, Kind, Row};
 /// How much work is put into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// The variants of the table that comes with the project, held against the essential rows. Others are looked at where
-    /// none of those is right.
+    /// The table that comes with the project, held against the essential rows. On a GPU that it was not measured on, its
+    /// variants are timed for each other's rules too, and others looked at where none of them is right.
     Short,
     /// All variants that are worth trying, and what is chosen held against all rows.
     Full,
@@ -72,7 +72,7 @@ struct Sizes {
     gain: [f64; 2],
 }
 
-/// What products are timed with: blocks of one scale, and of scales in two levels.
+/// What products are timed with: blocks of one scale, and of scales in two levels; the first alone in the short form.
 const TIMED: [Format; 2] = [Format::Q4_0, Format::Q4_K];
 
 /// What layers are timed with: the same, and blocks without anything to unpack.
@@ -121,8 +121,12 @@ pub fn tune<G: Gpu + 'static>(
     let cases = rows.map(|row| row.case()).collect::<Result<Vec<_>, _>>()?;
     let right = shipped.clone();
     let mut tuner = Tuner { open, effort, facts, shipped, right, cases, dropped: Vec::new() };
+    if effort == Effort::Short && tuner.shipped.knows(&tuner.facts) && tuner.all_right(tell).is_ok() {
+        let Tuner { facts, shipped, dropped, .. } = tuner;
+        return Ok(Tuned { facts, tuning: shipped, dropped, choices: Vec::new() });
+    }
     tell("compiling");
-    tuner.compile_ahead()?;
+    tuner.compile_variants()?;
     let mut variants = Vec::new();
     for family in Family::ALL {
         variants.push(tuner.find_right(family, tell)?);
@@ -141,9 +145,8 @@ pub fn tune<G: Gpu + 'static>(
             None => break tuning,
         }
     };
-    tell("checking all kernels together");
-    let few = tuning.few_tokens;
-    tuner.check(&tuning, |_| true, &[1, few, COMPARED]).map_err(|why| tuner.unusable(&why))?;
+    tuner.right = tuning.clone();
+    tuner.all_right(tell).map_err(|why| tuner.unusable(&why))?;
     let Tuner { facts, dropped, .. } = tuner;
     Ok(Tuned { facts, tuning, dropped, choices })
 }
@@ -155,10 +158,8 @@ pub fn tune<G: Gpu + 'static>(
 /// As for [`tune`].
 pub fn first_use<G: Gpu + 'static>(open: &dyn Fn() -> Result<G, GpuError>, tell: Tell<'_>) -> Result<Tuning, Error> {
     let facts = open()?.facts().clone();
-    tell(&format!(
-        "the first use of {} ({}): its kernels are checked and timed once",
-        facts.description, facts.software
-    ));
+    let done = if Tuning::named(facts.tuning).knows(&facts) { "checked" } else { "checked and timed" };
+    tell(&format!("the first use of {} ({}): its kernels are {done} once", facts.description, facts.software));
     let tuned = tune(open, Effort::Short, &mut |_| {})?;
     for (variant, why) in &tuned.dropped {
         tell(&format!("{variant} is not used: {why}"));
@@ -228,33 +229,58 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         (shipped, all)
     }
 
-    /// Compiles all kernels that will be wanted, for a cache to have them: together, which takes all of the machine's
+    /// Compiles the kernels that these tasks want, for a cache to have them: together, which takes all of the machine's
     /// processors. Where one does not compile, the first check that wants it says so.
-    fn compile_ahead(&self) -> Result<(), Error> {
+    fn compile_ahead(&self, tasks: impl FnOnce(&Recorder) -> Result<(), Error>) -> Result<(), Error> {
         let recorder = Recorder::new(self.facts.tuning, self.facts.cores);
-        let mut gpu = recorder.clone();
-        let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
-        for family in Family::ALL {
-            let (shipped, variants) = self.variants(family);
-            let count = if self.effort == Effort::Short { shipped } else { variants.len() };
-            for &variant in &variants[..count] {
-                let device = GpuDevice::with_tuning(recorder.clone(), self.right.clone().with(None, variant));
-                let (kinds, at_once) = self.checks(family);
-                for case in self.cases.iter().filter(|case| case.essential && kinds.contains(&case.kind)) {
-                    for &tokens in &at_once {
-                        // What cannot be loaded cannot be loaded when it is checked either.
-                        let _ = case.load(&device, tokens);
-                    }
-                }
-                for rule in 0..self.shipped.rules(family).len() {
-                    let table = self.right.clone().with(Some(rule), variant);
-                    let _ = self.seconds(&mut clock, family, rule, &table);
-                }
-            }
-        }
+        tasks(&recorder)?;
         let kernels = std::mem::take(&mut recorder.recorded().kernels);
         let _ = (self.open)()?.compile(&kernels, &mut |_| {});
         Ok(())
+    }
+
+    /// Compiles what all variants are checked and timed with.
+    fn compile_variants(&self) -> Result<(), Error> {
+        self.compile_ahead(|recorder| {
+            let mut gpu = recorder.clone();
+            let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
+            for family in Family::ALL {
+                let (shipped, variants) = self.variants(family);
+                let count = if self.effort == Effort::Short { shipped } else { variants.len() };
+                let (kinds, at_once) = self.checks(family);
+                for &variant in &variants[..count] {
+                    let table = self.right.clone().with(None, variant);
+                    self.load(recorder, &table, |case| case.essential && kinds.contains(&case.kind), &at_once);
+                    for rule in 0..self.shipped.rules(family).len() {
+                        let table = self.right.clone().with(Some(rule), variant);
+                        let _ = self.seconds(&mut clock, family, rule, &table);
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Loads rows as a check of them will. What cannot be loaded cannot be loaded when it is checked either.
+    fn load(&self, recorder: &Recorder, table: &Tuning, wanted: impl Fn(&Case) -> bool, at_once: &[usize]) {
+        let device = GpuDevice::with_tuning(recorder.clone(), table.clone());
+        for case in self.cases.iter().filter(|case| wanted(case)) {
+            for &tokens in at_once {
+                let _ = case.load(&device, tokens);
+            }
+        }
+    }
+
+    /// Whether all rows come out right with the table as it is; the first that does not is the error.
+    fn all_right(&self, tell: Tell<'_>) -> Result<(), String> {
+        tell("checking all kernels together");
+        let at_once = [1, self.right.few_tokens, COMPARED];
+        let compiled = self.compile_ahead(|recorder| {
+            self.load(recorder, &self.right, |_| true, &at_once);
+            Ok(())
+        });
+        compiled.map_err(|error| error.to_string())?;
+        self.check(&self.right, |_| true, &at_once)
     }
 
     /// The variants of a family that are right, those of the table that comes with the project first.
@@ -424,15 +450,19 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             let first = plan.ops.iter().find(|planned| matches!(planned.op, PlanOp::Linear { .. }));
             first.is_some_and(|first| first.op.out() == op.out())
         };
-        TIMED.into_iter().map(|format| clock.seconds(&ops::product(format, most, columns), steps, table, first)).sum()
+        let formats = if self.effort == Effort::Short { &TIMED[..1] } else { &TIMED };
+        formats.iter().map(|&format| clock.seconds(&ops::product(format, most, columns), steps, table, first)).sum()
     }
 
     /// The seconds of each layer that has a product which a rule is for, with kernels from this table.
     fn layers(&self, clock: &mut Clock<'_>, family: Family, rule: usize, table: &Tuning) -> Result<Vec<f64>, Error> {
         let (rows, steps) = self.timed(family, rule);
+        let most_columns = self.shipped.rules(family)[rule].0.columns.unwrap_or(usize::MAX);
+        let holds = |of_w: usize, columns: usize| rows.start < of_w && of_w <= rows.end && columns <= most_columns;
         let mut seconds = Vec::new();
         for &[width, heads, wide] in self.sizes().layers {
-            if [width, heads, 2 * wide].iter().any(|&products| rows.start < products && products <= rows.end) {
+            let products = [(heads, width), (width, heads), (2 * wide, width), (width, wide)];
+            if products.iter().any(|&(of_w, columns)| holds(of_w, columns)) {
                 for format in IN_LAYERS {
                     seconds.push(clock.seconds(&ops::layer(format, width, heads, wide), steps, table, |_, _| true)?);
                 }

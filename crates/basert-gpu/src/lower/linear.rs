@@ -161,12 +161,12 @@ impl Lowering<'_> {
 
     /// The kernel of a product of few rows, but for what is said of its input, and the rows of weights a threadgroup has.
     fn gemv(&self, product: Product, kind: Input) -> (Kernel, usize) {
-        let choice = self.tuning.gemv(product);
+        let choice = self.tuning.gemv(product, self.cores);
         let kernel = Kernel::new("linear/gemv.metal", "gemv", choice.simdgroups as u32 * 32)
             .define("ROWS", choice.each)
             .define("SPLIT", choice.split)
             .define("INPUT", kind.macro_of_gemv());
-        (kernel, choice.simdgroups / choice.split * choice.each)
+        (kernel, choice.rows())
     }
 
     /// The kernel of a product of many rows, and its tiles.
