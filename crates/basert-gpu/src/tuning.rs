@@ -112,7 +112,21 @@ const TABLES: [(&str, &str); 4] = [
 impl Gemv {
     /// Those that are worth trying.
     pub fn candidates() -> Vec<Gemv> {
-        let shapes = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2), (8, 4), (16, 1), (16, 2), (16, 4), (32, 4), (32, 8)];
+        let shapes = [
+            (2, 1),
+            (2, 2),
+            (4, 1),
+            (4, 2),
+            (4, 4),
+            (8, 1),
+            (8, 2),
+            (8, 4),
+            (16, 1),
+            (16, 2),
+            (16, 4),
+            (32, 4),
+            (32, 8),
+        ];
         let all =
             [2, 4].into_iter().flat_map(|each| shapes.map(|(simdgroups, split)| Gemv { each, simdgroups, split }));
         all.filter(|gemv| gemv.is_legal()).collect()
