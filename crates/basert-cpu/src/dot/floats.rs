@@ -26,7 +26,8 @@ pub(super) unsafe fn float_kernel<S: Simd, const F: usize, const P: usize, const
 ) {
     // SAFETY: the caller's.
     unsafe {
-        if S::WIDE {
+        // Sums of one panel and a row or two are too few to hide how long an addition takes.
+        if S::WIDE || (!EXPANDED && rows <= 2) {
             tiles!(6, rows, |at, T| {
                 float_rows::<S, F, P, T, EXPANDED>(panels, k, x.add(at), rows, out, at, begun, ahead);
             });
