@@ -493,9 +493,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_was_measured_counts_for_one_chip_system_and_compiler() {
-        let facts = |description: &str, software: &str| GpuFacts {
+    fn facts(description: &str, software: &str) -> GpuFacts {
+        GpuFacts {
             name: "cuda:0".to_owned(),
             description: description.to_owned(),
             software: software.to_owned(),
@@ -504,7 +503,19 @@ mod tests {
             largest_buffer: 0,
             threadgroup_memory: 0,
             cores: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn a_table_knows_what_it_was_measured_on() {
+        let knows = |description| Tuning::named("cuda").knows(&facts(description, "a driver"));
+        assert!(knows("NVIDIA H100 80GB HBM3, compute capability 9.0, 79.2 GiB"));
+        assert!(!knows("NVIDIA A100-SXM4-80GB, compute capability 8.0, 79.3 GiB") && !knows(""));
+        assert!(!Tuning::named("apple").knows(&facts("Apple M4 Pro", "macOS")));
+    }
+
+    #[test]
+    fn what_was_measured_counts_for_one_chip_system_and_compiler() {
         let all = [facts("a", "b"), facts("a", "c"), facts("c", "b")].map(|facts| Tuning::path(&facts));
         assert!(all[0].is_none() || (all[0] != all[1] && all[0] != all[2]));
         assert_eq!(all[0], Tuning::path(&facts("a", "b")));

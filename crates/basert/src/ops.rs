@@ -195,13 +195,12 @@ impl Case {
         (self.file.clone(), self.graph.clone())
     }
 
-    /// The row's model on a device, for so many of the last tokens at once.
+    /// The row's model on a device, for all of the last tokens at once or fewer.
     ///
     /// # Errors
     /// When the device refuses.
-    pub fn load(&self, device: &dyn Device, at_once: usize) -> Result<Box<dyn Baked>, DeviceError> {
-        let tokens = if self.prompt.len() > COMPARED { at_once.max(BEFORE) } else { at_once };
-        let limits = Limits { tokens, wanted: at_once };
+    pub fn load(&self, device: &dyn Device) -> Result<Box<dyn Baked>, DeviceError> {
+        let limits = Limits { tokens: BEFORE, wanted: COMPARED };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
         let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
         let options = LoadOptions { pages, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
@@ -213,7 +212,7 @@ impl Case {
     /// # Errors
     /// When the device refuses or fails.
     pub fn logits_on(&self, device: &dyn Device, at_once: usize) -> Result<Vec<f32>, DeviceError> {
-        let mut baked = self.load(device, at_once)?;
+        let mut baked = self.load(device)?;
         let before = self.prompt.len() - COMPARED;
         let pages: Vec<u32> = (0..self.prompt.len().div_ceil(device.facts().page_tokens) as u32).collect();
         let mut step = StepState::default();

@@ -247,10 +247,10 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             for family in Family::ALL {
                 let (shipped, variants) = self.variants(family);
                 let count = if self.effort == Effort::Short { shipped } else { variants.len() };
-                let (kinds, at_once) = self.checks(family);
+                let (kinds, _) = self.checks(family);
                 for &variant in &variants[..count] {
                     let table = self.right.clone().with(None, variant);
-                    self.load(recorder, &table, |case| case.essential && kinds.contains(&case.kind), &at_once);
+                    self.load(recorder, &table, |case| case.essential && kinds.contains(&case.kind));
                     for rule in 0..self.shipped.rules(family).len() {
                         let table = self.right.clone().with(Some(rule), variant);
                         let _ = self.seconds(&mut clock, family, rule, &table);
@@ -262,25 +262,22 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     }
 
     /// Loads rows as a check of them will. What cannot be loaded cannot be loaded when it is checked either.
-    fn load(&self, recorder: &Recorder, table: &Tuning, wanted: impl Fn(&Case) -> bool, at_once: &[usize]) {
+    fn load(&self, recorder: &Recorder, table: &Tuning, wanted: impl Fn(&Case) -> bool) {
         let device = GpuDevice::with_tuning(recorder.clone(), table.clone());
         for case in self.cases.iter().filter(|case| wanted(case)) {
-            for &tokens in at_once {
-                let _ = case.load(&device, tokens);
-            }
+            let _ = case.load(&device);
         }
     }
 
     /// Whether all rows come out right with the table as it is; the first that does not is the error.
     fn all_right(&self, tell: Tell<'_>) -> Result<(), String> {
         tell("checking all kernels together");
-        let at_once = [1, self.right.few_tokens, COMPARED];
         let compiled = self.compile_ahead(|recorder| {
-            self.load(recorder, &self.right, |_| true, &at_once);
+            self.load(recorder, &self.right, |_| true);
             Ok(())
         });
         compiled.map_err(|error| error.to_string())?;
-        self.check(&self.right, |_| true, &at_once)
+        self.check(&self.right, |_| true, &[1, self.right.few_tokens, COMPARED])
     }
 
     /// The variants of a family that are right, those of the table that comes with the project first.
