@@ -135,7 +135,7 @@ pub fn tune<G: Gpu + 'static>(
     let mut gpu = open()?;
     let mut clock = Clock::new(&mut gpu, tuner.sizes().pool, tuner.sizes().rounds)?;
     let mut choices = tuner.time(&mut clock, &variants);
-    let tuning = loop {
+    let mut tuning = loop {
         let tuning = tuner.choose(&mut clock, &mut choices)?;
         match tuner.find_wrong(&choices, tell) {
             Some(found) => {
@@ -145,6 +145,8 @@ pub fn tune<G: Gpu + 'static>(
             None => break tuning,
         }
     };
+    // It is another table now, and its file names the GPU.
+    tuning.measured_on.clear();
     tuner.right = tuning.clone();
     tuner.all_right(tell).map_err(|why| tuner.unusable(&why))?;
     let Tuner { facts, dropped, .. } = tuner;
@@ -419,8 +421,9 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         let sizes = self.sizes();
         let rules = self.shipped.rules(family);
         let limits = rules[rule].0;
-        // What the rule before leaves to this one.
-        let before = rules[..rule].iter().filter(|(before, _)| before.tokens == limits.tokens);
+        // What the rules before leave to this one, as far as they hold for all of its columns.
+        let covers = |before: &Limits| before.columns.is_none() || before.columns == limits.columns;
+        let before = rules[..rule].iter().filter(|(before, _)| before.tokens == limits.tokens && covers(before));
         let least = before.filter_map(|(before, _)| before.rows).max().unwrap_or(0);
         let by_tokens = rules.iter().any(|(limits, _)| limits.tokens.is_some());
         let steps = match family {
