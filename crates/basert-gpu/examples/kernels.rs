@@ -1,6 +1,7 @@
-//! Writes every kernel that the tiny models of the tests need, of all families and formats, to a folder, each as Apple's
+//! Writes every specialisation of a kernel that the tiny models of the tests need, of all families and formats, to a folder, each as Apple's
 //! compiler would get it on chips without and with tensor units: `cargo run -p basert-gpu --example kernels FOLDER`.
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let system = MetalSystem { macos: 26, tiles };
         let check = Kernel::new("check/tiles.metal", "check_tiles", 32);
         MetalSource::new(&check, system).write_to(&folder, check.file)?;
-        let (chip, tiny) = (chip(name)?, basert_testkit::tiny());
+        let (chip, tiny, mut written) = (chip(name)?, basert_testkit::tiny(), BTreeSet::new());
         for path in models(&tiny)?.into_iter().chain(models(&tiny.join("quantised"))?) {
             let graph = Arc::new(Graph::open(&ModelFile::open(&path)?, &[])?);
             let plan = Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS);
@@ -34,7 +35,9 @@ fn main() -> Result<(), Box<dyn Error>> {
                     continue;
                 }
                 for kernel in kernels_on(&chip, &plan, kv)? {
-                    MetalSource::new(&kernel, system).write_to(&folder, kernel.file)?;
+                    if written.insert(kernel.specialisation()) {
+                        MetalSource::new(&kernel, system).write_to(&folder, kernel.file)?;
+                    }
                 }
             }
         }

@@ -23,6 +23,7 @@ sources![
     "common/tile.h",
     "attention/decode.metal",
     "attention/combine.metal",
+    "attention/parts.h",
     "attention/prefill.metal",
     "check/tiles.metal",
     "elementwise/elementwise.metal",
@@ -100,6 +101,18 @@ impl Kernel {
             let _ = writeln!(out, "#define {name} {value}");
             out
         })
+    }
+
+    /// What it is but for sizes, places and constants. Kernels that differ in nothing else compile alike, so checks of that
+    /// take one of them.
+    pub fn specialisation(&self) -> (&'static str, Vec<(&'static str, String)>) {
+        const SIZES: [&str; 5] = ["ROWS_OF_W", "COLUMNS", "WIDTH", "PAGE_BYTES", "VOCABULARY"];
+        const CONSTANTS: [&str; 3] = ["COUNT", "SCALE", "ZERO"];
+        let differs = |name: &str| {
+            let place = ["_AT", "_STRIDE", "_EPS"].iter().any(|end| name.ends_with(end)) || name.starts_with("STEP_");
+            !place && !SIZES.contains(&name) && !CONSTANTS.contains(&name)
+        };
+        (self.function, self.macros.iter().filter(|(name, _)| differs(name)).cloned().collect())
     }
 
     /// A number that differs for kernels that differ, in source or macros; the same on every machine.

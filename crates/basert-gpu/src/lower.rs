@@ -19,7 +19,7 @@ use crate::weights::{Placed, Vector, Weights};
 /// Threadgroup memory that every chip has.
 pub const THREADGROUP_BYTES: usize = 32 << 10;
 /// The most parts that a context is divided into.
-const MOST_SPLITS: usize = 32;
+const MOST_PARTS: usize = 32;
 /// Threadgroups that look for the largest of a row of logits.
 const LARGEST_PARTS: usize = 32;
 /// Simdgroups of attention over tiles of queries.
@@ -485,7 +485,8 @@ impl<'p> Lowering<'p> {
         let sets = kv_heads * group.div_ceil(at_once);
         // Threadgroups for every core, as far as rows and heads do not give them already, and no more than run at once.
         let wanted = choice.groups_per_core * self.cores / (shape.tokens * sets);
-        let splits = if shape.attention == AttentionKind::Divided { wanted.clamp(2, MOST_SPLITS) } else { 1 };
+        let parts = if shape.attention == AttentionKind::Divided { wanted.clamp(2, MOST_PARTS) } else { 1 };
+        let has_sinks = sinks.is_some();
         let common = |kernel: Kernel| {
             kernel
                 .define("Q_HEADS", heads)
@@ -493,9 +494,7 @@ impl<'p> Lowering<'p> {
                 .define("WINDOW", window.unwrap_or(0))
                 .define("CAP_SCORES", u32::from(cap.is_some()))
                 .define("CAP", Float(cap.unwrap_or(0.0)))
-                .define("SINKS", u32::from(sinks.is_some()))
-                .define("SPLITS", splits)
-                .define("LEAST_SPLIT", choice.least_split)
+                .define("SINKS", u32::from(has_sinks))
                 .define("Q_STRIDE", self.place(q).stride)
                 .define("OUT_STRIDE", self.place(value).stride)
         };
@@ -509,18 +508,25 @@ impl<'p> Lowering<'p> {
             return Ok(());
         }
         let kernel = Kernel::new("attention/decode.metal", "attention_decode", choice.simdgroups as u32 * 32);
-        let kernel = common(kernel).define("HEADS", at_once).define("ROPE", u32::from(rope.is_some()));
+        let kernel = common(kernel)
+            .define("HEADS", at_once)
+            .define("LEAST_SPLIT", choice.least_split)
+            .define("ROPE", u32::from(rope.is_some()));
         let kernel = rope.map_or(kernel.clone(), |rope| self.rope(rope, kernel));
         let (cache_at, kernel) = self.cache(cache, kernel)?;
         let bindings = [query, cache_at, to, partial, step].into_iter().chain(of_rope).chain([sinks]).collect();
-        let combine =
-            Kernel::new("attention/combine.metal", "attention_combine", head_dim.min(128).next_multiple_of(32) as u32);
-        let (_, combine) = self.cache(cache, common(combine))?;
-        self.launch(out, kernel, bindings, [sets, shape.tokens, splits]);
-        if splits > 1 {
-            let bytes = shape.tokens * heads * splits * (head_dim + 2) * size_of::<f32>();
+        self.launch(out, kernel, bindings, [sets, shape.tokens, parts]);
+        if parts > 1 {
+            let bytes = parts * shape.tokens * heads * (head_dim + 3) * size_of::<f32>();
             self.partial_bytes = self.partial_bytes.max(bytes);
             out.barrier = true;
+            let threads = head_dim.min(128).next_multiple_of(32) as u32;
+            let combine = Kernel::new("attention/combine.metal", "attention_combine", threads)
+                .define("Q_HEADS", heads)
+                .define("HEAD_DIM", head_dim)
+                .define("OUT_STRIDE", self.place(value).stride)
+                .define("SINKS", u32::from(has_sinks))
+                .define("MOST_PARTS", MOST_PARTS);
             self.launch(out, combine, vec![partial, to, step, sinks], [heads, shape.tokens, 1]);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Every kernel that a model of any family and format asks for compiles for CUDA, without a GPU. `tools/test` fetches the
+//! Every specialisation of a kernel that a model of any family and format asks for compiles for CUDA, without a GPU. `tools/test` fetches the
 //! compiler.
 #![cfg(not(target_os = "macos"))]
 
@@ -23,8 +23,8 @@ fn kernels() -> Vec<Kernel> {
             }
         }
     }
-    all.sort();
-    all.dedup();
+    all.sort_by_cached_key(Kernel::specialisation);
+    all.dedup_by_key(|kernel| kernel.specialisation());
     all
 }
 

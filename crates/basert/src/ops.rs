@@ -207,14 +207,10 @@ impl Case {
         device.load(plan, self.file.clone(), options)
     }
 
-    /// Logits of the last tokens, with so many of them at once, on a device.
-    ///
-    /// # Errors
-    /// When the device refuses or fails.
-    pub fn logits_on(&self, device: &dyn Device, at_once: usize) -> Result<Vec<f32>, DeviceError> {
-        let mut baked = self.load(device)?;
+    /// Logits of the last tokens, with so many of them at once, of what a device loaded.
+    fn logits(&self, baked: &mut dyn Baked, page_tokens: usize, at_once: usize) -> Result<Vec<f32>, DeviceError> {
         let before = self.prompt.len() - COMPARED;
-        let pages: Vec<u32> = (0..self.prompt.len().div_ceil(device.facts().page_tokens) as u32).collect();
+        let pages: Vec<u32> = (0..self.prompt.len().div_ceil(page_tokens) as u32).collect();
         let mut step = StepState::default();
         let mut compute = |baked: &mut dyn Baked, tokens: &[u32], position, wanted| {
             step.clear();
@@ -224,27 +220,38 @@ impl Case {
         };
         let (first, last) = self.prompt.split_at(before);
         for (i, chunk) in first.chunks(BEFORE).enumerate() {
-            compute(&mut *baked, chunk, i * BEFORE, 0)?;
+            compute(baked, chunk, i * BEFORE, 0)?;
         }
         let mut logits = Vec::with_capacity(self.expected.len());
         for (i, chunk) in last.chunks(at_once).enumerate() {
-            compute(&mut *baked, chunk, before + i * at_once, chunk.len())?;
+            compute(baked, chunk, before + i * at_once, chunk.len())?;
             (0..chunk.len()).for_each(|row| logits.extend_from_slice(baked.logits(row)));
         }
         Ok(logits)
     }
 
     /// The largest difference from what the oracle computes, relative to its largest number, of a device that computes so
-    /// many tokens at once.
+    /// many tokens at once, for each of these numbers.
     ///
     /// # Errors
     /// What is wrong, when that is more than rounding explains, or the device fails.
-    pub fn check(&self, device: &dyn Device, at_once: usize) -> Result<f32, String> {
-        let wrong = |what: String| format!("{}, {at_once} at once: {what}", self.name);
-        let logits = self.logits_on(device, at_once).map_err(|error| wrong(error.to_string()))?;
-        let (error, bound) = (self.error(&logits), self.bound(device, at_once));
-        // What is not a number is within no bound.
-        if error < bound { Ok(error) } else { Err(wrong(format!("off by {error:.1e}, beyond {bound:.0e}"))) }
+    pub fn check(&self, device: &dyn Device, at_once: &[usize]) -> Result<f32, String> {
+        let wrong = |what: String| format!("{}: {what}", self.name);
+        let mut baked = self.load(device).map_err(|error| wrong(error.to_string()))?;
+        let mut largest = 0.0f32;
+        for &tokens in at_once {
+            let wrong = |what: String| format!("{}, {tokens} at once: {what}", self.name);
+            let logits = self.logits(&mut *baked, device.facts().page_tokens, tokens);
+            let (error, bound) =
+                (self.error(&logits.map_err(|error| wrong(error.to_string()))?), self.bound(device, tokens));
+            // What is not a number is within no bound.
+            if error < bound {
+                largest = largest.max(error);
+            } else {
+                return Err(wrong(format!("off by {error:.1e}, beyond {bound:.0e}")));
+            }
+        }
+        Ok(largest)
     }
 
     fn error(&self, logits: &[f32]) -> f32 {

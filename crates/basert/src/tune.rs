@@ -351,9 +351,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         let gpu = (self.open)().map_err(|error| error.to_string())?;
         let device = GpuDevice::with_tuning(gpu, tuning.clone());
         for case in self.cases.iter().filter(|case| wanted(case)) {
-            for &tokens in at_once {
-                case.check(&device, tokens)?;
-            }
+            case.check(&device, at_once)?;
         }
         Ok(())
     }
@@ -507,7 +505,7 @@ pub fn cpu(threads: Option<usize>, effort: Effort, tell: Tell<'_>) -> Result<Vec
     for isa in Isa::available() {
         tell(&format!("checking {isa}"));
         let device = CpuDevice::with_isa(threads, isa)?;
-        let checks = cases.iter().flat_map(|case| [1, 7, COMPARED].map(|tokens| case.check(&device, tokens)));
+        let checks = cases.iter().map(|case| case.check(&device, &[1, 7, COMPARED]));
         let wrong = checks.filter_map(Result::err).collect();
         let mut products = Vec::new();
         for format in [Format::Q4_0, Format::Q8_0, Format::F16] {

@@ -1,7 +1,10 @@
-// Puts the parts of an attention over a divided context together: a threadgroup for each head of each token.
+// Puts the parts of an attention over a divided context together, of which there are at most MOST_PARTS: a threadgroup for
+// each head of each token.
+//
+// Q_HEADS, HEAD_DIM, OUT_STRIDE; SINKS.
 #include "common/base.h"
 #include "common/step.h"
-#include "common/attention.h"
+#include "attention/parts.h"
 
 kernel void attention_combine(
     device const float *partial [[buffer(0)]],
@@ -9,30 +12,31 @@ kernel void attention_combine(
     device const uint *step [[buffer(2)]],
     device const float *sinks [[buffer(3)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint3 threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]])
 {
-    threadgroup float factors[SPLITS];
+    threadgroup float factors[MOST_PARTS];
     RELEASE_NEXT();
     AWAIT_INPUTS();
     const uint head = threadgroup_position.x, row = threadgroup_position.y;
     if (row >= step[STEP_COUNT_TOKENS]) return;
-    const uint parts = parts_of_context(step[STEP_POSITIONS + row]);
+    device const float *from = partial + (ulong(row) * Q_HEADS + head) * PART_FLOATS;
+    const ulong next = ulong(threadgroups.y) * Q_HEADS * PART_FLOATS;
+    const uint parts = uint(from[PART_COUNT]);
     if (parts == 1) return;
-    device const float *from = partial + (ulong(row) * Q_HEADS + head) * SPLITS * (HEAD_DIM + 2);
 
     // Each lane looks at some parts, in every simdgroup.
     float most = -INFINITY, total = 0.0f;
-    for (uint p = lane; p < parts; p += 32) most = max(most, from[p * (HEAD_DIM + 2) + HEAD_DIM]);
+    for (uint p = lane; p < parts; p += 32) most = max(most, from[p * next + PART_LARGEST]);
     most = simd_max(most);
 #if SINKS
     most = max(most, sinks[head]);
 #endif
     for (uint p = lane; p < parts; p += 32) {
-        device const float *of_part = from + p * (HEAD_DIM + 2) + HEAD_DIM;
-        const float factor = exp(of_part[0] - most);
-        total = fma(of_part[1], factor, total);
+        const float factor = exp(from[p * next + PART_LARGEST] - most);
+        total = fma(from[p * next + PART_WEIGHT], factor, total);
         if (simdgroup == 0) factors[p] = factor;
     }
     total = simd_sum(total);
@@ -44,7 +48,7 @@ kernel void attention_combine(
     for (uint d = thread_index; d < HEAD_DIM; d += THREADS) {
         float x = 0.0f;
 #pragma unroll 8
-        for (uint p = 0; p < parts; ++p) x = fma(from[p * (HEAD_DIM + 2) + d], factors[p], x);
+        for (uint p = 0; p < parts; ++p) x = fma(from[p * next + d], factors[p], x);
         out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
     }
 }

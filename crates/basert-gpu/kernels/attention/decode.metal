@@ -2,14 +2,15 @@
 //
 // A threadgroup has one token, HEADS query heads that share a head of keys, and one part of the context. Eight lanes
 // have a token of the context at a time, and keep a running softmax of their own, which are put together at the end.
-// A result of more than one part goes to `partial` instead: for each head of each part the weighted sum, its largest
-// score and its sum of weights.
+// There are at most as many parts as threadgroups one behind the other, of whole pages, and none is shorter than LEAST_SPLIT
+// tokens. A result of more than one part goes to `partial` instead.
 //
 // Where ROPE is set, each token is the only one of its sequence in the step, and what `rope_cache` does is done here: by
 // whoever has the last part of the context, as far as the cache is concerned. K_STRIDE, V_STRIDE.
 #include "common/base.h"
 #include "common/step.h"
 #include "common/attention.h"
+#include "attention/parts.h"
 #if ROPE
 #include "common/rope.h"
 #endif
@@ -32,6 +33,7 @@ kernel void attention_decode(
     device const float *frequencies [[buffer(9)]],
     device const float *sinks [[buffer(10)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
+    uint3 threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]])
@@ -51,9 +53,12 @@ kernel void attention_decode(
     const uint kv_head = threadgroup_position.x / HEAD_SETS;
     const uint first_head = kv_head * GROUP + threadgroup_position.x % HEAD_SETS * HEADS;
     const uint position = step[STEP_POSITIONS + row];
-    const uint begin = first_of_parts(position) + part * tokens_of_part(position);
-    if (begin > position) return;
-    const uint end = min(position + 1, begin + tokens_of_part(position)), first = first_seen(position);
+    const uint first = first_seen(position), from_page = first / PAGE * PAGE, tokens = position + 1 - from_page;
+    const uint even = (tokens + threadgroups.z - 1) / threadgroups.z;
+    const uint of_part = max(uint(LEAST_SPLIT), (even + PAGE - 1) / PAGE * PAGE);
+    const uint parts = (tokens + of_part - 1) / of_part;
+    if (part >= parts) return;
+    const uint begin = from_page + part * of_part, end = min(position + 1, begin + of_part);
     device const uint *pages = step + STEP_PAGES + step[STEP_TABLES + row];
 
 #if ROPE
@@ -184,7 +189,6 @@ kernel void attention_decode(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    const uint parts = parts_of_context(position);
     for (uint i = thread_index; i < HEADS * HEAD_DIM; i += THREADS) {
         const uint h = i / HEAD_DIM, d = i % HEAD_DIM, head = first_head + h;
         if (head >= (kv_head + 1) * GROUP) continue;
@@ -201,15 +205,16 @@ kernel void attention_decode(
             x = fma(sums[(s * HEADS + h) * HEAD_DIM + d], factor, x);
             total = fma(weights[s * HEADS + h], factor, total);
         }
+        device float *to = partial + ((ulong(part) * threadgroups.y + row) * Q_HEADS + head) * PART_FLOATS;
         if (parts == 1) {
             out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
         } else {
-            device float *to = partial + ((ulong(row) * Q_HEADS + head) * SPLITS + part) * (HEAD_DIM + 2);
             to[d] = x;
             if (d == 0) {
-                to[HEAD_DIM] = most;
-                to[HEAD_DIM + 1] = total;
+                to[PART_LARGEST] = most;
+                to[PART_WEIGHT] = total;
             }
         }
+        if (d == 0 && part == 0 && threadgroups.z > 1) to[PART_COUNT] = float(parts);
     }
 }

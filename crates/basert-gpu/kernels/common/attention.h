@@ -23,18 +23,3 @@ static inline float capped(float score) {
     return score;
 #endif
 }
-
-// A context is cut into at most SPLITS parts of whole pages, but none shorter than LEAST_SPLIT tokens, which is a
-// whole number of pages: parts of `tokens_of_part` tokens from `first_of_parts` on.
-static inline uint first_of_parts(uint position) { return first_seen(position) / PAGE * PAGE; }
-
-static inline uint tokens_of_part(uint position) {
-    const uint tokens = position + 1 - first_of_parts(position);
-    const uint even = (tokens + SPLITS - 1) / SPLITS;
-    return max(uint(LEAST_SPLIT), (even + PAGE - 1) / PAGE * PAGE);
-}
-
-static inline uint parts_of_context(uint position) {
-    const uint tokens = position + 1 - first_of_parts(position), each = tokens_of_part(position);
-    return (tokens + each - 1) / each;
-}

@@ -69,8 +69,10 @@ impl Lowering<'_> {
                 kernel = kernel
                     .define("TOKENS", rows)
                     .define("X_STRIDE", input.1)
-                    .define("SCALES_OF_X_AT", rows * columns)
                     .define("NORM", u32::from(norm_inside.is_some()));
+                if kind == Input::Quantised {
+                    kernel = self.scales_of_x(kernel, columns);
+                }
                 if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
                 }
@@ -115,7 +117,6 @@ impl Lowering<'_> {
                     .define("EXPERTS", experts.count)
                     .define("USED", experts.used)
                     .define("ROUTE_STRIDE", self.place(experts.route).stride)
-                    .define("X_OF_USES", u32::from(of_uses))
                     .define("COUNT", count)
             };
             let (kernel, bindings, groups) = if rows <= self.tuning.few_tokens {
@@ -131,14 +132,17 @@ impl Lowering<'_> {
             } else {
                 let each = uses.div_ceil(experts.count);
                 let (kernel, Gemm { m, n, .. }) = self.gemm(Product { tokens: each, rows: of_w, columns });
-                let tiles = uses / m + experts.count.min(uses);
+                let most = |uses: usize| uses / m + experts.count.min(uses);
+                let tiles = most(uses);
+                // After as many tiles as the largest step has, lest these be other kernels for each size of a step.
+                let numbers = 4 + 3 * most(self.plan.limits.tokens * experts.used);
                 let sorted = |kernel: Kernel| {
                     let kernel = macros(kernel).define("TILE_M", m);
-                    kernel.define("USES_TILES", 4).define("USES_NUMBERS", 4 + 3 * tiles)
+                    kernel.define("USES_TILES", 4).define("USES_NUMBERS", numbers)
                 };
                 let sort = sorted(Kernel::new("moe/sort.metal", "sort_uses", 1024));
                 let kernel = sorted(kernel);
-                self.partial_bytes = self.partial_bytes.max((4 + 3 * tiles + uses) * size_of::<u32>());
+                self.partial_bytes = self.partial_bytes.max((numbers + uses) * size_of::<u32>());
                 self.launch(out, sort, vec![route, (Memory::Partial, 0), (Memory::Step, 0)], [1, 1, 1]);
                 out.barrier = false;
                 self.prepare(x, None, Input::Halves, (rows, count), out);
@@ -149,6 +153,7 @@ impl Lowering<'_> {
             };
             let width = of_w / rows_a_column(epilogue);
             let kernel = self.product(kernel, id, of_w, epilogue).define("OUT_STRIDE", width);
+            let kernel = kernel.define("X_OF_USES", u32::from(of_uses));
             self.launch(out, kernel, bindings, groups);
         }
         Ok(())
@@ -197,6 +202,12 @@ impl Lowering<'_> {
         self.weights.matrix(id).layout.define(kernel)
     }
 
+    /// The kernel with the macro that says where scales of quantised rows begin: after as many rows as there can be of those,
+    /// lest it be another kernel for each number of them.
+    fn scales_of_x(&self, kernel: Kernel, columns: usize) -> Kernel {
+        kernel.define("SCALES_OF_X_AT", self.tuning.few_tokens * columns)
+    }
+
     /// Norms the input of a linear op, or rounds it, or both.
     fn prepare(&mut self, x: ValueId, norm: Option<Norm>, kind: Input, (rows, count): (usize, &str), out: &mut Op) {
         // A tile reads whole rows up to its end.
@@ -204,16 +215,13 @@ impl Lowering<'_> {
         let columns = self.place(x).width;
         let (output, bytes) = match kind {
             Input::Halves => ("OUTPUT_HALVES", rows.next_multiple_of(TILE) * columns * size_of::<half::f16>()),
-            Input::Quantised => ("OUTPUT_BYTES", rows * (columns + columns / 32 * size_of::<f32>())),
+            Input::Quantised => ("OUTPUT_BYTES", self.tuning.few_tokens * (columns + columns / 32 * size_of::<f32>())),
             _ => ("OUTPUT_FLOATS", rows * columns * size_of::<f32>()),
         };
         self.prepared_bytes = self.prepared_bytes.max(bytes);
-        let kernel = self
-            .norm_kernel(x, norm, count)
-            .define("OUT_STRIDE", columns)
-            .define("ADD", 0)
-            .define("OUTPUT", output)
-            .define("SCALES_OF_X_AT", rows * columns);
+        let kernel =
+            self.norm_kernel(x, norm, count).define("OUT_STRIDE", columns).define("ADD", 0).define("OUTPUT", output);
+        let kernel = if kind == Input::Quantised { self.scales_of_x(kernel, columns) } else { kernel };
         let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0));
         self.launch(out, kernel, bindings, [rows, 1, 1]);
     }
