@@ -72,7 +72,7 @@ struct Sizes {
     gain: [f64; 2],
 }
 
-/// What products are timed with: blocks of one scale, and of scales in two levels; the first alone in the short form.
+/// What products are timed with: blocks of one scale, and of scales in two levels.
 const TIMED: [Format; 2] = [Format::Q4_0, Format::Q4_K];
 
 /// What layers are timed with: the same, and blocks without anything to unpack.
@@ -121,15 +121,17 @@ pub fn tune<G: Gpu + 'static>(
     let cases = rows.map(|row| row.case()).collect::<Result<Vec<_>, _>>()?;
     let right = shipped.clone();
     let mut tuner = Tuner { open, effort, facts, shipped, right, cases, dropped: Vec::new() };
-    if effort == Effort::Short && tuner.shipped.knows(&tuner.facts) && tuner.all_right(tell).is_ok() {
+    // That table is right nearly everywhere, and then its variants are not looked at one by one.
+    let as_shipped = effort == Effort::Short && tuner.all_right(tell).is_ok();
+    if as_shipped && tuner.shipped.knows(&tuner.facts) {
         let Tuner { facts, shipped, dropped, .. } = tuner;
         return Ok(Tuned { facts, tuning: shipped, dropped, choices: Vec::new() });
     }
     tell("compiling");
-    tuner.compile_variants()?;
+    tuner.compile_variants(as_shipped)?;
     let mut variants = Vec::new();
     for family in Family::ALL {
-        variants.push(tuner.find_right(family, tell)?);
+        variants.push(if as_shipped { tuner.variants(family).0 } else { tuner.find_right(family, tell)? });
     }
     tell("timing");
     let mut gpu = open()?;
@@ -145,10 +147,16 @@ pub fn tune<G: Gpu + 'static>(
             None => break tuning,
         }
     };
+    let right = std::mem::replace(&mut tuner.right, tuning.clone());
+    if let Err(why) = tuner.all_right(tell) {
+        if !as_shipped {
+            return Err(tuner.unusable(&why));
+        }
+        tuning = right;
+        choices.iter_mut().for_each(|choice| choice.chosen = choice.before);
+    }
     // It is another table now, and its file names the GPU.
     tuning.measured_on.clear();
-    tuner.right = tuning.clone();
-    tuner.all_right(tell).map_err(|why| tuner.unusable(&why))?;
     let Tuner { facts, dropped, .. } = tuner;
     Ok(Tuned { facts, tuning, dropped, choices })
 }
@@ -216,19 +224,17 @@ struct Tuner<'a, G> {
 }
 
 impl<G: Gpu + 'static> Tuner<'_, G> {
-    /// The variants of a family: how many the table that comes with the project has, and these before the others.
-    fn variants(&self, family: Family) -> (usize, Vec<Variant>) {
-        let mut all: Vec<Variant> = Vec::new();
+    /// The variants of a family: those of the table that comes with the project, and the others.
+    fn variants(&self, family: Family) -> (Vec<Variant>, Vec<Variant>) {
+        let mut shipped: Vec<Variant> = Vec::new();
         for (_, variant) in self.shipped.rules(family) {
-            if !all.contains(&variant) {
-                all.push(variant);
+            if !shipped.contains(&variant) {
+                shipped.push(variant);
             }
         }
-        let shipped = all.len();
         let mut others = family.candidates(self.facts.tuning);
-        others.retain(|variant| !all.contains(variant));
-        all.append(&mut others);
-        (shipped, all)
+        others.retain(|variant| !shipped.contains(variant));
+        (shipped, others)
     }
 
     /// Compiles the kernels that these tasks want, for a cache to have them: together, which takes all of the machine's
@@ -241,18 +247,17 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         Ok(())
     }
 
-    /// Compiles what all variants are checked and timed with.
-    fn compile_variants(&self) -> Result<(), Error> {
+    /// Compiles what all variants are timed with, and checked, unless that is done.
+    fn compile_variants(&self, checked: bool) -> Result<(), Error> {
         self.compile_ahead(|recorder| {
             let mut gpu = recorder.clone();
             let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
             for family in Family::ALL {
-                let (shipped, variants) = self.variants(family);
-                let count = if self.effort == Effort::Short { shipped } else { variants.len() };
+                let (shipped, others) = self.variants(family);
                 let (kinds, _) = self.checks(family);
-                for &variant in &variants[..count] {
+                for variant in shipped.into_iter().chain(others.into_iter().filter(|_| self.effort == Effort::Full)) {
                     let table = self.right.clone().with(None, variant);
-                    self.load(recorder, &table, |case| case.essential && kinds.contains(&case.kind));
+                    self.load(recorder, &table, |case| !checked && case.essential && kinds.contains(&case.kind));
                     for rule in 0..self.shipped.rules(family).len() {
                         let table = self.right.clone().with(Some(rule), variant);
                         let _ = self.seconds(&mut clock, family, rule, &table);
@@ -284,10 +289,10 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
 
     /// The variants of a family that are right, those of the table that comes with the project first.
     fn find_right(&mut self, family: Family, tell: Tell<'_>) -> Result<Vec<Variant>, Error> {
-        let (shipped, variants) = self.variants(family);
+        let (shipped, others) = self.variants(family);
         let mut right = Vec::new();
-        for (i, &variant) in variants.iter().enumerate() {
-            if self.effort == Effort::Short && !right.is_empty() && i >= shipped {
+        for (i, variant) in shipped.iter().chain(&others).copied().enumerate() {
+            if self.effort == Effort::Short && !right.is_empty() && i >= shipped.len() {
                 break;
             }
             tell(&format!("checking {variant}"));
@@ -384,17 +389,31 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     /// of models faster too.
     fn choose(&self, clock: &mut Clock<'_>, choices: &mut [Choice]) -> Result<Tuning, Error> {
         let gain = self.sizes().gain[self.effort as usize];
-        let rules = Family::ALL.into_iter().flat_map(|family| 0..self.shipped.rules(family).len());
-        let mut tuning = self.right.clone();
-        for (rule, choice) in rules.zip(choices) {
+        let mut faster = Vec::new();
+        for choice in choices.iter() {
             let Some(&(fastest, best)) = choice.times.first() else {
                 return Err(self.unusable(&format!("there is nothing right in place of {}", choice.before)));
             };
             let had = choice.times.iter().find(|(variant, _)| *variant == choice.before);
-            let takes_its_place = had.is_none_or(|(_, seconds)| {
-                best <= seconds * gain && self.helps_layers(clock, rule, choice.before, fastest)
-            });
-            choice.chosen = if takes_its_place { fastest } else { choice.before };
+            faster.push(had.is_none_or(|(_, seconds)| best <= seconds * gain).then_some((fastest, had.is_none())));
+        }
+        let rules = || Family::ALL.into_iter().flat_map(|family| 0..self.shipped.rules(family).len());
+        self.compile_ahead(|recorder| {
+            let mut gpu = recorder.clone();
+            let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
+            for ((rule, choice), faster) in rules().zip(choices.iter()).zip(&faster) {
+                if let Some((fastest, false)) = *faster {
+                    self.helps_layers(&mut clock, rule, choice.before, fastest);
+                }
+            }
+            Ok(())
+        })?;
+        let mut tuning = self.right.clone();
+        for ((rule, choice), faster) in rules().zip(choices.iter_mut()).zip(faster) {
+            choice.chosen = match faster {
+                Some((fastest, alone)) if alone || self.helps_layers(clock, rule, choice.before, fastest) => fastest,
+                _ => choice.before,
+            };
             tuning = tuning.with(Some(rule), choice.chosen);
         }
         Ok(tuning)
@@ -434,6 +453,11 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         (least..limits.rows.unwrap_or(usize::MAX), steps)
     }
 
+    /// The formats that something is timed with: the first alone in the short form.
+    fn formats<'f>(&self, all: &'f [Format]) -> &'f [Format] {
+        if self.effort == Effort::Short { &all[..1] } else { all }
+    }
+
     /// The seconds of ops that a rule is for, with kernels from this table.
     fn seconds(&self, clock: &mut Clock<'_>, family: Family, rule: usize, table: &Tuning) -> Result<f64, Error> {
         let sizes = self.sizes();
@@ -448,8 +472,10 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             let first = plan.ops.iter().find(|planned| matches!(planned.op, PlanOp::Linear { .. }));
             first.is_some_and(|first| first.op.out() == op.out())
         };
-        let formats = if self.effort == Effort::Short { &TIMED[..1] } else { &TIMED };
-        formats.iter().map(|&format| clock.seconds(&ops::product(format, most, columns), steps, table, first)).sum()
+        self.formats(&TIMED)
+            .iter()
+            .map(|&format| clock.seconds(&ops::product(format, most, columns), steps, table, first))
+            .sum()
     }
 
     /// The seconds of each layer that has a product which a rule is for, with kernels from this table.
@@ -461,7 +487,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         for &[width, heads, wide] in self.sizes().layers {
             let products = [(heads, width), (width, heads), (2 * wide, width), (width, wide)];
             if products.iter().any(|&(of_w, columns)| holds(of_w, columns)) {
-                for format in IN_LAYERS {
+                for &format in self.formats(&IN_LAYERS) {
                     seconds.push(clock.seconds(&ops::layer(format, width, heads, wide), steps, table, |_, _| true)?);
                 }
             }
