@@ -242,7 +242,10 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     fn compile_ahead(&self, tasks: impl FnOnce(&Recorder) -> Result<(), Error>) -> Result<(), Error> {
         let recorder = Recorder::new(self.facts.tuning, self.facts.cores);
         tasks(&recorder)?;
-        let kernels = std::mem::take(&mut recorder.recorded().kernels);
+        let mut kernels = std::mem::take(&mut recorder.recorded().kernels);
+        // Two workers would compile the same one side by side.
+        kernels.sort();
+        kernels.dedup();
         let _ = (self.open)()?.compile(&kernels, &mut |_| {});
         Ok(())
     }
