@@ -107,8 +107,14 @@ dispatch! {
         panel: *const u8, blocks: usize, some: Range<usize>, out: *mut u8
     ) = expand_kernel::<F>;
 
-    /// Multiplies `P` expanded panels of format `F` by a tile; result of row i and panel p at `out + p · rows + i`, where
-    /// sums go on from what is there if they are `begun`.
+    /// The format whose [`expanded_tile`] multiplies expanded panels of format `F` too.
+    ///
+    /// # Safety
+    /// None but what the instruction set is made for.
+    pub(crate) unsafe fn stand_in[const F: usize]() -> Format = stand_in_kernel::<F>;
+
+    /// Multiplies `P` expanded panels of format `F`, which stands in for itself, by a tile; result of row i and panel p at
+    /// `out + p · rows + i`, where sums go on from what is there if they are `begun`.
     ///
     /// # Safety
     /// The panels and rows have `k` columns, `out` room for all results.
@@ -321,6 +327,11 @@ unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize
 }
 
 #[inline(always)]
+unsafe fn stand_in_kernel<S: Simd, const F: usize>() -> Format {
+    const { Packed::<F>::stand_in::<S>() }
+}
+
+#[inline(always)]
 unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
     panels: [*const u8; P],
     k: usize,
@@ -330,6 +341,9 @@ unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
     begun: bool,
     ahead: Ahead,
 ) {
+    if const { Packed::<F>::stand_in::<S>() as usize != F } {
+        unreachable!("another format stands in for this one");
+    }
     // SAFETY: the caller's.
     unsafe {
         if S::WIDE {

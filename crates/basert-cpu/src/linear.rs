@@ -5,7 +5,9 @@ use std::ops::Range;
 use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
-use crate::dot::{Ahead, Expanded, Lanes, expand, expand_floats, expanded_tile, few, float_tile, quantised_panels};
+use crate::dot::{
+    Ahead, Expanded, Lanes, expand, expand_floats, expanded_tile, few, float_tile, quantised_panels, stand_in,
+};
 use crate::isa::dispatch;
 use crate::math;
 use crate::panel::{Order, PackedMatrix, with_format};
@@ -280,7 +282,8 @@ impl Product<'_> {
         match x {
             Input::Quantised(x) => {
                 let x = x.tile(row).0.wrapping_add(columns.start / BLOCK * rows);
-                with_format!(self.weights.format(), expanded_of(isa, [a, b], self.panels.len(), k, x, rows, out, begun, ahead), else ());
+                let format = with_format!(self.weights.format(), stand_in_of(isa), else return);
+                with_format!(format, expanded_of(isa, [a, b], self.panels.len(), k, x, rows, out, begun, ahead), else ());
             }
             Input::Float(x) => {
                 const F32: usize = Format::F32 as usize;
@@ -330,6 +333,11 @@ fn expand_panel<const F: usize>(product: &Product<'_>, panel: usize, columns: Ra
     let some = columns.start / elements..columns.end / elements;
     // SAFETY: the panel is `k` wide, and `out` has room for these columns.
     unsafe { expand::<F>(product.isa, weights.panel(panel), weights.k() / elements, some, out.as_mut_ptr()) }
+}
+
+fn stand_in_of<const F: usize>(isa: Isa) -> Format {
+    // SAFETY: nothing is asked for.
+    unsafe { stand_in::<F>(isa) }
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -1,6 +1,6 @@
 //! What kernels make of the codes and scales of a panel.
 
-use basert_core::{Base, FORMATS, GroupScales, Plane, Value};
+use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
 
 use crate::panel::PanelFormat;
 use crate::simd::{LANES, Simd};
@@ -37,6 +37,33 @@ impl<const F: usize> Packed<F> {
     pub const fn expands_unsigned<S: Simd>() -> bool {
         let integer = matches!(Self::FORMAT.value, Value::Integer { .. });
         integer && !S::PAIRS && (Self::FORMAT.min.is_some() || S::NARROW)
+    }
+
+    /// What products with its expanded panels depend on.
+    const fn expansion<S: Simd>() -> [usize; 4] {
+        let zero = match Self::FORMAT.value {
+            Value::Integer { zero } if Self::expands_unsigned::<S>() => 1 + zero as usize,
+            _ => 0,
+        };
+        [Self::FORMAT.group, Self::FORMAT.min.is_some() as usize, zero, Self::at_once::<S>()]
+    }
+
+    /// The first format of the table whose expanded panels are multiplied in the same way, so that there is one kernel for
+    /// all of these.
+    pub const fn stand_in<S: Simd>() -> Format {
+        let own = Self::expansion::<S>();
+        macro_rules! first {
+            ($($format:ident)+) => {
+                $(
+                    let [group, min, zero, at_once] = Packed::<{ Format::$format as usize }>::expansion::<S>();
+                    if group == own[0] && min == own[1] && zero == own[2] && at_once == own[3] {
+                        return Format::$format;
+                    }
+                )+
+            };
+        }
+        first!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4);
+        FORMATS[F].format
     }
 }
 
