@@ -25,9 +25,13 @@ function Dialog({
 }) {
   const box = useRef<HTMLDialogElement>(null);
   useLayoutEffect(() => {
-    const before = document.activeElement;
-    box.current?.showModal();
-    return () => before instanceof HTMLElement && before.focus();
+    const [dialog, before] = [box.current, document.activeElement];
+    dialog?.showModal();
+    return () => {
+      // When the browser closed it, focus went back at once, and may have moved on since.
+      const inside = dialog?.contains(document.activeElement) || document.activeElement === document.body;
+      if (inside && before instanceof HTMLElement) before.focus();
+    };
   }, []);
   return (
     <dialog ref={box} aria-labelledby="dialog-title" onClose={close}>
