@@ -1,5 +1,6 @@
-//! Writes every specialisation of a kernel that the tiny models of the tests need, of all families and formats, to a folder, each as Apple's
-//! compiler would get it on chips without and with tensor units: `cargo run -p basert-gpu --example kernels FOLDER`.
+//! Writes every specialisation of a kernel that the tiny models of the tests need, of all families and formats, to a
+//! folder, each as Apple's compiler would get it on chips without and with tensor units: `cargo run -p basert-gpu
+//! --example kernels FOLDER`.
 
 use std::collections::BTreeSet;
 use std::error::Error;

@@ -239,9 +239,10 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
 
     /// Compiles the kernels that these tasks want, for a cache to have them: together, which takes all of the machine's
     /// processors. Where one does not compile, the first check that wants it says so.
-    fn compile_ahead(&self, tasks: impl FnOnce(&Recorder) -> Result<(), Error>) -> Result<(), Error> {
+    fn compile_ahead(&self, tasks: impl FnOnce(&Recorder, &mut Clock<'_>)) -> Result<(), Error> {
         let recorder = Recorder::new(self.facts.tuning, self.facts.cores);
-        tasks(&recorder)?;
+        let mut gpu = recorder.clone();
+        tasks(&recorder, &mut Clock::new(&mut gpu, self.sizes().pool, 0)?);
         let mut kernels = std::mem::take(&mut recorder.recorded().kernels);
         // Two workers would compile the same one side by side.
         kernels.sort();
@@ -252,9 +253,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
 
     /// Compiles what all variants are timed with, and checked, unless that is done.
     fn compile_variants(&self, checked: bool) -> Result<(), Error> {
-        self.compile_ahead(|recorder| {
-            let mut gpu = recorder.clone();
-            let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
+        self.compile_ahead(|recorder, clock| {
             for family in Family::ALL {
                 let (shipped, others) = self.variants(family);
                 let (kinds, _) = self.checks(family);
@@ -263,11 +262,10 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
                     self.load(recorder, &table, |case| !checked && case.essential && kinds.contains(&case.kind));
                     for rule in 0..self.shipped.rules(family).len() {
                         let table = self.right.clone().with(Some(rule), variant);
-                        let _ = self.seconds(&mut clock, family, rule, &table);
+                        let _ = self.seconds(clock, family, rule, &table);
                     }
                 }
             }
-            Ok(())
         })
     }
 
@@ -282,10 +280,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     /// Whether all rows come out right with the table as it is; the first that does not is the error.
     fn all_right(&self, tell: Tell<'_>) -> Result<(), String> {
         tell("checking all kernels together");
-        let compiled = self.compile_ahead(|recorder| {
-            self.load(recorder, &self.right, |_| true);
-            Ok(())
-        });
+        let compiled = self.compile_ahead(|recorder, _| self.load(recorder, &self.right, |_| true));
         compiled.map_err(|error| error.to_string())?;
         self.check(&self.right, |_| true, &[1, self.right.few_tokens, COMPARED])
     }
@@ -401,15 +396,12 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             faster.push(had.is_none_or(|(_, seconds)| best <= seconds * gain).then_some((fastest, had.is_none())));
         }
         let rules = || Family::ALL.into_iter().flat_map(|family| 0..self.shipped.rules(family).len());
-        self.compile_ahead(|recorder| {
-            let mut gpu = recorder.clone();
-            let mut clock = Clock::new(&mut gpu, self.sizes().pool, 0)?;
+        self.compile_ahead(|_, clock| {
             for ((rule, choice), faster) in rules().zip(choices.iter()).zip(&faster) {
                 if let Some((fastest, false)) = *faster {
-                    self.helps_layers(&mut clock, rule, choice.before, fastest);
+                    self.helps_layers(clock, rule, choice.before, fastest);
                 }
             }
-            Ok(())
         })?;
         let mut tuning = self.right.clone();
         for ((rule, choice), faster) in rules().zip(choices.iter_mut()).zip(faster) {

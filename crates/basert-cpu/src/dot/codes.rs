@@ -2,7 +2,7 @@
 
 use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
 
-use crate::panel::PanelFormat;
+use crate::panel::{PanelFormat, with_format};
 use crate::simd::{LANES, Simd};
 
 /// Layout of a quantised format, as a constant.
@@ -39,32 +39,30 @@ impl<const F: usize> Packed<F> {
         integer && !S::PAIRS && (Self::FORMAT.min.is_some() || S::NARROW)
     }
 
-    /// What products with its expanded panels depend on.
-    const fn expansion<S: Simd>() -> [usize; 4] {
-        let zero = match Self::FORMAT.value {
-            Value::Integer { zero } if Self::expands_unsigned::<S>() => 1 + zero as usize,
-            _ => 0,
-        };
-        [Self::FORMAT.group, Self::FORMAT.min.is_some() as usize, zero, Self::at_once::<S>()]
-    }
-
     /// The first format of the table whose expanded panels are multiplied in the same way, so that there is one kernel for
     /// all of these.
     pub const fn stand_in<S: Simd>() -> Format {
-        let own = Self::expansion::<S>();
-        macro_rules! first {
-            ($($format:ident)+) => {
-                $(
-                    let [group, min, zero, at_once] = Packed::<{ Format::$format as usize }>::expansion::<S>();
-                    if group == own[0] && min == own[1] && zero == own[2] && at_once == own[3] {
-                        return Format::$format;
-                    }
-                )+
-            };
+        let (own, mut f) = (expansion::<F, S>(), 0);
+        while f < F {
+            // Groups of no values are no format's.
+            let [group, min, zero, at_once] = with_format!(FORMATS[f].format, expansion::<S>(), else [0; 4]);
+            if group == own[0] && min == own[1] && zero == own[2] && at_once == own[3] {
+                break;
+            }
+            f += 1;
         }
-        first!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4);
-        FORMATS[F].format
+        FORMATS[f].format
     }
+}
+
+/// What products with expanded panels of a format depend on.
+const fn expansion<const F: usize, S: Simd>() -> [usize; 4] {
+    let format = Packed::<F>::FORMAT;
+    let zero = match format.value {
+        Value::Integer { zero } if Packed::<F>::expands_unsigned::<S>() => 1 + zero as usize,
+        _ => 0,
+    };
+    [format.group, format.min.is_some() as usize, zero, Packed::<F>::at_once::<S>()]
 }
 
 #[inline(always)]

@@ -69,10 +69,8 @@ impl Lowering<'_> {
                 kernel = kernel
                     .define("TOKENS", rows)
                     .define("X_STRIDE", input.1)
+                    .define("SCALES_OF_X_AT", self.scales_of_x_at(columns))
                     .define("NORM", u32::from(norm_inside.is_some()));
-                if kind == Input::Quantised {
-                    kernel = self.scales_of_x(kernel, columns);
-                }
                 if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
                 }
@@ -152,8 +150,10 @@ impl Lowering<'_> {
                 (kernel, bindings, [tiles, of_w.div_ceil(n), 1])
             };
             let width = of_w / rows_a_column(epilogue);
-            let kernel = self.product(kernel, id, of_w, epilogue).define("OUT_STRIDE", width);
-            let kernel = kernel.define("X_OF_USES", u32::from(of_uses));
+            let kernel = self
+                .product(kernel, id, of_w, epilogue)
+                .define("OUT_STRIDE", width)
+                .define("X_OF_USES", u32::from(of_uses));
             self.launch(out, kernel, bindings, groups);
         }
         Ok(())
@@ -202,10 +202,10 @@ impl Lowering<'_> {
         self.weights.matrix(id).layout.define(kernel)
     }
 
-    /// The kernel with the macro that says where scales of quantised rows begin: after as many rows as there can be of those,
-    /// lest it be another kernel for each number of them.
-    fn scales_of_x(&self, kernel: Kernel, columns: usize) -> Kernel {
-        kernel.define("SCALES_OF_X_AT", self.tuning.few_tokens * columns)
+    /// Where scales of quantised rows begin: after as many rows as there can be of those, lest there be another kernel for
+    /// each number of them.
+    fn scales_of_x_at(&self, columns: usize) -> usize {
+        self.tuning.few_tokens * columns
     }
 
     /// Norms the input of a linear op, or rounds it, or both.
@@ -219,9 +219,12 @@ impl Lowering<'_> {
             _ => ("OUTPUT_FLOATS", rows * columns * size_of::<f32>()),
         };
         self.prepared_bytes = self.prepared_bytes.max(bytes);
-        let kernel =
-            self.norm_kernel(x, norm, count).define("OUT_STRIDE", columns).define("ADD", 0).define("OUTPUT", output);
-        let kernel = if kind == Input::Quantised { self.scales_of_x(kernel, columns) } else { kernel };
+        let kernel = self
+            .norm_kernel(x, norm, count)
+            .define("OUT_STRIDE", columns)
+            .define("ADD", 0)
+            .define("OUTPUT", output)
+            .define("SCALES_OF_X_AT", self.scales_of_x_at(columns));
         let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0));
         self.launch(out, kernel, bindings, [rows, 1, 1]);
     }
