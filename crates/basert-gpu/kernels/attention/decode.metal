@@ -80,6 +80,8 @@ kernel void attention_decode(
             const uint slot = step[STEP_SLOTS + row];
             keep_head(values, cache + kv_keys(slot / PAGE, kv_head) + (h == HEADS ? 0 : KV_PART), slot % PAGE, lane);
         }
+        // What was kept was read by other lanes than those that round it here.
+        simdgroup_barrier(mem_flags::mem_threadgroup);
         for (uint i = lane; i < HEAD_DIM; i += 32) values[i] = float(to_half(values[i]));
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
