@@ -15,9 +15,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How often a waiting thread looks before it sleeps: some 5 µs, longer than most waits of a step take. Whoever spins
-/// longer keeps the system from running the thread that it waits for on its core, when a neighbour has taken the other's.
-const SPINS: u32 = 150;
+/// How long a waiting thread spins before it sleeps: longer than most waits of a step take, and about as long as it takes to
+/// wake a core of a virtual machine. Whoever spins longer keeps the system from running the thread that it waits for on its
+/// core, when a neighbour has taken the other's.
+const SPIN: Duration = Duration::from_micros(25);
+/// How often it looks before it first looks at the clock, and again.
+const LOOKS: u32 = 16;
 
 /// A worker panicked; the others were released from their barriers and the run was abandoned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -68,13 +71,19 @@ impl Event {
 
     /// Returns when the value is not `old`, with the time that this took beyond spinning.
     fn wait(&self, old: u32) -> Duration {
-        for _ in 0..SPINS {
-            if self.value() != old {
-                return Duration::ZERO;
+        let mut spinning = None;
+        let start = loop {
+            for _ in 0..LOOKS {
+                if self.value() != old {
+                    return Duration::ZERO;
+                }
+                std::hint::spin_loop();
             }
-            std::hint::spin_loop();
-        }
-        let start = Instant::now();
+            let now = Instant::now();
+            if now - *spinning.get_or_insert(now) > SPIN {
+                break now;
+            }
+        };
         let mut guard = lock(&self.lock);
         self.sleepers.fetch_add(1, Ordering::SeqCst);
         while self.value.load(Ordering::SeqCst) == old {
