@@ -288,7 +288,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     /// The variants of a family that are right, those of the table that comes with the project first.
     fn find_right(&mut self, family: Family, tell: Tell<'_>) -> Result<Vec<Variant>, Error> {
         let (shipped, others) = self.variants(family);
-        let mut right = Vec::new();
+        let (mut right, mut wrong) = (Vec::new(), None::<String>);
         for (i, variant) in shipped.iter().chain(&others).copied().enumerate() {
             if self.effort == Effort::Short && !right.is_empty() && i >= shipped.len() {
                 break;
@@ -296,7 +296,14 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             tell(&format!("checking {variant}"));
             match self.check_variant(family, variant, true) {
                 Ok(()) => right.push(variant),
-                Err(why) => self.dropped.push((variant, why)),
+                Err(why) => {
+                    // Where the next one fails in the same words, it is another kernel that is wrong.
+                    let another = wrong.replace(why.clone()).is_some_and(|before| before == why);
+                    self.dropped.push((variant, why));
+                    if another && right.is_empty() {
+                        break;
+                    }
+                }
             }
         }
         let Some(&first) = right.first() else {
