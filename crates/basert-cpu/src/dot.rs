@@ -46,6 +46,7 @@ pub(crate) fn few(isa: Isa, format: Format) -> usize {
         (_, 1) => 12,
         (Isa::Avx512, 32) => 24,
         (Isa::Avx512, _) => 12,
+        (Isa::Avx2, _) => 5,
         _ => 8,
     }
 }
