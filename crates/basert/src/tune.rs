@@ -288,7 +288,7 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     /// The variants of a family that are right, those of the table that comes with the project first.
     fn find_right(&mut self, family: Family, tell: Tell<'_>) -> Result<Vec<Variant>, Error> {
         let (shipped, others) = self.variants(family);
-        let (mut right, mut wrong) = (Vec::new(), None::<String>);
+        let mut right = Vec::new();
         for (i, variant) in shipped.iter().chain(&others).copied().enumerate() {
             if self.effort == Effort::Short && !right.is_empty() && i >= shipped.len() {
                 break;
@@ -297,10 +297,11 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
             match self.check_variant(family, variant, true) {
                 Ok(()) => right.push(variant),
                 Err(why) => {
-                    // Where the next one fails in the same words, it is another kernel that is wrong.
-                    let another = wrong.replace(why.clone()).is_some_and(|before| before == why);
+                    // Where two in a row fail in the same words, it is another kernel that is wrong.
+                    let before = self.dropped.last().filter(|(before, _)| before.family() == family);
+                    let again = before.is_some_and(|(_, words)| *words == why);
                     self.dropped.push((variant, why));
-                    if another && right.is_empty() {
+                    if again && right.is_empty() {
                         break;
                     }
                 }
