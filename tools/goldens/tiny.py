@@ -48,6 +48,12 @@ def llama_v4(config):
     return v4(config) | {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling}
 
 
+def yarn(config, **magnitude):
+    """The same for a context of four times the length, with queries and keys enlarged in one of two ways."""
+    scaling = dict(rope_type="yarn", rope_theta=1000000.0, factor=4.0, original_max_position_embeddings=32)
+    return config | {"rope_parameters": scaling | magnitude}
+
+
 def v4(config):
     """What every configuration had before transformers 5."""
     config["torch_dtype"] = config.pop("dtype")
@@ -91,6 +97,14 @@ MODELS = {
             rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
         ),
         dtype=torch.bfloat16,
+        variants={
+            "windows": lambda config: config | {
+                "use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "yarn": lambda config: yarn(config, attention_factor=1.25),
+            "yarn-mscale": lambda config: yarn(config, mscale=1.0, mscale_all_dim=0.5),
+        },
     ),
     "qwen3": dict(
         config=COMMON | dict(
