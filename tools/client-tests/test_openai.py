@@ -93,6 +93,21 @@ class Chat(unittest.TestCase):
         if answer.choices[0].finish_reason == "stop":
             self.assertIsInstance(json.loads(answer.choices[0].message.content), dict)
 
+    def test_an_answer_calls_tools_or_has_a_schema(self):
+        strict = {"type": "function", "function": {**ADD["function"], "strict": True}}
+        answers = [
+            self.client.chat.completions.parse(
+                **asked("What is 2 and 3?", max_tokens=200) | {"temperature": 1}, tools=[strict], response_format=Colour, seed=seed
+            ).choices[0].message
+            for seed in range(8)
+        ]
+        for answer in answers:
+            if answer.tool_calls:
+                self.assertEqual(set(answer.tool_calls[0].function.parsed_arguments), {"a", "b"})
+            else:
+                self.assertIsInstance(answer.parsed, Colour)
+        self.assertEqual({bool(answer.tool_calls) for answer in answers}, {False, True})
+
     def test_mistakes_are_the_clients_own_errors(self):
         with self.assertRaisesRegex(openai.NotFoundError, "no model 'other'"):
             self.create(**{**asked("x"), "model": "other"})

@@ -367,6 +367,60 @@ fn calls_that_are_asked_for_are_what_the_dialect_reads() {
     }
 }
 
+/// With tools and a format, an answer is calls, or a text of that format, and both come about.
+#[test]
+fn answers_call_tools_or_have_a_format() {
+    let plain = Arc::new(common::byte_tokenizer(&["<|im_end|>"]));
+    let control = Arc::new(common::byte_tokenizer(&CONTROL));
+    let city = Grammar::JsonSchema(json!({
+        "type": "object", "properties": {"city": {"type": "string", "maxLength": 3}}, "required": ["city"],
+        "additionalProperties": false,
+    }));
+    for name in Dialect::names() {
+        let dialect = Dialect::named(name).unwrap();
+        let calls = CallGrammar::new(Arc::clone(&dialect), &tools(), None, false).unwrap();
+        let grammar = Grammar::CallsOr(calls, Box::new(city.clone()));
+        let prompt = if name == "harmony" { "<|start|>assistant" } else { "" };
+        for tokenizer in [&plain, &control] {
+            let compiler = GrammarCompiler::new(Arc::clone(tokenizer)).unwrap();
+            let of_dialect =
+                |reasons| Preface::OfDialect { dialect: Arc::clone(&dialect), prompt: prompt.into(), reasons };
+            let (mut called, mut texts) = (0, 0);
+            for preface in [of_dialect(false), of_dialect(true), Preface::None] {
+                let constraint = compiler.compile_after(&grammar, &preface).unwrap();
+                for seed in 0..25 {
+                    let (ids, ended) = wander(tokenizer, &constraint, &mut Random(seed), 1000);
+                    // Without its header, a text of harmony's is none.
+                    if !ended || (name == "harmony" && matches!(preface, Preface::None)) {
+                        continue;
+                    }
+                    let events = parse(&dialect, tokenizer, prompt, &ids);
+                    let text: String = events
+                        .iter()
+                        .filter_map(|event| match event {
+                            Event::Content(text) => Some(text.as_str()),
+                            _ => None,
+                        })
+                        .collect();
+                    if events.iter().any(|event| matches!(event, Event::CallEnded { .. })) {
+                        assert!(text.is_empty(), "{name}: {text:?} beside a call");
+                        called += 1;
+                    } else {
+                        let value: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{name}: {text:?}"));
+                        assert!(value["city"].is_string(), "{name}: {text:?}");
+                        texts += 1;
+                    }
+                }
+            }
+            assert!(called > 0 && texts > 0, "{name}: {called} calls, {texts} texts");
+        }
+    }
+    let (_, compiler) = bytes();
+    let calls = CallGrammar::new(Dialect::named("hermes").unwrap(), &tools(), None, false).unwrap();
+    let wrong = Grammar::CallsOr(calls, Box::new(Grammar::Regex("(".into())));
+    assert!(compiler.compile(&wrong).unwrap_err().to_string().starts_with("regular expression: "));
+}
+
 #[test]
 fn tools_that_cannot_be_asked_for_are_named() {
     let (_, compiler) = bytes();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar};
+use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar, GrammarError};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
@@ -211,29 +211,21 @@ impl Chat {
             Choice::Required => Some(None),
             Choice::Auto | Choice::None => None,
         };
-        let (param, grammar) = match (named, self.format.grammar()) {
+        let calls = |named| CallGrammar::new(model.dialect.clone(), tools, named, self.tools.parallel);
+        let grammar = match (named, self.format.grammar()) {
             (None, None) => return Ok(None),
-            (None, Some(_)) if !tools.is_empty() => {
-                let message =
-                    "an answer has a format or may call tools, not both; set tool_choice to none, or leave it out";
-                return Err(ApiError::field(self.format.field(), message));
-            }
-            (None, Some(grammar)) => (self.format.field(), Ok(grammar.clone())),
-            (Some(_), Some(_)) => {
-                return Err(ApiError::field(
-                    self.format.field(),
-                    "an answer that has to call tools has no other format",
-                ));
-            }
-            (Some(named), None) => {
-                let calls = CallGrammar::new(model.dialect.clone(), tools, named, self.tools.parallel);
-                ("tools", calls.map(Grammar::Calls))
-            }
+            (None, Some(format)) if tools.is_empty() => Ok(format.clone()),
+            (None, Some(format)) => calls(None).map(|calls| Grammar::CallsOr(calls, Box::new(format.clone()))),
+            // Of an answer that only calls, nothing is text that could have a format.
+            (Some(named), _) => calls(named).map(Grammar::Calls),
         };
         let asked = self.variables.get("enable_thinking").and_then(Value::as_bool);
         let reasons = model.reasons && asked.unwrap_or(true);
         let constraint = grammar.and_then(|grammar| model.constraint(&grammar, prompt, reasons));
-        constraint.map(Some).map_err(|error| ApiError::field(param, error))
+        constraint.map(Some).map_err(|error| {
+            let of_tools = matches!(error, GrammarError::Tools { .. }) || self.format.grammar().is_none();
+            ApiError::field(if of_tools { "tools" } else { self.format.field() }, error)
+        })
     }
 }
 

@@ -388,6 +388,18 @@ fn a_tool_that_has_to_be_called_is_called() {
     for call in among["choices"][0]["message"]["tool_calls"].as_array().unwrap() {
         assert_eq!(call["function"]["name"], "first");
     }
+    // A format counts where text is allowed, and then an answer is one or the other.
+    let format = json!({ "type": "json_schema", "json_schema": { "name": "one", "schema": schema } });
+    let formatted = server.ask(CHAT, &with(body.clone(), json!({ "response_format": format })));
+    assert_eq!(formatted["choices"][0]["message"]["tool_calls"].as_array().unwrap().len(), 1, "{formatted}");
+    let either = json!({ "response_format": format, "tool_choice": "auto", "n": 8, "temperature": 1.0 });
+    for choice in server.ask(CHAT, &with(body.clone(), either))["choices"].as_array().unwrap() {
+        match (choice["finish_reason"].as_str().unwrap(), choice["message"]["content"].as_str()) {
+            ("stop", Some(said)) => assert!(serde_json::from_str::<Value>(said).unwrap()["n"].is_u64(), "{said}"),
+            ("tool_calls", None) | ("length", _) => {}
+            _ => panic!("{choice}"),
+        }
+    }
     // Cut off, it is no call.
     let cut = server.ask(CHAT, &with(body, json!({ "max_tokens": 12 })));
     assert_eq!(cut["choices"][0]["finish_reason"], "length");

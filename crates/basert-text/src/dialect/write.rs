@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{Between, Dialect, Form};
+use crate::grammar::Answer;
 use crate::{GrammarError, Tokenizer};
 
 /// Space after reasoning.
@@ -109,9 +110,6 @@ impl CallGrammar {
 }
 
 impl Dialect {
-    /// What a preface calls the grammar of the answer.
-    pub(crate) const ANSWER: &'static str = "answer";
-
     fn shape(&self) -> Shape {
         let Some(style) = self.call.first() else { return Shape { around: Between::default(), gap: None } };
         let Between { open, close } = style.around.clone();
@@ -157,33 +155,34 @@ impl Dialect {
         format!("{}{}{}", shape.around.open, written.join(shape.gap.as_deref().unwrap_or_default()), shape.around.close)
     }
 
-    /// A grammar in Lark of the reasoning and headers that come before an answer, and the answer, after this prompt.
-    pub(crate) fn preface(&self, tokenizer: &Tokenizer, prompt: &str, reasons: bool, is_call: bool) -> String {
+    /// A grammar in Lark of the reasoning and headers that come before one of these answers, and the answer, after this
+    /// prompt.
+    pub(crate) fn preface(&self, tokenizer: &Tokenizer, prompt: &str, reasons: bool, answers: &[Answer]) -> String {
         let text = |text: &str| lark_text(tokenizer, text);
-        let answer = Self::ANSWER;
+        let answer = |header: &str| Answer::any(answers, header);
         if let Some(channels) = &self.channels {
             let super::Channels { start, channel, message, reasoning, .. } = channels;
             let role = prompt.rsplit_once(start.as_str()).map_or("", |(_, role)| role);
             if role.contains(message.as_str()) || role.contains(channel.as_str()) {
-                return format!("start: @{answer}");
+                return format!("start: {}", answer(""));
             }
-            let header = if is_call { String::new() } else { text(&format!("{channel}{}{message}", channels.answer)) };
+            let answer = answer(&text(&format!("{channel}{}{message}", channels.answer)));
             let (Some(name), Some(end), true) = (reasoning.first(), channels.end.first(), reasons) else {
-                return format!("start: {header} @{answer}");
+                return format!("start: {answer}");
             };
             let open = text(&format!("{channel}{name}{message}"));
             let thought = lark_thought(tokenizer, &format!("{end}{start}{role}"));
-            return format!("start: ({open} thought)* {header} @{answer}\n{thought}");
+            return format!("start: ({open} thought)* ({answer})\n{thought}");
         }
         let is_open = self.reasoning.iter().find(|pair| prompt.trim_end().ends_with(&pair.open));
         let Some(pair) = is_open.or(self.reasoning.first().filter(|_| reasons)) else {
-            return format!("start: @{answer}");
+            return format!("start: {}", answer(""));
         };
         let start = match is_open {
             Some(_) => format!("thought {AFTER_REASONING}"),
             None => format!("({} thought {AFTER_REASONING})?", text(&pair.open)),
         };
-        format!("start: {start} @{answer}\n{}", lark_thought(tokenizer, &pair.close))
+        format!("start: {start} ({})\n{}", answer(""), lark_thought(tokenizer, &pair.close))
     }
 }
 

@@ -52,6 +52,8 @@ pub enum Grammar {
     Regex(String),
     /// Calls of tools, as a dialect writes them.
     Calls(CallGrammar),
+    /// Calls of tools, or an answer by another grammar, which is not one of calls.
+    CallsOr(CallGrammar, Box<Grammar>),
 }
 
 /// What may come before the part of an answer that a grammar is for.
@@ -147,31 +149,30 @@ impl GrammarCompiler {
     /// # Errors
     /// As for [`GrammarCompiler::compile`].
     pub fn compile_after(&self, grammar: &Grammar, preface: &Preface) -> Result<Constraint, GrammarError> {
-        let grammar_error = |reason| GrammarError::Grammar { kind: "grammar", reason };
-        match grammar {
-            Grammar::JsonObject => self.compile_after(&Grammar::JsonSchema(json!({"type": "object"})), preface),
+        self.start(self.sources(grammar)?, preface).map_err(|reason| self.blame(grammar, reason))
+    }
+
+    /// What the library gets: a grammar for each kind of answer that there may be.
+    fn sources(&self, grammar: &Grammar) -> Result<Vec<(Answer, GrammarWithLexer)>, GrammarError> {
+        let checked = |source: &str| refuse_long(source).map_err(|reason| self.blame(grammar, reason));
+        let source = match grammar {
+            Grammar::JsonObject => return self.sources(&Grammar::JsonSchema(any_object())),
             Grammar::JsonSchema(schema) => {
                 schema::check(schema)?;
-                let start = |schema: &Value, preface| {
-                    self.start(GrammarWithLexer::from_json_schema(schema::with_space(schema)), preface, Answer::Text)
-                };
-                start(schema, preface)
-                    .map_err(|reason| schema::blame(schema, reason, &|part| start(part, &Preface::None).map(drop)))
+                GrammarWithLexer::from_json_schema(schema::with_space(schema))
             }
             Grammar::Lark(lark) => {
-                refuse_long(lark).map_err(grammar_error)?;
-                let source = GrammarWithLexer::from_lark(lark.clone());
-                self.start(source, preface, Answer::Text).map_err(grammar_error)
+                checked(lark)?;
+                GrammarWithLexer::from_lark(lark.clone())
             }
             Grammar::Gbnf(gbnf) => {
-                refuse_long(gbnf).map_err(grammar_error)?;
-                let lark = on_own_stack(|| gbnf::to_lark(gbnf)).map_err(grammar_error)?;
-                self.start(GrammarWithLexer::from_lark(lark), preface, Answer::Text).map_err(grammar_error)
+                checked(gbnf)?;
+                let lark = on_own_stack(|| gbnf::to_lark(gbnf)).map_err(|reason| self.blame(grammar, reason))?;
+                GrammarWithLexer::from_lark(lark)
             }
             Grammar::Regex(regex) => {
-                let failed = |reason| GrammarError::Grammar { kind: "regular expression", reason };
-                refuse_long(regex).map_err(failed)?;
-                self.start(GrammarWithLexer::from_regex(regex), preface, Answer::Text).map_err(failed)
+                checked(regex)?;
+                GrammarWithLexer::from_regex(regex)
             }
             Grammar::Calls(calls) => {
                 for (name, schema) in calls.tools() {
@@ -179,19 +180,48 @@ impl GrammarCompiler {
                     compiled.map_err(|error| GrammarError::Tools { reason: format!("{name}: {error}") })?;
                 }
                 let lark = GrammarWithLexer::from_lark(calls.to_lark(&self.tokenizer));
-                self.start(lark, preface, Answer::Calls).map_err(|reason| GrammarError::Tools { reason })
+                return Ok(vec![(Answer::Calls, lark)]);
             }
+            Grammar::CallsOr(calls, other) => {
+                // What is wrong with it shows by itself; together it is not told apart from the calls.
+                self.compile(other)?;
+                let mut sources = self.sources(&Grammar::Calls(calls.clone()))?;
+                sources.extend(self.sources(other)?);
+                return Ok(sources);
+            }
+        };
+        Ok(vec![(Answer::Text, source)])
+    }
+
+    /// The error that a grammar cannot be used for this reason.
+    fn blame(&self, grammar: &Grammar, reason: String) -> GrammarError {
+        match grammar {
+            Grammar::JsonObject => self.blame(&Grammar::JsonSchema(any_object()), reason),
+            Grammar::JsonSchema(schema) => schema::blame(schema, reason, &|part| {
+                let source = GrammarWithLexer::from_json_schema(schema::with_space(part));
+                self.start(vec![(Answer::Text, source)], &Preface::None).map(drop)
+            }),
+            Grammar::Lark(_) | Grammar::Gbnf(_) => GrammarError::Grammar { kind: "grammar", reason },
+            Grammar::Regex(_) => GrammarError::Grammar { kind: "regular expression", reason },
+            Grammar::Calls(_) | Grammar::CallsOr(..) => GrammarError::Tools { reason },
         }
     }
 
-    fn start(&self, mut grammar: GrammarWithLexer, preface: &Preface, answer: Answer) -> Result<Constraint, String> {
-        let mut grammars = Vec::new();
-        if let Preface::OfDialect { dialect, prompt, reasons } = preface {
-            let lark = dialect.preface(&self.tokenizer, prompt, *reasons, answer == Answer::Calls);
-            grammar.name = Some(Dialect::ANSWER.into());
-            grammars.push(GrammarWithLexer::from_lark(lark));
-        }
-        grammars.push(grammar);
+    fn start(&self, sources: Vec<(Answer, GrammarWithLexer)>, preface: &Preface) -> Result<Constraint, String> {
+        let answers: Vec<Answer> = sources.iter().map(|&(answer, _)| answer).collect();
+        let lark = match preface {
+            Preface::OfDialect { dialect, prompt, reasons } => {
+                Some(dialect.preface(&self.tokenizer, prompt, *reasons, &answers))
+            }
+            Preface::None => (answers.len() > 1).then(|| format!("start: {}", Answer::any(&answers, ""))),
+        };
+        let named = lark.is_some();
+        let mut grammars: Vec<_> = lark.map(GrammarWithLexer::from_lark).into_iter().collect();
+        grammars.extend(
+            sources
+                .into_iter()
+                .map(|(answer, grammar)| GrammarWithLexer { name: named.then(|| answer.name().into()), ..grammar }),
+        );
         let top = TopLevelGrammar { grammars, max_tokens: None };
         on_own_stack(|| {
             let matcher = Matcher::new(self.factory.create_parser(top));
@@ -208,11 +238,34 @@ impl GrammarCompiler {
     }
 }
 
+fn any_object() -> Value {
+    json!({"type": "object"})
+}
+
 /// What a grammar is for.
 #[derive(Clone, Copy, PartialEq)]
-enum Answer {
+pub(crate) enum Answer {
     Text,
     Calls,
+}
+
+impl Answer {
+    /// What other grammars call it.
+    fn name(self) -> &'static str {
+        match self {
+            Answer::Text => "text",
+            Answer::Calls => "calls",
+        }
+    }
+
+    /// One of these in Lark, a text after its header.
+    pub(crate) fn any(answers: &[Answer], header: &str) -> String {
+        let one = |answer: &Answer| match answer {
+            Answer::Text => format!("{header} @{}", answer.name()),
+            Answer::Calls => format!("@{}", answer.name()),
+        };
+        answers.iter().map(one).collect::<Vec<_>>().join(" | ")
+    }
 }
 
 fn refuse_long(source: &str) -> Result<(), String> {
