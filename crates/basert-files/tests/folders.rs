@@ -114,6 +114,29 @@ fn quantised_folders_are_refused_by_name() {
     assert!(ModelFile::open(folder.path()).is_ok());
 }
 
+/// Whoever wants the parts that see has to ask for another model; the text is the same without them.
+#[test]
+fn of_a_model_that_also_sees_the_text_part_is_opened() {
+    for (before, head) in [("language_model.model.", "language_model.lm_head"), ("model.language_model.", "lm_head")] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = json!({
+            "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 106],
+            "hidden_size": null, "vision_config": { "hidden_size": 32 },
+            "text_config": { "model_type": "gemma3_text", "hidden_size": 64, "eos_token_id": null },
+        });
+        let names = [format!("{before}norm.weight"), format!("{head}.weight"), "vision_tower.norm.weight".to_owned()];
+        let tensors = names.map(|name| TensorSpec::new(name, Format::F32, &[64]));
+        write_folder(folder.path(), &config, &tensors, usize::MAX, |tensor, out| out.append(&values(tensor))).unwrap();
+        let model = ModelFile::open(folder.path()).unwrap();
+        assert_eq!(model.get("model_type").and_then(Value::as_str), Some("gemma3_text"));
+        assert_eq!(model.get("hidden_size").and_then(Value::as_u64), Some(64));
+        assert_eq!(model.get("eos_token_id.1").and_then(Value::as_u64), Some(106));
+        assert_eq!(model.get("vision_config.hidden_size"), None);
+        let found: Vec<&str> = model.tensors().map(|tensor| tensor.name).collect();
+        assert_eq!(found, ["model.norm.weight", "lm_head.weight"]);
+    }
+}
+
 #[test]
 fn an_index_must_be_true() {
     let index = |change: fn(&mut Json)| {

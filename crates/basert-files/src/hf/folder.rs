@@ -7,7 +7,7 @@ use std::path::{Component, Path};
 use indexmap::IndexMap;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use super::parse_safetensors;
 use crate::{FileError, Mapping, Problem, TensorInfo};
@@ -17,6 +17,14 @@ const INDEX: &str = "model.safetensors.index.json";
 
 /// Keys of a configuration under which quantisers say what they did to the weights.
 const QUANTISERS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
+
+/// How the text part of a model that also sees or hears calls its tensors, and what they are called where there is no more.
+const TEXT_PART: [(&str, &str); 4] = [
+    ("language_model.", ""),
+    ("model.language_model.", "model."),
+    ("model.text_model.", "model."),
+    ("lm_head.", "lm_head."),
+];
 
 /// A safetensors file and the tensors in it.
 pub(crate) type Shard = (Mapping, IndexMap<String, TensorInfo>);
@@ -29,7 +37,7 @@ struct Index {
 /// Reads the configuration of the folder and maps its safetensors files.
 ///
 /// The configuration is that of `config.json`, with the contents of `generation_config.json`, where there is one,
-/// under the key `generation_config`.
+/// under the key `generation_config`. Of a model that also sees or hears it is the text part.
 pub(crate) fn open(folder: &Path) -> Result<(Json, Vec<Shard>), FileError> {
     let path = folder.join(CONFIG);
     let mut config: Json = read_json(&path)?;
@@ -41,7 +49,29 @@ pub(crate) fn open(folder: &Path) -> Result<(Json, Vec<Shard>), FileError> {
     if generation.exists() {
         fields.insert("generation_config".into(), read_json(&generation)?);
     }
-    Ok((config, open_shards(folder)?))
+    let mut shards = open_shards(folder)?;
+    if let Some(text) = text_part(fields) {
+        config = text;
+        for (_, tensors) in &mut shards {
+            *tensors = std::mem::take(tensors).into_iter().filter_map(of_text_part).collect();
+        }
+    }
+    Ok((config, shards))
+}
+
+/// The configuration of the text part, if the model has others, with what all parts share.
+fn text_part(fields: &Map<String, Json>) -> Option<Json> {
+    let text = fields.get("text_config")?.as_object()?;
+    text.get("model_type")?;
+    let of_all = fields.iter().filter(|(key, _)| !key.ends_with("_config") || *key == "generation_config");
+    let own = text.iter().filter(|(_, value)| !value.is_null());
+    Some(of_all.chain(own).map(|(key, value)| (key.clone(), value.clone())).collect())
+}
+
+/// A tensor under the name that it has in the text part alone, if it belongs to that.
+fn of_text_part((name, info): (String, TensorInfo)) -> Option<(String, TensorInfo)> {
+    let (prefix, alone) = TEXT_PART.iter().find(|(prefix, _)| name.starts_with(prefix))?;
+    Some((format!("{alone}{}", &name[prefix.len()..]), info))
 }
 
 /// Parses the JSON file at `path`.
