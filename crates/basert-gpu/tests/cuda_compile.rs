@@ -1,6 +1,5 @@
 //! Every specialisation of a kernel that a model of any family and format asks for compiles for CUDA, without a GPU.
 //! `tools/test` fetches the compiler.
-#![cfg(not(target_os = "macos"))]
 
 use std::path::Path;
 use std::sync::Arc;

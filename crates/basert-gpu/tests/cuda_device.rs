@@ -1,6 +1,5 @@
 //! What a CUDA GPU does with memory, recordings and mistakes. One test, since a mistake costs the process its context.
 //! Without a GPU it checks only that its absence is explained. `--nocapture` shows what things take.
-#![cfg(not(target_os = "macos"))]
 
 use std::time::Instant;
 

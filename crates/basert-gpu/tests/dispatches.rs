@@ -1,13 +1,11 @@
 //! The dispatches of a step of each family, as snapshots: a change of their number shows in review.
 
-mod common;
-
 use std::fmt::Write;
 
 use basert_core::KvFormat;
 use basert_gpu::{Dispatch, Recorder};
 
-use common::{GREEDY, load, model, one_token, prompt};
+use crate::common::{GREEDY, load, model, one_token, prompt};
 
 fn dispatches(family: &str) -> String {
     let recorder = Recorder::new("cuda", 132);

@@ -2,10 +2,9 @@
 //!
 //! The expected outputs are written by tools/tokenizer-goldens.py, which describes their form.
 
-mod common;
-
 use basert_text::{EncodeOptions, GgufVocabulary, Tokenizer};
-use common::{Converted, corpus, data, from_gguf_file, from_json};
+
+use crate::common::{Converted, corpus, data, from_gguf_file, from_json};
 
 fn fnv1a(bytes: &[u8]) -> String {
     let hash =

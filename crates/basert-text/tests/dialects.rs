@@ -1,10 +1,10 @@
 //! Answers in every dialect, taken apart in one piece and in any others.
 
-mod common;
-
 use basert_text::{Detokenizer, Dialect, EncodeOptions, Event, Parser, ParserOptions, StopTexts};
 use proptest::prelude::*;
 use serde_json::Value;
+
+use crate::common;
 
 const TOOLS: [&str; 3] = ["get_weather", "time", "add"];
 

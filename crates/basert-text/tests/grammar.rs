@@ -1,15 +1,14 @@
 //! What grammars let through, and what they refuse.
 
-mod common;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basert_text::{
     CallGrammar, Constraint, Detokenizer, Dialect, Event, Grammar, GrammarCompiler, ParserOptions, Preface, Tokenizer,
 };
-use common::{Random, admits, wander};
 use serde_json::{Value, json};
+
+use crate::common::{self, Random, admits, wander};
 
 fn bytes() -> (Arc<Tokenizer>, GrammarCompiler) {
     let tokenizer = Arc::new(common::byte_tokenizer(&["<|im_end|>"]));

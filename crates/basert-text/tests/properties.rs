@@ -1,11 +1,11 @@
 //! What holds for every text and every sequence of ids.
 
-mod common;
-
 use std::sync::{Arc, LazyLock};
 
 use basert_text::{ChatTemplate, Detokenizer, EncodeOptions, Tokenizer};
 use proptest::prelude::*;
+
+use crate::common;
 
 static BYTE_PAIR: LazyLock<Arc<Tokenizer>> =
     LazyLock::new(|| Arc::new(common::from_gguf_file("SmolLM2-135M-Instruct.Q4_1.gguf")));

@@ -1,7 +1,5 @@
 //! What is wrong with a vocabulary is said with the name of the field, and nothing panics.
 
-mod common;
-
 use basert_text::{EncodeOptions, GgufVocabulary, HuggingFaceFiles, Tokenizer, TokenizerError};
 use serde_json::{Value, json};
 

@@ -1,14 +1,13 @@
 //! JSON schemas from elsewhere: what a grammar lets through is what a validator calls valid.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use basert_text::{Grammar, GrammarCompiler, Tokenizer};
-use common::{Random, admits, wander};
 use serde_json::{Map, Value};
+
+use crate::common::{self, Random, admits, wander};
 
 /// The ways to write a value that count as the same: keys in any order, whole numbers with and without a fraction. No more
 /// than `MOST`.

@@ -1,9 +1,9 @@
 //! Rendered chat templates are, byte for byte, those of `transformers`; written by tools/template-goldens.py.
 
-mod common;
-
 use basert_text::{ChatRequest, ChatTemplate, TemplateError};
 use serde_json::{Value, json};
+
+use crate::common;
 
 fn render(source: &str, variables: &Value, request: &Value) -> Result<String, TemplateError> {
     let list = |key: &str| request[key].as_array().map(Vec::as_slice);

@@ -1,11 +1,11 @@
 //! What was parsed from an answer is, put back into the conversation, the same text again.
 
-mod common;
-
 use std::sync::Arc;
 
 use basert_text::{ChatRequest, ChatTemplate, Dialect, Event, ParserOptions};
 use serde_json::{Map, Value, json};
+
+use crate::common;
 
 /// The message that an API makes of the events.
 fn message(events: &[Event]) -> Value {

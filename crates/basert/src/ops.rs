@@ -135,7 +135,7 @@ impl Row {
         let names: String = self.tensors.iter().map(|(name, ..)| format!("{name} = {{ gguf = '{name}' }}\n")).collect();
         let text = format!(
             "name = 'row'\ngguf = ['row']\nuse = ['common']\n[parameters]\nlayers = 1\ncontext = {CONTEXT}\neps = 1e-5\n\
-             head_dim = 64\nrope_dim = 'head_dim'\nrope_scaling = \"'none'\"\nuse_sliding_window = false\n\
+             head_dim = 64\nrope_dim = 'head_dim'\nrope_scaling = \"'none'\"\n\
              [tensors]\n{names}[rope.main]\nbase = 10000\nfactor = 1\nlow_freq_factor = 1\nhigh_freq_factor = 4\n\
              original_context = {CONTEXT}\n[rope.turned]\nbase = 10000\ndim = 32\npairs = \"'interleaved'\"\n[graph]\n\
              start = [ {{ op = 'embed', weight = 'embed', out = 'x' }}, {} ]\n\

@@ -1,5 +1,4 @@
 //! Tuning on a GPU some of whose kernels are wrong: those are dropped and replaced, or the GPU is not used.
-#![cfg(unix)]
 
 use std::sync::Arc;
 

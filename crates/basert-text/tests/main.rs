@@ -1,0 +1,11 @@
+//! Tokenizers, templates, dialects and grammars, beside other implementations and by their own rules.
+
+mod common;
+mod conformance;
+mod dialects;
+mod grammar;
+mod properties;
+mod robustness;
+mod schemas;
+mod templates;
+mod turns;

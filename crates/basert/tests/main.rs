@@ -1,0 +1,11 @@
+//! Whole models through the library.
+
+mod constrained;
+mod greedy;
+mod plans;
+mod prefixes;
+mod refusals;
+mod same_answer;
+mod synth;
+#[cfg(unix)]
+mod tune;
