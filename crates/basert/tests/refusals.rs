@@ -104,6 +104,22 @@ fn hyperparameters_that_do_not_fit_the_tensors() {
     check(&copy.error(), &["7 heads"]);
 }
 
+/// Qwen2 says which layers have windows, and Llama does not.
+#[test]
+fn windows_that_the_architecture_does_not_describe() {
+    let source = tiny().join("llama");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let config = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let config = config.replacen('{', "{\"use_sliding_window\": true,", 1);
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let file = ModelFile::open(folder.path()).unwrap();
+    check(&Model::plan_of(&file, &Options::default()).unwrap_err().to_string(), &["use_sliding_window is true"]);
+}
+
 #[test]
 fn an_unknown_quantisation() {
     let mut copy = Copy::of("quantised/q4_0.gguf");

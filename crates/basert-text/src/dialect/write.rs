@@ -159,14 +159,14 @@ impl Dialect {
     /// prompt.
     pub(crate) fn preface(&self, tokenizer: &Tokenizer, prompt: &str, reasons: bool, answers: &[Answer]) -> String {
         let text = |text: &str| lark_text(tokenizer, text);
-        let answer = |header: &str| Answer::any(answers, header);
+        let one_after = |header: &str| Answer::any(answers, header);
         if let Some(channels) = &self.channels {
             let super::Channels { start, channel, message, reasoning, .. } = channels;
             let role = prompt.rsplit_once(start.as_str()).map_or("", |(_, role)| role);
             if role.contains(message.as_str()) || role.contains(channel.as_str()) {
-                return format!("start: {}", answer(""));
+                return format!("start: {}", one_after(""));
             }
-            let answer = answer(&text(&format!("{channel}{}{message}", channels.answer)));
+            let answer = one_after(&text(&format!("{channel}{}{message}", channels.answer)));
             let (Some(name), Some(end), true) = (reasoning.first(), channels.end.first(), reasons) else {
                 return format!("start: {answer}");
             };
@@ -176,13 +176,13 @@ impl Dialect {
         }
         let is_open = self.reasoning.iter().find(|pair| prompt.trim_end().ends_with(&pair.open));
         let Some(pair) = is_open.or(self.reasoning.first().filter(|_| reasons)) else {
-            return format!("start: {}", answer(""));
+            return format!("start: {}", one_after(""));
         };
         let start = match is_open {
             Some(_) => format!("thought {AFTER_REASONING}"),
             None => format!("({} thought {AFTER_REASONING})?", text(&pair.open)),
         };
-        format!("start: {start} ({})\n{}", answer(""), lark_thought(tokenizer, &pair.close))
+        format!("start: {start} ({})\n{}", one_after(""), lark_thought(tokenizer, &pair.close))
     }
 }
 

@@ -183,7 +183,7 @@ impl GrammarCompiler {
                 return Ok(vec![(Answer::Calls, lark)]);
             }
             Grammar::CallsOr(calls, other) => {
-                // What is wrong with it shows by itself; together it is not told apart from the calls.
+                // That nothing satisfies it shows only where there are no calls instead.
                 self.compile(other)?;
                 let mut sources = self.sources(&Grammar::Calls(calls.clone()))?;
                 sources.extend(self.sources(other)?);
