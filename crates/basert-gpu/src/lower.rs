@@ -260,11 +260,10 @@ impl<'p> Lowering<'p> {
     }
 
     fn kernel(&mut self, kernel: Kernel) -> usize {
-        let kernel = self.step.define(kernel);
         let next = self.kernels.len();
         let index = *self.known.entry(kernel.clone()).or_insert(next);
         if index == next {
-            self.kernels.push(kernel);
+            self.kernels.push(self.step.define(kernel));
         }
         index
     }

@@ -49,19 +49,24 @@ impl StepLayout {
         StepLayout { positions, slots, tables, wanted, draws, tiles, pages: pages_at, masks, vocabulary, words }
     }
 
-    /// The kernel with the macros that say where the sections are.
+    /// The kernel with the macros that say where the sections are that it reads: it is the same for all steps that it can
+    /// read, and compiled once for them.
     #[must_use]
     pub fn define(&self, kernel: Kernel) -> Kernel {
-        kernel
-            .define("STEP_TOKENS", HEADER)
-            .define("STEP_POSITIONS", self.positions)
-            .define("STEP_SLOTS", self.slots)
-            .define("STEP_TABLES", self.tables)
-            .define("STEP_WANTED", self.wanted)
-            .define("STEP_DRAWS", self.draws)
-            .define("STEP_TILES", self.tiles)
-            .define("STEP_PAGES", self.pages)
-            .define("STEP_MASKS", self.masks)
+        let sections = [
+            ("STEP_TOKENS", HEADER),
+            ("STEP_POSITIONS", self.positions),
+            ("STEP_SLOTS", self.slots),
+            ("STEP_TABLES", self.tables),
+            ("STEP_WANTED", self.wanted),
+            ("STEP_DRAWS", self.draws),
+            ("STEP_TILES", self.tiles),
+            ("STEP_PAGES", self.pages),
+        ];
+        let source = kernel.source();
+        let code = || source.lines().filter(|line| !line.trim_start().starts_with("//"));
+        let read = sections.into_iter().filter(|(name, _)| code().any(|line| line.contains(name)));
+        read.fold(kernel, |kernel, (name, at)| kernel.define(name, at))
     }
 
     /// Fills `words` with a step that was checked. Returns how many of them are used, and how many tiles there are.
@@ -101,7 +106,7 @@ impl StepLayout {
     /// Fills `words` with draws that were checked. Returns which of them these are.
     pub fn encode_draws(&self, draws: &[Draw], words: &mut [u32]) -> Range<usize> {
         for (draw, words) in draws.iter().zip(words[self.draws..].chunks_exact_mut(DRAW_WORDS)) {
-            words.copy_from_slice(&words_of(draw));
+            words.copy_from_slice(&words_of(draw, draw.mask.map_or(0, |mask| self.mask(mask).start)));
         }
         self.draws..self.draws + draws.len() * DRAW_WORDS
     }
@@ -112,23 +117,29 @@ impl StepLayout {
     /// # Errors
     /// When there is no room for a mask of this number, or it allows no token.
     pub fn encode_mask(&self, mask: u32, allowed: &[u32], words: &mut [u32]) -> Result<Range<usize>, DeviceError> {
-        let length = self.vocabulary.div_ceil(32);
-        let range = self.masks + mask as usize * length..self.masks + (mask as usize + 1) * length;
+        let range = self.mask(mask);
         if first_allowed(allowed, self.vocabulary).is_none() {
             return Err(DeviceError::Step(format!("mask {mask} allows no token")));
         }
         let Some(words) = words.get_mut(range.clone()) else {
             return Err(DeviceError::Step(format!("there is no mask {mask}")));
         };
-        let given = allowed.len().min(length);
+        let given = allowed.len().min(words.len());
         words[..given].copy_from_slice(&allowed[..given]);
         words[given..].fill(0);
         Ok(range)
     }
+
+    /// Where the mask of this number is.
+    fn mask(&self, mask: u32) -> Range<usize> {
+        let length = self.vocabulary.div_ceil(32);
+        let begin = self.masks + mask as usize * length;
+        begin..begin + length
+    }
 }
 
-/// A draw as `kernels/sample/candidate.h` reads it.
-fn words_of(draw: &Draw) -> [u32; DRAW_WORDS] {
+/// A draw as `kernels/sample/candidate.h` reads it, with the place of its mask.
+fn words_of(draw: &Draw, mask: usize) -> [u32; DRAW_WORDS] {
     [
         draw.temperature.to_bits(),
         draw.top_k,
@@ -141,6 +152,6 @@ fn words_of(draw: &Draw) -> [u32; DRAW_WORDS] {
         (draw.seed >> 32) as u32,
         draw.index,
         draw.history.map_or(0, |history| history + 1),
-        draw.mask.map_or(0, |mask| mask + 1),
+        mask as u32,
     ]
 }

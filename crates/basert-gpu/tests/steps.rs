@@ -11,7 +11,7 @@ use basert_core::KvFormat;
 use basert_gpu::{Binding, Call, Dispatch, Kernel, Recorder, Recording, Signature};
 use basert_plan::{DeviceError, Draw, Fit, Plan};
 
-use common::{GREEDY, families, load, model, one_token, prompt};
+use common::{GREEDY, families, load, load_pages, model, one_token, prompt};
 
 /// The system's allocator, which counts what each thread asks it for.
 struct Counting;
@@ -256,6 +256,17 @@ fn dispatches_that_no_barrier_divides_do_not_conflict() {
         }
     }
     assert!(together > 20, "only {together} dispatches have no barrier before them");
+}
+
+/// Which are compiled, and cached, once for contexts of any length.
+#[test]
+fn a_longer_context_takes_the_same_kernels() {
+    let kernels = |pages: usize| {
+        let recorder = Recorder::new("apple", 20);
+        load_pages(&recorder, &model("qwen3"), KvFormat::F16, pages).unwrap();
+        recorder.recorded().kernels.clone()
+    };
+    assert_eq!(kernels(2), kernels(400));
 }
 
 #[test]

@@ -141,12 +141,16 @@ fn others_are_tried_where_none_of_the_usual_is_right() {
     );
 }
 
-/// A kernel that there are no variants of, and one all of whose variants are wrong.
+/// A kernel that there are no variants of, one all of whose variants are wrong, and one that is wrong for two tokens only.
 #[test]
 fn a_gpu_without_right_kernels_is_not_used() {
     let of_norms: Fault = |kernel| (kernel.function == "row_norm").then_some(Broken::Text);
     let of_products: Fault = |kernel| (kernel.function == "gemm").then_some(Broken::Text);
-    for fault in [of_norms, of_products] {
+    let of_two: Fault = |kernel| {
+        let two = kernel.function == "gemv" && value(kernel, "TOKENS") == "2";
+        two.then_some(Broken::Without(" + min(t, tokens - 1) * X_STRIDE"))
+    };
+    for fault in [of_norms, of_products, of_two] {
         let error = tuned(fault).unwrap_err();
         assert!(matches!(error, Error::Gpu(GpuError::Missing(_))), "{error:?}");
         assert!(error.to_string().contains("no result could be trusted"), "{error}");

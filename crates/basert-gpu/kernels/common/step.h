@@ -11,5 +11,5 @@
 // STEP_DRAWS       how a token is drawn from the logits of each of them, DRAW_WORDS words: see `sample/candidate.h`
 // STEP_TILES       first row, and number of rows, of each tile of queries
 // STEP_PAGES       the pages of all sequences
-// STEP_MASKS       the tokens that may be drawn, a bit for each of the vocabulary, of each draw that has a mask
+// The masks come last, to which draws point: the tokens that may be drawn, a bit for each of the vocabulary.
 #define DRAW_WORDS 12

@@ -69,8 +69,7 @@ static inline ulong history_of(thread const draw &d, device const uint *step, ui
     return d.has_history ? ulong(step[STEP_DRAWS + row * DRAW_WORDS + 10] - 1) * VOCABULARY : 0;
 }
 
-// The mask of a row.
-static inline device const uint *mask_of(thread const draw &d, device const uint *step, uint row) {
-    const uint number = d.has_mask ? step[STEP_DRAWS + row * DRAW_WORDS + 11] - 1 : 0;
-    return step + STEP_MASKS + number * ((VOCABULARY + 31) / 32);
+// The mask of a row that has one.
+static inline device const uint *mask_of(device const uint *step, uint row) {
+    return step + step[STEP_DRAWS + row * DRAW_WORDS + 11];
 }

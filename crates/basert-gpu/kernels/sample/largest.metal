@@ -24,7 +24,7 @@ kernel void largest(
     const draw d = draw_of(step, row);
     device const float *logits = all_logits + ulong(row) * LOGITS_STRIDE;
     device const ushort *history = histories + history_of(d, step, row);
-    device const uint *mask = mask_of(d, step, row);
+    device const uint *mask = mask_of(step, row);
 
     ulong best = 0;
 #pragma unroll 8

@@ -54,7 +54,7 @@ kernel void sample(
     const draw d = draw_of(step, row);
     device const float *logits = all_logits + ulong(row) * LOGITS_STRIDE;
     device ushort *history = histories + history_of(d, step, row);
-    device const uint *mask = mask_of(d, step, row);
+    device const uint *mask = mask_of(step, row);
 
     ulong best = thread_index < LARGEST_PARTS ? largest_ranks[row * LARGEST_PARTS + thread_index] : 0;
     best = threadgroup_max(best, partial, simdgroup, lane);

@@ -41,10 +41,20 @@ pub fn model(family: &str) -> (Arc<ModelFile>, Arc<Plan>) {
 /// A model on a recorder.
 pub fn load(
     recorder: &Recorder,
-    (file, plan): &(Arc<ModelFile>, Arc<Plan>),
+    model: &(Arc<ModelFile>, Arc<Plan>),
     kv: KvFormat,
 ) -> Result<Box<dyn Baked>, DeviceError> {
-    let options = LoadOptions { pages: 16, kv, progress: &mut |_, _, _| {} };
+    load_pages(recorder, model, kv, 16)
+}
+
+/// The same, with a cache of so many pages.
+pub fn load_pages(
+    recorder: &Recorder,
+    (file, plan): &(Arc<ModelFile>, Arc<Plan>),
+    kv: KvFormat,
+    pages: usize,
+) -> Result<Box<dyn Baked>, DeviceError> {
+    let options = LoadOptions { pages, kv, progress: &mut |_, _, _| {} };
     GpuDevice::new(recorder.clone()).unwrap().load(plan.clone(), file.clone(), options)
 }
 
