@@ -11,9 +11,10 @@ use crate::error::ApiError;
 use crate::server::Shared;
 
 /// Fields that do not change an answer: the APIs say that they may be ignored.
-const IGNORED: [&str; 8] = [
+const IGNORED: [&str; 9] = [
     "user",
     "metadata",
+    "client_metadata",
     "store",
     "service_tier",
     "prompt_cache_key",
@@ -67,13 +68,13 @@ impl Fields {
     /// Takes the fields of these names out and reads them.
     pub fn take<T: DeserializeOwned>(&mut self, names: &[&str]) -> Result<T, ApiError> {
         let taken = names.iter().filter_map(|&name| Some((name.to_owned(), self.0.shift_remove(name)?))).collect();
-        read(Value::Object(taken))
+        read(Value::Object(taken), "")
     }
 
     /// Reads all that are left; any that is unknown is refused by name.
     pub fn rest<T: DeserializeOwned>(mut self) -> Result<T, ApiError> {
         self.0.retain(|name, _| !IGNORED.contains(&name.as_str()));
-        read(Value::Object(self.0))
+        read(Value::Object(self.0), "")
     }
 }
 
@@ -87,10 +88,15 @@ impl<'de> Deserialize<'de> for Unsupported {
     }
 }
 
-fn read<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+/// Reads a part of a body, whose place there is `at`.
+pub fn read<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ApiError> {
     let mut track = serde_path_to_error::Track::new();
     T::deserialize(serde_path_to_error::Deserializer::new(value, &mut track)).map_err(|error| {
-        let path = track.path().to_string();
+        let path = match track.path().to_string() {
+            path if at.is_empty() => path,
+            path if path == "." => at.to_owned(),
+            path => format!("{at}.{path}"),
+        };
         let message = error.to_string();
         match message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
             Some((name, _)) => {

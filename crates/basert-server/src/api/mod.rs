@@ -3,6 +3,7 @@
 pub mod batches;
 mod chat;
 mod completions;
+mod declared;
 mod docs;
 mod embeddings;
 mod files;

@@ -10,13 +10,14 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
+use super::declared::{self, Namespaces};
 use super::format::{Asked, Format};
 use super::items::{Call, Change, Item, Items};
 use super::options::Options;
 use super::prompt::{Chat, Content, Rendered};
-use super::tools::{self, Function, Tools};
+use super::tools;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
@@ -40,7 +41,7 @@ struct Request {
     instructions: Option<String>,
     max_output_tokens: Option<usize>,
     previous_response_id: Option<String>,
-    tools: Option<Vec<Tool>>,
+    tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     reasoning: Option<Reasoning>,
@@ -58,17 +59,6 @@ struct Request {
 enum Input {
     Text(String),
     Items(Vec<Value>),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Tool {
-    #[serde(rename = "type")]
-    kind: String,
-    name: Option<String>,
-    description: Option<String>,
-    parameters: Option<Map<String, Value>>,
-    strict: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -92,7 +82,7 @@ struct Reasoning {
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Said {
     Message { role: String, content: Content },
-    FunctionCall { call_id: String, name: String, arguments: String },
+    FunctionCall { call_id: String, namespace: Option<String>, name: String, arguments: String },
     FunctionCallOutput { call_id: String, output: Content },
     Reasoning { content: Option<Content> },
 }
@@ -185,7 +175,9 @@ async fn create(
     if request.background {
         return Err(ApiError::field("background", "answers are not computed in the background"));
     }
-    let tools = request_tools(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let declared = request.tools.unwrap_or_default();
+    let (tools, namespaces, listed) =
+        declared::read(declared, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let mut messages = match &request.previous_response_id {
         Some(id) => shared.responses.get(id, client)?.messages.clone(),
         None => vec![],
@@ -207,7 +199,6 @@ async fn create(
     let effort = request.reasoning.and_then(|reasoning| reasoning.effort);
     let variables = effort.map(|effort| ("reasoning_effort".to_owned(), Value::String(effort))).into_iter().collect();
     let model = shared.registry.get(options.model.as_deref()).await?;
-    let listed: Vec<Value> = tools.for_template().iter().map(flat).collect();
     let parallel = tools.parallel;
     let format = Format::new("text.format", request.text.and_then(|text| text.format))?;
     let chat = Chat { messages: all, tools, format, variables };
@@ -250,6 +241,7 @@ async fn create(
         shared: shared.clone(),
         usage: Usage::new(1, 1),
         items: Items::default(),
+        namespaces,
         names: vec![],
         finish: None,
         sequence: 0,
@@ -258,36 +250,6 @@ async fn create(
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
     }
     reply.whole(events).await.map(IntoResponse::into_response)
-}
-
-fn request_tools(tools: Option<Vec<Tool>>, choice: Option<&Value>, parallel: Option<bool>) -> Result<Tools, ApiError> {
-    let mut functions = Vec::new();
-    for (i, tool) in tools.unwrap_or_default().into_iter().enumerate() {
-        match (tool.kind.as_str(), tool.name) {
-            ("function", Some(name)) => {
-                let Tool { description, parameters, strict: _strict, .. } = tool;
-                functions.push(Function { name, description, parameters, _strict });
-            }
-            ("function", None) => return Err(ApiError::field(format!("tools[{i}].name"), "a function needs a name")),
-            (kind, _) => {
-                let message = format!("tools of type '{kind}' are not supported; there are functions");
-                return Err(ApiError::field(format!("tools[{i}].type"), message));
-            }
-        }
-    }
-    Tools::of_functions(functions, tools::chosen(choice)?, parallel.unwrap_or(true))
-}
-
-/// A tool as this API has it.
-fn flat(tool: &Value) -> Value {
-    let function = &tool["function"];
-    json!({
-        "type": "function",
-        "name": function["name"],
-        "description": function["description"],
-        "parameters": function["parameters"],
-        "strict": false,
-    })
 }
 
 /// Adds an item of the input to the messages.
@@ -316,7 +278,8 @@ fn add(mut item: Value, path: &str, messages: &mut Vec<Value>) -> Result<(), Api
                 None => messages.push(json!({ "role": role, "content": content })),
             }
         }
-        Said::FunctionCall { call_id, name, arguments } => {
+        Said::FunctionCall { call_id, namespace, name, arguments } => {
+            let name = tools::known_name(namespace.as_deref(), &name);
             let call =
                 json!({ "id": call_id, "type": "function", "function": { "name": name, "arguments": arguments } });
             let message = assistant(messages);
@@ -363,6 +326,7 @@ struct Reply {
     shared: Shared,
     usage: Usage,
     items: Items,
+    namespaces: Namespaces,
     /// The items' ids.
     names: Vec<String>,
     finish: Option<Finish>,
@@ -433,14 +397,12 @@ impl Reply {
                 };
                 json!({ "id": id, "type": "reasoning", "summary": [], "content": content, "status": status })
             }
-            Item::Call(call) => json!({
-                "id": id,
-                "type": "function_call",
-                "status": status,
-                "call_id": call.id,
-                "name": call.name,
-                "arguments": call.arguments,
-            }),
+            Item::Call(call) => {
+                let mut item = self.namespaces.call(&call.id, &call.name, &call.arguments);
+                item["id"] = id.as_str().into();
+                item["status"] = status.into();
+                item
+            }
         }
     }
 
@@ -526,7 +488,8 @@ impl Reply {
                         self.send("response.reasoning_text.done", done, out);
                     }
                     Item::Call(call) if call.whole => {
-                        let done = of(json!({ "name": call.name, "arguments": call.arguments }));
+                        let (_, name) = self.namespaces.split(&call.name);
+                        let done = of(json!({ "name": name, "arguments": call.arguments }));
                         self.send("response.function_call_arguments.done", done, out);
                     }
                     Item::Call(_) => status = "incomplete",

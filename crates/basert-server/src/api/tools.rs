@@ -135,6 +135,11 @@ fn no_arguments() -> Map<String, Value> {
     Map::from_iter([("type".to_owned(), "object".into()), ("properties".to_owned(), json!({}))])
 }
 
+/// The name that a model knows a function by, which may be in a namespace.
+pub fn known_name(namespace: Option<&str>, name: &str) -> String {
+    namespace.map_or(name.to_owned(), |namespace| format!("{namespace}__{name}"))
+}
+
 /// What OpenAI's APIs say of the choice: which it is, and among which tools if not among all.
 pub fn chosen(choice: Option<&Value>) -> Result<(Choice, Option<Vec<String>>), ApiError> {
     let wrong = |message: &str| ApiError::field("tool_choice", message);
@@ -145,7 +150,10 @@ pub fn chosen(choice: Option<&Value>) -> Result<(Choice, Option<Vec<String>>), A
         _ => Err(wrong(&format!("{word} is not one of auto, none and required"))),
     };
     // Chats have a function's name within the function, responses beside its type.
-    let name = |of: &Value| of["function"]["name"].as_str().or(of["name"].as_str()).map(str::to_owned);
+    let name = |of: &Value| {
+        let name = of["function"]["name"].as_str().or(of["name"].as_str())?;
+        Some(known_name(of["namespace"].as_str(), name))
+    };
     let Some(choice) = choice else { return Ok((Choice::Auto, None)) };
     match choice["type"].as_str() {
         None if choice.is_string() => Ok((word(choice)?, None)),

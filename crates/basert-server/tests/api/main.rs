@@ -5,4 +5,5 @@ mod batches;
 mod life;
 mod limits;
 mod openai;
+mod responses;
 mod server;

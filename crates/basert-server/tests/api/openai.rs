@@ -15,7 +15,7 @@ fn chat(words: &str) -> Value {
     json!({ "messages": [{ "role": "user", "content": words }], "max_tokens": 24, "seed": 5, "ignore_eos": true })
 }
 
-fn with(mut body: Value, more: Value) -> Value {
+pub fn with(mut body: Value, more: Value) -> Value {
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }
@@ -254,71 +254,6 @@ fn models_are_listed_unloaded_and_loaded() {
     assert_eq!(server.get("/v1/models/one").send().unwrap().status(), 200);
     assert_eq!(server.get("/v1/models/two").send().unwrap().status(), 404);
     assert_eq!(server.refused("/v1/models/load", &json!({ "model": "two" })).0, 404);
-}
-
-const RESPONSES: &str = "/v1/responses";
-
-fn response(input: Value) -> Value {
-    json!({ "input": input, "max_output_tokens": 6, "temperature": 0, "ignore_eos": true })
-}
-
-#[test]
-fn responses_go_on_from_those_before() {
-    let server = Running::start("responses");
-    let first = server.ask(RESPONSES, &with(response(json!("One.")), json!({ "metadata": { "a": "b" } })));
-    assert_eq!((&first["object"], &first["status"]), (&json!("response"), &json!("incomplete")));
-    assert_eq!(first["metadata"], json!({ "a": "b" }));
-    let said = first["output"][0]["content"][0]["text"].as_str().unwrap();
-    let id = first["id"].as_str().unwrap();
-    let second = server.ask(RESPONSES, &with(response(json!("Two.")), json!({ "previous_response_id": id })));
-    let spelled = json!([
-        { "role": "user", "content": "One." },
-        { "type": "message", "role": "assistant", "content": [{ "type": "output_text", "text": said }] },
-        { "role": "user", "content": [{ "type": "input_text", "text": "Two." }] },
-    ]);
-    let whole = server.ask(RESPONSES, &response(spelled));
-    assert_eq!(second["output"][0]["content"], whole["output"][0]["content"]);
-    assert_eq!(second["usage"]["input_tokens"], whole["usage"]["input_tokens"]);
-    let path = format!("{RESPONSES}/{id}");
-    assert_eq!(server.get(&path).send().unwrap().text().unwrap(), first.to_string());
-    let unkept = server.ask(RESPONSES, &with(response(json!("One.")), json!({ "store": false })));
-    let unkept = format!("{RESPONSES}/{}", unkept["id"].as_str().unwrap());
-    assert_eq!(server.get(&unkept).send().unwrap().status(), 404);
-    let gone = with(response(json!("x")), json!({ "previous_response_id": "resp_0" }));
-    assert_eq!(server.refused(RESPONSES, &gone).0, 404);
-    let (status, refused) = server.refused(RESPONSES, &with(response(json!("x")), json!({ "truncation": "auto" })));
-    assert_eq!((status, &refused["error"]["param"]), (400, &json!("truncation")));
-}
-
-#[test]
-fn events_of_responses_build_the_response() {
-    let server = Running::start("response events");
-    let whole = server.ask(RESPONSES, &response(json!("One.")));
-    let events = server.stream(RESPONSES, &with(response(json!("One.")), json!({ "stream": true })));
-    let data: Vec<Value> = events.iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
-    assert!(data.iter().enumerate().all(|(i, data)| data["sequence_number"] == i));
-    assert!(events.iter().zip(&data).all(|((name, _), data)| data["type"] == name.as_deref().unwrap()));
-    let frame: Vec<&str> = data
-        .iter()
-        .map(|data| data["type"].as_str().unwrap().trim_start_matches("response."))
-        .filter(|kind| *kind != "output_text.delta")
-        .collect();
-    assert_eq!(
-        frame,
-        [
-            "created",
-            "in_progress",
-            "output_item.added",
-            "content_part.added",
-            "output_text.done",
-            "content_part.done",
-            "output_item.done",
-            "incomplete"
-        ]
-    );
-    let text: String = data.iter().filter_map(|data| data["delta"].as_str()).collect();
-    assert_eq!(text, whole["output"][0]["content"][0]["text"]);
-    assert_eq!(data[data.len() - 1]["response"]["output"][0]["content"], whole["output"][0]["content"]);
 }
 
 #[test]
