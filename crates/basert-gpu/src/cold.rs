@@ -1,5 +1,6 @@
 //! How long ops take on memory that no cache holds: their launches over copies of weights and cache, one after the other.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use basert_core::KvFormat;
@@ -11,7 +12,7 @@ use crate::shape::Shape;
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::Weights;
-use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Kernel};
+use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Pipeline};
 
 /// Memory that weights and keys and values are read from while ops are timed. All of it is zeros: no kernel has less to do
 /// for them.
@@ -64,13 +65,9 @@ impl ColdPool {
         let mut lowering = Lowering::new(plan, &weights, tuning, (layout, KvFormat::F16), cores, &name);
         let mut launches = lowering.lower(shape)?;
         launches.retain(|launch| plan.ops[launch.ops.clone()].iter().any(|planned| kind(&planned.op)));
-        // Those of the other ops need not be compiled.
-        let mut kernels: Vec<Kernel> = Vec::new();
-        for launch in &mut launches {
-            let kernel = &lowering.kernels[launch.kernel];
-            launch.kernel = kernels.iter().position(|known| known == kernel).unwrap_or(kernels.len());
-            kernels.extend((launch.kernel == kernels.len()).then(|| kernel.clone()));
-        }
+        // Kernels of the other ops need not be compiled.
+        let needed: BTreeSet<usize> = launches.iter().map(|launch| launch.kernel).collect();
+        let kernels: Vec<_> = needed.iter().map(|&kernel| lowering.kernels[kernel].clone()).collect();
 
         let cache = pages * page_bytes(&plan.graph.caches, KvFormat::F16);
         let copy = (weights.bytes + cache).next_multiple_of(256).max(256);
@@ -87,7 +84,8 @@ impl ColdPool {
         }
         let step_at = Binding { buffer: self.others[0].0, offset: 0 };
         gpu.write(step_at, bytemuck::cast_slice(&words[..used])).map_err(fail)?;
-        let pipelines = gpu.compile(&kernels, &mut |_| {}).map_err(fail)?;
+        let compiled = gpu.compile(&kernels, &mut |_| {}).map_err(fail)?;
+        let pipelines: BTreeMap<usize, Pipeline> = needed.into_iter().zip(compiled).collect();
         let place = |copy_at: usize, (memory, offset): (Memory, usize)| match memory {
             Memory::Weights => Binding { buffer: self.buffer, offset: copy_at + offset },
             Memory::Cache => {
@@ -99,10 +97,10 @@ impl ColdPool {
             }
         };
         let dispatch = |launch: &Launch, copy_at: usize| Dispatch {
-            pipeline: pipelines[launch.kernel],
+            pipeline: pipelines[&launch.kernel],
             bindings: launch.bindings.iter().map(|&binding| place(copy_at, binding)).collect(),
             groups: launch.groups.map(|n| n as u32),
-            threads: kernels[launch.kernel].threads,
+            threads: lowering.kernels[launch.kernel].threads,
             barrier: true,
         };
         let all: Vec<_> = (0..copies)

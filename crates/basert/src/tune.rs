@@ -285,8 +285,9 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     fn all_right(&self, tell: Tell<'_>) -> Result<(), String> {
         tell("checking all kernels together");
         let few = |case: &Case| case.essential && case.kind == Kind::Around;
+        // The first rule that holds for as many tokens as rows have is theirs.
         let rules = self.right.rules(Family::Gemm).into_iter();
-        let beyond = rules.filter(|(limits, _)| limits.tokens.is_none_or(|tokens| tokens > ops::AT_ONCE));
+        let beyond = rules.skip_while(|(limits, _)| limits.tokens.is_some_and(|tokens| tokens < ops::AT_ONCE)).skip(1);
         let beyond: Vec<_> = beyond.map(|(_, variant)| self.right.clone().with(None, variant)).collect();
         let compiled = self.compile_ahead(|recorder, _| {
             self.load(recorder, &self.right, |_| true);

@@ -50,16 +50,6 @@ impl Namespaces {
             None => (None, known),
         }
     }
-
-    /// A call as an item of this API, but for what all items have.
-    pub fn call(&self, id: &str, known: &str, arguments: &str) -> Value {
-        let (namespace, name) = self.split(known);
-        let mut call = json!({ "type": "function_call", "call_id": id, "name": name, "arguments": arguments });
-        if let Some(namespace) = namespace {
-            call["namespace"] = namespace.into();
-        }
-        call
-    }
 }
 
 /// The tools of a request, those of them that are in namespaces, and all as a response repeats them.

@@ -398,9 +398,18 @@ impl Reply {
                 json!({ "id": id, "type": "reasoning", "summary": [], "content": content, "status": status })
             }
             Item::Call(call) => {
-                let mut item = self.namespaces.call(&call.id, &call.name, &call.arguments);
-                item["id"] = id.as_str().into();
-                item["status"] = status.into();
+                let (namespace, name) = self.namespaces.split(&call.name);
+                let mut item = json!({
+                    "id": id,
+                    "type": "function_call",
+                    "status": status,
+                    "call_id": call.id,
+                    "name": name,
+                    "arguments": call.arguments,
+                });
+                if let Some(namespace) = namespace {
+                    item["namespace"] = namespace.into();
+                }
                 item
             }
         }
