@@ -47,6 +47,7 @@ impl CpuDevice {
             layout: "cpu 2".to_owned(),
             step_tokens: STEP_TOKENS,
             chain: 0,
+            bounds: None,
         };
         Ok(CpuDevice { pool, isa, facts })
     }

@@ -288,6 +288,7 @@ impl Default for ReferenceDevice {
             layout: "tokens".to_owned(),
             step_tokens: STEP_TOKENS,
             chain: 0,
+            bounds: None,
         };
         ReferenceDevice { facts }
     }

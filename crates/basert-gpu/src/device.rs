@@ -45,6 +45,7 @@ impl<G: Gpu> GpuDevice<G> {
             layout: layout(found, &tuning),
             step_tokens: tuning.step_tokens,
             chain: CHAIN,
+            bounds: found.bounds,
         };
         GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use basert_files::ModelFile;
+use basert_plan::Bounds;
 
 use crate::Kernel;
 
@@ -25,6 +26,8 @@ pub struct GpuFacts {
     pub threadgroup_memory: usize,
     /// Cores (streaming multiprocessors) that threadgroups are spread over.
     pub cores: usize,
+    /// What its maker or driver says that bounds every op, where they do.
+    pub bounds: Option<Bounds>,
 }
 
 /// Memory of a GPU.

@@ -71,6 +71,7 @@ impl Recorder {
             largest_buffer: usize::MAX,
             threadgroup_memory: THREADGROUP_BYTES,
             cores,
+            bounds: None,
         };
         Recorder { facts, recorded: Arc::default() }
     }

@@ -503,6 +503,7 @@ mod tests {
             largest_buffer: 0,
             threadgroup_memory: 0,
             cores: 1,
+            bounds: None,
         }
     }
 

@@ -21,6 +21,15 @@ pub struct Chip {
     pub launching: Option<Launching>,
 }
 
+/// What bounds every op on a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bounds {
+    /// Bytes that its memory gives in a second.
+    pub bandwidth: f64,
+    /// Floating-point operations that it does in a second.
+    pub rate: f64,
+}
+
 /// What a GPU takes at least to launch work.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +41,11 @@ pub struct Launching {
 }
 
 impl Chip {
+    /// What bounds every op on it.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { bandwidth: self.bandwidth * 1e9, rate: self.rate * 1e12 }
+    }
+
     /// Microseconds that launching a step takes at least, with so many barriers; 0 where that is not known.
     pub fn launch_microseconds(&self, barriers: usize) -> f64 {
         self.launching.map_or(0.0, |launching| launching.submission + launching.barrier * barriers as f64)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use basert_core::KvFormat;
 use basert_files::ModelFile;
 
-use crate::{Limits, Plan};
+use crate::{Bounds, Limits, Plan};
 
 /// What a device is.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +25,8 @@ pub struct Facts {
     /// How many steps can be under way at once, each with the tokens that were drawn in the one before. 0 where the
     /// device draws no tokens.
     pub chain: usize,
+    /// What its maker or driver says that bounds every op, where they do.
+    pub bounds: Option<Bounds>,
 }
 
 /// How a plan is to be loaded.

@@ -13,7 +13,7 @@ mod display;
 mod fuse;
 mod plan;
 
-pub use chips::{Chip, Launching, chip, chip_of_device, chips};
+pub use chips::{Bounds, Chip, Launching, chip, chip_of_device, chips};
 pub use cost::{Cost, StepShape};
 pub use device::{
     Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Span, Stage, StepState,

@@ -1,5 +1,6 @@
 //! NVIDIA GPUs: kernels compiled by NVRTC, carried out by the driver. Neither is needed to build.
 
+mod bounds;
 mod compile;
 mod nvrtc;
 mod source;
@@ -11,6 +12,7 @@ use std::ffi::{CString, c_void};
 use cudarc::driver::result::{self, DriverError, ctx, device, event, function, graph, module, primary_ctx, stream};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUfunction_attribute_enum as OfFunction};
 
+use bounds::bounds;
 pub use compile::CudaCompiler;
 use staging::{FETCHED, Staging, TICKETS};
 
@@ -162,6 +164,9 @@ impl CudaGpu {
             fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         let cores = fact(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
+        let kilohertz = fact(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
+        let memory_kilohertz = fact(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+        let bus_bits = fact(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
         let threadgroup_memory = fact(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)? as usize;
         let model = device::get_name(device).map_err(missing)?;
         if capability < LEAST_CAPABILITY {
@@ -187,6 +192,7 @@ impl CudaGpu {
                 largest_buffer: usize::MAX,
                 threadgroup_memory,
                 cores,
+                bounds: bounds(capability, cores, kilohertz, [memory_kilohertz, bus_bits]),
             },
             dependent_launch: options.dependent_launch
                 && capability >= DEPENDENT_LAUNCH

@@ -122,6 +122,7 @@ impl MetalGpu {
         let event = device.newSharedEvent().ok_or_else(|| missing("it gives no event"))?;
         let residency = Residency::new(&device, &queue);
         let name = device.name().to_string();
+        let chip = chip_of_device(&name);
         // Tensor units are in GPUs of family 10, M5, and later ones; their library came with macOS 26.
         let tensors = macos >= 26 && device.supportsFamily(MTLGPUFamily::Apple10);
         let budget = device.recommendedMaxWorkingSetSize();
@@ -137,7 +138,8 @@ impl MetalGpu {
             free_memory: None,
             largest_buffer: device.maxBufferLength() / PAGE * PAGE,
             threadgroup_memory: device.maxThreadgroupMemoryLength(),
-            cores: chip_of_device(&name).map_or(CORES, |chip| chip.cores),
+            cores: chip.as_ref().map_or(CORES, |chip| chip.cores),
+            bounds: chip.map(|chip| chip.bounds()),
         };
         let candidates: &[Tiles] =
             if tensors { &[Tiles::TensorUnits, Tiles::Simdgroups] } else { &[Tiles::Simdgroups] };

@@ -102,6 +102,7 @@ impl SimtGpu {
             largest_buffer: usize::MAX,
             threadgroup_memory: THREADGROUP_BYTES,
             cores: options.workers,
+            bounds: None,
         };
         let workers = (0..options.workers).map(|_| Worker::default()).collect();
         Ok(SimtGpu {

@@ -135,7 +135,8 @@ fn broken() -> Loaded {
     let loaded = tiny();
     let vocabulary = loaded.tokenizer.vocab_size();
     let (name, layout) = ("broken".to_owned(), String::new());
-    let facts = Facts { name, description: String::new(), page_tokens: 16, layout, step_tokens: 64, chain: 0 };
+    let facts =
+        Facts { name, description: String::new(), page_tokens: 16, layout, step_tokens: 64, chain: 0, bounds: None };
     let device = Box::new(Broken { vocabulary, logits: vec![] });
     let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
     Loaded { engine, ..loaded }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use basert::files::ModelFile;
-use basert::plan::{Baked, Cost, Device, LoadOptions, Plan, Span, StepShape, StepState, chip, chip_of_device};
+use basert::plan::{Baked, Cost, Device, LoadOptions, Plan, Span, StepShape, StepState, chip};
 use basert::{Model, Options, Sampler, Sampling};
 use basert_convert::Random;
 use indexmap::IndexMap;
@@ -33,7 +33,8 @@ Examples:
 Ops of a kind are added up over the layers. While it is profiled, the parts of a step run one after the other: on the CPU \
 with all threads waiting for each other between ops, on a GPU kernel by kernel, so what launching one costs may be part of \
 its time. The last lines compare their sum with the whole step, and with one that is not profiled. Of all repetitions the fastest is shown, which nobody disturbed. The \
-roofline is what `basert plan` bounds an op by, with the peaks of this machine measured in the same run, or those of a chip. \
+roofline is what `basert plan` bounds an op by, with the peaks of this machine measured in the same run, those of a chip, or \
+what a GPU's driver states. \
 A trace can be opened in chrome://tracing or ui.perfetto.dev.")]
 pub struct Args {
     #[command(flatten)]
@@ -76,16 +77,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let step_tokens = Some(args.prompt.max(facts.step_tokens));
     let plan = Arc::new(Model::plan_of(&file, &Options { step_tokens, ..args.model.options() })?);
     // Before the model is loaded: what is read here takes as much memory as the weights.
-    let known = named.or_else(|| chip_of_device(facts.description.split(',').next().unwrap_or_default()));
-    let (peaks, limits) = match known {
-        Some(chip) => {
-            (Some(Peaks::of_chip(&chip)), Some(format!("the limits of {}, as its maker states them", chip.name)))
+    let (peaks, limits) = match (named, facts.bounds) {
+        (Some(chip), _) => {
+            (Some(Peaks::of(chip.bounds())), Some(format!("the limits of {}, as its maker states them", chip.name)))
         }
-        None if facts.name == "cpu" => {
+        (None, Some(bounds)) => (Some(Peaks::of(bounds)), Some(Peaks::line(bounds))),
+        (None, None) if facts.name == "cpu" => {
             let machine = Machine::for_model(args.device.threads(), &plan)?;
             (Some(machine.peaks()), Some(machine.line()))
         }
-        None => (None, None),
+        (None, None) => (None, None),
     };
 
     let measured = measure(args, &*device, &file, &plan)?;

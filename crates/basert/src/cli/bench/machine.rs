@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use basert::plan::{Chip, Plan, PlanOp, StepShape};
+use basert::plan::{Bounds, Plan, PlanOp, StepShape};
 use basert::{KvFormat, Model};
 use basert_cpu::machine::{self, MeasureError};
 use basert_cpu::{Isa, Pool};
@@ -28,10 +28,14 @@ pub struct Peaks {
 }
 
 impl Peaks {
-    /// Those of a chip of the table.
-    pub fn of_chip(chip: &Chip) -> Peaks {
-        let rate = chip.rate * 1e12;
-        Peaks { bandwidth: chip.bandwidth * 1e9, integers: rate, floats: rate }
+    /// Those of a GPU.
+    pub fn of(bounds: Bounds) -> Peaks {
+        Peaks { bandwidth: bounds.bandwidth, integers: bounds.rate, floats: bounds.rate }
+    }
+
+    /// One line about those of a GPU.
+    pub fn line(bounds: Bounds) -> String {
+        format!("the GPU, as its maker states it: reads {}; {}", rate_of(bounds.bandwidth), flops(bounds.rate))
     }
 
     /// The rate at which an op computes at most.
