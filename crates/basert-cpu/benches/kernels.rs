@@ -86,7 +86,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
     let mut run = |m: usize, window: usize, next: bool| {
         let x: Vec<f32> = (0..m * k).map(|i| ((i * 31 % 97) as f32 - 48.0) / 48.0).collect();
         let mut memory = Buffer::zeroed(QuantisedRows::bytes(m, k)).expect("memory");
-        let mut floats = vec![0.0; m * k];
+        let mut floats = vec![0.0; FloatRows::len(m, k)];
         let (quantised, floats) = (QuantisedRows::new(&mut memory, m, k), FloatRows::new(&mut floats, m, k));
         for (row, x) in x.chunks_exact(k).enumerate() {
             // SAFETY: one thread.

@@ -16,9 +16,10 @@
 
 use std::ops::Range;
 
-use basert_core::KvFormat;
+use basert_core::{Format, KvFormat};
 
 use crate::Isa;
+use crate::dot::expand_floats;
 use crate::kv::{BLOCK, Blocks, KvLayer, PAGE};
 use crate::page_codes::{key_codes, split_query, value_codes};
 use crate::page_product::{Ahead, keys_tile, values_tile};
@@ -31,7 +32,7 @@ use crate::tiles::{TILE, tile_width};
 /// The longest heads there may be.
 const MAX_HEAD_DIM: usize = 512;
 /// Queries that pass over a page together, about.
-const QUERIES: usize = 24;
+const QUERIES: usize = 48;
 
 /// What kind of attention it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -127,13 +128,22 @@ pub struct Scratch {
     /// Partials of a tile, and what has been merged for all queries: o, m, l.
     page: Vec<f32>,
     merged: Vec<f32>,
+    /// A page's keys and values as `f32`.
+    keys: Vec<Line>,
+    values: Vec<Line>,
 }
+
+/// A cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
 
 impl Scratch {
     /// Enough for a kind of attention.
     pub fn new(attention: &Attention) -> Scratch {
         let queries = attention.row_block() * attention.group();
         let partials = queries * partial_len(attention.head_dim);
+        let expanded = || vec![Line([0.0; LANES]); attention.head_dim * PAGE / LANES];
         Scratch {
             q: Queries {
                 floats: vec![0.0; queries * attention.head_dim],
@@ -143,6 +153,8 @@ impl Scratch {
             p: vec![0.0; TILE * PAGE],
             page: vec![0.0; TILE * partial_len(attention.head_dim)],
             merged: vec![0.0; partials],
+            keys: expanded(),
+            values: expanded(),
         }
     }
 }
@@ -241,8 +253,14 @@ pub unsafe fn attend(
 
     let first = sequence.position + rows.start;
     let blocks = attention.blocks(first).start..attention.blocks(sequence.position + last).end;
+    // Several tiles share widening a page's keys and values.
+    let expands = count > TILE && kv.format() == KvFormat::F16;
     for block in blocks {
-        let pages = Pages::of(sequence, block);
+        let mut page = Page::of(kv, sequence, kv_head, block);
+        if expands {
+            // SAFETY: the caller's.
+            unsafe { page.expand(isa, &mut scratch.keys, &mut scratch.values) };
+        }
         for (row, visible) in scratch.visible.chunks_exact_mut(group).take(rows.len()).enumerate() {
             visible.fill(attention.visible(first + row, block));
         }
@@ -252,7 +270,7 @@ pub unsafe fn attend(
                 let q = scratch.q.tile(attention, &tile);
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
                 let visible = &scratch.visible[tile.clone()];
-                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial, tile.start == 0);
+                partials(isa, attention, kv.format(), &page, q, visible, &mut scratch.p, partial, tile.start == 0);
                 merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
             }
         }
@@ -293,15 +311,15 @@ pub unsafe fn attend_pages(
     assert_eq!(partials_out.cols(), partial_len(dim));
     scratch.q.load(isa, attention, kv.format(), q, kv_head, row..row + 1);
     for block in blocks {
+        let page = Page::of(kv, sequence, kv_head, block);
         scratch.visible[..group].fill(attention.visible(position, block));
         for tile in tiles(group) {
             let q = scratch.q.tile(attention, &tile);
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
             // SAFETY: the caller's.
             unsafe {
-                let pages = Pages::of(sequence, block);
                 let visible = &scratch.visible[tile.clone()];
-                partials(isa, attention, kv, pages, kv_head, q, visible, &mut scratch.p, partial, tile.start == 0);
+                partials(isa, attention, kv.format(), &page, q, visible, &mut scratch.p, partial, tile.start == 0);
                 for (head, partial) in tile.zip(partial.chunks_exact(partial_len(dim))) {
                     partials_out.row_mut((block - all.start) * group + head).copy_from_slice(partial);
                 }
@@ -366,17 +384,43 @@ fn tiles(count: usize) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// A page of a sequence, and the one that comes after it, or the last one again.
-#[derive(Clone, Copy)]
-struct Pages {
-    this: usize,
-    next: usize,
+/// Keys and values of a page.
+struct Page {
+    keys: Blocks,
+    values: Blocks,
+    /// Whether these have become `f32`.
+    is_expanded: bool,
+    /// As they lie in the cache, and those of the page that comes after it, or of the last one again: what is asked for
+    /// while they are read.
+    in_cache: [Blocks; 3],
 }
 
-impl Pages {
-    fn of(sequence: &Sequence<'_>, block: usize) -> Pages {
+impl Page {
+    fn of(kv: KvLayer<'_>, sequence: &Sequence<'_>, kv_head: usize, block: usize) -> Page {
         let page = |block: usize| sequence.pages[block] as usize;
-        Pages { this: page(block), next: page((block + 1).min(sequence.pages.len() - 1)) }
+        let (this, next) = (page(block), page((block + 1).min(sequence.pages.len() - 1)));
+        let (keys, values) = (kv.keys(this, kv_head), kv.values(this, kv_head));
+        let in_cache = [values, kv.keys(next, kv_head), kv.values(next, kv_head)];
+        Page { keys, values, is_expanded: false, in_cache }
+    }
+
+    /// Widens keys and values, which are `f16`.
+    ///
+    /// # Safety
+    /// Nobody writes the page.
+    ///
+    /// # Panics
+    /// When the memory is too small.
+    unsafe fn expand(&mut self, isa: Isa, keys: &mut [Line], values: &mut [Line]) {
+        const F16: usize = Format::F16 as usize;
+        for (blocks, lines) in [(&mut self.keys, keys), (&mut self.values, values)] {
+            let columns = blocks.dims * PAGE / LANES;
+            let out: *mut f32 = lines[..columns].as_mut_ptr().cast();
+            // SAFETY: a page of a head has so many columns of 16 values, and there is room for as many.
+            unsafe { expand_floats::<F16>(isa, blocks.codes(0), 0..columns, out) };
+            blocks.start = out.cast();
+        }
+        self.is_expanded = true;
     }
 }
 
@@ -385,9 +429,8 @@ impl Pages {
 unsafe fn partials(
     isa: Isa,
     attention: &Attention,
-    kv: KvLayer<'_>,
-    pages: Pages,
-    kv_head: usize,
+    format: KvFormat,
+    page: &Page,
     q: QueryTile,
     visible: &[Visible],
     p: &mut [f32],
@@ -395,8 +438,8 @@ unsafe fn partials(
     asks: bool,
 ) {
     let dim = attention.head_dim;
-    let (keys, values) = (kv.keys(pages.this, kv_head), kv.values(pages.this, kv_head));
-    let next = (kv.keys(pages.next, kv_head), kv.values(pages.next, kv_head));
+    let (keys, values, is_expanded) = (page.keys, page.values, page.is_expanded);
+    let [soon, next, next_values] = page.in_cache;
     let ahead = |soon, far| asks.then_some(Ahead { soon, far });
     // What any of them sees. None may see anything.
     let seen = || visible.iter().filter(|visible| visible.start < visible.end);
@@ -405,45 +448,52 @@ unsafe fn partials(
     let columns = first / LANES * LANES..last.next_multiple_of(LANES);
     // SAFETY: a page has `dim` rows of keys and `PAGE` rows of values; the buffers are as long as the shapes say.
     unsafe {
-        let format = kv.format();
-        query_keys(isa, format, visible.len(), q, keys, columns, p.as_mut_ptr(), ahead(values, next.0));
+        query_keys(isa, format, is_expanded, visible.len(), q, keys, columns, p.as_mut_ptr(), ahead(soon, next));
         softmax(isa, p, visible, attention.scale, attention.soft_cap, out, dim);
         let stride = partial_len(dim);
         weigh_values(
             isa,
             format,
+            is_expanded,
             visible,
             p.as_ptr(),
             values,
             first..last,
             out.as_mut_ptr(),
             stride,
-            ahead(next.0, next.1),
+            ahead(next, next_values),
         );
     }
 }
 
-/// Calls a kernel for a number of queries and a format known only now.
+/// Calls a kernel for a number of queries, and a format, which may be expanded, known only now.
 macro_rules! tile {
-    ($queries:expr, $format:expr, |$q:ident| $floats:expr, |$bits:ident| $codes:expr) => {
+    ($queries:expr, $format:expr, |$q:ident, $expanded:ident| $floats:expr, |$bits:ident| $codes:expr) => {
         match $queries {
-            6 => tile!(@ 6, $format, $q, $floats, $bits, $codes),
-            4 => tile!(@ 4, $format, $q, $floats, $bits, $codes),
-            3 => tile!(@ 3, $format, $q, $floats, $bits, $codes),
-            2 => tile!(@ 2, $format, $q, $floats, $bits, $codes),
-            1 => tile!(@ 1, $format, $q, $floats, $bits, $codes),
+            6 => tile!(@ 6, $format, $q, $expanded, $floats, $bits, $codes),
+            4 => tile!(@ 4, $format, $q, $expanded, $floats, $bits, $codes),
+            3 => tile!(@ 3, $format, $q, $expanded, $floats, $bits, $codes),
+            2 => tile!(@ 2, $format, $q, $expanded, $floats, $bits, $codes),
+            1 => tile!(@ 1, $format, $q, $expanded, $floats, $bits, $codes),
             _ => unreachable!("`tiles` makes no such tile"),
         }
     };
-    (@ $n:literal, $format:expr, $q:ident, $floats:expr, $bits:ident, $codes:expr) => {{
+    (@ $n:literal, $format:expr, $q:ident, $expanded:ident, $floats:expr, $bits:ident, $codes:expr) => {{
         const $q: usize = $n;
         match $format {
-            KvFormat::F16 => $floats,
-            KvFormat::Q8 => {
+            (KvFormat::F16, true) => {
+                const $expanded: bool = true;
+                $floats
+            }
+            (KvFormat::F16, false) => {
+                const $expanded: bool = false;
+                $floats
+            }
+            (KvFormat::Q8, _) => {
                 const $bits: usize = 8;
                 $codes
             }
-            KvFormat::Q4 => {
+            (KvFormat::Q4, _) => {
                 const $bits: usize = 4;
                 $codes
             }
@@ -456,6 +506,7 @@ macro_rules! tile {
 unsafe fn query_keys(
     isa: Isa,
     format: KvFormat,
+    is_expanded: bool,
     count: usize,
     q: QueryTile,
     keys: Blocks,
@@ -465,9 +516,12 @@ unsafe fn query_keys(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        tile!(count, format, |Q| keys_tile::<Q>(isa, q.floats, keys, tokens, out, PAGE, ahead), |BITS| {
-            key_codes::<Q, BITS>(isa, q.split, keys, tokens, out, PAGE, ahead)
-        });
+        tile!(
+            count,
+            (format, is_expanded),
+            |Q, E| keys_tile::<Q, E>(isa, q.floats, keys, tokens, out, PAGE, ahead),
+            |BITS| key_codes::<Q, BITS>(isa, q.split, keys, tokens, out, PAGE, ahead)
+        );
     }
 }
 
@@ -476,6 +530,7 @@ unsafe fn query_keys(
 unsafe fn weigh_values(
     isa: Isa,
     format: KvFormat,
+    is_expanded: bool,
     visible: &[Visible],
     p: *const f32,
     values: Blocks,
@@ -486,8 +541,11 @@ unsafe fn weigh_values(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        tile!(visible.len(), format, |Q| values_tile::<Q>(isa, p, values, tokens, out, stride, ahead), |BITS| {
-            value_codes::<Q, BITS>(isa, p, values, tokens, visible, out, stride, ahead)
-        });
+        tile!(
+            visible.len(),
+            (format, is_expanded),
+            |Q, E| values_tile::<Q, E>(isa, p, values, tokens, out, stride, ahead),
+            |BITS| value_codes::<Q, BITS>(isa, p, values, tokens, visible, out, stride, ahead)
+        );
     }
 }

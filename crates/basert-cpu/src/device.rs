@@ -12,7 +12,7 @@ use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
 use crate::neighbours::Neighbours;
 use crate::step::{Bound, BoundExperts, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, Uses, WorkerScratch};
-use crate::{Buffer, Counter, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
+use crate::{Buffer, Counter, FloatRows, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
 
 /// Tokens of a step beyond which a prompt is not read faster.
 pub const STEP_TOKENS: usize = 512;
@@ -359,8 +359,9 @@ impl Binder<'_> {
         let rows = self.plan.limits.tokens.max(self.plan.limits.wanted) * self.most_experts().0;
         let width = self.widest();
         let what = "prepared inputs";
+        let floats = FloatRows::len(rows, width).saturating_mul(size_of::<f32>());
         let quantised = QuantisedRows::bytes(rows, width.next_multiple_of(32));
-        Ok((self.buffer(rows * width * size_of::<f32>(), what)?, self.buffer(quantised, what)?))
+        Ok((self.buffer(floats, what)?, self.buffer(quantised, what)?))
     }
 
     /// Room for the partial results of attention over a context divided by pages.
@@ -406,7 +407,7 @@ impl Binder<'_> {
         let width = self.widest().max(self.plan.values.iter().map(|value| value.width).max().unwrap_or(0));
         Ok(WorkerScratch {
             row: vec![0.0; self.widest()],
-            row_floats: vec![0.0; self.widest()],
+            row_floats: vec![0.0; FloatRows::len(1, self.widest())],
             panels: self.buffer(panels, "expanded weights")?,
             uses: self.uses(),
             row_quantised: self.buffer(QuantisedRows::bytes(1, width.next_multiple_of(32)), "a worker's row")?,

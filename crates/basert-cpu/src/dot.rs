@@ -114,23 +114,24 @@ dispatch! {
     /// None but what the instruction set is made for.
     pub(crate) unsafe fn stand_in[const F: usize]() -> Format = stand_in_kernel::<F>;
 
-    /// Multiplies `P` expanded panels of format `F`, which stands in for itself, by a tile; result of row i and panel p at
-    /// `out + p · rows + i`, where sums go on from what is there if they are `begun`.
+    /// Multiplies `P` expanded panels of format `F`, which stands in for itself and lie `panel_len` bytes apart, by a tile;
+    /// result of row i and panel p at `out + p · rows + i`, where sums go on from what is there if they are `begun`.
     ///
     /// # Safety
     /// The panels and rows have `k` columns, `out` room for all results.
     pub(crate) unsafe fn expanded_tile[const F: usize, const P: usize](
-        panels: [*const u8; P], k: usize, x: *const Block, rows: usize, out: *mut Lanes, begun: bool,
+        panel: *const u8, panel_len: usize, k: usize, x: *const Block, rows: usize, out: *mut Lanes, begun: bool,
         ahead: Ahead
     ) = expanded_kernel::<F, P>;
 
-    /// Multiplies `P` panels of float format `F`, `k` wide, by a tile; result of row i and panel p at
-    /// `out + p · rows + i`. Where panels are `EXPANDED`, sums go on from what is there if they are `begun`.
+    /// Multiplies `P` panels of float format `F`, `k` wide and `panel_len` bytes apart, by a tile; result of row i and panel
+    /// p at `out + p · rows + i`. Where panels are `EXPANDED`, sums go on from what is there if they are `begun`.
     ///
     /// # Safety
     /// The panels and rows have `k` columns, `out` room for all results.
     pub(crate) unsafe fn float_tile[const F: usize, const P: usize, const EXPANDED: bool](
-        panels: [*const u8; P], k: usize, x: *const f32, rows: usize, out: *mut Lanes, begun: bool, ahead: Ahead
+        panel: *const u8, panel_len: usize, k: usize, x: *const f32, rows: usize, out: *mut Lanes, begun: bool,
+        ahead: Ahead
     ) = float_kernel::<F, P, EXPANDED>;
 
     /// Expands some columns of a panel of float format `F`.
@@ -333,8 +334,10 @@ unsafe fn stand_in_kernel<S: Simd, const F: usize>() -> Format {
 }
 
 #[inline(always)]
+#[allow(clippy::too_many_arguments)]
 unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
-    panels: [*const u8; P],
+    panel: *const u8,
+    panel_len: usize,
     k: usize,
     x: *const Block,
     rows: usize,
@@ -345,6 +348,7 @@ unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
     if const { Packed::<F>::stand_in::<S>() as usize != F } {
         unreachable!("another format stands in for this one");
     }
+    let panels = std::array::from_fn(|p| panel.wrapping_add(p * panel_len));
     // SAFETY: the caller's.
     unsafe {
         if S::WIDE {

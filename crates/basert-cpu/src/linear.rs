@@ -42,6 +42,20 @@ impl Input<'_> {
             Input::Float(x) => x.k(),
         }
     }
+
+    /// The tile that begins with `row`, from a column on with which a block begins.
+    fn tile(&self, row: usize, column: usize) -> *const u8 {
+        match self {
+            Input::Quantised(x) => {
+                let (tile, width) = x.tile(row);
+                tile.wrapping_add(column / BLOCK * width).cast()
+            }
+            Input::Float(x) => {
+                let (tile, width) = x.tile(row);
+                tile.wrapping_add(column * width).cast()
+            }
+        }
+    }
 }
 
 /// What becomes of the product.
@@ -155,6 +169,7 @@ pub unsafe fn linear(
     let results = results.as_mut_ptr().cast::<Lanes>();
     let first = rows.start;
     let tiles = || TileRows { x, row: first, end: rows.end };
+    let multiply = tile_kernel(isa, weights.format());
     for unit in units.clone().step_by(step) {
         let units = unit..units.end.min(unit + step);
         let product = Product { isa, weights, panels: width * units.start..width * units.end };
@@ -185,11 +200,19 @@ pub unsafe fn linear(
             }),
             _ => {
                 let chunk = kind.chunk(k);
+                let next = Next::of(&product, rows.len().div_ceil(TILE));
                 for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
                     product.expand(kind, columns.clone(), panels);
-                    for (row, count) in tiles() {
-                        let ahead = product.ahead(columns.clone(), (row - first) / TILE, rows.len().div_ceil(TILE));
-                        product.expanded(kind, columns.clone(), panels, x, row, count, result(row), ahead);
+                    let (panel, panel_len) = (panels.as_ptr(), kind.bytes(columns.len()));
+                    for (i, (row, count)) in tiles().enumerate() {
+                        let (x, ahead) = (x.tile(row, columns.start), next.ahead(&columns, i));
+                        let begun = columns.start > 0;
+                        // SAFETY: panels and rows have these columns, as was checked above, and the panels were expanded
+                        // in this way; there is room for two of the largest tiles.
+                        unsafe {
+                            let (k, out) = (columns.len(), result(row));
+                            multiply(isa, panel, panel_len, product.panels.len(), k, x, count, out, begun, ahead);
+                        }
                         if columns.end == k {
                             finish_tile(row, count);
                         }
@@ -229,6 +252,31 @@ impl Iterator for TileRows<'_> {
     }
 }
 
+/// The panels that will be expanded next, which the tiles before share asking for.
+struct Next {
+    start: *const u8,
+    /// Cache lines for every 32 columns, and how many of them a tile asks for.
+    all: usize,
+    each: usize,
+}
+
+impl Next {
+    /// Those after `product`, by so many tiles.
+    fn of(product: &Product<'_>, tiles: usize) -> Next {
+        let bytes = product.panels.len() * product.weights.panel_len();
+        let all = bytes.div_ceil(64).div_ceil(product.weights.k().div_ceil(BLOCK));
+        let start = product.weights.panel(product.panels.start).wrapping_add(bytes);
+        Next { start, all, each: all.div_ceil(tiles.clamp(1, AHEAD_TILES)) }
+    }
+
+    /// What tile `i` shall ask for.
+    fn ahead(&self, columns: &Range<usize>, i: usize) -> Ahead {
+        let lines = self.each.min(self.all.saturating_sub(i * self.each));
+        let before = columns.start / BLOCK * self.all + columns.len().div_ceil(BLOCK) * i * self.each;
+        Ahead { start: self.start.wrapping_add(64 * before), lines }
+    }
+}
+
 /// Some panels, to be multiplied by tiles of rows. Results are those of all rows with the first panel, then with the next.
 struct Product<'a> {
     isa: Isa,
@@ -254,52 +302,6 @@ impl Product<'_> {
         }
     }
 
-    /// A part of the panels that will be expanded next: what tile `i` of `tiles` shall ask for.
-    fn ahead(&self, columns: Range<usize>, i: usize, tiles: usize) -> Ahead {
-        let bytes = self.panels.len() * self.weights.panel_len();
-        let all = bytes.div_ceil(64).div_ceil(self.weights.k().div_ceil(BLOCK));
-        let each = all.div_ceil(tiles.min(AHEAD_TILES));
-        let lines = each.min(all.saturating_sub(i * each));
-        let before = columns.start / BLOCK * all + columns.len().div_ceil(BLOCK) * i * each;
-        Ahead { start: self.weights.panel(self.panels.start).wrapping_add(bytes + 64 * before), lines }
-    }
-
-    /// Multiplies the tile of `rows` rows from `row` on by what [`expand`](Self::expand) left in `panels`.
-    #[allow(clippy::too_many_arguments)]
-    fn expanded(
-        &self,
-        kind: Expanded,
-        columns: Range<usize>,
-        panels: &[u8],
-        x: Input<'_>,
-        row: usize,
-        rows: usize,
-        out: *mut Lanes,
-        ahead: Ahead,
-    ) {
-        let (isa, k, begun) = (self.isa, columns.len(), columns.start > 0);
-        let (a, b) = (panels.as_ptr(), panels[kind.bytes(k)..].as_ptr());
-        match x {
-            Input::Quantised(x) => {
-                let x = x.tile(row).0.wrapping_add(columns.start / BLOCK * rows);
-                let format = with_format!(self.weights.format(), stand_in_of(isa), else return);
-                with_format!(format, expanded_of(isa, [a, b], self.panels.len(), k, x, rows, out, begun, ahead), else ());
-            }
-            Input::Float(x) => {
-                const F32: usize = Format::F32 as usize;
-                let x = x.tile(row).0.wrapping_add(columns.start * rows);
-                // SAFETY: panels and rows have these columns, as `linear` checked, and the panels were expanded; `out`
-                // has room for two of the largest tiles.
-                unsafe {
-                    match self.panels.len() {
-                        1 => float_tile::<F32, 1, true>(isa, [a], k, x, rows, out, begun, ahead),
-                        _ => float_tile::<F32, 2, true>(isa, [a, b], k, x, rows, out, begun, ahead),
-                    }
-                }
-            }
-        }
-    }
-
     fn float(&self, x: *const f32, rows: usize, out: *mut Lanes) {
         match self.weights.format() {
             Format::F32 => self.float_of::<{ Format::F32 as usize }>(x, rows, out),
@@ -309,20 +311,20 @@ impl Product<'_> {
     }
 
     fn float_of<const F: usize>(&self, x: *const f32, rows: usize, out: *mut Lanes) {
-        let k = self.weights.k();
+        let (k, panel_len) = (self.weights.k(), self.weights.panel_len());
         let mut panels = self.panels.clone();
         let mut out = out;
         // SAFETY: panels and rows are `k` wide, as `linear` checked; `out` has room for the tiles of all panels.
         unsafe {
             while panels.len() >= 2 {
-                let pair = [self.weights.panel(panels.start), self.weights.panel(panels.start + 1)];
-                float_tile::<F, 2, false>(self.isa, pair, k, x, rows, out, false, Ahead::NONE);
+                let panel = self.weights.panel(panels.start);
+                float_tile::<F, 2, false>(self.isa, panel, panel_len, k, x, rows, out, false, Ahead::NONE);
                 out = out.add(2 * rows);
                 panels.start += 2;
             }
             if !panels.is_empty() {
-                let panel = [self.weights.panel(panels.start)];
-                float_tile::<F, 1, false>(self.isa, panel, k, x, rows, out, false, Ahead::NONE);
+                let panel = self.weights.panel(panels.start);
+                float_tile::<F, 1, false>(self.isa, panel, panel_len, k, x, rows, out, false, Ahead::NONE);
             }
         }
     }
@@ -335,29 +337,43 @@ fn expand_panel<const F: usize>(product: &Product<'_>, panel: usize, columns: Ra
     unsafe { expand::<F>(product.isa, weights.panel(panel), weights.k() / elements, some, out.as_mut_ptr()) }
 }
 
+/// Multiplies expanded panels by a tile: where the panels begin and how far they lie apart, how many there are, one or two,
+/// and of how many columns; a tile of [`Block`]s or `f32`, and of how many rows; where results go, whether their sums are
+/// begun, and what comes next.
+type TileKernel = unsafe fn(Isa, *const u8, usize, usize, usize, *const u8, usize, *mut Lanes, bool, Ahead);
+
+/// That for panels of a format.
+fn tile_kernel(isa: Isa, format: Format) -> TileKernel {
+    let stand_in = with_format!(format, stand_in_of(isa), else format);
+    with_format!(stand_in, quantised_tile(), else floats_tile())
+}
+
 fn stand_in_of<const F: usize>(isa: Isa) -> Format {
     // SAFETY: nothing is asked for.
     unsafe { stand_in::<F>(isa) }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn expanded_of<const F: usize>(
-    isa: Isa,
-    panels: [*const u8; 2],
-    count: usize,
-    k: usize,
-    x: *const Block,
-    rows: usize,
-    out: *mut Lanes,
-    begun: bool,
-    ahead: Ahead,
-) {
-    // SAFETY: panels and rows have these columns, as `linear` checked, and the panels were expanded in this way; `out` has
-    // room for two of the largest tiles.
-    unsafe {
-        match count {
-            1 => expanded_tile::<F, 1>(isa, [panels[0]], k, x, rows, out, begun, ahead),
-            _ => expanded_tile::<F, 2>(isa, panels, k, x, rows, out, begun, ahead),
+fn quantised_tile<const F: usize>() -> TileKernel {
+    |isa, panel, panel_len, panels, k, x, rows, out, begun, ahead| {
+        // SAFETY: the caller's.
+        unsafe {
+            match panels {
+                1 => expanded_tile::<F, 1>(isa, panel, panel_len, k, x.cast(), rows, out, begun, ahead),
+                _ => expanded_tile::<F, 2>(isa, panel, panel_len, k, x.cast(), rows, out, begun, ahead),
+            }
+        }
+    }
+}
+
+fn floats_tile() -> TileKernel {
+    const F32: usize = Format::F32 as usize;
+    |isa, panel, panel_len, panels, k, x, rows, out, begun, ahead| {
+        // SAFETY: the caller's.
+        unsafe {
+            match panels {
+                1 => float_tile::<F32, 1, true>(isa, panel, panel_len, k, x.cast(), rows, out, begun, ahead),
+                _ => float_tile::<F32, 2, true>(isa, panel, panel_len, k, x.cast(), rows, out, begun, ahead),
+            }
         }
     }
 }

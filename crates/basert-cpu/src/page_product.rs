@@ -1,5 +1,5 @@
-//! Products of queries with a page's keys, and of weights with its values, in `f16`; those of codes are in
-//! [`page_codes`](crate::page_codes).
+//! Products of queries with a page's keys, and of weights with its values, in `f16`, or `f32` where they were expanded
+//! for many queries; those of codes are in [`page_codes`](crate::page_codes).
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -58,24 +58,24 @@ dispatch! {
     /// order of d.
     ///
     /// # Safety
-    /// `keys` and what is `ahead` are keys or values in pages that nobody writes; `q` and `out` are as long as the shapes
-    /// say.
-    pub(crate) unsafe fn keys_tile[const Q: usize](
+    /// `keys` and what is `ahead` are keys or values in pages that nobody writes, but `keys` are `f32` if `EXPANDED`; `q`
+    /// and `out` are as long as the shapes say.
+    pub(crate) unsafe fn keys_tile[const Q: usize, const EXPANDED: bool](
         q: *const f32, keys: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Option<Ahead>
-    ) = keys_kernel::<Q>;
+    ) = keys_kernel::<Q, EXPANDED>;
 
     /// `out[i][d] = Σ p[i][t] · value[t][d]` for `Q` rows of weights, `PAGE` apart, and some of a page's tokens, in order
     /// of t.
     ///
     /// # Safety
     /// As [`keys_tile`].
-    pub(crate) unsafe fn values_tile[const Q: usize](
+    pub(crate) unsafe fn values_tile[const Q: usize, const EXPANDED: bool](
         p: *const f32, values: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Option<Ahead>
-    ) = values_kernel::<Q>;
+    ) = values_kernel::<Q, EXPANDED>;
 }
 
 #[inline(always)]
-unsafe fn keys_kernel<S: Simd, const Q: usize>(
+unsafe fn keys_kernel<S: Simd, const Q: usize, const EXPANDED: bool>(
     q: *const f32,
     keys: Blocks,
     tokens: Range<usize>,
@@ -84,11 +84,11 @@ unsafe fn keys_kernel<S: Simd, const Q: usize>(
     ahead: Option<Ahead>,
 ) {
     // SAFETY: the caller's.
-    unsafe { columns::<S, Q, true>(q, 0..keys.dims, keys, PAGE, tokens, out, out_stride, ahead) }
+    unsafe { columns::<S, Q, true, EXPANDED>(q, 0..keys.dims, keys, PAGE, tokens, out, out_stride, ahead) }
 }
 
 #[inline(always)]
-unsafe fn values_kernel<S: Simd, const Q: usize>(
+unsafe fn values_kernel<S: Simd, const Q: usize, const EXPANDED: bool>(
     p: *const f32,
     values: Blocks,
     tokens: Range<usize>,
@@ -97,14 +97,14 @@ unsafe fn values_kernel<S: Simd, const Q: usize>(
     ahead: Option<Ahead>,
 ) {
     // SAFETY: the caller's.
-    unsafe { columns::<S, Q, false>(p, tokens, values, values.dims, 0..values.dims, out, out_stride, ahead) }
+    unsafe { columns::<S, Q, false, EXPANDED>(p, tokens, values, values.dims, 0..values.dims, out, out_stride, ahead) }
 }
 
 /// `Σ a[i][k] · b[k][j]` for `Q` rows of `a` and some of the `n` columns j of the one block of `b`, whole vectors, in order
 /// of k. Rows of `a` are interleaved where `b` are keys, else `PAGE` values apart.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn columns<S: Simd, const Q: usize, const KEYS: bool>(
+unsafe fn columns<S: Simd, const Q: usize, const KEYS: bool, const EXPANDED: bool>(
     a: *const f32,
     k: Range<usize>,
     b: Blocks,
@@ -121,10 +121,10 @@ unsafe fn columns<S: Simd, const Q: usize, const KEYS: bool>(
         while at < columns.end {
             let (k, out) = (k.clone(), out.add(at));
             at += match columns.end - at {
-                64.. if S::WIDE => sums::<S, Q, 4, KEYS>(a, k, b, n, at, out, out_stride, ahead),
+                64.. if S::WIDE => sums::<S, Q, 4, KEYS, EXPANDED>(a, k, b, n, at, out, out_stride, ahead),
                 // There are registers for two vectors of columns beside those of two queries.
-                32.. if S::WIDE || Q <= 2 => sums::<S, Q, 2, KEYS>(a, k, b, n, at, out, out_stride, ahead),
-                _ => sums::<S, Q, 1, KEYS>(a, k, b, n, at, out, out_stride, ahead),
+                32.. if S::WIDE || Q <= 2 => sums::<S, Q, 2, KEYS, EXPANDED>(a, k, b, n, at, out, out_stride, ahead),
+                _ => sums::<S, Q, 1, KEYS, EXPANDED>(a, k, b, n, at, out, out_stride, ahead),
             };
         }
     }
@@ -133,7 +133,7 @@ unsafe fn columns<S: Simd, const Q: usize, const KEYS: bool>(
 /// As [`columns`], for `V` vectors of columns from `at` on, of `b` as it lies in memory; returns how many columns.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
-unsafe fn sums<S: Simd, const Q: usize, const V: usize, const KEYS: bool>(
+unsafe fn sums<S: Simd, const Q: usize, const V: usize, const KEYS: bool, const EXPANDED: bool>(
     a: *const f32,
     k: Range<usize>,
     b: *const u8,
@@ -150,7 +150,10 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const KEYS: bool>(
             let offset = (k * n + at) * size_of::<u16>();
             let mut columns = [S::splat(0.0); V];
             for v in 0..V {
-                columns[v] = S::load_f16(b.add(offset).cast::<u16>().add(v * LANES));
+                columns[v] = match EXPANDED {
+                    true => S::load(b.cast::<f32>().add(k * n + at + v * LANES)),
+                    false => S::load_f16(b.add(offset).cast::<u16>().add(v * LANES)),
+                };
             }
             if let Some(ahead) = ahead {
                 for line in (0..V * LANES * size_of::<u16>()).step_by(64) {

@@ -23,6 +23,7 @@ use crate::dot::few;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
 use crate::neighbours::{FEW, Neighbours};
+use crate::tiles::TILE;
 use crate::{
     Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RotaryStyle, RowBlocks, Rows,
     Worker,
@@ -526,7 +527,7 @@ impl Run<'_> {
         if own {
             prepare(0);
         } else {
-            worker.chunks(&op.prepare, rows, ROWS).flatten().for_each(prepare);
+            worker.chunks(&op.prepare, rows, TILE).flatten().for_each(prepare);
             worker.barrier();
         }
 

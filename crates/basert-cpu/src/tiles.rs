@@ -1,10 +1,12 @@
 //! Rows that lie interleaved, as the kernels of linear ops read them.
 //!
-//! A kernel multiplies panels of weights by a *tile* of rows at once and reads its input as one stream: element i of all
-//! rows of a tile, then element i + 1. A matrix is divided into tiles of six rows; what is left becomes tiles of four and
+//! A kernel multiplies panels of weights by a *tile* of rows at once and reads its input as one stream: block i of all
+//! rows of a tile, then block i + 1. A matrix is divided into tiles of six rows; what is left becomes tiles of four and
 //! one of at most three. So the layout depends on the number of rows.
 
 use std::marker::PhantomData;
+
+use crate::simd::LANES;
 
 /// Rows of the largest tile. Two panels times six rows are as much as the registers of AVX-512 hold.
 pub(crate) const TILE: usize = 6;
@@ -88,17 +90,25 @@ impl<T> Tiles<'_, T> {
     }
 }
 
-/// A matrix of `f32` activations for weights that are floats.
+/// A matrix of `f32` activations for weights that are floats, in blocks of 16 values; the last of a row need not be full.
 #[derive(Debug, Clone, Copy)]
-pub struct FloatRows<'a>(Tiles<'a, f32>);
+pub struct FloatRows<'a> {
+    tiles: Tiles<'a, [f32; LANES]>,
+    k: usize,
+}
 
 impl<'a> FloatRows<'a> {
-    /// A view of `memory`, with room for `rows · k` values.
+    /// Values of memory that such a matrix takes.
+    pub const fn len(rows: usize, k: usize) -> usize {
+        rows.saturating_mul(k.div_ceil(LANES)).saturating_mul(LANES)
+    }
+
+    /// A view of `memory`.
     ///
     /// # Panics
     /// When the memory is too small.
     pub fn new(memory: &'a mut [f32], rows: usize, k: usize) -> FloatRows<'a> {
-        assert!(rows.checked_mul(k).is_some_and(|len| len <= memory.len()));
+        assert!(memory.len() >= FloatRows::len(rows, k));
         // SAFETY: just checked; the lifetime is that of the borrow.
         unsafe { FloatRows::from_raw(memory.as_mut_ptr(), rows, k) }
     }
@@ -106,25 +116,26 @@ impl<'a> FloatRows<'a> {
     /// A view of the memory at `start`.
     ///
     /// # Safety
-    /// It must hold `rows · k` values, live as long as `'a`, and be reached through views only in that time.
+    /// It must have [`len`](FloatRows::len) values, live as long as `'a`, and be reached through views only in that time.
     pub unsafe fn from_raw(start: *mut f32, rows: usize, k: usize) -> FloatRows<'a> {
         // SAFETY: the caller's.
-        FloatRows(unsafe { Tiles::from_raw(start, rows, k) })
+        FloatRows { tiles: unsafe { Tiles::from_raw(start.cast(), rows, k.div_ceil(LANES)) }, k }
     }
 
     /// How many rows.
     pub fn rows(&self) -> usize {
-        self.0.rows()
+        self.tiles.rows()
     }
 
     /// Values in a row.
     pub fn k(&self) -> usize {
-        self.0.width()
+        self.k
     }
 
     /// See [`Tiles::tile`].
     pub(crate) fn tile(&self, row: usize) -> (*const f32, usize) {
-        self.0.tile(row)
+        let (tile, width) = self.tiles.tile(row);
+        (tile.cast(), width)
     }
 
     /// Copies `x` into `row`.
@@ -136,10 +147,15 @@ impl<'a> FloatRows<'a> {
     /// When there is no such row, or `x` is not as long.
     pub unsafe fn write(&self, row: usize, x: &[f32]) {
         assert_eq!(x.len(), self.k());
-        let (start, step) = self.0.row(row);
-        for (i, x) in x.iter().enumerate() {
-            // SAFETY: element i of the row, in the view's memory; the caller's for races.
-            unsafe { *start.add(i * step) = *x };
+        let (start, step) = self.tiles.row(row);
+        let (blocks, rest) = x.as_chunks::<LANES>();
+        // SAFETY: blocks of the row, in the view's memory, of which the last is there if it is not full; the caller's for
+        // races.
+        unsafe {
+            blocks.iter().enumerate().for_each(|(i, block)| *start.add(i * step) = *block);
+            if !rest.is_empty() {
+                (&mut *start.add(blocks.len() * step))[..rest.len()].copy_from_slice(rest);
+            }
         }
     }
 }

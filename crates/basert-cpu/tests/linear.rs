@@ -22,7 +22,7 @@ fn product(
 ) -> Vec<f32> {
     let (k, n) = (matrix.k(), matrix.rows());
     let m = x.len() / k;
-    let mut floats = vec![0.0; m * k];
+    let mut floats = vec![0.0; FloatRows::len(m, k)];
     let mut memory = quantise(isa, &x[..if matrix.wants_quantised() { x.len() } else { 0 }], m, k / 32 * 32);
     let input = if matrix.wants_quantised() {
         Input::Quantised(QuantisedRows::new(&mut memory, m, k))

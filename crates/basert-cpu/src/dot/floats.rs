@@ -16,7 +16,8 @@ use crate::simd::{LANES, Simd};
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn float_kernel<S: Simd, const F: usize, const P: usize, const EXPANDED: bool>(
-    panels: [*const u8; P],
+    panel: *const u8,
+    panel_len: usize,
     k: usize,
     x: *const f32,
     rows: usize,
@@ -24,19 +25,20 @@ pub(super) unsafe fn float_kernel<S: Simd, const F: usize, const P: usize, const
     begun: bool,
     ahead: Ahead,
 ) {
+    let panels = std::array::from_fn(|p| panel.wrapping_add(p * panel_len));
     // SAFETY: the caller's.
     unsafe {
         // Sums of one panel and a row or two are too few to hide how long an addition takes.
         if S::WIDE || (!EXPANDED && rows <= 2) {
             tiles!(6, rows, |at, T| {
-                float_rows::<S, F, P, T, EXPANDED>(panels, k, x.add(at), rows, out, at, begun, ahead);
+                float_rows::<S, F, P, T, EXPANDED>(panels, k, x.add(at * LANES), rows, out, at, begun, ahead);
             });
             return;
         }
         for p in 0..P {
             tiles!(6, rows, |at, T| {
                 let out = out.add(p * rows);
-                float_rows::<S, F, 1, T, EXPANDED>([panels[p]], k, x.add(at), rows, out, at, begun, ahead);
+                float_rows::<S, F, 1, T, EXPANDED>([panels[p]], k, x.add(at * LANES), rows, out, at, begun, ahead);
             });
         }
     }
@@ -95,33 +97,35 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize, co
         let mut ahead_line = ahead.start;
         let mut x = x;
         let step = const { LANES * FORMATS[F].bytes };
-        for i in 0..k {
-            // Past its end, a panel is followed by that of the next call.
-            let later = |bytes: usize| {
-                let at = i * step + bytes;
-                if at < k * step { at } else { at + (P - 1) * k * step }
-            };
-            if EXPANDED && i.is_multiple_of(BLOCK) {
+        for start in (0..k).step_by(LANES) {
+            if EXPANDED && start.is_multiple_of(BLOCK) {
                 for _ in 0..ahead.lines {
                     S::prefetch(ahead_line);
                     ahead_line = ahead_line.wrapping_add(64);
                 }
             }
-            let mut column = [S::splat(0.0); P];
-            for p in 0..P {
-                if !EXPANDED && T <= 4 && (i * step).is_multiple_of(64) {
-                    S::prefetch_far(panels[p].wrapping_add(later(AHEAD)));
-                    S::prefetch(panels[p].wrapping_add(later(SOON)));
-                }
-                column[p] = weights::<S, F>(panels[p], i);
-            }
-            for t in 0..T {
-                let x = S::splat(*x.add(t));
+            for i in start..k.min(start + LANES) {
+                // Past its end, a panel is followed by that of the next call.
+                let later = |bytes: usize| {
+                    let at = i * step + bytes;
+                    if at < k * step { at } else { at + (P - 1) * k * step }
+                };
+                let mut column = [S::splat(0.0); P];
                 for p in 0..P {
-                    y[t][p] = S::fma(x, column[p], y[t][p]);
+                    if !EXPANDED && T <= 4 && (i * step).is_multiple_of(64) {
+                        S::prefetch_far(panels[p].wrapping_add(later(AHEAD)));
+                        S::prefetch(panels[p].wrapping_add(later(SOON)));
+                    }
+                    column[p] = weights::<S, F>(panels[p], i);
+                }
+                for t in 0..T {
+                    let x = S::splat(*x.add(t * LANES + i - start));
+                    for p in 0..P {
+                        y[t][p] = S::fma(x, column[p], y[t][p]);
+                    }
                 }
             }
-            x = x.add(width);
+            x = x.add(width * LANES);
         }
         for t in 0..T {
             for p in 0..P {

@@ -2,8 +2,9 @@
 
 use basert_plan::Place;
 
-use super::{Bound, Output, ROWS, Run, WorkerScratch};
+use super::{Bound, Output, Run, WorkerScratch};
 use crate::quantised::BLOCK;
+use crate::tiles::TILE;
 use crate::{Epilogue, FloatRows, Input, PackedMatrix, QuantisedRows, RowBlocks, Rows, Worker, linear};
 
 /// A linear op of the experts that each token uses.
@@ -118,12 +119,12 @@ impl Run<'_> {
                     let bytes = QuantisedRows::bytes(first, k);
                     Input::Quantised(QuantisedRows::from_raw(self.prepared.1.add(bytes), rows, k))
                 }
-                false => Input::Float(FloatRows::from_raw(self.prepared.0.add(first * k), rows, k)),
+                false => Input::Float(FloatRows::from_raw(self.prepared.0.add(FloatRows::len(first, k)), rows, k)),
             }
         };
         debug_assert!(!quantised || k.is_multiple_of(BLOCK));
 
-        for at in worker.chunks(&op.prepare, rows * used, ROWS).flatten() {
+        for at in worker.chunks(&op.prepare, rows * used, TILE).flatten() {
             let number = uses.numbers[at] as usize;
             let (token, place) = (number / used, number % used);
             let (numbers, first) = uses.of(named(route(token), place, count));
