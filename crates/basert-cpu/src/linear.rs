@@ -72,14 +72,13 @@ pub enum Epilogue {
 /// Rows times panels that are computed in a call, of a few rows, and panels at most.
 const RESULTS: usize = 64;
 const PANELS: usize = 8;
-/// Activations that panels pass over together stay in a part of a core's second-level cache.
-const INPUT_BYTES: usize = 512 << 10;
-/// And their results as well.
-const INPUT_ROWS: usize = 240;
+/// Rows whose activations, of the columns that are expanded at a time, stay in a part of a core's second-level cache while
+/// panels pass over them.
+const BLOCK_ROWS: usize = 240;
+/// Pairs of panels that pass over the same columns of the rows before the next columns, with all their results.
+const PAIRS: usize = 4;
 /// Tiles of rows that ask for the next panels together: memory does not bring them in the time of one.
 const AHEAD_TILES: usize = 8;
-/// The results of so many rows and two panels.
-const RESULT_BYTES: usize = 2 * INPUT_ROWS * size_of::<Lanes>();
 
 /// Rows in blocks: those of one stay in a part of a core's second-level cache while panels pass over them.
 #[derive(Debug, Clone, Copy)]
@@ -91,12 +90,8 @@ pub struct RowBlocks<'a> {
 impl<'a> RowBlocks<'a> {
     /// Those of an input.
     pub fn of(x: Input<'a>) -> RowBlocks<'a> {
-        let (rows, row_bytes) = match x {
-            Input::Quantised(x) => (x.rows(), 2 * x.k()),
-            Input::Float(x) => (x.rows(), size_of::<f32>() * x.k()),
-        };
-        let blocks = rows.div_ceil((INPUT_BYTES / row_bytes.max(1)).clamp(2 * TILE, INPUT_ROWS));
-        RowBlocks { x, size: rows.div_ceil(blocks.max(1)).max(1).next_multiple_of(TILE) }
+        let blocks = x.rows().div_ceil(BLOCK_ROWS).max(1);
+        RowBlocks { x, size: x.rows().div_ceil(blocks).max(1).next_multiple_of(TILE) }
     }
 
     /// How many.
@@ -153,79 +148,147 @@ pub unsafe fn linear(
 ) {
     let k = x.k();
     assert_eq!((k, x.rows(), weights.rows()), (weights.k(), places.map_or(out.rows(), <[u32]>::len), out.cols()));
-    assert!(rows.end <= x.rows() && rows.len() <= INPUT_ROWS);
+    assert!(rows.end <= x.rows() && rows.len() <= BLOCK_ROWS);
     assert!(places.is_none_or(|places| places.iter().all(|&place| (place as usize) < out.rows())));
     assert_eq!(matches!(x, Input::Quantised(_)), weights.wants_quantised());
     assert_eq!(matches!(epilogue, Epilogue::Gated(_)), weights.order() == Order::Paired);
     assert!(bias.is_none_or(|bias| bias.len() == weights.rows() && weights.order() == Order::Stacked));
     assert!(units.end <= weights.units() && scratch.len() >= weights.scratch_bytes());
 
-    let width = if weights.order() == Order::Paired { 2 } else { 1 };
-    let few = x.rows() <= few(isa, weights.format());
-    let kind = weights.expanded();
-    // A few rows are multiplied by several panels in a call; many rows by two panels, which are expanded for that.
-    let step = if few { (RESULTS / x.rows().max(1)).clamp(width, PANELS) / width } else { 2 / width };
+    let call = Call { isa, weights, x, rows, bias, epilogue, out, places };
     let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
     let results = results.as_mut_ptr().cast::<Lanes>();
-    let first = rows.start;
-    let tiles = || TileRows { x, row: first, end: rows.end };
-    let multiply = tile_kernel(isa, weights.format());
-    for unit in units.clone().step_by(step) {
-        let units = unit..units.end.min(unit + step);
-        let product = Product { isa, weights, panels: width * units.start..width * units.end };
-        // SAFETY: the results of a tile begin with those of its first row, and there is room for those of `INPUT_ROWS`
-        // rows and two panels, or a few rows and more panels.
-        let result = |row: usize| unsafe { results.add((row - first) * product.panels.len()) };
-        let columns = units.start * LANES..weights.rows().min(units.end * LANES);
-        let bias = bias.map(|bias| &bias[columns.clone()]);
-        // A tile at a time: what is stored goes to memory while the next one is multiplied.
-        let finish_tile = |row: usize, count: usize| {
-            // SAFETY: the caller's: these columns are ours, and there are `count` rows from `row` on; their results
-            // have just been computed.
-            unsafe {
-                let places = places.map(|places| &places[row..row + count]);
-                let out_row = out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
-                finish(isa, result(row), count, bias, epilogue, out_row, out.stride(), places, columns.len());
-            }
-        };
-        match x {
-            Input::Quantised(x) if few => tiles().for_each(|(row, count)| {
-                let x = x.tile(row).0;
-                with_format!(weights.format(), quantised(&product, x, count, result(row)), else ());
-                finish_tile(row, count);
-            }),
-            Input::Float(x) if few => tiles().for_each(|(row, count)| {
-                product.float(x.tile(row).0, count, result(row));
-                finish_tile(row, count);
-            }),
-            _ => {
-                let chunk = kind.chunk(k);
-                let next = Next::of(&product, rows.len().div_ceil(TILE));
-                for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
-                    product.expand(kind, columns.clone(), panels);
-                    let (panel, panel_len) = (panels.as_ptr(), kind.bytes(columns.len()));
-                    for (i, (row, count)) in tiles().enumerate() {
-                        let (x, ahead) = (x.tile(row, columns.start), next.ahead(&columns, i));
-                        let begun = columns.start > 0;
-                        // SAFETY: panels and rows have these columns, as was checked above, and the panels were expanded
-                        // in this way; there is room for two of the largest tiles.
-                        unsafe {
-                            let (k, out) = (columns.len(), result(row));
-                            multiply(isa, panel, panel_len, product.panels.len(), k, x, count, out, begun, ahead);
+    // SAFETY: the caller's, and the shapes agree; there is room for all results.
+    unsafe {
+        if x.rows() <= few(isa, weights.format()) {
+            call.few(units, results);
+        } else {
+            call.many(units, results, panels);
+        }
+    }
+}
+
+/// Results of a block of rows with a pair of panels, and bytes of those that a worker keeps.
+const PAIR_RESULTS: usize = 2 * BLOCK_ROWS;
+const RESULT_BYTES: usize = PAIRS * PAIR_RESULTS * size_of::<Lanes>();
+
+/// Bytes that a worker needs to multiply by rows of `k` weights that are expanded in this way.
+pub(crate) fn scratch_bytes(expanded: Expanded, k: usize) -> usize {
+    RESULT_BYTES + 2 * expanded.bytes(expanded.chunk(k))
+}
+
+/// The arguments of [`linear`].
+struct Call<'a> {
+    isa: Isa,
+    weights: &'a PackedMatrix,
+    x: Input<'a>,
+    rows: Range<usize>,
+    bias: Option<&'a [f32]>,
+    epilogue: Epilogue,
+    out: Rows<'a>,
+    places: Option<&'a [u32]>,
+}
+
+impl Call<'_> {
+    /// Panels of a unit.
+    fn width(&self) -> usize {
+        if self.weights.order() == Order::Paired { 2 } else { 1 }
+    }
+
+    fn tiles(&self) -> TileRows<'_> {
+        TileRows { x: self.x, row: self.rows.start, end: self.rows.end }
+    }
+
+    fn product(&self, units: &Range<usize>) -> Product<'_> {
+        let width = self.width();
+        Product { isa: self.isa, weights: self.weights, panels: width * units.start..width * units.end }
+    }
+
+    /// A few rows are multiplied by several panels in a call.
+    ///
+    /// # Safety
+    /// That of [`linear`]; `results` has room for those of all rows and [`PANELS`].
+    unsafe fn few(&self, units: Range<usize>, results: *mut Lanes) {
+        let step = (RESULTS / self.x.rows().max(1)).clamp(self.width(), PANELS) / self.width();
+        for unit in units.clone().step_by(step) {
+            let units = unit..units.end.min(unit + step);
+            let product = self.product(&units);
+            for (row, count) in self.tiles() {
+                // SAFETY: the caller's.
+                unsafe {
+                    let result = results.add((row - self.rows.start) * product.panels.len());
+                    match self.x {
+                        Input::Quantised(x) => {
+                            let x = x.tile(row).0;
+                            with_format!(self.weights.format(), quantised(&product, x, count, result), else ());
                         }
-                        if columns.end == k {
-                            finish_tile(row, count);
+                        Input::Float(x) => product.float(x.tile(row).0, count, result),
+                    }
+                    self.finish(&units, row, count, result);
+                }
+            }
+        }
+    }
+
+    /// Many rows are multiplied by two panels in a call, which are expanded for that, some columns at a time. A group of
+    /// pairs passes over these columns of all rows before the next ones.
+    ///
+    /// # Safety
+    /// That of [`linear`]; `results` has room for those of all rows and [`PAIRS`], `panels` for two that are expanded.
+    unsafe fn many(&self, units: Range<usize>, results: *mut Lanes, panels: &mut [u8]) {
+        let (k, kind) = (self.x.k(), self.weights.expanded());
+        let chunk = kind.chunk(k);
+        let multiply = tile_kernel(self.isa, self.weights.format());
+        let step = 2 / self.width();
+        // Where all columns are expanded at once, a pair is done with before the next one.
+        let group = step * if chunk < k { PAIRS } else { 1 };
+        for first in units.clone().step_by(group) {
+            let units = first..units.end.min(first + group);
+            for columns in (0..k).step_by(chunk).map(|start| start..k.min(start + chunk)) {
+                for (i, unit) in units.clone().step_by(step).enumerate() {
+                    let pair = unit..units.end.min(unit + step);
+                    let product = self.product(&pair);
+                    product.expand(kind, columns.clone(), panels);
+                    let (panel, panel_len, begun) = (panels.as_ptr(), kind.bytes(columns.len()), columns.start > 0);
+                    let next = match pair.end < units.end {
+                        true => (pair.end, columns.clone()),
+                        false if columns.end < k => (units.start, columns.end..k.min(columns.end + chunk)),
+                        false => (units.end, 0..chunk),
+                    };
+                    let next = Next::of(&product, self.width() * next.0, next.1, &columns, self.rows.len());
+                    for (i_tile, (row, count)) in self.tiles().enumerate() {
+                        let (x, ahead) = (self.x.tile(row, columns.start), next.ahead(i_tile));
+                        // SAFETY: the caller's; panels and rows have these columns, and the panels were expanded.
+                        unsafe {
+                            let result = results.add(i * PAIR_RESULTS + (row - self.rows.start) * product.panels.len());
+                            let (k, panels) = (columns.len(), product.panels.len());
+                            multiply(self.isa, panel, panel_len, panels, k, x, count, result, begun, ahead);
+                            // What is stored goes to memory while the next tile is multiplied.
+                            if columns.end == self.x.k() {
+                                self.finish(&pair, row, count, result);
+                            }
                         }
                     }
                 }
             }
         }
     }
-}
 
-/// Bytes that a worker needs to multiply by rows of `k` weights that are expanded in this way.
-pub(crate) fn scratch_bytes(expanded: Expanded, k: usize) -> usize {
-    RESULT_BYTES + 2 * expanded.bytes(expanded.chunk(k))
+    /// Brings the results of a tile and some units to where they belong.
+    ///
+    /// # Safety
+    /// That of [`linear`]; the results are those of `count` rows from `row` on.
+    unsafe fn finish(&self, units: &Range<usize>, row: usize, count: usize, results: *const Lanes) {
+        let columns = units.start * LANES..self.weights.rows().min(units.end * LANES);
+        let bias = self.bias.map(|bias| &bias[columns.clone()]);
+        let places = self.places.map(|places| &places[row..row + count]);
+        // SAFETY: the caller's: these columns are ours.
+        unsafe {
+            let out = self.out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
+            let stride = self.out.stride();
+            finish(self.isa, results, count, bias, self.epilogue, out, stride, places, columns.len());
+        }
+    }
 }
 
 /// First row and number of rows of the tiles of some rows.
@@ -252,28 +315,39 @@ impl Iterator for TileRows<'_> {
     }
 }
 
-/// The panels that will be expanded next, which the tiles before share asking for.
+/// What will be expanded next, which the tiles before share asking for: some columns of one or two panels.
 struct Next {
     start: *const u8,
-    /// Cache lines for every 32 columns, and how many of them a tile asks for.
+    panels: usize,
+    panel_len: usize,
+    /// Tiles that ask for the same panel.
+    tiles: usize,
+    /// Cache lines of a panel for every 32 columns that a tile is multiplied by, and how many of them it asks for.
     all: usize,
     each: usize,
+    /// How often 32 columns are.
+    times: usize,
 }
 
 impl Next {
-    /// Those after `product`, by so many tiles.
-    fn of(product: &Product<'_>, tiles: usize) -> Next {
-        let bytes = product.panels.len() * product.weights.panel_len();
-        let all = bytes.div_ceil(64).div_ceil(product.weights.k().div_ceil(BLOCK));
-        let start = product.weights.panel(product.panels.start).wrapping_add(bytes);
-        Next { start, all, each: all.div_ceil(tiles.clamp(1, AHEAD_TILES)) }
+    /// Columns of the panels from `panel` on, asked for while `rows` rows meet the columns of `product`.
+    fn of(product: &Product<'_>, panel: usize, columns: Range<usize>, now: &Range<usize>, rows: usize) -> Next {
+        let (weights, panels) = (product.weights, product.panels.len());
+        let (k, panel_len) = (weights.k(), weights.panel_len());
+        let bytes = |columns: usize| (columns as u64 * panel_len as u64 / k as u64) as usize;
+        let tiles = (rows.div_ceil(TILE).min(AHEAD_TILES) / panels).max(1);
+        let times = now.len().div_ceil(BLOCK);
+        let all = bytes(columns.len()).div_ceil(64).div_ceil(times);
+        // Past the last one there need not be memory.
+        let start = weights.panel(0).wrapping_add(panel * panel_len + bytes(columns.start));
+        Next { start, panels, panel_len, tiles, all, each: all.div_ceil(tiles), times }
     }
 
     /// What tile `i` shall ask for.
-    fn ahead(&self, columns: &Range<usize>, i: usize) -> Ahead {
-        let lines = self.each.min(self.all.saturating_sub(i * self.each));
-        let before = columns.start / BLOCK * self.all + columns.len().div_ceil(BLOCK) * i * self.each;
-        Ahead { start: self.start.wrapping_add(64 * before), lines }
+    fn ahead(&self, i: usize) -> Ahead {
+        let (panel, before) = (i / self.tiles, i % self.tiles * self.each);
+        let lines = if panel < self.panels { self.each.min(self.all.saturating_sub(before)) } else { 0 };
+        Ahead { start: self.start.wrapping_add(panel * self.panel_len + 64 * self.times * before), lines }
     }
 }
 
