@@ -32,7 +32,7 @@ use crate::tiles::{TILE, tile_width};
 /// The longest heads there may be.
 const MAX_HEAD_DIM: usize = 512;
 /// Queries that pass over a page together, about.
-const QUERIES: usize = 48;
+const QUERIES: usize = 96;
 
 /// What kind of attention it is.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -71,9 +71,13 @@ impl<T> Tiles<'_, T> {
     }
 
     /// Where the tile that begins with `row` lies, and how many rows it has.
+    ///
+    /// # Panics
+    /// When there is no such row.
     pub fn tile(&self, row: usize) -> (*const T, usize) {
-        let (first, width) = tile_of(row, self.rows);
-        assert!(row == first && row < self.rows);
+        assert!(row < self.rows);
+        let width = tile_width(self.rows - row);
+        debug_assert_eq!(tile_of(row, self.rows), (row, width));
         // SAFETY: the row is in the view's memory.
         (unsafe { self.start.add(row * self.width) }, width)
     }
