@@ -116,19 +116,23 @@ fn threads_and_pieces_do_not_matter() {
 }
 
 #[test]
-fn rows_that_do_not_fit_a_cache_together_are_the_same() {
+fn rows_and_columns_that_do_not_fit_a_cache_together_are_the_same() {
     let pool = Pool::new(Some(1)).unwrap();
     let mut random = Random::new(6);
-    for (format, k) in [(Format::F32, 6001), (Format::Q8_0, 12_032), (Format::Q6_K, 30_208)] {
-        let n = 35;
+    for (format, k) in [(Format::F32, 601), (Format::Q8_0, 1504), (Format::Q6_K, 1792)] {
+        // Twelve panels, which no number of pairs divides evenly.
+        let n = 179;
         let bytes = weights(format, n, k, &mut random);
-        let x = random.values(75 * k);
-        let source = [Source { bytes: &bytes, rows: n }];
-        let matrix = PackedMatrix::pack_alone(&pool, format, k, &source, Order::Stacked).unwrap();
-        let run = |x: &[f32]| product(&pool, Isa::detect(), &matrix, x, 100, None, Epilogue::Store, 0.0);
-        let alone: Vec<f32> = x.chunks_exact(k).flat_map(run).collect();
-        for m in 12..=75 {
-            assert!(bits(&run(&x[..m * k])) == bits(&alone[..m * n]), "{format} {m} rows");
+        let x = random.values(301 * k);
+        let source = Source { bytes: &bytes, rows: n };
+        let stacked = PackedMatrix::pack_alone(&pool, format, k, &[source], Order::Stacked).unwrap();
+        let paired = PackedMatrix::pack_alone(&pool, format, k, &[source, source], Order::Paired).unwrap();
+        for (matrix, epilogue) in [(&stacked, Epilogue::Store), (&paired, Epilogue::Gated(Activation::Silu))] {
+            let run = |x: &[f32]| product(&pool, Isa::detect(), matrix, x, 100, None, epilogue, 0.0);
+            let alone: Vec<f32> = x.chunks_exact(k).flat_map(run).collect();
+            for m in [12, 25, 26, 29, 32, 75, 239, 240, 241, 301] {
+                assert!(bits(&run(&x[..m * k])) == bits(&alone[..m * n]), "{format} {m} rows");
+            }
         }
     }
 }
