@@ -291,6 +291,16 @@ impl Baked for CpuBaked {
         Ok(())
     }
 
+    fn divide(&self, count: usize, work: &(dyn Fn(usize) + Sync)) -> Result<(), DeviceError> {
+        if count < 2 {
+            (0..count).for_each(work);
+            return Ok(());
+        }
+        let counter = Counter::new(self.pool.threads());
+        let result = self.pool.run(|worker| worker.chunks(&counter, count, 1).flatten().for_each(work));
+        result.map_err(|error| DeviceError::Failed(error.to_string()))
+    }
+
     fn logits(&self, i: usize) -> &[f32] {
         self.row(self.plan.logits, i)
     }

@@ -4,6 +4,8 @@ mod draw;
 mod prefixes;
 mod score;
 
+use std::sync::{Mutex, PoisonError};
+
 use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
 
 use self::draw::Chain;
@@ -417,6 +419,16 @@ impl Engine {
     /// The logits of a row that was wanted in the last step.
     pub fn logits(&self, row: usize) -> &[f32] {
         self.baked.logits(row)
+    }
+
+    /// Does `work` for each of these, by the threads of the device.
+    ///
+    /// # Errors
+    /// When it panicked.
+    pub(crate) fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) -> Result<(), EngineError> {
+        let items: Vec<Mutex<&mut T>> = items.iter_mut().map(Mutex::new).collect();
+        let one = |i: usize| work(&mut items[i].lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(self.baked.divide(items.len(), &one)?)
     }
 
     /// The hidden state of a row that was wanted in the last step.

@@ -102,6 +102,15 @@ pub trait Baked: Send {
     /// The hidden state of the `i`-th wanted token of the step waited for, where hidden states are wanted.
     fn hidden(&self, i: usize) -> &[f32];
 
+    /// Does `work` for every number below `count` by the threads that the device computes with. No step may be under way.
+    ///
+    /// # Errors
+    /// When `work` panicked on another thread.
+    fn divide(&self, count: usize, work: &(dyn Fn(usize) + Sync)) -> Result<(), DeviceError> {
+        (0..count).for_each(work);
+        Ok(())
+    }
+
     /// The tokens drawn in the step waited for.
     fn drawn(&self) -> &[u32] {
         &[]

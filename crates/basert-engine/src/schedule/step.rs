@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::{Scheduler, Task, Token, end};
+use super::{Answer, Scheduler, Task, Token, end};
 use crate::engine::choose;
 use crate::schedule::Attention;
 use crate::speculate::Guesser;
@@ -21,6 +21,33 @@ impl Task {
         let may_have_more = self.made < answer.max_tokens && length < context;
         (!wants_more || !may_have_more).then(|| wants_more.then_some(Ok(())))
     }
+}
+
+impl Answer {
+    /// Draws its next token.
+    fn draw(&mut self, logits: &[f32]) -> Result<Token, EngineError> {
+        let id = choose(&mut self.sampler, logits, self.reader.mask())?;
+        Ok(Token { id, logprobs: self.logprobs.map(|top| TokenLogprobs::of(logits, id, top)) })
+    }
+}
+
+/// The next token of each task that has no more to compute, from the first row that it wanted or, if those are scored, the
+/// last: drawing among a whole vocabulary takes long enough to be divided among threads.
+fn draw_first(
+    engine: &Engine,
+    step: &mut [(Task, usize)],
+    wanted: &[usize],
+) -> Result<Vec<Option<Result<Token, EngineError>>>, EngineError> {
+    let (mut rows, mut draws) = (0, Vec::with_capacity(step.len()));
+    for ((task, _), wanted) in step.iter_mut().zip(wanted) {
+        let row = if task.is_scored() { (rows + wanted).saturating_sub(1) } else { rows };
+        rows += wanted;
+        let is_ready = task.lacking() == 0;
+        let answer = task.answers.first_mut().filter(|_| is_ready);
+        draws.push((answer.map(|answer| (answer, engine.logits(row))), None));
+    }
+    engine.each(&mut draws, |(answer, token)| *token = answer.as_mut().map(|(answer, logits)| answer.draw(logits)))?;
+    Ok(draws.into_iter().map(|(_, token)| token).collect())
 }
 
 impl Scheduler {
@@ -86,8 +113,9 @@ impl Scheduler {
             });
         }
         result?;
+        let first_tokens = draw_first(engine, step, &wanted)?;
         let mut row = 0;
-        for ((mut task, count), rows) in step.drain(..).zip(wanted) {
+        for (((mut task, count), rows), mut token) in step.drain(..).zip(wanted).zip(first_tokens) {
             let first = row;
             row += rows;
             task.score(engine, count, first);
@@ -100,23 +128,28 @@ impl Scheduler {
                 continue;
             }
             for task in self.split(engine, task) {
-                self.answer(engine, task, last);
+                self.answer(engine, task, last, token.take());
             }
         }
         Ok(())
     }
 
-    /// Draws the next token of an answer from a row of logits, and as long as it was guessed right, the ones after it from
-    /// the next rows.
-    fn answer(&mut self, engine: &mut Engine, mut task: Task, row: usize) {
+    /// Takes the next token of an answer, drawn from a row of logits if it was not yet, and as long as it was guessed right,
+    /// the ones after it from the next rows.
+    fn answer(
+        &mut self,
+        engine: &mut Engine,
+        mut task: Task,
+        row: usize,
+        mut drawn: Option<Result<Token, EngineError>>,
+    ) {
         let guessed = task.guesser.guesses().len();
         let computed = task.sequence.computed() - guessed;
         let mut right = 0;
         let word = loop {
             let Some(answer) = task.answers.first_mut() else { return };
-            let logits = engine.logits(row + right);
-            let token = match choose(&mut answer.sampler, logits, answer.reader.mask()) {
-                Ok(id) => Token { id, logprobs: answer.logprobs.map(|top| TokenLogprobs::of(logits, id, top)) },
+            let token = match drawn.take().unwrap_or_else(|| answer.draw(engine.logits(row + right))) {
+                Ok(token) => token,
                 Err(error) => break Some(Some(Err(error))),
             };
             let is_right = task.guesser.is_right(right, token.id);
