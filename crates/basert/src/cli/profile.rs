@@ -218,7 +218,8 @@ impl Profile<'_> {
             true => "draw".to_owned(),
             false => ops().map(|op| op.name()).collect::<Vec<_>>().join(", "),
         };
-        let least = self.peaks.map(|peaks| ops().map(|op| peaks.least(self.plan, op, self.shape)).sum());
+        // The sum of nothing would be -0.
+        let least = self.peaks.map(|peaks| ops().fold(0.0, |sum, op| sum + peaks.least(self.plan, op, self.shape)));
         Part { name, ops: span.ops.clone(), times: 1, seconds: span.seconds, cost, least }
     }
 
