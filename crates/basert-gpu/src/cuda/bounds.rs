@@ -10,8 +10,7 @@ const OPERATIONS: [((u32, u32), u32); 7] =
 /// The bounds of so many `cores` at the highest clocks that the driver states, with a bus of so many bits to memory that
 /// gives two of them a cycle on each line. `None` where it does not state a clock, as on some virtual machines.
 pub(super) fn bounds(capability: (u32, u32), cores: usize, kilohertz: u32, memory: [u32; 2]) -> Option<Bounds> {
-    let of_capability = OPERATIONS.into_iter().filter(|(least, _)| *least <= capability);
-    let (_, operations) = of_capability.last()?;
+    let (_, operations) = OPERATIONS.into_iter().rfind(|(least, _)| *least <= capability)?;
     let [memory_kilohertz, bus_bits] = memory.map(f64::from);
     let bandwidth = 2.0 * memory_kilohertz * 1e3 * bus_bits / 8.0;
     let rate = f64::from(operations) * cores as f64 * f64::from(kilohertz) * 1e3;
