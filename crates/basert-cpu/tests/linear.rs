@@ -130,7 +130,7 @@ fn rows_and_columns_that_do_not_fit_a_cache_together_are_the_same() {
         for (matrix, epilogue) in [(&stacked, Epilogue::Store), (&paired, Epilogue::Gated(Activation::Silu))] {
             let run = |x: &[f32]| product(&pool, Isa::detect(), matrix, x, 100, None, epilogue, 0.0);
             let alone: Vec<f32> = x.chunks_exact(k).flat_map(run).collect();
-            for m in [12, 25, 26, 29, 32, 75, 239, 240, 241, 301] {
+            for m in (12..=75).chain([239, 240, 241, 301]) {
                 assert!(bits(&run(&x[..m * k])) == bits(&alone[..m * n]), "{format} {m} rows");
             }
         }

@@ -1,5 +1,6 @@
 //! How a step is carried out, and what becomes of its tasks.
 
+use std::ops::Range;
 use std::thread;
 
 use super::{Answer, Scheduler, Task, Token, end};
@@ -12,6 +13,12 @@ use crate::{Engine, EngineError, Part, TokenLogprobs};
 type Word = Option<Result<(), EngineError>>;
 
 impl Task {
+    /// The row of logits that its next token is drawn from, of those that it wanted: the first, or if these are scored, the
+    /// last.
+    fn row(&self, rows: &Range<usize>) -> usize {
+        if self.is_scored() { rows.end - 1 } else { rows.start }
+    }
+
     /// Gives a token to the reader, after `length` others. None where there may be more.
     fn hand(&mut self, token: Token, length: usize, context: usize) -> Option<Word> {
         let answer = self.answers.first_mut()?;
@@ -31,20 +38,18 @@ impl Answer {
     }
 }
 
-/// The next token of each task that has no more to compute, from the first row that it wanted or, if those are scored, the
-/// last: drawing among a whole vocabulary takes long enough to be divided among threads.
+/// The next token of each task that has no more to compute, where these are the rows that each wanted: drawing among a whole
+/// vocabulary takes long enough to be divided among threads.
 fn draw_first(
     engine: &Engine,
     step: &mut [(Task, usize)],
-    wanted: &[usize],
+    rows: &[Range<usize>],
 ) -> Result<Vec<Option<Result<Token, EngineError>>>, EngineError> {
-    let (mut rows, mut draws) = (0, Vec::with_capacity(step.len()));
-    for ((task, _), wanted) in step.iter_mut().zip(wanted) {
-        let row = if task.is_scored() { (rows + wanted).saturating_sub(1) } else { rows };
-        rows += wanted;
-        let is_ready = task.lacking() == 0;
-        let answer = task.answers.first_mut().filter(|_| is_ready);
-        draws.push((answer.map(|answer| (answer, engine.logits(row))), None));
+    let mut draws = Vec::with_capacity(step.len());
+    for ((task, _), rows) in step.iter_mut().zip(rows) {
+        let row = (task.lacking() == 0).then(|| task.row(rows));
+        let answer = task.answers.first_mut().zip(row);
+        draws.push((answer.map(|(answer, row)| (answer, engine.logits(row))), None));
     }
     engine.each(&mut draws, |(answer, token)| *token = answer.as_mut().map(|(answer, logits)| answer.draw(logits)))?;
     Ok(draws.into_iter().map(|(_, token)| token).collect())
@@ -100,7 +105,12 @@ impl Scheduler {
             };
             parts.push(Part { sequence, count: *count, wanted });
         }
-        let wanted: Vec<usize> = parts.iter().map(|part| part.wanted).collect();
+        let mut next = 0;
+        let rows_of = |part: &Part| {
+            next += part.wanted;
+            next - part.wanted..next
+        };
+        let rows: Vec<Range<usize>> = parts.iter().map(rows_of).collect();
         let mut result = Ok(());
         let mut compute = || result = engine.run(&mut parts, false);
         if constrained.is_empty() {
@@ -113,13 +123,10 @@ impl Scheduler {
             });
         }
         result?;
-        let first_tokens = draw_first(engine, step, &wanted)?;
-        let mut row = 0;
-        for (((mut task, count), rows), mut token) in step.drain(..).zip(wanted).zip(first_tokens) {
-            let first = row;
-            row += rows;
-            task.score(engine, count, first);
-            let last = if task.is_scored() { first + rows - 1 } else { first };
+        let first_tokens = draw_first(engine, step, &rows)?;
+        for (((mut task, count), rows), mut token) in step.drain(..).zip(rows).zip(first_tokens) {
+            task.score(engine, count, rows.start);
+            let row = task.row(&rows);
             if task.made == 0 {
                 task.read(engine, count);
             }
@@ -128,7 +135,7 @@ impl Scheduler {
                 continue;
             }
             for task in self.split(engine, task) {
-                self.answer(engine, task, last, token.take());
+                self.answer(engine, task, row, token.take());
             }
         }
         Ok(())

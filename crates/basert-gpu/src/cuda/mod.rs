@@ -164,9 +164,11 @@ impl CudaGpu {
             fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         let cores = fact(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        let kilohertz = fact(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
-        let memory_kilohertz = fact(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
-        let bus_bits = fact(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH)?;
+        // Nothing is computed by these, so a GPU that does not state them is as good.
+        let stated = |what| fact(what).unwrap_or(0);
+        let kilohertz = stated(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE);
+        let memory_kilohertz = stated(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
+        let bus_bits = stated(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH);
         let threadgroup_memory = fact(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK)? as usize;
         let model = device::get_name(device).map_err(missing)?;
         if capability < LEAST_CAPABILITY {
