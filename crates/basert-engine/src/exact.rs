@@ -32,24 +32,18 @@ pub(crate) fn ln(x: f32) -> f32 {
     e.mul_add(0.693_359_4, f + low)
 }
 
-/// The sum of the weights of all logits less `max`: whole numbers, so in any order.
-#[multiversion(targets("x86_64+avx2+fma"))]
-pub(crate) fn total(candidates: &[(f32, u32)], max: f32) -> u64 {
-    let mut total = 0;
-    for candidate in candidates {
-        total += weight(candidate.0 - max);
+/// The weights of all logits less `max`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
+pub(crate) fn weights(candidates: &[(f32, u32)], max: f32, weights: &mut [u32]) {
+    for (candidate, to) in candidates.iter().zip(weights) {
+        *to = weight(candidate.0 - max);
     }
-    total
 }
 
 /// 2^23 · e^x for x ≤ 0, a whole number.
 #[inline(always)]
-pub(crate) fn weight(x: f32) -> u64 {
+pub(crate) fn weight(x: f32) -> u32 {
     const P: [f32; 6] = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
-    // Beyond that there is nothing left.
-    if x < -17.0 {
-        return 0;
-    }
     let n = (x * std::f32::consts::LOG2_E).round_ties_even();
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
     let mut p = 0.0f32;
@@ -57,50 +51,36 @@ pub(crate) fn weight(x: f32) -> u64 {
         p = p.mul_add(r, c);
     }
     let y = (r * r).mul_add(p, r) + 1.0;
-    ((y * 8_388_608.0) as u64) >> (-n) as u32
+    // Beyond that there is nothing left.
+    if x < -17.0 { 0 } else { ((y * 8_388_608.0) as u32).wrapping_shr(-n as u32) }
 }
 
-/// −ln(−ln u), where u is uniform in (0, 1) and made of 23 of the random bits.
+/// The 23 of the random bits that noise is made of: the larger they are, the larger it is.
+pub(crate) fn noise_bits(bits: u32) -> u32 {
+    bits >> 9
+}
+
+/// −ln(−ln u), where u is uniform in (0, 1) and made of the [`noise_bits`].
 pub(crate) fn gumbel(bits: u32) -> f32 {
-    let u = (2 * (bits >> 9) + 1) as f32 * (1.0 / 16_777_216.0);
+    let u = (2 * noise_bits(bits) + 1) as f32 * (1.0 / 16_777_216.0);
     -ln(-ln(u))
 }
 
 /// No noise is larger.
 pub(crate) const MOST_GUMBEL: f32 = 16.7;
 
-/// For each whole number the least 23 bits whose noise is larger, and some less.
-static LEAST: LazyLock<[u32; 17]> = LazyLock::new(|| {
-    std::array::from_fn(|noise| {
-        let u = (-(0.01 - noise as f64).exp()).exp();
+/// For each quarter of noise the least bits that make more, and some less.
+static LEAST: LazyLock<[u32; 68]> = LazyLock::new(|| {
+    std::array::from_fn(|quarters| {
+        let u = (-(0.01 - quarters as f64 / 4.0).exp()).exp();
         ((u * 16_777_216.0 - 1.0) / 2.0) as u32
     })
 });
 
-/// Whether [`gumbel`] of these bits may be as large as `noise`, without computing it: it may be a little less.
-pub(crate) fn may_reach(bits: u32, noise: f32) -> bool {
-    // A number below 0 becomes 0.
-    noise < 0.0 || LEAST.get(noise as usize).is_some_and(|&least| bits >> 9 >= least)
-}
-
-/// Which of up to 32 tokens, a bit for each, have a logit of at least `near`, or noise that may be as large as `noise`.
-pub(crate) fn chances(logits: &[f32], bits: &[u32; 32], near: f32, noise: u8) -> u32 {
-    let mut padded = [f32::NEG_INFINITY; 32];
-    let full = logits.as_array().unwrap_or_else(|| {
-        padded[..logits.len()].copy_from_slice(logits);
-        &padded
-    });
-    full_chances(full, bits, near, LEAST[usize::from(noise)]) & (u32::MAX >> (32 - logits.len()))
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-#[allow(clippy::needless_range_loop)]
-fn full_chances(logits: &[f32; 32], bits: &[u32; 32], near: f32, least: u32) -> u32 {
-    let mut chances = 0;
-    for i in 0..32 {
-        chances |= u32::from((logits[i] >= near) | (bits[i] >> 9 >= least)) << i;
-    }
-    chances
+/// With fewer than these [`noise_bits`], [`gumbel`] is less than `noise`: more than there are where it always is, none
+/// where `noise` is negative or no number.
+pub(crate) fn least_bits(noise: f32) -> u32 {
+    if noise >= 0.0 { LEAST.get((noise * 4.0) as usize).copied().unwrap_or(u32::MAX) } else { 0 }
 }
 
 #[cfg(test)]
@@ -128,11 +108,12 @@ mod tests {
         let mut ruled_out = 0;
         for bits in (0..1 << 23).step_by(7).chain((1 << 23) - 5000..1 << 23).map(|bits: u32| bits << 9 | 77) {
             let found = gumbel(bits);
-            assert!(found < MOST_GUMBEL && may_reach(bits, found) && may_reach(bits, found - 0.3), "{bits}: {found}");
-            ruled_out += usize::from(!may_reach(bits, found.max(0.0) + 1.1));
+            let may_reach = |noise| noise_bits(bits) >= least_bits(noise);
+            assert!(found < MOST_GUMBEL && may_reach(found) && may_reach(found - 0.1), "{bits}: {found}");
+            ruled_out += usize::from(!may_reach(found.max(0.0) + 0.3));
         }
         assert!(ruled_out > 1_000_000, "{ruled_out}");
-        assert!(!may_reach(u32::MAX, 17.5));
+        assert!(noise_bits(u32::MAX) < least_bits(17.5) && least_bits(f32::NAN) == 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod draft;
 mod engine;
 mod exact;
 mod logprobs;
+mod maxima;
 mod pages;
 mod philox;
 mod pooling;

@@ -27,22 +27,23 @@ impl Philox {
         [a, b, c, d]
     }
 
-    /// The numbers of the counters from `[8 · block, index, 0, 0]` to `[8 · block + 7, index, 0, 0]`, one after the other.
-    pub fn block(&self, block: u32, index: u32) -> [u32; 32] {
-        eight(self.key, 8 * block, index)
+    /// The numbers of the counters from `[first, index, 0, 0]` to `[first + 15, index, 0, 0]`: first those that come first
+    /// for each of them, and so on. Returns the largest.
+    pub fn block(&self, first: u32, index: u32, numbers: &mut [[u32; 16]; 4]) -> u32 {
+        sixteen(self.key, first, index, numbers)
     }
 }
 
-/// Eight counters at once, in step, so that the compiler makes vectors of them: lanes of 64 bits, for the products, of which
-/// only the low half counts.
+/// Sixteen counters at once, in step, so that the compiler makes vectors of them: lanes of 64 bits, for the products, of
+/// which only the low half counts. Two vectors of AVX-512, since a product takes longer than until the next may begin.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 #[allow(clippy::needless_range_loop)]
-fn eight([mut k0, mut k1]: [u32; 2], first: u32, index: u32) -> [u32; 32] {
+fn sixteen([mut k0, mut k1]: [u32; 2], first: u32, index: u32, numbers: &mut [[u32; 16]; 4]) -> u32 {
     const LOW: u64 = u32::MAX as u64;
-    let mut a = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| u64::from(first + i));
-    let (mut b, mut c, mut d) = ([u64::from(index); 8], [0u64; 8], [0u64; 8]);
+    let mut a: [u64; 16] = std::array::from_fn(|i| u64::from(first) + i as u64);
+    let (mut b, mut c, mut d) = ([u64::from(index); 16], [0u64; 16], [0u64; 16]);
     for _ in 0..10 {
-        for i in 0..8 {
+        for i in 0..16 {
             let (p, q) = ((a[i] & LOW) * 0xD251_1F53, (c[i] & LOW) * 0xCD9E_8D57);
             a[i] = (q >> 32) ^ b[i] ^ u64::from(k0);
             b[i] = q;
@@ -51,11 +52,15 @@ fn eight([mut k0, mut k1]: [u32; 2], first: u32, index: u32) -> [u32; 32] {
         }
         (k0, k1) = (k0.wrapping_add(0x9E37_79B9), k1.wrapping_add(0xBB67_AE85));
     }
-    let mut numbers = [0; 32];
-    for i in 0..8 {
-        numbers[4 * i..4 * i + 4].copy_from_slice(&[a[i] as u32, b[i] as u32, c[i] as u32, d[i] as u32]);
+    let mut largest = [0; 16];
+    for i in 0..16 {
+        let of = [a[i] as u32, b[i] as u32, c[i] as u32, d[i] as u32];
+        for word in 0..4 {
+            numbers[word][i] = of[word];
+            largest[i] = largest[i].max(of[word]);
+        }
     }
-    numbers
+    largest.into_iter().fold(0, u32::max)
 }
 
 #[cfg(test)]
@@ -64,10 +69,13 @@ mod tests {
 
     #[test]
     fn blocks_are_single_numbers() {
-        for (seed, block, index) in [(0, 0, 0), (0x299f_31d0_a409_3822, 77, 3), (u64::MAX, u32::MAX / 8, u32::MAX)] {
+        for (seed, first, index) in [(0, 0, 0), (0x299f_31d0_a409_3822, 77, 3), (u64::MAX, u32::MAX - 15, u32::MAX)] {
             let random = Philox::new(seed);
-            let single: Vec<u32> = (0..8).flat_map(|i| random.at([8 * block + i, index, 0, 0])).collect();
-            assert_eq!(random.block(block, index).as_slice(), single);
+            let single: Vec<_> = (0..16).map(|i| random.at([first + i, index, 0, 0])).collect();
+            let mut numbers = [[0; 16]; 4];
+            let largest = random.block(first, index, &mut numbers);
+            assert!((0..16).all(|i| numbers.map(|words| words[i]) == single[i]));
+            assert_eq!(Some(&largest), single.iter().flatten().max());
         }
     }
 

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use basert_plan::{Draw, first_allowed};
 use serde::{Deserialize, Serialize};
 
+use crate::maxima::{BLOCK, Maxima};
 use crate::{Philox, exact};
 
 /// How the next token is chosen.
@@ -108,6 +109,7 @@ pub struct Sampler {
     /// How often each token is in the answer, and 0 for those that are only in the prompt.
     seen: BTreeMap<u32, u32>,
     logits: Vec<f32>,
+    maxima: Maxima,
     candidates: Vec<(f32, u32)>,
 }
 
@@ -126,7 +128,8 @@ impl Sampler {
         let counts_prompt = sampling.repeat_penalty != 1.0;
         let seen = prompt.iter().filter(|_| counts_prompt).map(|&token| (token, 0)).collect();
         let random = Philox::new(sampling.seed);
-        Ok(Sampler { sampling, random, drawn: 0, seen, logits: Vec::new(), candidates: Vec::new() })
+        let maxima = Maxima::default();
+        Ok(Sampler { sampling, random, drawn: 0, seen, logits: Vec::new(), maxima, candidates: Vec::new() })
     }
 
     /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible; where nothing is
@@ -215,8 +218,9 @@ impl Sampler {
     /// None where no token is possible.
     fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        self.maxima.find(logits);
         if temperature == 0.0 {
-            argmax(logits)
+            self.maxima.first(logits)
         } else if top_k == 0 && top_p == 1.0 && min_p == 0.0 {
             self.draw_from_all(logits)
         } else {
@@ -248,18 +252,20 @@ impl Sampler {
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self, logits: &[f32]) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let highest = largest(logits);
+        let highest = self.maxima.largest();
         // The sum makes one zero of two.
         let max = highest / temperature + 0.0;
         // What is behind by more than rounding makes of that need not be divided.
         let reach = (REACH + 1.0) * temperature + highest.abs() * 1e-6;
         let near = if max.is_finite() { highest - reach } else { f32::NEG_INFINITY };
         self.candidates.clear();
-        for (&logit, token) in logits.iter().zip(0..) {
-            if logit >= near && logit > f32::NEG_INFINITY {
-                let scaled = logit / temperature + 0.0;
-                if scaled >= max - REACH {
-                    self.candidates.push((scaled, token));
+        for (first, logits, _) in self.maxima.blocks(logits).filter(|&(_, _, highest)| highest >= near) {
+            for (&logit, token) in logits.iter().zip(first..) {
+                if logit >= near && logit > f32::NEG_INFINITY {
+                    let scaled = logit / temperature + 0.0;
+                    if scaled >= max - REACH {
+                        self.candidates.push((scaled, token));
+                    }
                 }
             }
         }
@@ -268,8 +274,7 @@ impl Sampler {
             self.candidates.truncate(top_k);
         }
         if top_p < 1.0 {
-            let keep = nucleus(&mut self.candidates, max, top_p);
-            self.candidates.truncate(keep);
+            keep_nucleus(&mut self.candidates, max, top_p);
         }
         if min_p > 0.0 {
             let least = max + min_p.ln();
@@ -291,23 +296,22 @@ impl Sampler {
 
     /// The token that [`draw`](Self::draw) chooses where nothing is truncated.
     fn draw_from_all(&self, logits: &[f32]) -> Option<u32> {
-        let temperature = self.sampling.temperature;
-        let likeliest = argmax(logits)?;
-        let highest = logits[likeliest as usize];
-        let mut best = (highest / temperature + 0.0 + exact::gumbel(self.bits(likeliest)), likeliest);
-        // One in fifty-five has more noise than that, and few are so near.
-        const USUAL: u8 = 4;
-        let near = (best.0 - f32::from(USUAL)) * temperature - highest.abs() * 1e-6;
-        let near = if best.0.is_finite() { near } else { f32::NEG_INFINITY };
-        for (block, logits) in logits.chunks(32).enumerate() {
-            let bits = self.random.block(block as u32, self.drawn);
-            let mut chances = exact::chances(logits, &bits, near, USUAL);
-            while chances > 0 {
-                let i = chances.trailing_zeros() as usize;
-                chances &= chances - 1;
-                let logit = logits[i] / temperature + 0.0;
-                if logit > f32::NEG_INFINITY {
-                    challenge(&mut best, logit, (32 * block + i) as u32, bits[i]);
+        let scaled = |logit: f32| logit / self.sampling.temperature + 0.0;
+        let likeliest = self.maxima.first(logits)?;
+        let mut best = (scaled(logits[likeliest as usize]) + exact::gumbel(self.bits(likeliest)), likeliest);
+        let mut bits = [[0; BLOCK / 4]; 4];
+        for (first, logits, highest) in self.maxima.blocks(logits) {
+            // Most blocks are too far behind for any noise, and most others for the largest of their own.
+            let least = least_to_win(&best, scaled(highest));
+            if exact::noise_bits(u32::MAX) < least
+                || exact::noise_bits(self.random.block(first / 4, self.drawn, &mut bits)) < least
+            {
+                continue;
+            }
+            for (i, (&logit, token)) in logits.iter().zip(first..).enumerate() {
+                let bits = bits[i % 4][i / 4];
+                if exact::noise_bits(bits) >= least && logit > f32::NEG_INFINITY {
+                    challenge(&mut best, scaled(logit), token, bits);
                 }
             }
         }
@@ -320,10 +324,15 @@ impl Sampler {
     }
 }
 
+/// The least noise bits by which a candidate may have more than the best one.
+fn least_to_win(best: &(f32, u32), logit: f32) -> u32 {
+    // Logits may be so large that their difference is not exact.
+    exact::least_bits(best.0 - logit - best.0.abs() * 1e-6)
+}
+
 /// Replaces the best candidate by this one, where that has more with its noise.
 fn challenge(best: &mut (f32, u32), logit: f32, token: u32, bits: u32) {
-    // Logits may be so large that their difference is not exact.
-    if exact::may_reach(bits, best.0 - logit - best.0.abs() * 1e-6) {
+    if exact::noise_bits(bits) >= least_to_win(best, logit) {
         let noisy = (logit + exact::gumbel(bits), token);
         if likelier(&noisy, best).is_lt() {
             *best = noisy;
@@ -335,55 +344,38 @@ fn challenge(best: &mut (f32, u32), logit: f32, token: u32, bits: u32) {
 /// between −2.9 and 16.7, nor has a weight.
 const REACH: f32 = 20.0;
 
-/// The largest number; −∞ where there is none.
-fn largest(x: &[f32]) -> f32 {
-    let (chunks, rest) = x.as_chunks::<16>();
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = if x > *lane { x } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
-}
-
 /// Larger logits first, and of equal ones the smaller token.
 fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// The first token with the largest logit, if one is more than −∞.
-fn argmax(logits: &[f32]) -> Option<u32> {
-    let largest = largest(logits);
-    let first = logits.iter().position(|&logit| logit == largest)?;
-    (largest > f32::NEG_INFINITY).then_some(first as u32)
-}
-
-/// Moves the most likely candidates to the front, in order, and counts how many of them have probability `p` together;
-/// `max` is the largest logit.
-fn nucleus(candidates: &mut [(f32, u32)], max: f32, p: f32) -> usize {
-    let weight = |c: &(f32, u32)| exact::weight(c.0 - max);
-    let wanted = share(exact::total(candidates, max), p);
+/// Leaves the most likely candidates that have probability `p` together; `max` is the largest logit.
+fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, p: f32) {
+    // By how far they are behind, so that few have to be sorted: those among which the nucleus ends.
+    const BINS: usize = 32 * REACH as usize + 1;
+    let bin = |c: &(f32, u32)| (((max - c.0) * 32.0) as usize).min(BINS - 1);
     // Whole numbers, whose sum does not depend on their order.
-    // Few candidates have nearly all of the probability: sort more and more of them until they have enough.
-    let mut sorted = 0;
-    let mut sum = 0;
-    while sorted < candidates.len() {
-        let (_, rest) = candidates.split_at_mut(sorted);
-        let next = (4 * sorted).max(64).min(rest.len());
-        if next < rest.len() {
-            rest.select_nth_unstable_by(next - 1, likelier);
-        }
-        rest[..next].sort_unstable_by(likelier);
-        for (i, candidate) in rest[..next].iter().enumerate() {
-            sum += weight(candidate);
-            if sum >= wanted {
-                return sorted + i + 1;
-            }
-        }
-        sorted += next;
+    let mut weights = vec![0; candidates.len()];
+    exact::weights(candidates, max, &mut weights);
+    let mut bins = [0; BINS];
+    candidates.iter().zip(&weights).for_each(|(c, &weight)| bins[bin(c)] += u64::from(weight));
+    let mut missing = share(bins.iter().sum(), p);
+    let mut last = 0;
+    while last + 1 < BINS && bins[last] < missing {
+        missing -= bins[last];
+        last += 1;
     }
-    candidates.len()
+    let weighted = candidates.iter().copied().zip(weights);
+    let mut of_last: Vec<_> = weighted.filter(|(c, _)| bin(c) == last).collect();
+    of_last.sort_unstable_by(|(a, _), (b, _)| likelier(a, b));
+    candidates.retain(|c| bin(c) < last);
+    for (candidate, weight) in of_last {
+        candidates.push(candidate);
+        missing = missing.saturating_sub(u64::from(weight));
+        if missing == 0 {
+            break;
+        }
+    }
 }
 
 /// `p` times a total of at most 2^43, rounded up.
@@ -463,7 +455,7 @@ mod tests {
             candidates.truncate(sampling.top_k);
         }
         let Some(&(max, _)) = candidates.first() else { return 0 };
-        let weights: Vec<u64> = candidates.iter().map(|c| exact::weight(c.0 - max)).collect();
+        let weights: Vec<u64> = candidates.iter().map(|c| u64::from(exact::weight(c.0 - max))).collect();
         let wanted = share(weights.iter().sum(), sampling.top_p);
         if sampling.top_p < 1.0 {
             let enough = |n: &usize| weights[..*n].iter().sum::<u64>() >= wanted;
@@ -508,17 +500,20 @@ mod tests {
 
     #[test]
     fn the_nucleus_of_a_large_vocabulary_is_that_of_a_full_sort() {
-        let mut candidates: Vec<(f32, u32)> = (0..50_000).map(|t| ((t * 7919 % 50_000) as f32 * 2e-4, t)).collect();
+        let candidates: Vec<(f32, u32)> = (0..50_000).map(|t| ((t * 7919 % 50_000) as f32 * 2e-4, t)).collect();
         let mut sorted = candidates.clone();
         sorted.sort_by(likelier);
         for p in [0.1f32, 0.5, 0.9, 0.999] {
-            let keep = nucleus(&mut candidates, sorted[0].0, p);
+            let mut kept = candidates.clone();
+            keep_nucleus(&mut kept, sorted[0].0, p);
+            kept.sort_by(likelier);
+            let keep = kept.len();
             let total: f64 = sorted.iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum();
             let mass = |n: usize| sorted[..n].iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum::<f64>() / total;
             let p64 = f64::from(p);
             // Parts of 2^−20, and weights rounded down to whole numbers.
             assert!(mass(keep) >= p64 - 4e-6 && mass(keep - 1) < p64 + 4e-6, "{p}: {keep}");
-            assert_eq!(candidates[..keep], sorted[..keep]);
+            assert_eq!(kept, sorted[..keep]);
         }
     }
 
