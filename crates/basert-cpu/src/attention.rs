@@ -255,8 +255,8 @@ pub unsafe fn attend(
     let blocks = attention.blocks(first).start..attention.blocks(sequence.position + last).end;
     // Several tiles share widening a page's keys and values.
     let expands = count > TILE && kv.format() == KvFormat::F16;
-    for block in blocks {
-        let mut page = Page::of(kv, sequence, kv_head, block);
+    for block in blocks.clone() {
+        let mut page = Page::of(kv, sequence, kv_head, &blocks, block);
         if expands {
             // SAFETY: the caller's.
             unsafe { page.expand(isa, &mut scratch.keys, &mut scratch.values) };
@@ -310,8 +310,8 @@ pub unsafe fn attend_pages(
     assert!(all.start <= blocks.start && blocks.end <= all.end);
     assert_eq!(partials_out.cols(), partial_len(dim));
     scratch.q.load(isa, attention, kv.format(), q, kv_head, row..row + 1);
-    for block in blocks {
-        let page = Page::of(kv, sequence, kv_head, block);
+    for block in blocks.clone() {
+        let page = Page::of(kv, sequence, kv_head, &blocks, block);
         scratch.visible[..group].fill(attention.visible(position, block));
         for tile in tiles(group) {
             let q = scratch.q.tile(attention, &tile);
@@ -390,18 +390,23 @@ struct Page {
     values: Blocks,
     /// Whether these have become `f32`.
     is_expanded: bool,
-    /// As they lie in the cache, and those of the page that comes after it, or of the last one again: what is asked for
-    /// while they are read.
+    /// As they lie in the cache, and what is read after them: both are asked for while they are read.
     in_cache: [Blocks; 3],
 }
 
 impl Page {
-    fn of(kv: KvLayer<'_>, sequence: &Sequence<'_>, kv_head: usize, block: usize) -> Page {
-        let page = |block: usize| sequence.pages[block] as usize;
-        let (this, next) = (page(block), page((block + 1).min(sequence.pages.len() - 1)));
-        let (keys, values) = (kv.keys(this, kv_head), kv.values(this, kv_head));
-        let in_cache = [values, kv.keys(next, kv_head), kv.values(next, kv_head)];
-        Page { keys, values, is_expanded: false, in_cache }
+    /// That of `block`. After some blocks of one head, those of the next are read.
+    fn of(kv: KvLayer<'_>, sequence: &Sequence<'_>, kv_head: usize, blocks: &Range<usize>, block: usize) -> Page {
+        let at = |block: usize, head: usize| {
+            let page = sequence.pages[block] as usize;
+            (kv.keys(page, head), kv.values(page, head))
+        };
+        let (keys, values) = at(block, kv_head);
+        let (next, next_values) = match block + 1 {
+            next if next < blocks.end => at(next, kv_head),
+            _ => at(blocks.start, (kv_head + 1) % kv.heads()),
+        };
+        Page { keys, values, is_expanded: false, in_cache: [values, next, next_values] }
     }
 
     /// Widens keys and values, which are `f16`.

@@ -118,6 +118,7 @@ impl Device for CpuDevice {
             pages,
             page_bytes,
             kv,
+            slots: Vec::new(),
             ropes,
             workers,
             neighbours,

@@ -194,6 +194,8 @@ pub(crate) struct CpuBaked {
     /// Bytes of a page, all layers together.
     pub page_bytes: usize,
     pub kv: KvFormat,
+    /// Page, and place in it, of the keys and values of each token of a step.
+    pub slots: Vec<(usize, usize)>,
     pub ropes: Vec<RopeTable>,
     pub workers: Vec<WorkerScratch>,
     /// For steps of a few tokens, which are bound by memory.
@@ -219,9 +221,16 @@ impl CpuBaked {
             op.prepare.reset();
         }
         self.ropes.iter_mut().for_each(|rope| rope.fill(&step.positions));
+        self.slots.clear();
+        for sequence in &step.sequences {
+            let pages = &step.page_table[sequence.pages.clone()];
+            let positions = step.positions[sequence.rows.clone()].iter().map(|&position| position as usize);
+            self.slots.extend(positions.map(|position| (pages[position / PAGE] as usize, position % PAGE)));
+        }
         let run = Run {
             isa: self.isa,
             step,
+            slots: &self.slots,
             file: &self.file,
             ropes: &self.ropes,
             arena: self.shared.arena.as_mut_ptr(),
@@ -335,6 +344,7 @@ struct Run<'a> {
     isa: Isa,
     step: &'a StepState,
     file: &'a ModelFile,
+    slots: &'a [(usize, usize)],
     ropes: &'a [RopeTable],
     arena: *mut u8,
     cache: *mut u8,
@@ -584,7 +594,7 @@ impl Run<'_> {
         for unit in worker.chunks(&op.work, tokens * kv_heads, 2).flatten() {
             let (row, head) = (unit / kv_heads, unit % kv_heads);
             let of_head = head * head_dim..(head + 1) * head_dim;
-            let (page, slot) = self.slot(row);
+            let (page, slot) = self.slots[row];
             // SAFETY: each head of each token is one worker's.
             unsafe {
                 let queries = out.columns(head * group..(head + 1) * group).row_mut(row);
@@ -597,13 +607,5 @@ impl Run<'_> {
                 layer.write(self.isa, head, page, slot, keys, v.columns(of_head).row(row));
             }
         }
-    }
-
-    /// Page and place in it of a row's keys and values.
-    fn slot(&self, row: usize) -> (usize, usize) {
-        let position = self.step.positions[row] as usize;
-        let sequence = self.step.sequences.iter().find(|sequence| sequence.rows.contains(&row));
-        let first = sequence.map_or(0, |sequence| sequence.pages.start);
-        (self.step.page_table[first + position / PAGE] as usize, position % PAGE)
     }
 }

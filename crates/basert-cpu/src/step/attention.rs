@@ -29,52 +29,53 @@ impl Run<'_> {
     ) {
         let (q, out) = (self.view(q, self.tokens()), self.view(out, self.tokens()));
         let block = attention.row_block();
-        let sequences = || {
-            self.step.sequences.iter().map(|sequence| {
-                let first = self.step.positions[sequence.rows.start] as usize;
-                let pages = &self.step.page_table[sequence.pages.clone()];
-                (sequence.rows.clone(), Sequence { pages, position: first })
-            })
+        let all = &self.step.sequences;
+        let sequence = |i: usize| {
+            let first = self.step.positions[all[i].rows.start] as usize;
+            (all[i].rows.clone(), Sequence { pages: &self.step.page_table[all[i].pages.clone()], position: first })
         };
-        let pages: usize = sequences().map(|(_, sequence)| attention.blocks(sequence.position).len()).sum();
+        let blocks = |i: usize| attention.blocks(sequence(i).1.position);
+        let pages: usize = (0..all.len()).map(|i| blocks(i).len()).sum();
+        let longest = (0..all.len()).map(|i| blocks(i).len()).max().unwrap_or(0);
         let partial_width = attention.head_dim + 2;
         let needed = pages * attention.q_heads * partial_width;
-        let divided = self.tokens() == self.step.sequences.len()
-            && pages >= DIVIDED_PAGES * self.step.sequences.len()
-            && needed <= self.partials.1;
+        // Of many contexts of about the same length, each is one worker's.
+        let share = pages * attention.kv_heads / (UNITS * worker.count());
+        let divided =
+            self.tokens() == all.len() && longest >= DIVIDED_PAGES.max(share / 2) && needed <= self.partials.1;
 
         // A unit of work: some rows of a sequence, or some pages of its context, for one head of keys.
-        let run = (pages * attention.kv_heads / (UNITS * worker.count())).clamp(1, PAGES);
-        let units = |rows: &Range<usize>, sequence: &Sequence| {
-            let blocks = attention.blocks(sequence.position).len();
-            attention.kv_heads * if divided { blocks.div_ceil(run) } else { rows.len().div_ceil(block) }
+        let run = share.clamp(1, PAGES);
+        let units = |i: usize| {
+            let parts = if divided { blocks(i).len().div_ceil(run) } else { all[i].rows.len().div_ceil(block) };
+            attention.kv_heads * parts
         };
-        let total = sequences().map(|(rows, sequence)| units(&rows, &sequence)).sum();
+        let total = (0..all.len()).map(units).sum();
+        // The sequence of the last unit, and the units and pages of those before it: units come in order, mostly.
+        let (mut i, mut before, mut pages_before) = (0, 0, 0);
         for unit in worker.chunks(&op.work, total, 1).flatten() {
-            let (mut before, mut pages_before) = (0, 0);
-            for (rows, sequence) in sequences() {
-                let count = units(&rows, &sequence);
-                let blocks = attention.blocks(sequence.position);
-                if unit >= before + count {
-                    before += count;
-                    pages_before += blocks.len();
-                    continue;
+            if unit < before {
+                (i, before, pages_before) = (0, 0, 0);
+            }
+            while unit >= before + units(i) {
+                (before, pages_before) = (before + units(i), pages_before + blocks(i).len());
+                i += 1;
+            }
+            let (part, head) = ((unit - before) / attention.kv_heads, (unit - before) % attention.kv_heads);
+            let (rows, sequence) = sequence(i);
+            let (q, out) = (rows_of(q, &rows), rows_of(out, &rows));
+            // SAFETY: each unit is one worker's, and writes rows, heads or partials of its own.
+            unsafe {
+                if divided {
+                    let blocks = blocks(i);
+                    let partials = self.partials(pages_before, head, blocks.len(), pages, attention);
+                    let first = blocks.start + part * run;
+                    let some = first..blocks.end.min(first + run);
+                    attend_pages(self.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
+                } else {
+                    let taken = part * block..rows.len().min((part + 1) * block);
+                    attend(self.isa, attention, layer, &sequence, q, head, taken, sinks, out, scratch);
                 }
-                let (part, head) = ((unit - before) / attention.kv_heads, (unit - before) % attention.kv_heads);
-                let (q, out) = (rows_of(q, &rows), rows_of(out, &rows));
-                // SAFETY: each unit is one worker's, and writes rows, heads or partials of its own.
-                unsafe {
-                    if divided {
-                        let partials = self.partials(pages_before, head, blocks.len(), pages, attention);
-                        let first = blocks.start + part * run;
-                        let some = first..blocks.end.min(first + run);
-                        attend_pages(self.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
-                    } else {
-                        let taken = part * block..rows.len().min((part + 1) * block);
-                        attend(self.isa, attention, layer, &sequence, q, head, taken, sinks, out, scratch);
-                    }
-                }
-                break;
             }
         }
         if !divided {
@@ -83,9 +84,9 @@ impl Run<'_> {
         worker.barrier();
         for unit in worker.chunks(&op.prepare, self.step.sequences.len() * attention.kv_heads, 1).flatten() {
             let (i, head) = (unit / attention.kv_heads, unit % attention.kv_heads);
-            let before = sequences().take(i).map(|(_, sequence)| attention.blocks(sequence.position).len()).sum();
-            let Some((rows, sequence)) = sequences().nth(i) else { continue };
-            let blocks = attention.blocks(sequence.position).len();
+            let before = (0..i).map(|i| blocks(i).len()).sum();
+            let (rows, sequence) = sequence(i);
+            let blocks = blocks(i).len();
             // SAFETY: each head of each sequence is one worker's, and its partials are complete.
             unsafe {
                 let partials = self.partials(before, head, blocks, pages, attention);
