@@ -40,6 +40,17 @@ pub(crate) fn weights(candidates: &[(f32, u32)], max: f32, weights: &mut [u32]) 
     }
 }
 
+/// The sum of the weights of logits divided by the temperature, less `max`: whole numbers, so in any order.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
+pub(crate) fn total(logits: &[f32], temperature: f32, max: f32) -> u64 {
+    let mut total = 0;
+    for logit in logits {
+        // NaN has no weight.
+        total += u64::from(weight(logit / temperature + 0.0 - max));
+    }
+    total
+}
+
 /// 2^23 · e^x for x ≤ 0, a whole number.
 #[inline(always)]
 pub(crate) fn weight(x: f32) -> u32 {

@@ -22,6 +22,15 @@ impl Maxima {
         self.0.iter().copied().fold(f32::NEG_INFINITY, f32::max)
     }
 
+    /// The n-th largest, so that at least `n` logits are as large; −∞ where there are fewer.
+    pub fn nth(&self, n: usize) -> f32 {
+        if n > self.0.len() {
+            return f32::NEG_INFINITY;
+        }
+        let mut maxima = self.0.clone();
+        *maxima.select_nth_unstable_by(n - 1, |a, b| b.total_cmp(a)).1
+    }
+
     /// The first token with the largest logit, if one is more than −∞.
     pub fn first(&self, logits: &[f32]) -> Option<u32> {
         let largest = self.largest();
@@ -80,6 +89,10 @@ mod tests {
             assert_eq!((maxima.largest(), maxima.first(&logits)), (0.5, Some(at as u32)));
             let textbook = logits.chunks(BLOCK).map(|block| block.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             assert!(maxima.blocks(&logits).map(|(_, _, highest)| highest).eq(textbook));
+            let mut sorted: Vec<f32> = maxima.blocks(&logits).map(|(_, _, highest)| highest).collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            assert!((1..).zip(sorted).all(|(n, highest)| maxima.nth(n) == highest));
+            assert_eq!(maxima.nth(len), if len == 1 { 0.5 } else { f32::NEG_INFINITY });
             assert_eq!(maxima.blocks(&logits).map(|(_, block, _)| block).collect::<Vec<_>>().concat().len(), len);
         }
         for nothing in [&[][..], &[f32::NAN, f32::NEG_INFINITY]] {

@@ -251,35 +251,66 @@ impl Sampler {
 
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self, logits: &[f32]) {
-        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let highest = self.maxima.largest();
-        // The sum makes one zero of two.
-        let max = highest / temperature + 0.0;
-        // What is behind by more than rounding makes of that need not be divided.
-        let reach = (REACH + 1.0) * temperature + highest.abs() * 1e-6;
-        let near = if max.is_finite() { highest - reach } else { f32::NEG_INFINITY };
-        self.candidates.clear();
-        for (first, logits, _) in self.maxima.blocks(logits).filter(|&(_, _, highest)| highest >= near) {
-            for (&logit, token) in logits.iter().zip(first..) {
-                if logit >= near && logit > f32::NEG_INFINITY {
-                    let scaled = logit / temperature + 0.0;
-                    if scaled >= max - REACH {
-                        self.candidates.push((scaled, token));
-                    }
-                }
+        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
+        let max = self.scaled(self.maxima.largest());
+        let reach = if min_p > 0.0 && top_p == 1.0 { REACH.min(-min_p.ln()) } else { REACH };
+        // Those that are likely enough are few, and what so many blocks have is at least as many.
+        let mut some = match top_k {
+            0 if top_p < 1.0 => 64,
+            0 => usize::MAX,
+            _ => top_k,
+        };
+        let total = (top_k == 0 && top_p < 1.0).then(|| self.total(logits, max));
+        loop {
+            let all = self.gather(logits, some, max - reach);
+            if top_k > 0 && top_k < self.candidates.len() {
+                self.candidates.select_nth_unstable_by(top_k - 1, likelier);
+                self.candidates.truncate(top_k);
             }
-        }
-        if top_k > 0 && top_k < self.candidates.len() {
-            self.candidates.select_nth_unstable_by(top_k - 1, likelier);
-            self.candidates.truncate(top_k);
-        }
-        if top_p < 1.0 {
-            keep_nucleus(&mut self.candidates, max, top_p);
+            if top_p == 1.0 || keep_nucleus(&mut self.candidates, max, total, top_p) || all {
+                break;
+            }
+            some = some.saturating_mul(8);
         }
         if min_p > 0.0 {
             let least = max + min_p.ln();
             self.candidates.retain(|c| c.0 >= least);
         }
+    }
+
+    /// A logit divided by the temperature. The sum makes one zero of two.
+    fn scaled(&self, logit: f32) -> f32 {
+        logit / self.sampling.temperature + 0.0
+    }
+
+    /// Makes the likeliest candidates, `some` of them or more, and none with less than `least`. Returns whether these are
+    /// all that have as much.
+    fn gather(&mut self, logits: &[f32], some: usize, least: f32) -> bool {
+        let border = self.maxima.nth(some);
+        let (all, least) = (self.scaled(border) <= least, self.scaled(border).max(least));
+        // What is behind by more than rounding makes of that need not be divided.
+        let near = least * self.sampling.temperature;
+        let near = near - near.abs() * 1e-6 - f32::MIN_POSITIVE;
+        let near = if near.is_finite() { near } else { f32::NEG_INFINITY };
+        self.candidates.clear();
+        for (first, logits, _) in self.maxima.blocks(logits).filter(|&(_, _, highest)| highest >= near) {
+            for (&logit, token) in logits.iter().zip(first..) {
+                if logit >= near && logit > f32::NEG_INFINITY {
+                    let scaled = logit / self.sampling.temperature + 0.0;
+                    if scaled >= least {
+                        self.candidates.push((scaled, token));
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// The sum of the weights of all tokens.
+    fn total(&self, logits: &[f32], max: f32) -> u64 {
+        let lightest = max - REACH;
+        let blocks = self.maxima.blocks(logits).filter(|&(_, _, highest)| self.scaled(highest) >= lightest);
+        blocks.map(|(_, logits, _)| exact::total(logits, self.sampling.temperature, max)).sum()
     }
 
     /// The candidate with the largest sum of logit and Gumbel noise.
@@ -296,7 +327,7 @@ impl Sampler {
 
     /// The token that [`draw`](Self::draw) chooses where nothing is truncated.
     fn draw_from_all(&self, logits: &[f32]) -> Option<u32> {
-        let scaled = |logit: f32| logit / self.sampling.temperature + 0.0;
+        let scaled = |logit| self.scaled(logit);
         let likeliest = self.maxima.first(logits)?;
         let mut best = (scaled(logits[likeliest as usize]) + exact::gumbel(self.bits(likeliest)), likeliest);
         let mut bits = [[0; BLOCK / 4]; 4];
@@ -349,8 +380,9 @@ fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
 
-/// Leaves the most likely candidates that have probability `p` together; `max` is the largest logit.
-fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, p: f32) {
+/// Leaves the most likely candidates that have probability `p` together, of which all have the weight `total`, or what
+/// these have; `max` is the largest logit. Returns whether they have as much.
+fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, total: Option<u64>, p: f32) -> bool {
     // By how far they are behind, so that few have to be sorted: those among which the nucleus ends.
     const BINS: usize = 32 * REACH as usize + 1;
     let bin = |c: &(f32, u32)| (((max - c.0) * 32.0) as usize).min(BINS - 1);
@@ -359,7 +391,11 @@ fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, p: f32) {
     exact::weights(candidates, max, &mut weights);
     let mut bins = [0; BINS];
     candidates.iter().zip(&weights).for_each(|(c, &weight)| bins[bin(c)] += u64::from(weight));
-    let mut missing = share(bins.iter().sum(), p);
+    let sum = bins.iter().sum();
+    let mut missing = share(total.unwrap_or(sum), p);
+    if sum < missing {
+        return false;
+    }
     let mut last = 0;
     while last + 1 < BINS && bins[last] < missing {
         missing -= bins[last];
@@ -376,6 +412,7 @@ fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, p: f32) {
             break;
         }
     }
+    true
 }
 
 /// `p` times a total of at most 2^43, rounded up.
@@ -505,7 +542,7 @@ mod tests {
         sorted.sort_by(likelier);
         for p in [0.1f32, 0.5, 0.9, 0.999] {
             let mut kept = candidates.clone();
-            keep_nucleus(&mut kept, sorted[0].0, p);
+            assert!(keep_nucleus(&mut kept, sorted[0].0, None, p));
             kept.sort_by(likelier);
             let keep = kept.len();
             let total: f64 = sorted.iter().map(|c| f64::from(c.0 - sorted[0].0).exp()).sum();
