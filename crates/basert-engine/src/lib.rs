@@ -19,6 +19,7 @@ mod pooling;
 mod prefix;
 mod prefix_file;
 mod sampler;
+mod sampling;
 mod schedule;
 mod speculate;
 
@@ -29,6 +30,7 @@ pub use pages::PagePool;
 pub use philox::Philox;
 pub use pooling::Pooling;
 pub use prefix_file::{PrefixFile, PrefixFileError};
-pub use sampler::{Sampler, Sampling, SamplingError};
+pub use sampler::Sampler;
+pub use sampling::{Sampling, SamplingError};
 pub use schedule::{Answer, Attention, Prompt, Reader, Request, Scheduler, Token, Turn};
 pub use speculate::{Costs, Guesser, Speculation};
