@@ -11,6 +11,7 @@ use crate::attention::{Attention, Scratch};
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
 use crate::neighbours::Neighbours;
+use crate::partials::partial_len;
 use crate::step::{Bound, BoundExperts, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, Uses, WorkerScratch};
 use crate::{Buffer, Counter, FloatRows, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
 
@@ -368,7 +369,9 @@ impl Binder<'_> {
     /// Room for the partial results of attention over a context divided by pages.
     fn partials(&self) -> Result<Buffer, DeviceError> {
         let ops = self.plan.ops.iter().filter_map(|op| match op.op {
-            PlanOp::Attention { cache, heads, .. } => Some(heads * (self.plan.graph.caches[cache.0].head_dim + 2)),
+            PlanOp::Attention { cache, heads, .. } => {
+                Some(heads * partial_len(self.plan.graph.caches[cache.0].head_dim))
+            }
             _ => None,
         });
         self.buffer(self.pages.saturating_mul(ops.max().unwrap_or(0) * size_of::<f32>()), "partial attention")

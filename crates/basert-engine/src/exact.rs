@@ -32,6 +32,12 @@ pub(crate) fn ln(x: f32) -> f32 {
     e.mul_add(0.693_359_4, f + low)
 }
 
+/// A logit divided by the temperature. The sum makes one zero of two.
+#[inline(always)]
+pub(crate) fn scaled(logit: f32, temperature: f32) -> f32 {
+    logit / temperature + 0.0
+}
+
 /// The weights of all logits less `max`.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2+fma"))]
 pub(crate) fn weights(candidates: &[(f32, u32)], max: f32, weights: &mut [u32]) {
@@ -46,7 +52,7 @@ pub(crate) fn total(logits: &[f32], temperature: f32, max: f32) -> u64 {
     let mut total = 0;
     for logit in logits {
         // NaN has no weight.
-        total += u64::from(weight(logit / temperature + 0.0 - max));
+        total += u64::from(weight(scaled(*logit, temperature) - max));
     }
     total
 }

@@ -170,9 +170,8 @@ impl Sampler {
 
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self, logits: &[f32]) {
-        let Sampling { top_k, top_p, min_p, .. } = self.sampling;
-        let max = self.scaled(self.maxima.largest());
-        let reach = if min_p > 0.0 && top_p == 1.0 { REACH.min(-min_p.ln()) } else { REACH };
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        let max = exact::scaled(self.maxima.largest(), temperature);
         // Those that are likely enough are few, and what so many blocks have is at least as many.
         let mut some = match top_k {
             0 if top_p < 1.0 => 64,
@@ -181,7 +180,7 @@ impl Sampler {
         };
         let total = (top_k == 0 && top_p < 1.0).then(|| self.total(logits, max));
         loop {
-            let all = self.gather(logits, some, max - reach);
+            let all = self.gather(logits, some, max - REACH);
             if top_k > 0 && top_k < self.candidates.len() {
                 self.candidates.select_nth_unstable_by(top_k - 1, likelier);
                 self.candidates.truncate(top_k);
@@ -197,25 +196,21 @@ impl Sampler {
         }
     }
 
-    /// A logit divided by the temperature. The sum makes one zero of two.
-    fn scaled(&self, logit: f32) -> f32 {
-        logit / self.sampling.temperature + 0.0
-    }
-
     /// Makes the likeliest candidates, `some` of them or more, and none with less than `least`. Returns whether these are
     /// all that have as much.
     fn gather(&mut self, logits: &[f32], some: usize, least: f32) -> bool {
-        let border = self.maxima.nth(some);
-        let (all, least) = (self.scaled(border) <= least, self.scaled(border).max(least));
+        let temperature = self.sampling.temperature;
+        let border = exact::scaled(self.maxima.nth(some), temperature);
+        let (all, least) = (border <= least, border.max(least));
         // What is behind by more than rounding makes of that need not be divided.
-        let near = least * self.sampling.temperature;
+        let near = least * temperature;
         let near = near - near.abs() * 1e-6 - f32::MIN_POSITIVE;
         let near = if near.is_finite() { near } else { f32::NEG_INFINITY };
         self.candidates.clear();
         for (first, logits, _) in self.maxima.blocks(logits).filter(|&(_, _, highest)| highest >= near) {
             for (&logit, token) in logits.iter().zip(first..) {
                 if logit >= near && logit > f32::NEG_INFINITY {
-                    let scaled = logit / self.sampling.temperature + 0.0;
+                    let scaled = exact::scaled(logit, temperature);
                     if scaled >= least {
                         self.candidates.push((scaled, token));
                     }
@@ -227,9 +222,10 @@ impl Sampler {
 
     /// The sum of the weights of all tokens.
     fn total(&self, logits: &[f32], max: f32) -> u64 {
-        let lightest = max - REACH;
-        let blocks = self.maxima.blocks(logits).filter(|&(_, _, highest)| self.scaled(highest) >= lightest);
-        blocks.map(|(_, logits, _)| exact::total(logits, self.sampling.temperature, max)).sum()
+        let temperature = self.sampling.temperature;
+        let has_weight = |highest| exact::scaled(highest, temperature) >= max - REACH;
+        let blocks = self.maxima.blocks(logits).filter(|&(_, _, highest)| has_weight(highest));
+        blocks.map(|(_, logits, _)| exact::total(logits, temperature, max)).sum()
     }
 
     /// The candidate with the largest sum of logit and Gumbel noise.
@@ -246,7 +242,7 @@ impl Sampler {
 
     /// The token that [`draw`](Self::draw) chooses where nothing is truncated.
     fn draw_from_all(&self, logits: &[f32]) -> Option<u32> {
-        let scaled = |logit| self.scaled(logit);
+        let scaled = |logit| exact::scaled(logit, self.sampling.temperature);
         let likeliest = self.maxima.first(logits)?;
         let mut best = (scaled(logits[likeliest as usize]) + exact::gumbel(self.bits(likeliest)), likeliest);
         let mut bits = [[0; BLOCK / 4]; 4];
@@ -450,6 +446,21 @@ mod tests {
             let mut sampler = Sampler::new(sampling.clone(), &[]).unwrap();
             for index in 0..3 {
                 assert_eq!(sampler.next(&logits), textbook(&sampling, &logits, index), "{sampling:?} {logits:?}");
+            }
+        }
+    }
+
+    /// Where 64 blocks, which are looked at first, are not all: for a flat distribution they have too little.
+    #[test]
+    fn a_nucleus_of_some_blocks_or_of_all_is_that_of_a_textbook() {
+        let random = Philox::new(11);
+        for (case, (spread, top_p)) in [(0.0, 0.95), (0.3, 0.5), (2.0, 0.95), (6.0, 0.9)].into_iter().enumerate() {
+            let noise = |token: u32| (random.at([token, case as u32, 0, 0])[0] >> 8) as f32 / 8_388_608.0 - 1.0;
+            let logits: Vec<f32> = (0..9000).map(|token| noise(token) * spread * 3.0).collect();
+            let sampling = Sampling { temperature: 0.9, top_p, seed: case as u64, ..Sampling::default() };
+            let mut sampler = Sampler::new(sampling.clone(), &[]).unwrap();
+            for index in 0..3 {
+                assert_eq!(sampler.next(&logits), textbook(&sampling, &logits, index), "{spread} {top_p}");
             }
         }
     }

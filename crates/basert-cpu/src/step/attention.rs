@@ -7,6 +7,7 @@ use basert_plan::Place;
 use super::{Bound, Run};
 use crate::attention::{Attention, Scratch, Sequence, attend, attend_pages, merge_pages};
 use crate::kv::KvLayer;
+use crate::partials::partial_len;
 use crate::{Rows, Worker};
 
 /// A context of at least this many pages is divided among the workers when a sequence has a single token.
@@ -37,8 +38,7 @@ impl Run<'_> {
         let blocks = |i: usize| attention.blocks(sequence(i).1.position);
         let pages: usize = (0..all.len()).map(|i| blocks(i).len()).sum();
         let longest = (0..all.len()).map(|i| blocks(i).len()).max().unwrap_or(0);
-        let partial_width = attention.head_dim + 2;
-        let needed = pages * attention.q_heads * partial_width;
+        let needed = pages * attention.q_heads * partial_len(attention.head_dim);
         // Of many contexts of about the same length, each is one worker's.
         let share = pages * attention.kv_heads / (UNITS * worker.count());
         let divided =
@@ -82,7 +82,7 @@ impl Run<'_> {
             return;
         }
         worker.barrier();
-        for unit in worker.chunks(&op.prepare, self.step.sequences.len() * attention.kv_heads, 1).flatten() {
+        for unit in worker.chunks(&op.prepare, all.len() * attention.kv_heads, 1).flatten() {
             let (i, head) = (unit / attention.kv_heads, unit % attention.kv_heads);
             let before = (0..i).map(|i| blocks(i).len()).sum();
             let (rows, sequence) = sequence(i);
@@ -104,7 +104,7 @@ impl Run<'_> {
         pages: usize,
         attention: &Attention,
     ) -> Rows<'_> {
-        let (group, width) = (attention.q_heads / attention.kv_heads, attention.head_dim + 2);
+        let (group, width) = (attention.group(), partial_len(attention.head_dim));
         // SAFETY: `attention` divides a step only if the partials of all its pages and heads have room.
         unsafe {
             let start = self.partials.0.add((head * pages + before) * group * width);
