@@ -5,6 +5,8 @@
 //! how a value is decoded), and [`codec`] reads that description: there is one reference decoder and one
 //! reference encoder for all formats, and whatever is faster elsewhere is checked against them.
 
+#![forbid(unsafe_code)]
+
 pub mod codec;
 mod error;
 mod format;

@@ -8,6 +8,8 @@
 //! Pages of sequences that were closed can be kept ([`Engine::with_prefix_cache`]): they are found again by exactly the
 //! tokens that they were computed from, and in a file ([`Engine::save_prefixes`]) also by another process.
 
+#![forbid(unsafe_code)]
+
 mod draft;
 mod engine;
 mod exact;

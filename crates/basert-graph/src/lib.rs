@@ -5,6 +5,8 @@
 //! evaluates its architecture for that file. The result is a list of [`Op`]s, concrete in everything but the number
 //! of tokens in a step. How the ops are carried out is the business of `basert-plan` and of the devices.
 
+#![forbid(unsafe_code)]
+
 mod arch;
 mod build;
 pub mod expr;

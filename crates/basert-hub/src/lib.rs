@@ -44,6 +44,8 @@
 //! What servers say is not trusted: names are checked before they become paths, sizes before they take disk space, and
 //! ranges before they are written. The access token goes to the hub's own host only.
 
+#![forbid(unsafe_code)]
+
 mod catalogue;
 mod digest;
 mod error;

@@ -5,6 +5,8 @@
 //! A plan is plain data: it can be printed, compared and costed on a machine that could never run it. A [`Device`]
 //! binds it to memory and threads.
 
+#![forbid(unsafe_code)]
+
 mod arena;
 mod chips;
 mod cost;

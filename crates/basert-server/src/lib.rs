@@ -7,6 +7,8 @@
 //! What APIs have in common is in one place each: what a model is asked (`model`), how a request becomes that (`options`,
 //! `prompt`), what is counted (`usage`); a file of `api` is one family of endpoints.
 
+#![forbid(unsafe_code)]
+
 mod api;
 mod auth;
 mod body;

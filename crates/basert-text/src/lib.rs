@@ -19,6 +19,8 @@
 //! # Ok::<(), basert_text::TemplateError>(())
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod detokenizer;
 mod dialect;
 mod error;
