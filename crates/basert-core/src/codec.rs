@@ -1,6 +1,6 @@
 //! The reference decoder and encoder of every block format, driven by its [`BlockFormat`].
 //!
-//! They are written to be read. The fast paths of the devices are checked against them.
+//! They are written for clarity. The fast paths of the devices are checked against them.
 
 use half::{bf16, f16};
 
@@ -39,7 +39,7 @@ impl Base {
 const E8M0_BIAS: i32 = 128;
 
 impl GroupScales {
-    /// Integer scale and min of group `g`; (1, 1) where groups have none of their own.
+    /// Integer scale and min of group `g`; (1, 1) if groups have none.
     pub fn read(self, block: &[u8], g: usize) -> (i32, i32) {
         match self {
             GroupScales::None => (1, 1),
@@ -113,7 +113,7 @@ impl GroupScales {
 }
 
 impl Value {
-    /// What `code` stands for, before any scale.
+    /// The value of `code`, before any scale.
     pub fn decode(self, code: u8) -> i32 {
         match self {
             Value::Integer { zero } => i32::from(code) - zero,
@@ -122,7 +122,7 @@ impl Value {
         }
     }
 
-    /// The code, of those with `bits` bits, that stands for the value nearest to `x`.
+    /// The code of `bits` bits whose value is nearest to `x`.
     fn encode(self, x: f32, bits: u32) -> u8 {
         match self {
             Value::Integer { zero } => (x.round() as i32).saturating_add(zero).clamp(0, (1 << bits) - 1) as u8,
@@ -134,7 +134,7 @@ impl Value {
         }
     }
 
-    /// The range of values that codes of `bits` bits stand for.
+    /// The range of values of codes of `bits` bits.
     fn range(self, bits: u32) -> (f32, f32) {
         match self {
             Value::Integer { zero } => (-zero as f32, ((1 << bits) - 1 - zero) as f32),
@@ -159,7 +159,7 @@ pub fn decode(format: Format, bytes: &[u8], out: &mut [f32]) -> Result<(), Forma
     Ok(())
 }
 
-/// Encodes a row, rounding each value to the nearest code under the scales that its group's extremes ask for.
+/// Encodes a row, rounding each value to the nearest code under scales derived from its group's extremes.
 ///
 /// # Errors
 /// When the values are not whole blocks, or `bytes` is not as long as they take.
@@ -235,7 +235,7 @@ fn encode_block(format: &BlockFormat, values: &[f32], block: &mut [u8]) {
     block.fill(0);
     let bits = planes.iter().map(|plane| plane.width).sum();
     let range = value.range(bits);
-    // What each group would like: a scale, and a min that is added.
+    // The ideal of each group: a scale, and a min that is added.
     let wanted: Vec<(f32, f32)> = values
         .chunks_exact(group)
         .map(|values| match min {

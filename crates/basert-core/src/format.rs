@@ -33,8 +33,8 @@ pub enum Format {
 /// value = base · scale[group] · code'  +  min_base · min[group]
 /// ```
 ///
-/// where `code'` is what [`Value`] makes of the integer that the bit planes of [`Codes`] hold for the element, and
-/// a part that a format lacks is 1 (a scale) or 0 (a min). Offsets are bytes from the start of the block.
+/// where `code'` is the integer that the bit planes of [`Codes`] hold for the element, interpreted by [`Value`]; a part
+/// that a format lacks is 1 (a scale) or 0 (a min). Offsets are bytes from the start of the block.
 ///
 /// Sources: the GGUF block layouts of ggml (`ggml-common.h`, `ggml-quants.c`), and for MXFP4 the OCP
 /// Microscaling Formats specification 1.0.
@@ -113,7 +113,7 @@ pub enum GroupScales {
 pub struct Plane {
     /// Where the plane begins.
     pub offset: usize,
-    /// Bits that each element has in it.
+    /// Bits of each element in it.
     pub width: u32,
     /// Elements that share `run` bytes.
     pub span: usize,

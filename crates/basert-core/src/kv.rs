@@ -24,7 +24,7 @@ pub enum KvFormat {
 }
 
 impl KvFormat {
-    /// All of them, the finest first.
+    /// All formats, the most precise first.
     pub const ALL: [KvFormat; 3] = [KvFormat::F16, KvFormat::Q8, KvFormat::Q4];
 
     /// The row of the table that says how a vector is encoded: its reference codec is that of this format.
@@ -41,7 +41,7 @@ impl KvFormat {
         self.format().block().elements
     }
 
-    /// Bits of a code, which it is chosen by.
+    /// Bits of a code, by which users choose the format.
     pub fn bits(self) -> usize {
         match self {
             KvFormat::F16 => 16,
@@ -50,7 +50,7 @@ impl KvFormat {
         }
     }
 
-    /// Bytes that so many values take with their scales. A block that is not full counts as one.
+    /// Bytes that `values` values take with their scales. A partial block counts as a whole one.
     pub fn bytes(self, values: usize) -> usize {
         values.div_ceil(self.block()).saturating_mul(self.format().block().bytes)
     }

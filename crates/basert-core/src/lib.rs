@@ -1,9 +1,9 @@
 //! Number formats of model weights, and of cached keys and values.
 //!
 //! A weight is a matrix whose rows are cut into *blocks*: a few bytes that stand for a fixed number of values.
-//! [`Format`] names every format, [`BlockFormat`] describes one as data (geometry, where scales and codes lie,
-//! how a value is decoded), and [`codec`] reads that description: there is one reference decoder and one
-//! reference encoder for all formats, and whatever is faster elsewhere is checked against them.
+//! [`Format`] names every format, [`BlockFormat`] describes one as data (geometry, where scales and codes lie, how a
+//! value is decoded), and [`codec`] reads that description: there is one reference decoder and one reference encoder
+//! for all formats, and faster implementations elsewhere are checked against them.
 
 #![forbid(unsafe_code)]
 

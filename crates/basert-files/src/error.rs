@@ -15,7 +15,7 @@ pub struct FileError {
 /// What is wrong with the contents of a file.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The operating system refused.
+    /// The operating system reported an error.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The file ends too early.
@@ -30,7 +30,7 @@ pub enum Problem {
         /// Bytes from there to the end of the file.
         available: u64,
     },
-    /// A field holds something that it cannot.
+    /// A field holds an invalid value.
     #[error("{field} is {found}; expected {expected}")]
     Invalid {
         /// The field or tensor.
@@ -46,12 +46,12 @@ pub enum Problem {
         /// The metadata key or tensor.
         field: String,
     },
-    /// Something that is needed is not there.
+    /// A required item is missing.
     #[error("{what} is missing: {hint}")]
     Missing {
         /// The file, field or tensor.
         what: String,
-        /// Who asks for it, or what to do.
+        /// What needs it, or what to do.
         hint: String,
     },
     /// A valid file of a kind that this library does not read.

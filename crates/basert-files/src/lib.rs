@@ -1,11 +1,11 @@
-//! Model files, read where they lie.
+//! Model files, read through memory mappings.
 //!
 //! [`ModelFile::open`] maps a GGUF file (all its parts) or a Hugging Face folder into memory and gives one view of
 //! both: metadata by dotted key, and tensors by name, with row-major shapes and bytes that are slices of the mapping.
 //! Nothing large is copied: an array of a quarter of a million token strings is an iterator over the mapping.
 //!
-//! The parsers ([`gguf::parse`], [`hf::parse_safetensors`]) take byte slices and trust nothing in them: every
-//! malformed file is a [`FileError`] that names the file, the field, and what was expected there.
+//! The parsers ([`gguf::parse`], [`hf::parse_safetensors`]) take byte slices and trust nothing in them: a malformed
+//! file is a [`FileError`] that names the file, the field, and what was expected there.
 //!
 //! ```no_run
 //! use basert_files::{ModelFile, Value};

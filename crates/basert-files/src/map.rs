@@ -19,9 +19,9 @@ pub struct Mapping {
 impl Mapping {
     /// Maps the file at `path`.
     ///
-    /// The file must not be written to or shortened while the mapping lives: the bytes would change under their
-    /// readers, and reading a part that is gone ends the process with a signal. Replacing it by rename, or deleting
-    /// it, is harmless.
+    /// The file must not be written to or truncated while the mapping lives: the bytes would change under their
+    /// readers, and reading a truncated part ends the process with a signal. Replacing it by rename, or deleting it, is
+    /// harmless.
     ///
     /// # Errors
     /// When it cannot be opened, or is not a regular file.
@@ -31,9 +31,9 @@ impl Mapping {
             if !file.metadata()?.is_file() {
                 return Err(Problem::invalid("the path", "no regular file", "a file"));
             }
-            // SAFETY: the mapping is read-only, so nothing in this process writes through it. That nobody else
-            // changes the file while it is mapped is the contract stated above, which no program that maps files
-            // can check: files are replaced by rename, not written in place, by everything that downloads models.
+            // SAFETY: the mapping is read-only, so nothing in this process writes through it. That no other process
+            // changes the file while it is mapped is the contract stated above, which no program that maps files can
+            // check: programs that download models replace files by rename and do not write in place.
             Ok(unsafe { Mmap::map(&file)? })
         };
         let map = map().map_err(|problem| problem.of(path))?;

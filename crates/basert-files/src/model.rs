@@ -18,7 +18,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The name under which architecture files keep what is particular to this kind: "gguf" or "hf".
+    /// The key of this kind in architecture files: "gguf" or "hf".
     pub fn key(self) -> &'static str {
         match self {
             Kind::Gguf => "gguf",
@@ -33,7 +33,7 @@ pub struct ModelFile {
     path: PathBuf,
     metadata: Metadata,
     files: Vec<Mapping>,
-    /// Number of the file, and place in it.
+    /// Index of the file, and the place in it.
     tensors: IndexMap<String, (usize, TensorInfo)>,
 }
 
@@ -51,8 +51,8 @@ impl ModelFile {
     /// The files must not be written to while the model is open: see [`Mapping::open`].
     ///
     /// # Errors
-    /// When there is no model at `path`, or anything in its files is wrong; nothing is left to be found out later but
-    /// the values of tensors.
+    /// When there is no model at `path`, or anything in its files is wrong; everything but the values of tensors is
+    /// checked.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelFile, FileError> {
         let path = path.as_ref();
         let kind = fs::metadata(path).map_err(|e| Problem::from(e).of(path))?;
@@ -118,7 +118,7 @@ impl ModelFile {
         Ok(())
     }
 
-    /// The path that was opened; of a folder with one GGUF model in it, that model's.
+    /// The path that was opened; for a folder with one GGUF model in it, the path of that model.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -136,14 +136,14 @@ impl ModelFile {
         self.files.iter().map(|map| map.len() as u64).sum()
     }
 
-    /// The files with tensors, as they are mapped: each begins at a page.
+    /// The mapped files with tensors: each begins at a page.
     pub fn mappings(&self) -> &[Mapping] {
         &self.files
     }
 
     /// The metadata value of `key`.
     ///
-    /// In a GGUF file, `key` is the key as it is (`llama.block_count`). In a Hugging Face folder it is a path into
+    /// In a GGUF file, `key` is the file's key (`llama.block_count`). In a Hugging Face folder it is a path into
     /// `config.json` (`rope_scaling.factor`, `architectures.0`); under `generation_config` lie the values of
     /// `generation_config.json`.
     pub fn get(&self, key: &str) -> Option<Value<'_>> {
@@ -189,14 +189,14 @@ impl ModelFile {
         self.files.iter().any(|map| map.prefetch(bytes));
     }
 
-    /// Tells the operating system that `bytes`, a part of a tensor, is not needed any more: its pages no longer
-    /// count as this process's memory. They can still be read, and then come from the file again.
+    /// Tells the operating system that `bytes`, a part of a tensor, is not needed any more: its pages no longer count
+    /// as this process's memory. They can still be read, and are then fetched from the file again.
     pub fn release(&self, bytes: &[u8]) {
         self.files.iter().any(|map| map.release(bytes));
     }
 
-    /// A further file of a Hugging Face folder (`tokenizer.json`, `chat_template.jinja`), mapped; `None` when the
-    /// folder has none of this name, and always for GGUF, which has everything in its metadata.
+    /// Another file of a Hugging Face folder (`tokenizer.json`, `chat_template.jinja`), mapped; `None` when the folder
+    /// has no file of this name, and always for GGUF, which has everything in its metadata.
     ///
     /// # Errors
     /// When the file is there, but cannot be read.
@@ -210,7 +210,7 @@ impl ModelFile {
     }
 }
 
-/// The GGUF files of a folder, without the later parts of models in several.
+/// The GGUF files of a folder, without the later parts of split models.
 fn gguf_models(folder: &Path) -> Result<Vec<String>, FileError> {
     let mut names = files_with_extension(folder, "gguf")?;
     names.retain(|name| !gguf::is_later_part(Path::new(name)));

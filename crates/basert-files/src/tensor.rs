@@ -12,10 +12,10 @@ pub struct Tensor<'a> {
     pub name: &'a str,
     /// The format of its values.
     pub format: Format,
-    /// Row-major, outermost dimension first: the weight of a linear layer is `[out_features, in_features]` whatever
-    /// the kind of file. Every dimension is at least 1; a scalar of a Hugging Face folder has none.
+    /// Row-major, outermost dimension first: the weight of a linear layer is `[out_features, in_features]` in every
+    /// kind of file. Every dimension is at least 1; a scalar of a Hugging Face folder has none.
     pub shape: &'a [usize],
-    /// Its rows, one after the other. GGUF aligns them to at least 8 bytes; safetensors promises no alignment.
+    /// Its rows, contiguous. GGUF aligns them to at least 8 bytes; safetensors guarantees no alignment.
     pub bytes: &'a [u8],
     /// The file that it lies in.
     pub file: &'a Path,
@@ -35,7 +35,7 @@ impl Tensor<'_> {
     }
 }
 
-/// Where a tensor lies in a file, checked: the range is inside the file, and is what format and shape take.
+/// Where a tensor lies in a file, checked: the range is inside the file, and its length is that of format and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The format of its values.
@@ -63,7 +63,7 @@ impl TensorSpec {
         TensorSpec { name: name.into(), format, shape: shape.to_vec() }
     }
 
-    /// Bytes that its values take.
+    /// Bytes of its values.
     ///
     /// # Errors
     /// When a dimension is 0, a row is not whole blocks, or the size overflows.
@@ -85,7 +85,7 @@ pub(crate) fn byte_len(name: &str, format: Format, shape: &[usize]) -> Result<us
         return Err(wrong(&format!("rows of whole blocks of {} values", format.block().elements)));
     }
     let bytes = format.row_bytes(row).ok();
-    // The number of values must fit as well, for formats take less than a byte for one.
+    // The number of values must fit too, since some formats take less than a byte for one.
     let values = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
     let bytes = bytes.and_then(|bytes| outer.iter().try_fold(bytes, |n, &dim| n.checked_mul(dim)));
     bytes.filter(|_| values.is_some()).ok_or_else(|| wrong("a size that fits in memory"))

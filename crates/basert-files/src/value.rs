@@ -12,7 +12,7 @@ use crate::gguf::{Cursor, Type};
 /// and from integers to floats, never the other way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
-    /// A JSON null; only ever an element of an array, for a key whose value is null counts as absent.
+    /// A JSON null; only as an element of an array, since a key whose value is null counts as absent.
     Null,
     /// A truth value.
     Bool(bool),
@@ -112,7 +112,7 @@ impl<'a> Value<'a> {
     }
 }
 
-/// As `inspect` shows it: strings quoted, long lists cut short with their length.
+/// As `inspect` shows it: strings quoted, long lists truncated, with their length.
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,13 +129,13 @@ impl fmt::Display for Value<'_> {
     }
 }
 
-/// A list in metadata. Its elements are read as they are asked for.
+/// A list in metadata. Its elements are decoded lazily.
 #[derive(Clone, Copy)]
 pub struct Array<'a>(pub(crate) Elements<'a>);
 
 #[derive(Clone, Copy)]
 pub(crate) enum Elements<'a> {
-    /// `len` elements, already known to lie wholly in `bytes`.
+    /// `len` elements, known to lie entirely in `bytes`.
     Gguf {
         ty: Type,
         len: usize,
@@ -173,7 +173,7 @@ impl<'a> Array<'a> {
 
     /// The bytes of the elements, if they are strings.
     ///
-    /// Unlike [`Value::as_str`] this does not check for UTF-8, which takes longer than all else for a large vocabulary.
+    /// Unlike [`Value::as_str`] this does not check for UTF-8, which would dominate the time for a large vocabulary.
     pub fn byte_strings(self) -> Option<impl Iterator<Item = &'a [u8]> + Clone + use<'a>> {
         let strings = match self.0 {
             Elements::Gguf { ty, .. } => ty == Type::String,
@@ -184,8 +184,8 @@ impl<'a> Array<'a> {
         strings.then(|| std::iter::from_fn(move || rest.step(|cursor, _| cursor.string().ok(), text)))
     }
 
-    /// The elements as `read` reads them, if it reads them all: `array.all(Value::as_str)`.
-    /// Goes over the array once to know; nothing is stored.
+    /// The elements as converted by `read`, if it converts all of them: `array.all(Value::as_str)`. Checks the array in
+    /// one pass first; nothing is stored.
     pub fn all<T>(self, read: fn(Value<'a>) -> Option<T>) -> Option<impl Iterator<Item = T> + Clone + use<'a, T>> {
         self.iter().all(|value| read(value).is_some()).then(|| self.iter().filter_map(read))
     }
@@ -218,7 +218,7 @@ impl fmt::Debug for Array<'_> {
 }
 
 impl<'a> Elements<'a> {
-    /// Takes the first element away, as the reader of its kind reads it.
+    /// Takes the first element, as the reader of its kind decodes it.
     #[inline]
     fn step<T>(
         &mut self,

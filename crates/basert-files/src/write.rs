@@ -10,9 +10,9 @@ use std::io::{self, Write};
 #[must_use = "a file is complete only after `finish`"]
 pub struct TensorWriter<W> {
     out: W,
-    /// Bytes of each tensor, and the zeros that follow it.
+    /// Bytes of each tensor, and of the padding after it.
     tensors: std::vec::IntoIter<(usize, usize)>,
-    /// Bytes of the current tensor still to come, and the zeros after it.
+    /// Bytes of the current tensor still to be written, and of the padding after it.
     current: (usize, usize),
 }
 
@@ -27,7 +27,7 @@ impl<W: Write> TensorWriter<W> {
     /// Writes the next bytes.
     ///
     /// # Errors
-    /// When the output fails, or there is no tensor left that these bytes could belong to.
+    /// When the output fails, or these bytes exceed the declared tensors.
     pub fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.current.0 == 0 {

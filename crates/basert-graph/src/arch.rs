@@ -1,8 +1,8 @@
 //! Architecture files: a model family as data.
 //!
-//! An [`Architecture`] is one TOML file. It says where hyperparameters are kept and how tensors are called in each
-//! kind of source, and lists the ops of a model in terms of both. [`crate::Graph::build`] evaluates it for one model
-//! file. `docs/adding-a-model.md` explains the format; `arch/` holds the families that are built in.
+//! An [`Architecture`] is one TOML file. It says where hyperparameters are stored and what tensors are called in each
+//! kind of model file, and lists the ops of a model in terms of both. [`crate::Graph::build`] evaluates it for one
+//! model file. `docs/adding-a-model.md` explains the format; `arch/` holds the built-in families.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::GraphError;
 
-/// A parsed architecture file, with the files it uses merged in.
+/// A parsed architecture file, merged with the files that it uses.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Architecture {
@@ -29,13 +29,13 @@ pub struct Architecture {
     /// Tensors that a file may hold and the model does not need; `*` stands for any text.
     #[serde(default)]
     pub ignore: Vec<String>,
-    /// Cases of the family that these ops do not compute.
+    /// Variants of the family that these ops cannot compute.
     #[serde(default)]
     pub refuse: Vec<Refusal>,
     /// Hyperparameters by name.
     #[serde(default)]
     pub parameters: BTreeMap<String, Parameter>,
-    /// Values that differ from layer to layer, with `layer` counting from 0.
+    /// Per-layer values, with `layer` counting from 0.
     #[serde(default)]
     pub layer: BTreeMap<String, Expression>,
     /// Tensors by name.
@@ -75,13 +75,13 @@ pub enum Expression {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Parameter {
-    /// It follows from others.
+    /// Computed from other parameters.
     Derived(Expression),
-    /// It is kept in the model file.
+    /// Stored in the model file.
     Stored(StoredParameter),
 }
 
-/// A hyperparameter of the model file: the first of the keys that is there, or else the default.
+/// A hyperparameter of the model file: the value of the first key that exists, or else the default.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredParameter {
@@ -91,7 +91,7 @@ pub struct StoredParameter {
     /// Dotted paths in `config.json`.
     #[serde(default)]
     pub hf: Keys,
-    /// Its value where no key is there; without one the model is refused.
+    /// Its value if no key exists; without a default the model is refused.
     pub default: Option<Expression>,
 }
 
@@ -101,7 +101,7 @@ pub struct StoredParameter {
 pub enum Keys {
     /// Just one.
     One(String),
-    /// The first that is there.
+    /// The first one that exists.
     FirstOf(Vec<String>),
 }
 
@@ -121,7 +121,7 @@ impl Keys {
     }
 }
 
-/// How a tensor is called in each kind of source; `{layer}` stands for the number of the layer. And its shape.
+/// A tensor's name in each kind of model file, where `{layer}` stands for the number of the layer, and its shape.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorName {
@@ -129,12 +129,12 @@ pub struct TensorName {
     pub gguf: Option<String>,
     /// Its name in Hugging Face files.
     pub hf: Option<String>,
-    /// Whether the model goes without it where it is missing.
+    /// Whether the model is computed without it if it is missing.
     #[serde(default)]
     pub optional: bool,
-    /// The tensor that takes its place where it is missing.
+    /// The tensor that replaces it if it is missing.
     pub otherwise: Option<String>,
-    /// Its dimensions, outermost first, for making one; a tensor of a file has a shape of its own.
+    /// Its dimensions, outermost first, used to make models; the shape of an existing tensor is read from its file.
     #[serde(default)]
     pub shape: Vec<Expression>,
 }
@@ -167,10 +167,10 @@ static BUILT_IN: [(&str, &str); 8] = [
 ];
 
 impl Architecture {
-    /// The families that are built in.
+    /// The built-in families.
     ///
     /// # Errors
-    /// None in a build whose tests pass.
+    /// Never in a build whose tests pass.
     pub fn built_in() -> Result<Vec<Architecture>, GraphError> {
         let families = BUILT_IN.iter().filter(|(name, _)| *name != "common");
         families.map(|(name, text)| Architecture::parse(text, &format!("built-in {name}"))).collect()
@@ -179,7 +179,7 @@ impl Architecture {
     /// Reads an architecture file from disk.
     ///
     /// # Errors
-    /// When it cannot be read, is not TOML, or has a field that the format does not know.
+    /// When it cannot be read, is not TOML, or has an unknown field.
     pub fn open(path: &Path) -> Result<Architecture, GraphError> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
@@ -210,7 +210,7 @@ impl Architecture {
         Ok(merged)
     }
 
-    /// Takes from `base` whatever is not said here.
+    /// Inherits from `base` everything that is not stated here.
     fn fill_from(&mut self, base: Architecture) {
         fn fill<T>(own: &mut BTreeMap<String, T>, base: BTreeMap<String, T>) {
             for (name, value) in base {

@@ -1,6 +1,6 @@
 //! From an architecture and a model file to a graph.
 
-mod step;
+mod op_reader;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,17 +13,18 @@ use crate::expr::Value as Val;
 use crate::graph::*;
 use crate::parameters::Parameters;
 use crate::rope::{self, Scaling};
-use step::Step;
+use op_reader::OpReader;
 
-/// More layers, or a wider value, than any model has: a number beyond is damage.
+/// Bounds beyond any real model; a larger number means a damaged file.
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
 
 impl Graph {
-    /// The graph of `file`, by the architecture among `extra` or the built-in ones that is for it.
+    /// The graph of `file`, by the matching architecture among `extra` and the built-in ones.
     ///
     /// # Errors
-    /// When none is, or the file lacks what the architecture asks for, or holds tensors that it does not mention.
+    /// When none matches, or the file lacks something that the architecture needs, or holds tensors that it does not
+    /// mention.
     pub fn open(file: &ModelFile, extra: &[Architecture]) -> Result<Graph, GraphError> {
         let (key, names): (_, fn(&Architecture) -> &[String]) = match file.kind() {
             Kind::Gguf => ("general.architecture", |family| &family.gguf),
@@ -46,7 +47,7 @@ impl Graph {
         }
     }
 
-    /// The graph of `file`, which calls its architecture `arch_name`, by `family`.
+    /// The graph of `file`, whose architecture is named `arch_name`, by `family`.
     ///
     /// # Errors
     /// As for [`Graph::open`].
@@ -83,10 +84,10 @@ struct Builder<'a> {
     file: &'a ModelFile,
     parameters: Parameters<'a>,
     layer: Option<usize>,
-    /// The value that each name of the architecture file stands for at this point.
+    /// The value that each name of the architecture file refers to at this point.
     names: BTreeMap<String, ValueId>,
     weights: BTreeMap<String, WeightId>,
-    /// Tensors that were asked for by name, whether they became weights or were read here.
+    /// Tensors that were used, as weights or read here.
     used: BTreeSet<String>,
     ropes: BTreeMap<String, RopeId>,
     graph: Graph,
@@ -103,20 +104,20 @@ impl Builder<'_> {
         }
         self.graph.layers = self.size("layers", MAX_LAYERS)?;
         self.graph.context = self.size("context", usize::MAX >> 12)?;
-        for step in &self.family.graph.start {
-            self.step(step)?;
+        for op in &self.family.graph.start {
+            self.op(op)?;
         }
         for layer in 0..self.graph.layers {
             self.layer = Some(layer);
             self.parameters.set_layer(self.layer);
-            for step in &self.family.graph.block {
-                self.step(step)?;
+            for op in &self.family.graph.block {
+                self.op(op)?;
             }
         }
         self.layer = None;
         self.parameters.set_layer(None);
-        for step in &self.family.graph.finish {
-            self.step(step)?;
+        for op in &self.family.graph.finish {
+            self.op(op)?;
         }
         let logits = self.names.get("logits").copied();
         self.graph.logits = logits.ok_or_else(|| self.wrong("no op computes 'logits'".to_owned()))?;
@@ -133,7 +134,7 @@ impl Builder<'_> {
         self.refuse_unused()
     }
 
-    /// A tensor that no op uses means that the model is not what the architecture file describes.
+    /// An unused tensor means that the architecture file does not describe this model.
     fn refuse_unused(&self) -> Result<()> {
         let ignored = |name: &str| self.family.ignore.iter().any(|pattern| matches(pattern, name));
         let unused: Vec<_> = self
@@ -178,17 +179,17 @@ impl Builder<'_> {
         }
     }
 
-    fn step(&mut self, step: &toml::Table) -> Result<()> {
-        let step = Step { builder: self, table: step, read: BTreeSet::from(["op", "when"]) };
-        if let Some(when) = step.table.get("when") {
-            let when = step.builder.expression("when", when)?;
-            match step.builder.parameters.evaluate(&when)? {
+    fn op(&mut self, op: &toml::Table) -> Result<()> {
+        let op = OpReader { builder: self, table: op, read: BTreeSet::from(["op", "when"]) };
+        if let Some(when) = op.table.get("when") {
+            let when = op.builder.expression("when", when)?;
+            match op.builder.parameters.evaluate(&when)? {
                 Val::Bool(true) => {}
                 Val::Bool(false) => return Ok(()),
-                other => return Err(step.wrong(format!("`when` is {other}, neither true nor false"))),
+                other => return Err(op.wrong(format!("`when` is {other}, neither true nor false"))),
             }
         }
-        step.build()
+        op.build()
     }
 
     fn expression(&self, name: &str, value: &toml::Value) -> Result<Expression> {
@@ -201,7 +202,7 @@ impl Builder<'_> {
         }
     }
 
-    /// The weight called `name` in the architecture file; none where it is optional and missing.
+    /// The weight called `name` in the architecture file; `None` if it is optional and missing.
     fn weight(&mut self, name: &str) -> Result<Option<WeightId>> {
         let Some(tensor) = self.tensor_name(name)? else { return Ok(None) };
         if let Some(&id) = self.weights.get(&tensor) {
@@ -211,7 +212,7 @@ impl Builder<'_> {
         let (rows, columns) = match *found.shape {
             [columns] => (1, columns),
             [rows, columns] => (rows, columns),
-            // The matrices of experts, one below the other.
+            // The matrices of experts, stacked along the rows.
             [experts, rows, columns] => (experts.saturating_mul(rows), columns),
             _ => return Err(self.fail(format!("tensor '{tensor}' has shape {:?}, not one of a matrix", found.shape))),
         };
@@ -221,7 +222,7 @@ impl Builder<'_> {
         Ok(Some(id))
     }
 
-    /// What the tensor called `name` in the architecture file is called in the model file, if it is there.
+    /// The name in the model file of the tensor called `name` in the architecture file, if it exists.
     fn tensor_name(&mut self, name: &str) -> Result<Option<String>> {
         let mut name = name;
         let mut tried = Vec::new();

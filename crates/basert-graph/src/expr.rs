@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-/// What an expression can be.
+/// The value of an expression.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A number. Whole numbers below 2^53 are exact.
@@ -38,7 +38,7 @@ pub struct ExprError {
 /// The value of `expression`, with names looked up by `lookup`.
 ///
 /// # Errors
-/// When it does not parse, names something unknown, or applies an operation to a value it is not for.
+/// When it does not parse, has an unknown name, or applies an operation to a value of the wrong type.
 pub fn evaluate(expression: &str, lookup: &dyn Fn(&str) -> Option<Value>) -> Result<Value, ExprError> {
     let mut parser = Parser { rest: expression, lookup, depth: 0, live: true };
     let value = parser.choice().and_then(|value| match parser.peek() {
@@ -52,11 +52,11 @@ struct Parser<'t, 'a> {
     rest: &'t str,
     lookup: &'a dyn Fn(&str) -> Option<Value>,
     depth: usize,
-    /// Whether the part being read counts; one that was not chosen only has to parse.
+    /// Whether the part being parsed is evaluated; a branch that was not chosen only has to parse.
     live: bool,
 }
 
-/// Deeper nesting than any sensible expression has, and shallow enough for any stack.
+/// The deepest nesting: deeper than any sensible expression, and safe for any stack.
 const MAX_DEPTH: usize = 32;
 
 /// Binary operators, loosest first.
@@ -102,7 +102,7 @@ impl<'t> Parser<'t, '_> {
         Ok(value)
     }
 
-    /// Reads a part that counts only if `condition` holds.
+    /// Parses a part that is evaluated only if `condition` holds.
     fn only_if(
         &mut self,
         condition: bool,

@@ -1,4 +1,4 @@
-//! The op catalogue, and the graph made of it.
+//! The op catalogue, and graphs made of it.
 
 use std::fmt;
 
@@ -39,7 +39,7 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// Bytes it takes in the file.
+    /// Its size in the file, in bytes.
     pub fn bytes(&self) -> usize {
         self.format.row_bytes(self.columns).unwrap_or(0) * self.rows
     }
@@ -56,7 +56,7 @@ pub struct Rope {
     pub frequencies: Vec<f32>,
 }
 
-/// Which dimensions rotary embedding turns together, of `n` rotated ones.
+/// Which dimensions of a head, of `n` rotated ones, form a pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairs {
     /// `i` and `i + n/2`.
@@ -65,7 +65,7 @@ pub enum Pairs {
     Interleaved,
 }
 
-/// Keys and values that one layer keeps of every token.
+/// The keys and values that one layer stores for every token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cache {
     /// Heads of keys and of values.
@@ -81,19 +81,20 @@ pub enum Activation {
     Silu,
     /// The tanh approximation of x · Φ(x) (Hendrycks and Gimpel 2016, arXiv 1606.08415).
     GeluTanh,
-    /// That of gpt-oss: with the gate g at most 7 and the other factor u within ±7, g · σ(1.702 g) · (u + 1).
+    /// The activation of gpt-oss: with the gate g clamped to at most 7 and the other factor u to ±7, g · σ(1.702 g) ·
+    /// (u + 1).
     ClampedSwish,
 }
 
-/// RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `x / √(mean(x²) + eps) · (weight + offset)`. Or, where it is
-/// `centred`, LayerNorm (Ba et al. 2016, arXiv 1607.06450): the same of x − mean(x), plus a bias.
+/// RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `x / √(mean(x²) + eps) · (weight + offset)`. If `centred`,
+/// LayerNorm (Ba et al. 2016, arXiv 1607.06450): the same of x − mean(x), plus a bias.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
     /// Whether the mean is subtracted first.
     pub centred: bool,
-    /// A vector, as long as what is normed.
+    /// A vector, as long as the normed vectors.
     pub weight: WeightId,
-    /// Another, added to the result.
+    /// A vector added to the result.
     pub bias: Option<WeightId>,
     /// Added to the mean square.
     pub eps: f32,
@@ -101,14 +102,14 @@ pub struct Norm {
     pub offset: f32,
 }
 
-/// The experts that a router chose for each token, out of several that lie in one weight, one below the other.
+/// The experts that a router chose for each token, out of several that are stacked in one weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Experts {
     /// The value that [`Op::Route`] computed.
     pub route: ValueId,
-    /// How many there are.
+    /// The number of experts.
     pub count: usize,
-    /// How many a token uses.
+    /// The number of experts that a token uses.
     pub used: usize,
 }
 
@@ -136,7 +137,7 @@ id!(
     CacheId
 );
 
-/// The op catalogue: everything that a model is made of. `y` is the value that an op computes.
+/// The op catalogue. `y` is the value that an op computes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
     /// y = scale · row of `weight` for each token.
@@ -153,36 +154,36 @@ pub enum Op {
         /// What kind.
         norm: Norm,
     },
-    /// y = x · weightᵀ + bias. With experts, the results of those that each token uses, side by side.
+    /// y = x · weightᵀ + bias. With experts, the results of those that each token uses, concatenated.
     Linear {
-        /// Input, as wide as the weight has columns; with experts it may also have as many columns for each one used.
+        /// Input, as wide as the weight has columns; with experts it may also have that many columns for each expert
+        /// used.
         x: ValueId,
         /// Matrix.
         weight: WeightId,
         /// As many values as the matrix has rows.
         bias: Option<WeightId>,
-        /// Whose rows of the matrix are used.
+        /// The experts whose rows of the matrix are used.
         experts: Option<Experts>,
     },
-    /// Of the softmax of x, one value for each expert, the largest ones (of equals the first). y has their numbers, and
-    /// then their values.
+    /// The experts with the largest softmax(x); ties go to the first. y has their indices, and then their values.
     Route {
-        /// Input, as wide as there are experts.
+        /// Input: one value for each expert.
         x: ValueId,
-        /// How many are chosen.
+        /// The number of experts chosen.
         used: usize,
         /// Whether their values are divided by their sum.
         normalised: bool,
     },
-    /// y = the sum of what a token's experts computed, times what the router gave each.
+    /// y = the sum of the results of a token's experts, weighted by the router's values.
     Combine {
-        /// Input: the results of all experts used, side by side.
+        /// Input: the results of all experts used, concatenated.
         x: ValueId,
-        /// Who they are.
+        /// The experts.
         experts: Experts,
     },
-    /// Norms each head of q and k where asked for, rotates them by their positions, and keeps k and v in the cache.
-    /// y is the rotated q.
+    /// Norms each head of q and k if there are norms, rotates them by position, and stores k and v in the KV cache. y
+    /// is the rotated q.
     RopeCache {
         /// Queries, `heads · head_dim` wide.
         q: ValueId,
@@ -196,10 +197,10 @@ pub enum Op {
         k_norm: Option<Norm>,
         /// Rotation.
         rope: RopeId,
-        /// Where k and v are kept; says how many heads there are.
+        /// Where k and v are stored; states the number of KV heads.
         cache: CacheId,
     },
-    /// Causal attention of q over the cache: y = softmax(cap(scale · q·kᵀ)) · v for each head, where query head h
+    /// Causal attention of q over the KV cache: y = softmax(cap(scale · q·kᵀ)) · v for each head, where query head h
     /// reads cache head h · kv_heads / heads.
     Attention {
         /// Queries.
@@ -210,18 +211,18 @@ pub enum Op {
         heads: usize,
         /// Factor of the scores.
         scale: f32,
-        /// A token sees itself and the `window − 1` tokens before it; all where this is none.
+        /// A token sees itself and the `window − 1` tokens before it; all tokens if `None`.
         window: Option<usize>,
         /// Scores become cap · tanh(score / cap).
         cap: Option<f32>,
-        /// A vector with one score more for each head of q, which takes its share of the softmax and has no value.
+        /// A vector with one additional score for each head of q, which takes part in the softmax and has no value.
         sinks: Option<WeightId>,
     },
     /// y = activation(gate) · up; but see [`Activation::ClampedSwish`].
     Gate {
-        /// What goes through the nonlinearity.
+        /// The input of the nonlinearity.
         gate: ValueId,
-        /// What is scaled.
+        /// The other factor.
         up: ValueId,
         /// The nonlinearity.
         activation: Activation,
@@ -288,7 +289,7 @@ impl Op {
 pub struct Node {
     /// What is computed.
     pub op: Op,
-    /// Where it goes; every value is computed once.
+    /// The result; every value is computed once.
     pub out: ValueId,
 }
 
@@ -299,7 +300,7 @@ pub struct Graph {
     pub family: String,
     /// Tokens in the vocabulary: the width of the logits.
     pub vocabulary: usize,
-    /// Tokens that the model was trained to see at once.
+    /// The context length that the model was trained for, in tokens.
     pub context: usize,
     /// Layers.
     pub layers: usize,
@@ -309,7 +310,7 @@ pub struct Graph {
     pub weights: Vec<Weight>,
     /// Rotary embeddings.
     pub ropes: Vec<Rope>,
-    /// What is kept of every token.
+    /// What is stored for every token.
     pub caches: Vec<Cache>,
     /// The ops, in order.
     pub nodes: Vec<Node>,
@@ -318,8 +319,8 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// The hidden state that logits are a linear function of (and a soft cap, where there is one): a row for each token
-    /// wanted.
+    /// The hidden state from which a linear op (and a soft cap, if there is one) computes the logits: a row for each
+    /// wanted token.
     pub fn hidden(&self) -> ValueId {
         let mut value = self.logits;
         while let Some(node) = self.nodes.iter().find(|node| node.out == value) {

@@ -1,9 +1,9 @@
 //! What a model computes.
 //!
-//! A family of models is one architecture file (`arch/*.toml`): where its hyperparameters are kept, how its tensors
+//! A family of models is one architecture file (`arch/*.toml`): where its hyperparameters are stored, what its tensors
 //! are called, and which ops of the catalogue it is made of. [`Graph::open`] finds the family of a model file and
-//! evaluates its architecture for that file. The result is a list of [`Op`]s, concrete in everything but the number
-//! of tokens in a step. How the ops are carried out is the business of `basert-plan` and of the devices.
+//! evaluates its architecture for that file. The result is a list of [`Op`]s, concrete in everything but the number of
+//! tokens in a step. `basert-plan` and the devices decide how the ops are executed.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ pub use parameters::Metadata;
 pub use rope::llama3_factors;
 pub use tensors::{Part, TensorShape};
 
-/// Why no graph could be made of a model file.
+/// Why no graph could be built from a model file.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
     /// The architecture file itself is wrong.
@@ -35,7 +35,7 @@ pub enum GraphError {
         /// What is wrong and where.
         what: String,
     },
-    /// No architecture file is for this model.
+    /// No architecture file matches this model.
     #[error(
         "{file}: the architecture '{found}' is not known; known are {known}. \
          A file that describes it can be given with --arch-file"
@@ -43,9 +43,9 @@ pub enum GraphError {
     UnknownArchitecture {
         /// The model file.
         file: String,
-        /// What it calls its architecture.
+        /// The architecture that it states.
         found: String,
-        /// Those there are, joined.
+        /// The known architectures, joined.
         known: String,
     },
     /// The model file does not say what its architecture is.

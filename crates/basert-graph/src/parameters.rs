@@ -9,12 +9,12 @@ use crate::GraphError;
 use crate::arch::{Architecture, Expression, Parameter};
 use crate::expr::{self, Value};
 
-/// Where hyperparameters are kept: a model file, or whatever answers like one.
+/// A source of hyperparameters: a model file, or a description of one.
 pub trait Metadata {
-    /// Whose keys it has.
+    /// The kind of model file whose keys it has.
     fn kind(&self) -> Kind;
 
-    /// What error messages call it.
+    /// Its name in error messages.
     fn name(&self) -> String;
 
     /// The value of `key`.
@@ -66,7 +66,7 @@ impl<'a> Parameters<'a> {
         self.evaluate_within(expression, &mut BTreeSet::new())
     }
 
-    /// The value of a name, or none where there is no such parameter.
+    /// The value of a name, or `None` if there is no such parameter.
     pub(crate) fn named(&self, name: &str) -> Result<Option<Value>, GraphError> {
         self.find(name, &mut BTreeSet::new())
     }
@@ -149,7 +149,7 @@ impl<'a> Parameters<'a> {
                 return Some(Value::Text(x.to_owned()));
             }
             let items = value.as_array()?;
-            // Lists have an entry a layer; a longer one is a vocabulary.
+            // Lists have an entry per layer; a longer one is a vocabulary.
             (items.len() <= 4096).then(|| Value::List(items.iter().filter_map(convert).collect()))
         }
         convert(self.file.get(key)?)

@@ -3,23 +3,24 @@
 //! Su et al. 2021, arXiv 2104.09864; the scalings as Hugging Face `transformers` defines them
 //! (`modeling_rope_utils.py`).
 
-/// How frequencies are changed for a longer context.
+/// How frequencies are scaled for a longer context.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scaling {
-    /// They are not.
+    /// No scaling.
     None,
     /// All are divided by the factor.
     Linear { factor: f64 },
-    /// Those of long waves are divided by the factor, those of short ones are kept, and between there is a ramp.
+    /// Low frequencies are divided by the factor, high ones are kept, with a ramp in between.
     Llama3 { factor: f64, low: f64, high: f64, original_context: f64 },
-    /// YaRN (Peng et al. 2023, arXiv 2309.00071): between the pairs that turn `fast` and `slow` times over the original
-    /// context is a ramp from kept frequencies to those divided by the factor. Whole pairs, where it is `truncated`.
+    /// YaRN (Peng et al. 2023, arXiv 2309.00071): between the pairs that rotate `fast` and `slow` times over the
+    /// original context is a ramp from kept frequencies to those divided by the factor. If `truncated`, its ends are
+    /// rounded to whole pairs.
     Yarn { factor: f64, fast: f64, slow: f64, original_context: f64, truncated: bool },
 }
 
 /// Radians per position of the `dim / 2` pairs: base^(−2i/dim), scaled.
 pub(crate) fn frequencies(dim: usize, base: f64, scaling: Scaling) -> Vec<f32> {
-    // The pair that turns so many times over the original context.
+    // The pair that makes this number of rotations over the original context.
     let pair =
         |turns: f64, context: f64| dim as f64 * (context / (turns * std::f64::consts::TAU)).ln() / (2.0 * base.ln());
     (0..dim / 2)
@@ -48,8 +49,8 @@ pub(crate) fn frequencies(dim: usize, base: f64, scaling: Scaling) -> Vec<f32> {
         .collect()
 }
 
-/// What the frequencies of `dim / 2` pairs are divided by under the scaling of Llama 3: such files as name no scaling
-/// hold these numbers as a tensor. `context` is what the model was trained for before it was scaled by `factor`.
+/// The divisors of the frequencies of `dim / 2` pairs under Llama 3's scaling: files that name no scaling hold them as
+/// a tensor. `context` is the training context before scaling by `factor`.
 pub fn llama3_factors(dim: usize, base: f64, factor: f64, (low, high): (f64, f64), context: f64) -> Vec<f32> {
     let scaled = frequencies(dim, base, Scaling::Llama3 { factor, low, high, original_context: context });
     frequencies(dim, base, Scaling::None).iter().zip(scaled).map(|(plain, scaled)| plain / scaled).collect()

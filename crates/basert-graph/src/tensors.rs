@@ -1,4 +1,4 @@
-//! The tensors of a model that is yet to be made: from its family and its hyperparameters.
+//! The tensors of a model to be synthesised, from its family and its hyperparameters.
 
 use std::collections::BTreeSet;
 
@@ -9,35 +9,35 @@ use crate::arch::{Architecture, Expression};
 use crate::expr::Value;
 use crate::parameters::{Metadata, Parameters};
 
-/// A tensor that a model has.
+/// A tensor of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorShape {
     /// Its name in the architecture file.
     pub key: String,
     /// Its name in the model file.
     pub name: String,
-    /// The layer that it belongs to.
+    /// The layer that it belongs to, if any.
     pub layer: Option<usize>,
     /// Its dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// What the ops use it for.
+    /// Its role in the ops.
     pub part: Part,
 }
 
-/// What a tensor is used for.
+/// The role of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// A matrix of a linear op, or a table of embeddings.
     Matrix,
     /// Weights of a norm.
     Norm,
-    /// What a linear op adds.
+    /// The bias of a linear op.
     Bias,
     /// Divisors of rotary frequencies.
     RopeFactors,
 }
 
-/// What op `op` does with the tensor that its attribute `attribute` names.
+/// The role of the tensor that the attribute `attribute` of op `op` names.
 fn part(op: &str, attribute: &str) -> Option<Part> {
     match (op, attribute) {
         ("embed" | "linear", "weight") => Some(Part::Matrix),
@@ -48,12 +48,12 @@ fn part(op: &str, attribute: &str) -> Option<Part> {
 }
 
 impl Architecture {
-    /// Every tensor of the model of this family that `metadata` describes and that calls its architecture
-    /// `arch_name`, each once, in the order in which ops ask for them. `with` says which of the tensors that may be
-    /// missing, by their names in the architecture file, the model has.
+    /// Every tensor of the model of this family that `metadata` describes and whose architecture is named `arch_name`,
+    /// each once, in the order in which ops use them. `with` says whether the model has an optional tensor, by its name
+    /// in the architecture file.
     ///
     /// # Errors
-    /// When a hyperparameter is missing or cannot be, or a tensor has no shape or no name.
+    /// When a hyperparameter is missing or invalid, or a tensor has no shape or no name.
     pub fn tensors(
         &self,
         metadata: &dyn Metadata,

@@ -1,4 +1,4 @@
-//! Reading GGUF's primitive values from bytes that are not trusted.
+//! Reading GGUF's primitive values from untrusted bytes.
 
 use crate::value::{Array, Elements};
 use crate::{Problem, Value};
@@ -24,7 +24,7 @@ pub enum Type {
 }
 
 impl Type {
-    /// Every type with its name, in the order of the numbers that stand for them in a file.
+    /// Every type with its name, in the order of their numbers in a file.
     const ALL: [(Type, &'static str); 13] = [
         (Type::U8, "u8"),
         (Type::I8, "i8"),
@@ -50,7 +50,7 @@ impl Type {
         Self::ALL[self as usize].1
     }
 
-    /// Bytes that a value takes, where that is the same for all.
+    /// Bytes of a value, if its type has a fixed size.
     fn size(self) -> Option<u64> {
         match self {
             Type::U8 | Type::I8 | Type::Bool => Some(1),
@@ -62,7 +62,7 @@ impl Type {
     }
 }
 
-/// Arrays in arrays in arrays: deeper than this is no model's metadata.
+/// The deepest nesting of arrays; no model's metadata is deeper.
 const MAX_DEPTH: u32 = 4;
 
 /// Why a read failed. The caller knows the field's name, the cursor does not.
@@ -144,7 +144,7 @@ impl<'a> Cursor<'a> {
             .ok_or_else(|| Fault::Wrong { found: format!("of type {number}"), expected: "a type from 0 to 12" })
     }
 
-    /// A value of type `ty`; its elements, when it is an array, have not been looked at.
+    /// A value of type `ty`; the elements of an array are not checked.
     #[inline]
     pub(crate) fn value(&mut self, ty: Type) -> Result<Value<'a>, Fault> {
         Ok(match ty {
@@ -169,11 +169,11 @@ impl<'a> Cursor<'a> {
         let start = self.at;
         self.skip_elements(ty, len, MAX_DEPTH)?;
         let bytes = &self.bytes[start..self.at];
-        // Every element takes a byte at least, so a count of elements that are there fits.
+        // Every element takes at least a byte, so a count that fits the file fits a usize.
         Ok(Value::Array(Array(Elements::Gguf { ty, len: len as usize, bytes })))
     }
 
-    /// Goes over `len` elements of an array, checking that they are there and well-formed.
+    /// Skips `len` elements of an array, checking that they exist and are well-formed.
     fn skip_elements(&mut self, ty: Type, len: u64, depth: u32) -> Result<(), Fault> {
         if let Some(size) = ty.size() {
             let bytes = self.take(len.saturating_mul(size))?;
@@ -193,7 +193,7 @@ impl<'a> Cursor<'a> {
         Ok(())
     }
 
-    /// A value of type `ty` that has been checked through and through.
+    /// A value of type `ty`, fully checked.
     pub(crate) fn checked_value(&mut self, ty: Type) -> Result<Value<'a>, Fault> {
         match (ty, self.rest().first()) {
             (Type::Bool, Some(&byte)) if byte > 1 => Err(wrong_bool(byte)),

@@ -19,8 +19,8 @@ pub(crate) use split::{is_later_part, open};
 /// What every GGUF file begins with.
 pub const MAGIC: [u8; 4] = *b"GGUF";
 
-/// The alignment of tensors when `general.alignment` does not say another.
+/// The alignment of tensors unless `general.alignment` states another.
 pub const DEFAULT_ALIGNMENT: usize = 32;
 
-/// Dimensions that a tensor can have.
+/// The most dimensions of a tensor.
 const MAX_DIMENSIONS: usize = 4;

@@ -37,10 +37,10 @@ impl Header {
     }
 }
 
-/// Reads and checks everything in a GGUF file but the values of tensors.
+/// Reads and checks everything in a GGUF file except the values of tensors.
 ///
 /// # Errors
-/// The first thing that is wrong: see [`Problem`].
+/// The first problem found: see [`Problem`].
 pub fn parse(bytes: &[u8]) -> Result<Header, Problem> {
     let mut cursor = Cursor::new(bytes);
     let magic = cursor.take(4).map_err(|fault| fault.of("the magic"))?;
@@ -158,7 +158,7 @@ fn check_version(version: u32) -> Result<(), Problem> {
     }
 }
 
-/// A file that is not GGUF: what it probably is.
+/// The error for a file that is not GGUF, with what it probably is.
 fn not_gguf(bytes: &[u8]) -> Problem {
     let guesses: [(&[u8], &str); 7] = [
         (b"lmgg", " (GGML, which came before GGUF)"),

@@ -45,7 +45,7 @@ pub(crate) fn open(path: &Path) -> Result<Vec<(Mapping, Header)>, FileError> {
     Ok(parts)
 }
 
-/// Whether the file's name says that it is a part of a model, and not the first one.
+/// Whether the file's name is that of a part of a split model other than the first.
 pub(crate) fn is_later_part(path: &Path) -> bool {
     split_name(path).is_some_and(|(_, number, _)| number != 1)
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use super::{DEFAULT_ALIGNMENT, MAGIC, MAX_DIMENSIONS, Type};
 use crate::{Problem, TensorSpec, TensorWriter};
 
-/// A GGUF file to be: metadata and the declarations of tensors. Their values follow as a stream.
+/// A GGUF file under construction: metadata and the declarations of tensors. Their values follow as a stream.
 ///
 /// ```
 /// use basert_core::Format;
@@ -24,7 +24,7 @@ use crate::{Problem, TensorSpec, TensorWriter};
 /// ```
 #[derive(Debug, Default)]
 pub struct Writer {
-    /// Key, and the value as it will lie in the file.
+    /// Key, and the encoded value.
     metadata: Vec<(String, Vec<u8>)>,
     tensors: Vec<(TensorSpec, usize)>,
 }
@@ -35,7 +35,7 @@ impl Writer {
         Writer::default()
     }
 
-    /// Adds a metadata value. `general.alignment` is not for callers: tensors lie at multiples of 32.
+    /// Adds a metadata value. `general.alignment` cannot be set: tensors lie at multiples of 32.
     ///
     /// # Errors
     /// When the key has a value already, or is `general.alignment`.
@@ -52,10 +52,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds a tensor, to be written in this order.
+    /// Adds a tensor; tensors are written in the order of these calls.
     ///
     /// # Errors
-    /// When the name is taken, or the shape is not one that a GGUF file can hold in this format.
+    /// When the name is taken, or a GGUF file cannot hold this shape in this format.
     pub fn declare(&mut self, tensor: TensorSpec) -> Result<(), Problem> {
         if self.tensors.iter().any(|row| row.0.name == tensor.name) {
             return Err(Problem::Duplicate { field: format!("tensor '{}'", tensor.name) });
@@ -69,7 +69,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes everything but the tensors' values, which the result takes.
+    /// Writes everything except the tensors' values, which go to the result.
     ///
     /// # Errors
     /// When the output fails.

@@ -4,7 +4,7 @@ use serde_json::Value as Json;
 
 use crate::Value;
 
-/// The value at a dotted path; a part of the path is a field's name, or an index of an array. Null counts as absent.
+/// The value at a dotted path, whose parts are field names or array indices. Null counts as absent.
 pub(crate) fn lookup<'a>(config: &'a Json, key: &str) -> Option<Value<'a>> {
     let node = key.split('.').try_fold(config, |node, part| match node {
         Json::Object(fields) => fields.get(part),

@@ -1,4 +1,4 @@
-//! The files of a folder, and what they say of each other.
+//! The files of a folder, and how they refer to each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,10 +15,10 @@ use crate::{FileError, Mapping, Problem, TensorInfo};
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Keys of a configuration under which quantisers say what they did to the weights.
+/// Keys of a configuration under which quantisers describe what they did to the weights.
 const QUANTISERS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
 
-/// How the text part of a model that also sees or hears calls its tensors, and what they are called where there is no more.
+/// Prefixes of tensor names in the text part of a multimodal model, and in a text-only model.
 const TEXT_PART: [(&str, &str); 4] = [
     ("language_model.", ""),
     ("model.language_model.", "model."),
@@ -36,8 +36,8 @@ struct Index {
 
 /// Reads the configuration of the folder and maps its safetensors files.
 ///
-/// The configuration is that of `config.json`, with the contents of `generation_config.json`, where there is one,
-/// under the key `generation_config`. Of a model that also sees or hears it is the text part.
+/// The configuration is `config.json`, with the contents of `generation_config.json`, if there is one, under the key
+/// `generation_config`. For a multimodal model it is that of the text part.
 pub(crate) fn open(folder: &Path) -> Result<(Json, Vec<Shard>), FileError> {
     let path = folder.join(CONFIG);
     let mut config: Json = read_json(&path)?;
@@ -59,7 +59,7 @@ pub(crate) fn open(folder: &Path) -> Result<(Json, Vec<Shard>), FileError> {
     Ok((config, shards))
 }
 
-/// The configuration of the text part, if the model has others, with what all parts share.
+/// The configuration of the text part of a multimodal model, with the fields that all parts share.
 fn text_part(fields: &Map<String, Json>) -> Option<Json> {
     let text = fields.get("text_config")?.as_object()?;
     text.get("model_type")?;
@@ -68,7 +68,7 @@ fn text_part(fields: &Map<String, Json>) -> Option<Json> {
     Some(of_all.chain(own).map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-/// A tensor under the name that it has in the text part alone, if it belongs to that.
+/// A tensor under its name in a text-only model, if it belongs to the text part.
 fn of_text_part((name, info): (String, TensorInfo)) -> Option<(String, TensorInfo)> {
     let (prefix, alone) = TEXT_PART.iter().find(|(prefix, _)| name.starts_with(prefix))?;
     Some((format!("{alone}{}", &name[prefix.len()..]), info))
@@ -135,7 +135,7 @@ fn open_shard(path: &Path) -> Result<Shard, FileError> {
     Ok((map, tensors))
 }
 
-/// The safetensors files of a folder without an index: `model.safetensors`, or else all there are.
+/// The safetensors files of a folder without an index: `model.safetensors`, or else all of them.
 fn single_or_all(folder: &Path) -> Result<Vec<String>, FileError> {
     if folder.join("model.safetensors").exists() {
         return Ok(vec!["model.safetensors".into()]);

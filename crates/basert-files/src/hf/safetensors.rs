@@ -17,7 +17,7 @@ use crate::{Problem, TensorInfo};
 /// The longest header that the format allows.
 const MAX_HEADER: u64 = 100_000_000;
 
-/// The dtypes that are read.
+/// The supported dtypes.
 const DTYPES: [(&str, Format); 3] = [("F32", Format::F32), ("F16", Format::F16), ("BF16", Format::BF16)];
 
 #[derive(Deserialize)]
@@ -28,7 +28,7 @@ struct Entry<'a> {
     data_offsets: (usize, usize),
 }
 
-/// Tensors by name, in the order of the header. A map that refuses a key that comes twice.
+/// Tensors by name, in the order of the header. The map refuses duplicate keys.
 struct Entries<'a>(IndexMap<String, Entry<'a>>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
@@ -61,10 +61,10 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
     }
 }
 
-/// Reads and checks everything in a safetensors file but the values of tensors.
+/// Reads and checks everything in a safetensors file except the values of tensors.
 ///
 /// # Errors
-/// The first thing that is wrong: see [`Problem`].
+/// The first problem found: see [`Problem`].
 pub fn parse_safetensors(bytes: &[u8]) -> Result<IndexMap<String, TensorInfo>, Problem> {
     let available = bytes.len() as u64;
     let Some((len, rest)) = bytes.split_first_chunk() else {
@@ -102,7 +102,7 @@ fn place(name: &str, entry: &Entry<'_>, start: usize, file: usize) -> Result<Ten
         let expected = format!("{len} bytes, for {:?} of {format}", entry.shape);
         return Err(Problem::invalid(format!("the range of tensor '{name}'"), format!("{begin} to {end}"), expected));
     }
-    // The data are what is left of the file after `start`: this sum does not overflow when the check before it holds.
+    // The data are the rest of the file after `start`: this sum does not overflow when the check before it holds.
     if end > file - start {
         return Err(Problem::Truncated {
             field: format!("the values of tensor '{name}'"),
@@ -114,7 +114,7 @@ fn place(name: &str, entry: &Entry<'_>, start: usize, file: usize) -> Result<Ten
     Ok(TensorInfo { format, shape: entry.shape.clone(), range: start + begin..start + end })
 }
 
-/// The format allows no overlap, no hole and nothing behind the last tensor.
+/// The format allows no overlap, no gap and nothing after the last tensor.
 fn check_cover(tensors: &IndexMap<String, TensorInfo>, start: usize, file: usize) -> Result<(), Problem> {
     let mut ranges: Vec<_> = tensors.iter().map(|(name, info)| (info.range.start, info.range.end, name)).collect();
     ranges.sort_unstable();

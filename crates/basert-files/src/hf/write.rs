@@ -13,8 +13,8 @@ use crate::{FileError, Problem, TensorSpec, TensorWriter};
 /// with an index when it takes several. `values` is called once for each tensor, in order, and appends its bytes.
 ///
 /// # Errors
-/// When a tensor's format is not F32, F16 or BF16, its size overflows, `values` appends another number of bytes than
-/// it takes, or the file system refuses.
+/// When a tensor's format is not F32, F16 or BF16, its size overflows, `values` appends a wrong number of bytes, or the
+/// file system reports an error.
 pub fn write_folder(
     folder: &Path,
     config: &Json,
@@ -56,7 +56,7 @@ fn write_json(path: &Path, json: &Json) -> Result<(), FileError> {
     fs::write(path, format!("{json:#}\n")).map_err(|e| Problem::from(e).of(path))
 }
 
-/// Cuts the tensors into runs of at most `limit` bytes, each of one tensor at least.
+/// Splits the tensors into runs of at most `limit` bytes, each of at least one tensor.
 fn cut(tensors: &[TensorSpec], limit: usize) -> Result<Vec<&[TensorSpec]>, Problem> {
     let mut shards = Vec::new();
     let (mut start, mut bytes) = (0, 0usize);
@@ -91,7 +91,7 @@ fn write_header(out: &mut impl Write, tensors: &[TensorSpec]) -> Result<Vec<usiz
         offset = end;
     }
     let mut text = Json::Object(header).to_string();
-    // Spaces at the end bring the data to a multiple of 8 bytes.
+    // Trailing spaces align the data to 8 bytes.
     text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
     out.write_all(&(text.len() as u64).to_le_bytes())?;
     out.write_all(text.as_bytes())?;

@@ -1,4 +1,4 @@
-//! From an op of an architecture file to one of the graph.
+//! Reads an op of an architecture file into one of the graph.
 
 use std::collections::BTreeSet;
 
@@ -8,14 +8,14 @@ use crate::expr::Value as Val;
 use crate::graph::*;
 
 /// One op of an architecture file, while it is being read.
-pub(super) struct Step<'b, 'a, 't> {
+pub(super) struct OpReader<'b, 'a, 't> {
     pub builder: &'b mut Builder<'a>,
     pub table: &'t toml::Table,
-    /// Attributes that the op knows.
+    /// Attributes that have been read.
     pub read: BTreeSet<&'t str>,
 }
 
-impl<'t> Step<'_, '_, 't> {
+impl<'t> OpReader<'_, '_, 't> {
     pub fn build(mut self) -> Result<()> {
         let name = self.required("op")?;
         let (op, width, rows) = match name {
@@ -117,7 +117,7 @@ impl<'t> Step<'_, '_, 't> {
         Ok((Op::Linear { x, weight, bias, experts }, out, self.rows(x)))
     }
 
-    /// Whose experts an op is to use, if it says so.
+    /// The experts that an op uses, if it names a route.
     fn experts(&mut self) -> Result<Option<Experts>> {
         self.read.insert("route");
         if !self.table.contains_key("route") {
@@ -289,7 +289,7 @@ impl<'t> Step<'_, '_, 't> {
         Ok(Norm { centred: false, weight, bias: None, eps, offset })
     }
 
-    /// The attribute's value, or that of the parameter called `parameter` where it is left out.
+    /// The attribute's value, or that of the parameter called `parameter` if it is left out.
     fn value_or(&mut self, attribute: &'static str, parameter: &str) -> Result<Val> {
         self.read.insert(attribute);
         if let Some(value) = self.table.get(attribute) {
