@@ -6,10 +6,10 @@ use basert_graph::ValueId;
 
 use crate::plan::{Place, Plan, PlanOp};
 
-/// Every value begins on a cache line (and a SIMD vector).
+/// Alignment of values in bytes: a cache line, and a SIMD vector.
 const ALIGNMENT: usize = 64;
 
-/// Lets the output of an op lie where its input does, where nothing reads the input afterwards.
+/// Places the output of an op over its input if nothing reads the input afterwards.
 pub(crate) fn share(plan: &mut Plan) {
     for i in 0..plan.ops.len() {
         let (x, out) = match plan.ops[i].op {
@@ -25,8 +25,8 @@ pub(crate) fn share(plan: &mut Plan) {
     }
 }
 
-/// Gives every value a place. Values that are alive at the same time do not overlap; the largest are placed first,
-/// each at the lowest offset that is free for as long as it lives.
+/// Gives every value a place. Values whose lifetimes overlap do not share memory; the largest are placed first, each at
+/// the lowest offset that is free during its lifetime.
 pub(crate) fn place(plan: &mut Plan) {
     let lives = lifetimes(plan);
     let mut order: Vec<usize> = (0..plan.values.len()).filter(|&v| lives[v].is_some()).collect();
@@ -57,8 +57,8 @@ pub(crate) fn place(plan: &mut Plan) {
     }
 }
 
-/// Positions of the ops from the first that writes a value with a place of its own to the last that uses it,
-/// whatever name it goes by.
+/// Lifetimes of the values with a place of their own: positions of the ops from the first that writes it to the last
+/// that uses it or a value within it.
 fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
     let mut lives: Vec<Option<Range<usize>>> = vec![None; plan.values.len()];
     let mut touch = |value, i: usize| {
@@ -69,9 +69,9 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
         op.op.reads().into_iter().chain([op.op.out()]).for_each(|value| touch(value, i));
     }
     touch(plan.logits, plan.ops.len());
-    // A step that gives hidden states ends here, so nothing later can be in their place.
+    // A step for hidden states ends here, so they live until then.
     touch(plan.hidden.value, plan.hidden.after);
-    // Where all rows are wanted, a device may take what is selected from for the selection.
+    // If all rows are wanted, a device may use the input of the selection in its place.
     for op in &plan.ops {
         if let PlanOp::Select { x, out } = op.op
             && let Some(end) = lives[plan.root(out).0.0].as_ref().map(|life| life.end)
@@ -92,8 +92,8 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// Puts a barrier before every op that uses memory which an op since the last barrier wrote, or writes memory which
-/// one of them used. Memory is that of the arena, whatever value lies in it, and the caches.
+/// Puts a barrier before every op that uses memory which an op since the last barrier wrote, or writes memory which one
+/// of them used. Memory means bytes of the arena, whichever values lie there, and the KV caches.
 pub(crate) fn set_barriers(plan: &mut Plan) {
     let accesses: Vec<_> = plan.ops.iter().map(|planned| accesses(plan, &planned.op)).collect();
     for (planned, barrier) in plan.ops.iter_mut().zip(barriers(&accesses)) {
@@ -101,7 +101,7 @@ pub(crate) fn set_barriers(plan: &mut Plan) {
     }
 }
 
-/// Before which of these, carried out in this order, all before it have to be complete.
+/// Before which of these accesses, executed in this order, all earlier ones must be complete.
 fn barriers(accesses: &[Vec<Access>]) -> Vec<bool> {
     let mut since: Vec<&Access> = Vec::new();
     let needs =
@@ -170,7 +170,7 @@ mod tests {
         (memory, any::<bool>()).prop_map(|(memory, write)| Access { memory, write })
     }
 
-    /// The bytes that are touched, or written, by one of the dispatches: those of caches after those of the arena.
+    /// The bytes that these accesses touch, or write: those of caches after those of the arena.
     fn bytes(accesses: &[Access], written: bool) -> BTreeSet<usize> {
         let chosen = accesses.iter().filter(|access| access.write || !written);
         chosen
@@ -186,7 +186,7 @@ mod tests {
     }
 
     proptest! {
-        /// Dispatches that no barrier divides can run at once, and no barrier is there for nothing.
+        /// Dispatches without a barrier between them can run concurrently, and no barrier is superfluous.
         #[test]
         fn what_overlaps_in_time_does_not_conflict(list in prop::collection::vec(prop::collection::vec(any_access(), 0..4), 0..24)) {
             let barriers = barriers(&list);

@@ -1,4 +1,4 @@
-//! The chips that rooflines are known for: `chips.toml`.
+//! The chips with a known roofline: `chips.toml`.
 
 use serde::Deserialize;
 
@@ -12,25 +12,25 @@ pub struct Chip {
     pub bandwidth: f64,
     /// Arithmetic in TFLOP/s (10¹²).
     pub rate: f64,
-    /// Cores of its GPU, of the largest variant.
+    /// Cores of its GPU, in the largest variant.
     pub cores: usize,
-    /// The family of its GPU, where that is one of Apple's: 9 for M3 and M4.
+    /// The Apple family of its GPU, if it has one: 9 for M3 and M4.
     pub family: Option<u32>,
-    /// What launching costs it at least, where that is known.
+    /// The least cost of launching work, if known.
     #[serde(skip)]
     pub launching: Option<Launching>,
 }
 
-/// What bounds every op on a device.
+/// The rates that bound every op on a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bounds {
-    /// Bytes that its memory gives in a second.
+    /// Memory bandwidth in bytes per second.
     pub bandwidth: f64,
-    /// Floating-point operations that it does in a second.
+    /// Floating-point operations per second.
     pub rate: f64,
 }
 
-/// What a GPU takes at least to launch work.
+/// The least time that a GPU takes to launch work.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Launching {
@@ -41,12 +41,12 @@ pub struct Launching {
 }
 
 impl Chip {
-    /// What bounds every op on it.
+    /// The rates that bound every op on it.
     pub fn bounds(&self) -> Bounds {
         Bounds { bandwidth: self.bandwidth * 1e9, rate: self.rate * 1e12 }
     }
 
-    /// Microseconds that launching a step takes at least, with so many barriers; 0 where that is not known.
+    /// The least time to launch a step with this number of barriers, in microseconds; 0 if not known.
     pub fn launch_microseconds(&self, barriers: usize) -> f64 {
         self.launching.map_or(0.0, |launching| launching.submission + launching.barrier * barriers as f64)
     }
@@ -76,7 +76,7 @@ pub fn chip(name: &str) -> Result<Chip, String> {
     })
 }
 
-/// The chip of a GPU that calls itself `name`, such as `Apple M4 Pro`.
+/// The chip of a GPU whose driver reports `name`, such as `Apple M4 Pro`.
 pub fn chip_of_device(name: &str) -> Option<Chip> {
     let words: Vec<_> = name.strip_prefix("Apple ")?.split_whitespace().collect();
     chip(&words.join("-")).ok()

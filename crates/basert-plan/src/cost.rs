@@ -1,4 +1,4 @@
-//! What a step costs: bytes moved and operations done, op by op.
+//! The cost of a step: bytes moved and operations computed, op by op.
 
 use std::ops::AddAssign;
 
@@ -7,20 +7,20 @@ use basert_graph::{Cache, Rows};
 
 use crate::plan::{Plan, PlanOp};
 
-/// A step, as far as its cost is concerned.
+/// The properties of a step that determine its cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepShape {
     /// Tokens.
     pub tokens: usize,
     /// Tokens whose logits are wanted.
     pub wanted: usize,
-    /// Tokens that come before them in the sequence.
+    /// Tokens before them in the sequence.
     pub context: usize,
     /// How keys and values are stored.
     pub kv: KvFormat,
 }
 
-/// The least that an op has to move and do.
+/// The least that an op has to move and compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Cost {
     /// Bytes of weights read.
@@ -34,12 +34,12 @@ pub struct Cost {
 }
 
 impl Cost {
-    /// Bytes that have to come from memory: intermediate values stay in caches.
+    /// Bytes that have to come from memory; intermediate values stay in the CPU's caches.
     pub fn memory_bytes(&self) -> f64 {
         self.weights + self.cache
     }
 
-    /// Seconds that it takes at least, with `bandwidth` in bytes a second and `rate` in operations a second.
+    /// The least time in seconds, with `bandwidth` in bytes and `rate` in operations per second.
     pub fn seconds(&self, bandwidth: f64, rate: f64) -> f64 {
         (self.memory_bytes() / bandwidth).max(self.flops / rate)
     }
@@ -76,7 +76,8 @@ impl Plan {
                 cost.flops = m * out.width as f64;
             }
             PlanOp::Linear { ref matrices, experts, .. } if m > 0.0 => {
-                // The share of the experts that a token uses, and that are used at all if all are as likely.
+                // The share of the experts that a token uses, and the share used by any token if all are equally
+                // likely.
                 let share: f64 = experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
                 let touched = 1.0 - (1.0 - share).powf(m);
                 for id in matrices {
@@ -108,7 +109,7 @@ impl Plan {
         cost
     }
 
-    /// The cost of a whole step, and the seconds it takes at least (see [`Cost::seconds`]).
+    /// The cost of a whole step, and its least time in seconds (see [`Cost::seconds`]).
     pub fn step_cost(&self, step: StepShape, bandwidth: f64, rate: f64) -> (Cost, f64) {
         let mut total = Cost::default();
         let mut seconds = 0.0;

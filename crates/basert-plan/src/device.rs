@@ -1,4 +1,4 @@
-//! What the engine sees of a device.
+//! The interface between the engine and a device.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,101 +8,101 @@ use basert_files::ModelFile;
 
 use crate::{Bounds, Limits, Plan};
 
-/// What a device is.
+/// The properties of a device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Facts {
-    /// The name it is chosen by, such as `cpu`.
+    /// The name that selects it, such as `cpu`.
     pub name: String,
-    /// What it is made of, for people.
+    /// A description for people.
     pub description: String,
-    /// Tokens whose keys and values lie in one page of the cache.
+    /// Tokens in one page of the KV cache.
     pub page_tokens: usize,
-    /// What the bytes of a page mean, and what else their last bits depend on. Where it is the same, and the model and
-    /// the format too, a page of one device is as good as what another one would compute.
+    /// Identifies the layout of a page's bytes, and everything that their last bits depend on. If it is the same, and
+    /// the model and the format too, a page can be moved from one device to another.
     pub layout: String,
-    /// Tokens of the largest step that is worth it.
+    /// Tokens of the largest step that still gains speed.
     pub step_tokens: usize,
-    /// How many steps can be under way at once, each with the tokens that were drawn in the one before. 0 where the
-    /// device draws no tokens.
+    /// How many steps can be in flight at once, each continuing with the tokens sampled in the one before. 0 if the
+    /// device does not sample.
     pub chain: usize,
-    /// What its maker or driver says that bounds every op, where they do.
+    /// Peak bandwidth and FLOP/s as its maker or driver states them, if known.
     pub bounds: Option<Bounds>,
 }
 
-/// How a plan is to be loaded.
+/// How to load a plan.
 pub struct LoadOptions<'a> {
     /// Pages of the KV cache.
     pub pages: usize,
-    /// How it stores keys and values. A device that lacks the format refuses.
+    /// How keys and values are stored. A device that lacks the format refuses.
     pub kv: KvFormat,
-    /// Called with what is being made ready, how much of it is, and how much there is in all.
+    /// Called with the current stage, the amount done, and the total.
     pub progress: Progress<'a>,
 }
 
-/// Told how far a device is with a part of loading.
+/// A progress callback: the stage of loading, the amount done, and the total.
 pub type Progress<'a> = &'a mut dyn FnMut(Stage, usize, usize);
 
-/// A part of loading.
+/// A stage of loading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
-    /// Kernels are compiled, or found compiled; counted in kernels.
+    /// Kernels are compiled, or found in the cache; counted in kernels.
     Kernels,
-    /// Weights are brought to where they are used; counted in bytes.
+    /// Weights are read, repacked and uploaded; counted in bytes.
     Weights,
 }
 
-/// A machine that plans run on.
+/// A device that executes plans.
 pub trait Device: Send {
     /// What it is.
     fn facts(&self) -> &Facts;
 
-    /// Binds a plan to the device: makes its weights ready, and takes all memory that steps will need.
+    /// Binds a plan to the device: loads its weights, and allocates all memory that steps will need.
     ///
     /// # Errors
-    /// When the device cannot carry out an op of the plan, lacks the memory, or the weights are damaged.
+    /// When the device does not support an op of the plan, lacks the memory, or the weights are damaged.
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError>;
 }
 
-/// A plan bound to a device. Nothing is allocated, compiled or refused any more, but for what the device itself does.
+/// A plan bound to a device. Nothing is allocated, compiled or refused any more, except inside the device's driver.
 pub trait Baked: Send {
-    /// Begins a step. Those before have to be waited for.
+    /// Begins a step. Earlier steps must have been waited for.
     ///
     /// # Errors
     /// When the step exceeds the plan's limits, names tokens or pages that do not exist, or the device fails.
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError>;
 
-    /// Begins the step after the last one, which drew a token for each of its rows: these, at the next positions. They
-    /// have to have pages. At most [`Facts::chain`] steps are under way.
+    /// Begins the step that follows the last one, which sampled a token for each of its rows: with these tokens, at the
+    /// next positions, which must have pages. At most [`Facts::chain`] steps are in flight.
     ///
     /// # Errors
-    /// When the device draws no tokens, or fails.
+    /// When the device does not sample, or fails.
     fn chain(&mut self) -> Result<(), DeviceError> {
-        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+        Err(DeviceError::Step("this device does not sample".to_owned()))
     }
 
-    /// Computes a step as [`Baked::submit`] does, but its parts one after the other, waits for it, and tells how long each
-    /// part took. Its logits or tokens are not to be read.
+    /// Computes a step as [`Baked::submit`] does, but its parts one at a time, waits for it, and returns the time of
+    /// each part. Its logits and tokens must not be read.
     ///
     /// # Errors
-    /// As [`Baked::submit`]; and when the device does not tell.
+    /// As for [`Baked::submit`]; and when the device cannot time its ops.
     fn profile(&mut self, _step: &StepState) -> Result<Vec<Span>, DeviceError> {
-        Err(DeviceError::Step("this device does not tell how long its ops take".to_owned()))
+        Err(DeviceError::Step("this device cannot time its ops".to_owned()))
     }
 
-    /// Waits for the oldest step under way, after which its logits, or the tokens drawn from them, can be read.
+    /// Waits for the oldest step in flight, after which its logits, or the tokens sampled from them, can be read.
     ///
     /// # Errors
     /// When the device failed.
     fn wait(&mut self) -> Result<(), DeviceError>;
 
-    /// Logits of the `i`-th wanted token of the step waited for, one for each token of the vocabulary; of a step that
-    /// draws no tokens.
+    /// Logits of the `i`-th wanted token of the step waited for, one for each token of the vocabulary; for a step that
+    /// does not sample.
     fn logits(&self, i: usize) -> &[f32];
 
-    /// The hidden state of the `i`-th wanted token of the step waited for, where hidden states are wanted.
+    /// The hidden state of the `i`-th wanted token of the step waited for; for a step with [`StepState::hidden`].
     fn hidden(&self, i: usize) -> &[f32];
 
-    /// Does `work` for every number below `count` by the threads that the device computes with. No step may be under way.
+    /// Runs `work` for every number below `count` on the device's thread pool. No step may be in flight.
     ///
     /// # Errors
     /// When `work` panicked on another thread.
@@ -111,36 +111,36 @@ pub trait Baked: Send {
         Ok(())
     }
 
-    /// The tokens drawn in the step waited for.
+    /// The tokens sampled in the step waited for.
     fn drawn(&self) -> &[u32] {
         &[]
     }
 
-    /// Makes `allowed` the mask of this number: token t where bit t % 32 of word t / 32 is set. What was submitted does not
-    /// see it.
+    /// Sets the mask with this number to `allowed`: token t is allowed if bit t % 32 of word t / 32 is set. Steps
+    /// already submitted do not see it.
     ///
     /// # Errors
-    /// When it allows no token, the device draws none, or fails.
+    /// When it allows no token, or the device does not sample or fails.
     fn set_mask(&mut self, _mask: u32, _allowed: &[u32]) -> Result<(), DeviceError> {
-        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+        Err(DeviceError::Step("this device does not sample".to_owned()))
     }
 
-    /// Draws a token from each row of logits of the step submitted last, which was to draw none: histories and masks may
-    /// be set while it is under way. The tokens take the place of its logits.
+    /// Samples a token from each row of logits of the last submitted step, which must not sample itself: histories and
+    /// masks may be set while it is in flight. The tokens replace its logits.
     ///
     /// # Errors
-    /// When there are not as many draws as rows, the device draws no tokens, or fails.
+    /// When there are not as many draws as rows, or the device does not sample or fails.
     fn draw(&mut self, _draws: &[Draw]) -> Result<(), DeviceError> {
-        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+        Err(DeviceError::Step("this device does not sample".to_owned()))
     }
 
-    /// Makes `counts` the history of this number: for each token of the vocabulary how often it is in the answer, and
-    /// [`Draw::IN_PROMPT`] more for those of the prompt. Tokens that are drawn are added.
+    /// Sets the history with this number to `counts`: for each token of the vocabulary how often it occurs in the
+    /// output, plus [`Draw::IN_PROMPT`] if it is in the prompt. Sampled tokens are added.
     ///
     /// # Errors
-    /// When the device draws no tokens, or fails.
+    /// When the device does not sample, or fails.
     fn set_history(&mut self, _history: u32, _counts: &[u16]) -> Result<(), DeviceError> {
-        Err(DeviceError::Step("this device draws no tokens".to_owned()))
+        Err(DeviceError::Step("this device does not sample".to_owned()))
     }
 
     /// Copies the keys and values of one page to another, in all layers.
@@ -149,23 +149,23 @@ pub trait Baked: Send {
     /// Bytes of a page, all layers together.
     fn page_bytes(&self) -> usize;
 
-    /// Reads a page, as it lies in the cache, into [`Baked::page_bytes`] bytes.
+    /// Copies a page, as it lies in the KV cache, into [`Baked::page_bytes`] bytes.
     ///
     /// # Errors
     /// When the device fails.
     fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Makes these bytes a page, which were read from one of the same [`Facts::layout`].
+    /// Overwrites a page with these bytes, which were read from one with the same [`Facts::layout`].
     ///
     /// # Errors
     /// When the device fails.
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 }
 
-/// A part of a step that was profiled.
+/// A part of a profiled step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span {
-    /// The ops of the plan that it computes, or a part of which it is; none where it draws tokens.
+    /// The ops of the plan that it computes, entirely or in part; empty for sampling.
     pub ops: Range<usize>,
     /// What ran: on a GPU the kernel's function.
     pub kernel: &'static str,
@@ -178,56 +178,57 @@ pub struct Span {
 /// Everything that varies from step to step.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct StepState {
-    /// The tokens of all sequences, one after the other.
+    /// The tokens of all sequences, concatenated.
     pub tokens: Vec<u32>,
     /// The position of each in its sequence.
     pub positions: Vec<u32>,
     /// Which rows belong to which sequence.
     pub sequences: Vec<SequenceRows>,
-    /// The pages of all sequences, one after the other.
+    /// The pages of all sequences, concatenated.
     pub page_table: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub wanted: Vec<u32>,
-    /// How a token is drawn for each of them; empty where logits are wanted instead.
+    /// How to sample a token for each of them; empty if logits are wanted instead.
     pub draws: Vec<Draw>,
     /// Whether hidden states are wanted instead of logits.
     pub hidden: bool,
 }
 
-/// How the device draws a token from logits: the engine's sampler, in numbers.
+/// How the device samples a token from logits: the settings of the engine's sampler.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Draw {
-    /// Divides the logits; 0 takes the largest.
+    /// Divides the logits; 0 means greedy.
     pub temperature: f32,
     /// Only the k most likely tokens; 0 means all.
     pub top_k: u32,
-    /// Only the most likely tokens that together have so many of 2^20 parts of the probability.
+    /// Only the most likely tokens whose probabilities sum to this many parts of 2^20.
     pub top_p: u32,
-    /// Only tokens whose logit is at most that much (a negative number) from the largest.
+    /// Only tokens whose logit is at least the largest plus this negative number.
     pub log_min_p: f32,
     /// Divides positive logits of tokens in the history, and multiplies negative ones.
     pub repeat_penalty: f32,
-    /// Subtracted from logits of tokens in the answer.
+    /// Subtracted from logits of tokens in the output.
     pub presence_penalty: f32,
-    /// Subtracted once for every time that a token is in the answer.
+    /// Subtracted once for every occurrence of a token in the output.
     pub frequency_penalty: f32,
-    /// Chooses the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
-    /// How many tokens of the answer were drawn before.
+    /// How many tokens of the output were sampled before.
     pub index: u32,
-    /// The history that penalties look at.
+    /// The number of the history that penalties use.
     pub history: Option<u32>,
-    /// The mask that the token is to be one of; all may come where there is none.
+    /// The number of the mask; `None` allows all tokens.
     pub mask: Option<u32>,
 }
 
 impl Draw {
-    /// Parts that [`Draw::top_p`] counts.
+    /// The unit of [`Draw::top_p`] is 1 / `PARTS`.
     pub const PARTS: u32 = 1 << 20;
     /// Added to the count of a token that is in the prompt.
     pub const IN_PROMPT: u16 = 1 << 15;
 
-    /// Refuses draws that are not one for each of `rows` rows of logits, or look at what there is no room for.
+    /// Refuses draws that are not one for each of `rows` rows of logits, or that name a history or mask beyond the
+    /// limits.
     ///
     /// # Errors
     /// [`DeviceError::Step`], with what is wrong.
@@ -283,7 +284,7 @@ impl StepState {
         self.sequences.push(SequenceRows { rows, pages: first..self.page_table.len() });
     }
 
-    /// Refuses a step that would reach outside what `plan` and a cache of `pages` pages have room for.
+    /// Refuses a step that exceeds `plan` or a KV cache of `pages` pages.
     ///
     /// # Errors
     /// [`DeviceError::Step`], with what is wrong.
@@ -298,7 +299,7 @@ impl StepState {
         }
         if !self.draws.is_empty() {
             if self.hidden {
-                return fail("tokens are not drawn from hidden states".to_owned());
+                return fail("tokens cannot be sampled from hidden states".to_owned());
             }
             Draw::check(&self.draws, wanted, limits)?;
         }
@@ -314,12 +315,12 @@ impl StepState {
                 return fail("a sequence's pages are not in the page table".to_owned());
             };
             if sequence.rows.start != row || sequence.rows.is_empty() || sequence.rows.end > tokens {
-                return fail("the rows of sequences do not follow each other".to_owned());
+                return fail("the rows of sequences are not consecutive".to_owned());
             }
             row = sequence.rows.end;
             let positions = &self.positions[sequence.rows.clone()];
             if positions.windows(2).any(|pair| pair[1] != pair[0] + 1) {
-                return fail("positions of a sequence do not follow each other".to_owned());
+                return fail("positions of a sequence are not consecutive".to_owned());
             }
             let last = positions[positions.len() - 1] as usize;
             if table.len() <= last / page_tokens || table.iter().any(|&page| page as usize >= pages) {
@@ -330,7 +331,7 @@ impl StepState {
     }
 }
 
-/// The largest KV cache of a format that a device has room for beside a model.
+/// The largest KV cache of a format that fits a device beside a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fit {
     /// The format of keys and values.
@@ -342,15 +343,15 @@ pub struct Fit {
 /// Why a device could not do what it was asked.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum DeviceError {
-    /// It has no way to carry out an op.
+    /// It does not support an op.
     #[error("the {device} device cannot run this model: {what}")]
     Unsupported {
         /// The device.
         device: String,
-        /// Which op, and what it would have to be like.
+        /// Which op, and what would be supported.
         what: String,
     },
-    /// A weight is not what its format promises.
+    /// A weight is invalid in its format.
     #[error("tensor '{tensor}': {what}")]
     Weight {
         /// Its name in the file.
@@ -363,12 +364,12 @@ pub enum DeviceError {
     OutOfMemory {
         /// The device.
         device: String,
-        /// How much was asked for.
+        /// The size of the allocation in bytes.
         bytes: usize,
-        /// What for.
+        /// Its purpose.
         what: String,
     },
-    /// A model with its KV cache is more than the device has room for. Nothing was taken.
+    /// A model with its KV cache exceeds the device's memory. Nothing was allocated.
     #[error("the {device} device has {free} bytes left, and {needed} are needed: {} too many", needed - free)]
     TooLarge {
         /// The device.
@@ -377,7 +378,7 @@ pub enum DeviceError {
         needed: usize,
         /// Bytes that there are.
         free: usize,
-        /// What would fit: the format asked for, and then smaller ones.
+        /// What would fit: with the requested format, and then with smaller ones.
         fits: Vec<Fit>,
     },
     /// The step itself is wrong.

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::plan::{Epilogue, Order, Plan, PlanOp};
 
 impl Plan {
-    /// What an op works on, in a few words: the weights and their shape, or the heads.
+    /// A short description of an op's operands: the weights and their shape, or the heads.
     pub fn describe(&self, op: &PlanOp) -> String {
         let weight = |id: basert_graph::WeightId| &self.graph.weights[id.0];
         match *op {
@@ -44,7 +44,7 @@ impl Plan {
     }
 }
 
-/// The names joined, without what they all begin and end with being said again.
+/// The names joined, with their common prefix and suffix written once.
 fn shorten(names: &[&str], joint: &str) -> String {
     let Some((first, rest)) = names.split_first() else { return String::new() };
     let common = rest
@@ -56,7 +56,7 @@ fn shorten(names: &[&str], joint: &str) -> String {
 }
 
 impl fmt::Display for Plan {
-    /// One line an op: a bar where a barrier is, its name, its output with place and width, and what it works on.
+    /// One line per op: a bar for a barrier, its name, its output with place and width, and its operands.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let barriers = self.ops.iter().filter(|op| op.barrier).count();
         writeln!(

@@ -1,18 +1,18 @@
 //! The fusion table.
 //!
-//! Each fusion removes a dependency between ops, or work that nobody asked for. A plan built without one of them
-//! computes the same: tests compare plans with and without each.
+//! Each fusion removes a dependency between ops, or superfluous work. A plan built without one of them computes the
+//! same: tests compare plans with and without each.
 
 use basert_graph::{Experts, Rows, ValueId};
 
 use crate::plan::{Epilogue, Matrix, MatrixId, Order, Plan, PlanOp, PlanValue, PlannedOp};
 
-/// A rewriting of a plan.
+/// A rewrite of a plan.
 #[derive(Clone, Copy)]
 pub struct Fusion {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// Why it is worth it.
+    /// Its reason.
     pub why: &'static str,
     pub(crate) apply: fn(&mut Plan),
 }
@@ -21,7 +21,7 @@ pub struct Fusion {
 pub const FUSIONS: [Fusion; 6] = [
     Fusion {
         name: "select early",
-        why: "what follows the last attention is computed only for the tokens whose logits are wanted",
+        why: "ops after the last attention are computed only for the tokens whose logits are wanted",
         apply: select_early,
     },
     Fusion {
@@ -37,7 +37,7 @@ pub const FUSIONS: [Fusion; 6] = [
     },
     Fusion {
         name: "residual into linear",
-        why: "the sum is stored by whoever computed the term, which removes a barrier",
+        why: "the op that computes the term stores the sum, which removes a barrier",
         apply: residual_into_linear,
     },
     Fusion { name: "residual into norm", why: "one pass over the row instead of two", apply: residual_into_norm },
@@ -64,7 +64,7 @@ impl Plan {
 fn select_early(plan: &mut Plan) {
     while let Some((value, selects)) = find_selectable(plan) {
         let Some(at) = plan.position_of(value) else { return };
-        // All selections of the value are one.
+        // All selections of the value become one.
         let outs: Vec<_> = selects.iter().map(|&i| plan.ops[i].op.out()).collect();
         let first = outs[0];
         for &i in selects.iter().rev() {
@@ -94,7 +94,7 @@ fn select_early(plan: &mut Plan) {
     }
 }
 
-/// A value that is only ever selected from and that a row-wise op computes, with the positions of the selections.
+/// A value that only selections read and that a row-wise op computes, with the positions of the selections.
 fn find_selectable(plan: &Plan) -> Option<(ValueId, Vec<usize>)> {
     plan.ops.iter().find_map(|op| {
         let PlanOp::Select { x, .. } = op.op else { return None };
@@ -154,7 +154,7 @@ fn paired(plan: &mut Plan, i: usize) -> Option<(PlanOp, usize, usize)> {
     Some((PlanOp::Linear { x, norm: None, matrices: vec![g], experts, epilogue, out }, first, second))
 }
 
-/// Input, matrix and experts of a linear op that does nothing else.
+/// Input, matrix and experts of a plain linear op.
 fn stored_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId, Option<Experts>)> {
     match plan.ops[i].op {
         PlanOp::Linear { x, norm: None, ref matrices, experts, epilogue: Epilogue::Store, .. } => match matrices[..] {
@@ -170,7 +170,7 @@ fn plain_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId)> {
     stored_linear(plan, i).filter(|(.., experts)| experts.is_none()).map(|(x, matrix, _)| (x, matrix))
 }
 
-/// Linear ops over the same input as one, which writes their outputs side by side.
+/// Linear ops over the same input as one, which writes their outputs concatenated.
 fn pack(plan: &mut Plan) {
     let mut i = 0;
     while i < plan.ops.len() {
@@ -212,7 +212,7 @@ fn pack_group(plan: &mut Plan, x: ValueId, group: &[usize]) {
     plan.ops[group[0]].op = PlanOp::Linear { x, norm: None, matrices, experts: None, epilogue, out: packed };
 }
 
-/// linear(norm(x)) as one op, where nothing else reads norm(x).
+/// linear(norm(x)) as one op, if nothing else reads norm(x).
 fn norm_into_linear(plan: &mut Plan) {
     let mut i = 0;
     while i < plan.ops.len() {
@@ -229,7 +229,7 @@ fn norm_into_linear(plan: &mut Plan) {
     }
 }
 
-/// Of add(a, b) at position `i`: what `b` is computed by, and `a`, if `a` can be overwritten there.
+/// For add(a, b) at position `i`: the op that computes `b`, and `a`, if `a` can be overwritten there.
 fn addable(plan: &Plan, i: usize) -> Option<(usize, ValueId, ValueId)> {
     let PlanOp::Add { a, b, out } = plan.ops[i].op else { return None };
     [(a, b), (b, a)].into_iter().find_map(|(residual, term)| {
@@ -250,7 +250,7 @@ fn residual_into_linear(plan: &mut Plan) {
     });
 }
 
-/// x + norm(h) as a norm that adds to x, and the same of what experts computed.
+/// x + norm(h) as a norm that adds to x, and the same for the combined results of experts.
 fn residual_into_norm(plan: &mut Plan) {
     fuse_residual(plan, |op, into, sum| match op {
         PlanOp::Norm { residual: residual @ None, out, .. }
@@ -262,7 +262,7 @@ fn residual_into_norm(plan: &mut Plan) {
     });
 }
 
-/// Puts each op that `rewrite` accepts in the place of the addition of its result to a value.
+/// Replaces the addition of an op's result to a value by the op itself, if `rewrite` accepts it.
 fn fuse_residual(plan: &mut Plan, rewrite: fn(&mut PlanOp, ValueId, ValueId) -> bool) {
     let mut i = 0;
     while i < plan.ops.len() {
@@ -280,7 +280,7 @@ fn fuse_residual(plan: &mut Plan, rewrite: fn(&mut PlanOp, ValueId, ValueId) -> 
 }
 
 impl PlanOp {
-    /// Puts `new` where `old` is read.
+    /// Replaces `old` by `new` in all reads.
     fn substitute(&mut self, old: ValueId, new: ValueId) {
         let operands: Vec<&mut ValueId> = match self {
             PlanOp::Embed { .. } => vec![],

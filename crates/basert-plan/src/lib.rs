@@ -1,9 +1,9 @@
 //! How a model is computed.
 //!
-//! [`Plan::build`] takes a graph, applies the fusion table ([`FUSIONS`]), packs weights that are multiplied by the
-//! same input, gives every intermediate value a place in one arena, and says between which ops a barrier is needed.
-//! A plan is plain data: it can be printed, compared and costed on a machine that could never run it. A [`Device`]
-//! binds it to memory and threads.
+//! [`Plan::build`] takes a graph, applies the fusion table ([`FUSIONS`]), packs weights that are multiplied by the same
+//! input, gives every intermediate value a place in one arena, and sets the barriers between ops. A plan is plain data:
+//! it can be printed, compared and costed on a machine that could never run it. A [`Device`] binds it to memory and
+//! threads.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What a plan is, and how it is put together.
+//! Plans, and how they are built.
 
 use std::sync::Arc;
 
@@ -31,10 +31,10 @@ impl Limits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixId(pub usize);
 
-/// One matrix made of weights of the same format and width: their rows one below the other, or those of two paired.
+/// One matrix made of weights of the same format and width: their rows stacked, or those of two weights paired.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
-    /// The weights, with their biases where they have any.
+    /// The weights, with their biases if they have any.
     pub parts: Vec<(WeightId, Option<WeightId>)>,
     /// How their rows lie.
     pub order: Order,
@@ -44,7 +44,7 @@ pub struct Matrix {
     pub rows: usize,
     /// Columns of each.
     pub columns: usize,
-    /// How many experts have equal shares of the rows, one below the other; 1 without experts.
+    /// The number of experts, which have equal, consecutive shares of the rows; 1 without experts.
     pub experts: usize,
 }
 
@@ -53,7 +53,7 @@ pub struct Matrix {
 pub enum Order {
     /// Part after part.
     Stacked,
-    /// Rows of the first part beside those of the second, so that one worker computes a gate and what it gates.
+    /// Rows of the first part beside those of the second, so that one worker computes both factors of a gate.
     Paired,
 }
 
@@ -62,13 +62,13 @@ pub enum Order {
 pub enum Epilogue {
     /// Nothing.
     Store,
-    /// It is added to this value, which nothing reads afterwards: the output lies where it does.
+    /// It is added to this value in place; nothing reads the value afterwards.
     Add(ValueId),
-    /// Of the paired matrix (gate, up), activation(gate) · up is stored.
+    /// For the paired matrix (gate, up), activation(gate) · up is stored.
     Gated(Activation),
 }
 
-/// An op as it is carried out. Operands are values of the plan.
+/// An op as it is executed. Operands are values of the plan.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PlanOp {
     /// out = scale · row of `weight` for each token.
@@ -91,7 +91,7 @@ pub enum PlanOp {
         /// Output.
         out: ValueId,
     },
-    /// out = epilogue(norm(x) · matricesᵀ): the outputs of the matrices side by side.
+    /// out = epilogue(norm(x) · matricesᵀ): the outputs of the matrices, concatenated.
     Linear {
         /// Input.
         x: ValueId,
@@ -99,7 +99,7 @@ pub enum PlanOp {
         norm: Option<Norm>,
         /// One matrix for each run of weights of the same format; just one with experts.
         matrices: Vec<MatrixId>,
-        /// Whose rows of the matrix are used for each token.
+        /// The experts whose rows of the matrix are used.
         experts: Option<Experts>,
         /// Applied to the result.
         epilogue: Epilogue,
@@ -117,7 +117,7 @@ pub enum PlanOp {
         /// Output.
         out: ValueId,
     },
-    /// out = what the experts computed, weighted and summed, + residual.
+    /// out = the weighted sum of the experts' results + residual.
     Combine {
         /// The results of all experts used.
         x: ValueId,
@@ -157,20 +157,20 @@ pub enum PlanOp {
         heads: usize,
         /// Factor of the scores.
         scale: f32,
-        /// How far a token sees.
+        /// The number of tokens that a token sees, itself included.
         window: Option<usize>,
         /// Soft cap of the scores.
         cap: Option<f32>,
-        /// A score more for each head.
+        /// An additional score for each head.
         sinks: Option<WeightId>,
         /// Output.
         out: ValueId,
     },
-    /// out = activation(gate) · up, where they could not be paired.
+    /// out = activation(gate) · up, if they could not be paired.
     Gate {
-        /// Through the nonlinearity.
+        /// Input of the nonlinearity.
         gate: ValueId,
-        /// Scaled.
+        /// The other factor.
         up: ValueId,
         /// The nonlinearity.
         activation: Activation,
@@ -276,25 +276,25 @@ impl PlanOp {
     }
 }
 
-/// An op in its place in the order.
+/// An op of a plan, with its barrier.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedOp {
-    /// What is done.
+    /// The op.
     pub op: PlanOp,
-    /// Whether all ops before it have to be complete.
+    /// Whether all earlier ops must be complete before it.
     pub barrier: bool,
 }
 
 /// An intermediate value of a plan.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanValue {
-    /// For people.
+    /// A name for people.
     pub name: String,
     /// Columns.
     pub width: usize,
     /// Which tokens it has rows for.
     pub rows: Rows,
-    /// The value in whose columns it lies, from this one on, where it has no place of its own.
+    /// The value in whose columns it lies, and its first column there, if it has no place of its own.
     pub within: Option<(ValueId, usize)>,
 }
 
@@ -311,7 +311,7 @@ pub struct Place {
     pub width: usize,
 }
 
-/// How a graph is carried out.
+/// How a graph is executed.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// What is computed.
@@ -320,7 +320,7 @@ pub struct Plan {
     pub limits: Limits,
     /// The packed weights.
     pub matrices: Vec<Matrix>,
-    /// Intermediate values: those of the graph, and after them what packing added.
+    /// Intermediate values: those of the graph, and then those that packing added.
     pub values: Vec<PlanValue>,
     /// Where each value lies.
     pub places: Vec<Place>,
@@ -330,16 +330,16 @@ pub struct Plan {
     pub ops: Vec<PlannedOp>,
     /// The value that holds the logits.
     pub logits: ValueId,
-    /// How a step ends that gives hidden states instead.
+    /// How a step for hidden states ends.
     pub hidden: Hidden,
 }
 
-/// The end of a step that gives hidden states, as [`Graph::hidden`] says what they are.
+/// The end of a step for hidden states, which [`Graph::hidden`] defines.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Hidden {
-    /// So many of the ops come before.
+    /// The number of ops before the end.
     pub after: usize,
-    /// And then this one, where a fusion has left the hidden state without a place.
+    /// The last op, if a fusion has left the hidden state without a place.
     pub op: Option<PlanOp>,
     /// The value that holds them.
     pub value: ValueId,
@@ -413,7 +413,7 @@ impl Plan {
         self.ops.push(PlannedOp { op, barrier: true });
     }
 
-    /// Packing leaves the matrices behind that it took parts from.
+    /// Removes the matrices whose parts packing has moved.
     fn drop_unused_matrices(&mut self) {
         let all = std::mem::take(&mut self.matrices);
         for op in &mut self.ops {
@@ -425,7 +425,7 @@ impl Plan {
         }
     }
 
-    /// Finds the hidden state by the logits, since fusions may have given it another name, or none.
+    /// Finds the hidden state from the logits, since fusions may have renamed or removed it.
     fn find_hidden(&mut self) {
         let mut value = self.logits;
         self.hidden = Hidden { after: self.ops.len(), op: None, value };
@@ -458,7 +458,7 @@ impl Plan {
         self.ops.iter().enumerate().filter(|(_, op)| reads(op)).map(|(i, _)| i).collect()
     }
 
-    /// The value that has the place in which `value` lies, and its first column there.
+    /// The value in whose place `value` lies, and its first column there.
     pub fn root(&self, value: ValueId) -> (ValueId, usize) {
         let (mut value, mut column) = (value, 0);
         while let Some((outer, at)) = self.values[value.0].within {
@@ -467,13 +467,13 @@ impl Plan {
         (value, column)
     }
 
-    /// Bytes of weights that a step reads at most.
+    /// The most bytes of weights that a step reads.
     pub fn weight_bytes(&self) -> usize {
         let matrices = self.matrices.iter().flat_map(|matrix| &matrix.parts);
         matrices.map(|(weight, _)| self.graph.weights[weight.0].bytes()).sum()
     }
 
-    /// Bytes of keys and values that one token takes, at `bytes_per_value` each.
+    /// Bytes of keys and values of one token, with `bytes_per_value` bytes each.
     pub fn kv_bytes_per_token(&self, bytes_per_value: usize) -> usize {
         self.graph.caches.iter().map(|cache| 2 * cache.kv_heads * cache.head_dim * bytes_per_value).sum()
     }
