@@ -89,7 +89,7 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
         let mut floats = vec![0.0; FloatRows::len(m, k)];
         let (quantised, floats) = (QuantisedRows::new(&mut memory, m, k), FloatRows::new(&mut floats, m, k));
         for (row, x) in x.chunks_exact(k).enumerate() {
-            // SAFETY: one thread.
+            // SAFETY: there is only one thread.
             unsafe {
                 quantised.write(isa, row, x);
                 floats.write(row, x);
@@ -151,7 +151,7 @@ fn attention(pool: &Pool, isa: Isa, format: KvFormat) {
     for (page, head, slot) in
         (0..pages * shape.kv_heads * PAGE).map(|i| (i / PAGE / shape.kv_heads, i / PAGE % shape.kv_heads, i % PAGE))
     {
-        // SAFETY: one thread.
+        // SAFETY: there is only one thread.
         unsafe { kv.write(isa, head, page, slot, &vector, &vector) };
     }
     let table: Vec<u32> = (0..pages as u32).collect();

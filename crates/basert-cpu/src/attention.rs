@@ -1,15 +1,17 @@
 //! Attention over a paged cache.
 //!
-//! A query meets its keys a page at a time, in order of position. A page gives a *partial*: with `s` its scores, the largest
-//! one m, the sum l of p = exp(s − m), and the sum o of p·V in order of keys. Partials are merged in order of pages:
+//! A query is multiplied by its keys a page at a time, in order of position. A page yields a *partial*: with `s` its
+//! scores, the maximum m, the sum l of p = exp(s − m), and the sum o of p·V in order of keys. Partials are merged in
+//! order of pages:
 //!
 //! ```text
 //! m' = max(m, m_page)     a = exp(m − m')     b = exp(m_page − m')
 //! l' = fma(l_page, b, l · a)                  o' = fma(o_page, b, o · a)
 //! ```
 //!
-//! So a result depends on the query and the cache alone. Queries of a step share the reading of a page ([`attend`]), or
-//! workers share the pages of a query ([`attend_pages`], [`merge_pages`]): both do these operations in this order.
+//! So a result depends only on the query and the KV cache. Either the queries of a step share each read of a page
+//! ([`attend`]), or workers share the pages of a query ([`attend_pages`], [`merge_pages`]): both do these operations in
+//! this order.
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -20,38 +22,38 @@ use basert_core::{Format, KvFormat};
 
 use crate::Isa;
 use crate::dot::expand_floats;
+use crate::int14::Planes;
 use crate::kv::{BLOCK, Blocks, KvLayer, PAGE};
-use crate::page_codes::{key_codes, split_query, value_codes};
-use crate::page_product::{Ahead, keys_tile, values_tile};
+use crate::page_products_float::{Ahead, keys_tile, values_tile};
+use crate::page_products_quantised::{key_codes, split_query, value_codes};
 use crate::partials::{Visible, clear, finish, merge, partial_len, softmax};
-use crate::planes::Planes;
 use crate::rows::Rows;
 use crate::simd::LANES;
 use crate::tiles::{TILE, tile_width};
 
-/// The longest heads there may be.
+/// The largest supported head.
 const MAX_HEAD_DIM: usize = 512;
-/// Queries that pass over a page together, about.
+/// About how many queries pass over a page together.
 const QUERIES: usize = 96;
 
-/// What kind of attention it is.
+/// The parameters of an attention op.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Values of a head.
     pub head_dim: usize,
     /// Heads of queries.
     pub q_heads: usize,
-    /// Heads of keys and values, each for `q_heads / kv_heads` neighbouring heads of queries.
+    /// Heads of keys and values, each shared by `q_heads / kv_heads` consecutive query heads.
     pub kv_heads: usize,
-    /// What dot products are multiplied by.
+    /// Factor of the dot products.
     pub scale: f32,
-    /// Where scores are capped softly.
+    /// The cap of soft-capped scores.
     pub soft_cap: Option<f32>,
     /// How many keys a query sees, its own included.
     pub window: Option<usize>,
 }
 
-/// What kinds of attention the kernels do not do.
+/// Why the kernels do not support an attention op.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttentionError {
     /// The length of heads.
@@ -68,10 +70,10 @@ pub enum AttentionError {
 }
 
 impl Attention {
-    /// Whether the kernels can do it.
+    /// Checks that the kernels support it.
     ///
     /// # Errors
-    /// What they cannot do.
+    /// What they do not support.
     pub fn check(&self) -> Result<(), AttentionError> {
         let Attention { head_dim, q_heads, kv_heads, .. } = *self;
         if head_dim == 0 || head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(LANES) {
@@ -83,17 +85,17 @@ impl Attention {
         Ok(())
     }
 
-    /// Heads of queries for each head of keys.
+    /// Query heads per KV head.
     pub fn group(&self) -> usize {
         self.q_heads / self.kv_heads
     }
 
-    /// The most rows that [`attend`] takes at once.
+    /// The most rows of one call of [`attend`].
     pub fn row_block(&self) -> usize {
         (QUERIES / self.group()).max(1)
     }
 
-    /// The blocks of its page table that a query at `position` looks at.
+    /// The blocks of the page table that a query at `position` sees.
     pub fn blocks(&self, position: usize) -> Range<usize> {
         self.first_key(position) / PAGE..position / PAGE + 1
     }
@@ -109,12 +111,12 @@ impl Attention {
     }
 }
 
-/// Where a sequence's keys and values are.
+/// The location of a sequence's keys and values.
 #[derive(Debug, Clone, Copy)]
 pub struct Sequence<'a> {
-    /// Its page table: block i, of the positions from `i · PAGE`, is in page `pages[i]`.
+    /// The page table: block i, with the positions from `i · PAGE`, is in page `pages[i]`.
     pub pages: &'a [u32],
-    /// Position of the first row of queries; the others follow.
+    /// Position of the first row of queries; the other rows follow it.
     pub position: usize,
 }
 
@@ -125,7 +127,7 @@ pub struct Scratch {
     visible: Vec<Visible>,
     /// Weights of a page's tokens, for a tile of queries.
     p: Vec<f32>,
-    /// Partials of a tile, and what has been merged for all queries: o, m, l.
+    /// Partials of a tile, and the merged partials of all queries: o, m, l.
     page: Vec<f32>,
     merged: Vec<f32>,
     /// A page's keys and values as `f32`.
@@ -139,7 +141,7 @@ pub struct Scratch {
 struct Line([f32; LANES]);
 
 impl Scratch {
-    /// Enough for a kind of attention.
+    /// Scratch memory for an attention op.
     pub fn new(attention: &Attention) -> Scratch {
         let queries = attention.row_block() * attention.group();
         let partials = queries * partial_len(attention.head_dim);
@@ -159,11 +161,11 @@ impl Scratch {
     }
 }
 
-/// Queries, as the keys that they meet want them.
+/// Queries, laid out for the format of the keys.
 struct Queries {
     /// In tiles, interleaved within a tile.
     floats: Vec<f32>,
-    /// Where keys are quantised, the blocks of one query after those of another.
+    /// For quantised keys: the blocks of each query, consecutively.
     split: Vec<Planes<BLOCK>>,
 }
 
@@ -184,7 +186,7 @@ impl Queries {
         for tile in tiles(count) {
             for (i, query) in tile.clone().enumerate() {
                 let head = kv_head * group + query % group;
-                // SAFETY: `attend` and `attend_pages` ask their callers that nobody writes `q`.
+                // SAFETY: callers of `attend` and `attend_pages` guarantee that nothing writes `q`.
                 let from = unsafe { q.columns(head * dim..(head + 1) * dim).row(rows.start + query / group) };
                 match format {
                     KvFormat::F16 => {
@@ -210,17 +212,17 @@ impl Queries {
     }
 }
 
-/// A tile of [`Queries`], of which those are valid that go with the format of the keys.
+/// A tile of [`Queries`]; the pointer for the format of the keys is valid.
 #[derive(Clone, Copy)]
 struct QueryTile {
     floats: *const f32,
     split: *const Planes<BLOCK>,
 }
 
-/// Attention of the queries in `rows` of `q` with the keys and values of `kv_head`, into the same columns of `out`. Each
-/// head of queries may have a sink: a score more, without a value.
+/// Attention of the queries in `rows` of `q` with the keys and values of `kv_head`, into the same columns of `out`.
+/// Each query head may have a sink: an additional score, without a value.
 ///
-/// Row i is the token at position `sequence.position + i`, and has all heads of queries side by side.
+/// Row i is the token at position `sequence.position + i`, with all query heads concatenated.
 ///
 /// # Safety
 /// Nobody writes `q` or the sequence's pages at the same time, or touches these rows and columns of `out`.
@@ -253,19 +255,19 @@ pub unsafe fn attend(
 
     let first = sequence.position + rows.start;
     let blocks = attention.blocks(first).start..attention.blocks(sequence.position + last).end;
-    // Several tiles share widening a page's keys and values.
+    // A page's keys and values are widened once for several tiles.
     let expands = count > TILE && kv.format() == KvFormat::F16;
     for block in blocks.clone() {
         let mut page = Page::of(kv, sequence, kv_head, &blocks, block);
         if expands {
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             unsafe { page.expand(isa, &mut scratch.keys, &mut scratch.values) };
         }
         for (row, visible) in scratch.visible.chunks_exact_mut(group).take(rows.len()).enumerate() {
             visible.fill(attention.visible(first + row, block));
         }
         for tile in tiles(count) {
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let q = scratch.q.tile(attention, &tile);
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
@@ -276,20 +278,20 @@ pub unsafe fn attend(
         }
     }
     for (row, merged) in rows.zip(merged.chunks_exact(group * partial_len(dim))) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { finish(isa, merged, dim, sinks, out.row_ptr(row).add(kv_head * group * dim)) };
     }
 }
 
-/// The partials of `row` for some of the blocks that its query looks at: the work of [`attend`] for one row, to be divided
-/// among workers. That of block b and head h of the group goes to row `(b − first) · group + h` of `partials`, where
+/// The partials of `row` for some of the blocks that its query sees: the work of [`attend`] for one row, divided among
+/// workers. The partial of block b and head h of the group goes to row `(b − first) · group + h` of `partials`, where
 /// `first` is the first block of [`blocks`](Attention::blocks); rows have `head_dim + 2` columns.
 ///
 /// # Safety
 /// Nobody writes `q` or the sequence's pages at the same time, or touches these rows of `partials`.
 ///
 /// # Panics
-/// As [`attend`], or when a block is none of that query's.
+/// As for [`attend`], or when the query does not see a block.
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn attend_pages(
     isa: Isa,
@@ -316,7 +318,7 @@ pub unsafe fn attend_pages(
         for tile in tiles(group) {
             let q = scratch.q.tile(attention, &tile);
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             unsafe {
                 let visible = &scratch.visible[tile.clone()];
                 partials(isa, attention, kv.format(), &page, q, visible, &mut scratch.p, partial, tile.start == 0);
@@ -328,7 +330,7 @@ pub unsafe fn attend_pages(
     }
 }
 
-/// Merges what [`attend_pages`] left for all blocks of a row into the columns of `kv_head` in `out`.
+/// Merges the partials that [`attend_pages`] stored for all blocks of a row into the columns of `kv_head` in `out`.
 ///
 /// # Safety
 /// Nobody writes `partials` at the same time, or touches these columns of the row of `out`.
@@ -355,7 +357,7 @@ pub unsafe fn merge_pages(
     clear(merged, dim);
     for block in 0..attention.blocks(sequence.position + row).len() {
         for tile in tiles(group) {
-            // SAFETY: the caller's; rows of partials follow each other.
+            // SAFETY: guaranteed by the caller; rows of partials follow each other.
             unsafe {
                 let first = partials.row_ptr(block * group + tile.start);
                 assert_eq!(partials.stride(), partial_len(dim));
@@ -364,7 +366,7 @@ pub unsafe fn merge_pages(
             }
         }
     }
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { finish(isa, merged, dim, sinks, out.row_ptr(row).add(kv_head * group * dim)) };
 }
 
@@ -388,14 +390,14 @@ fn tiles(count: usize) -> impl Iterator<Item = Range<usize>> {
 struct Page {
     keys: Blocks,
     values: Blocks,
-    /// Whether these have become `f32`.
+    /// Whether they have been widened to `f32`.
     is_expanded: bool,
-    /// As they lie in the cache, and what is read after them: both are asked for while they are read.
+    /// The blocks in the KV cache, and those that are read after them, which are prefetched meanwhile.
     in_cache: [Blocks; 3],
 }
 
 impl Page {
-    /// That of `block`. After some blocks of one head, those of the next are read.
+    /// The page of `block`. After some blocks of one head, those of the next head are read.
     fn of(kv: KvLayer<'_>, sequence: &Sequence<'_>, kv_head: usize, blocks: &Range<usize>, block: usize) -> Page {
         let at = |block: usize, head: usize| {
             let page = sequence.pages[block] as usize;
@@ -409,7 +411,7 @@ impl Page {
         Page { keys, values, is_expanded: false, in_cache: [values, next, next_values] }
     }
 
-    /// Widens keys and values, which are `f16`.
+    /// Widens `f16` keys and values.
     ///
     /// # Safety
     /// Nobody writes the page.
@@ -429,7 +431,7 @@ impl Page {
     }
 }
 
-/// Partials of a tile of queries for a page, of which the first one `asks` for what is read after it.
+/// Partials of a tile of queries for a page; the first tile `asks` for the blocks that are read next.
 #[allow(clippy::too_many_arguments)]
 unsafe fn partials(
     isa: Isa,
@@ -446,7 +448,7 @@ unsafe fn partials(
     let (keys, values, is_expanded) = (page.keys, page.values, page.is_expanded);
     let [soon, next, next_values] = page.in_cache;
     let ahead = |soon, far| asks.then_some(Ahead { soon, far });
-    // What any of them sees. None may see anything.
+    // The tokens that any of them sees, which may be none.
     let seen = || visible.iter().filter(|visible| visible.start < visible.end);
     let last = seen().map(|visible| visible.end).max().unwrap_or(0);
     let first = seen().map(|visible| visible.start).min().unwrap_or(0);
@@ -471,7 +473,7 @@ unsafe fn partials(
     }
 }
 
-/// Calls a kernel for a number of queries, and a format, which may be expanded, known only now.
+/// Calls a kernel for a number of queries, a format and whether it is expanded, all known only at run time.
 macro_rules! tile {
     ($queries:expr, $format:expr, |$q:ident, $expanded:ident| $floats:expr, |$bits:ident| $codes:expr) => {
         match $queries {
@@ -519,7 +521,7 @@ unsafe fn query_keys(
     out: *mut f32,
     ahead: Option<Ahead>,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         tile!(
             count,
@@ -544,7 +546,7 @@ unsafe fn weigh_values(
     stride: usize,
     ahead: Option<Ahead>,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         tile!(
             visible.len(),

@@ -1,4 +1,4 @@
-//! The CPU as a [`Device`]: what it is, and how a plan is bound to it.
+//! The CPU as a [`Device`]: its facts, and how a plan is bound to it.
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use basert_graph::{Experts, Norm, Pairs, WeightId};
 use basert_plan::{Baked, Device, DeviceError, Epilogue, Facts, LoadOptions, Matrix, Plan, PlanOp, Stage};
 
 use crate::attention::{Attention, Scratch};
+use crate::contention::Contention;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
-use crate::neighbours::Neighbours;
 use crate::partials::partial_len;
 use crate::step::{Bound, BoundExperts, BoundLinear, CpuBaked, Kernel, RopeTable, Shared, Uses, WorkerScratch};
 use crate::{Buffer, Counter, FloatRows, Isa, PackError, PackedMatrix, Pool, QuantisedRows, RotaryStyle, Source};
 
-/// Tokens of a step beyond which a prompt is not read faster.
+/// Tokens of a step beyond which prefill does not get faster.
 pub const STEP_TOKENS: usize = 512;
 
 /// The CPU.
@@ -26,7 +26,7 @@ pub struct CpuDevice {
 }
 
 impl CpuDevice {
-    /// With that many threads, or as many as there are cores.
+    /// With `threads` threads, or one for each core.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -34,7 +34,7 @@ impl CpuDevice {
         CpuDevice::with_isa(threads, Isa::detect())
     }
 
-    /// With these instructions, which the machine has to have.
+    /// With this instruction set, which the machine must have.
     ///
     /// # Errors
     /// When threads cannot be started.
@@ -89,7 +89,7 @@ impl Device for CpuDevice {
         for planned in &plan.ops {
             let kernel = binder.bind(&planned.op, &mut matrices)?;
             let is_linear = matches!(kernel, Kernel::Linear(_) | Kernel::Experts(_));
-            // Linear ops share the memory of prepared inputs, which the plan knows nothing of.
+            // Linear ops share the memory of prepared inputs, of which the plan does not know.
             let barrier = planned.barrier || (is_linear && linear_since_barrier);
             linear_since_barrier = is_linear || (linear_since_barrier && !barrier);
             ops.push(Bound { kernel, barrier, work: counter(), prepare: counter() });
@@ -107,7 +107,7 @@ impl Device for CpuDevice {
         };
         let ropes = binder.ropes();
         let workers = (0..self.pool.threads()).map(|_| binder.worker(panels)).collect::<Result<_, _>>()?;
-        let (pool, isa, neighbours) = (self.pool.clone(), self.isa, Neighbours::new(self.pool.threads()));
+        let (pool, isa, contention) = (self.pool.clone(), self.isa, Contention::new(self.pool.threads()));
         Ok(Box::new(CpuBaked {
             pool,
             isa,
@@ -122,12 +122,12 @@ impl Device for CpuDevice {
             slots: Vec::new(),
             ropes,
             workers,
-            neighbours,
+            contention,
         }))
     }
 }
 
-/// What binding a plan needs to know.
+/// The context of binding a plan.
 struct Binder<'d> {
     device: &'d CpuDevice,
     plan: Arc<Plan>,
@@ -163,7 +163,7 @@ impl Binder<'_> {
         Ok(BoundNorm { centred: norm.centred, weight, bias, eps: norm.eps })
     }
 
-    /// Bytes that one expert's part of a matrix takes when repacked, in whole cache lines.
+    /// Bytes of one expert's part of a repacked matrix, in whole cache lines.
     fn packed_bytes(&self, matrix: &Matrix) -> Result<usize, DeviceError> {
         let rows: Vec<_> = self.part_rows(matrix).collect();
         let bytes = PackedMatrix::packed_bytes(matrix.format, matrix.columns, &rows, matrix.order);
@@ -172,12 +172,12 @@ impl Binder<'_> {
         Ok(bytes.next_multiple_of(64))
     }
 
-    /// The rows that an expert has of each part of a matrix.
+    /// The number of rows of an expert in each part of a matrix.
     fn part_rows(&self, matrix: &Matrix) -> impl Iterator<Item = usize> {
         matrix.parts.iter().map(|(id, _)| self.plan.graph.weights[id.0].rows / matrix.experts)
     }
 
-    /// Repacks a matrix, or the matrices of its experts, and tells `packed` how many bytes of the file are done.
+    /// Repacks a matrix, or the matrices of its experts, and reports to `packed` how many bytes of the file are done.
     fn pack(
         &self,
         matrix: &Matrix,
@@ -347,7 +347,7 @@ impl Binder<'_> {
         self.plan.matrices.iter().map(|matrix| matrix.columns).max().unwrap_or(0)
     }
 
-    /// The most experts that a token uses, and the most there are; 1 and 0 where there are none.
+    /// The most experts that a token uses, and the most in any op; 1 and 0 without experts.
     fn most_experts(&self) -> (usize, usize) {
         let experts = self.plan.ops.iter().filter_map(|op| match op.op {
             PlanOp::Linear { experts, .. } => experts,
@@ -356,7 +356,7 @@ impl Binder<'_> {
         experts.fold((1, 0), |(used, count), experts| (used.max(experts.used), count.max(experts.count)))
     }
 
-    /// Room for the inputs of a linear op as its kernels want them: normed, and quantised.
+    /// Memory for the prepared inputs of a linear op: normed, and quantised.
     fn prepared(&self) -> Result<(Buffer, Buffer), DeviceError> {
         let rows = self.plan.limits.tokens.max(self.plan.limits.wanted) * self.most_experts().0;
         let width = self.widest();
@@ -366,7 +366,7 @@ impl Binder<'_> {
         Ok((self.buffer(floats, what)?, self.buffer(quantised, what)?))
     }
 
-    /// Room for the partial results of attention over a context divided by pages.
+    /// Memory for the partial results of attention over a context divided by pages.
     fn partials(&self) -> Result<Buffer, DeviceError> {
         let ops = self.plan.ops.iter().filter_map(|op| match op.op {
             PlanOp::Attention { cache, heads, .. } => {

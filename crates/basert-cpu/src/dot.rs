@@ -1,7 +1,7 @@
 //! The inner kernels: a panel of 16 weight rows times a few rows of activations.
 //!
-//! Whatever the number of rows and the instruction set, one result is computed by one sequence of operations. With
-//! `w` and `m` scale and min of a group of weights, `d` the scale of the activations there, and `q`, `c` the codes:
+//! For any number of rows and any instruction set, a result is computed by the same sequence of operations. With `w`
+//! and `m` scale and min of a group of weights, `d` the scale of the activations there, and `q`, `c` the codes:
 //!
 //! ```text
 //! for each group in order of k:
@@ -12,9 +12,10 @@
 //!
 //! and for weights that are floats, one sum of products in order of k.
 //!
-//! A few rows are multiplied by a panel as it is. For more, a panel is first *expanded*: its codes unpacked to bytes, its
-//! scales multiplied out to `w` and `m`, once for many tiles of rows. So what costs most is a small loop of loads and
-//! products. Where products of bytes go to sums of 16 bits first, how many fit there depends on the format.
+//! A few rows are multiplied by a panel as it is. For more rows, a panel is first *expanded*: its codes unpacked to
+//! bytes, its scales multiplied out to `w` and `m`, once for many tiles of rows. So the innermost loop consists of
+//! loads and products only. Where products of bytes are first summed in 16 bits, the number that fits depends on the
+//! format.
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -39,9 +40,9 @@ use crate::simd::{LANES, Simd};
 /// Results of one row of activations.
 pub(crate) type Lanes = [f32; LANES];
 
-/// At most so many rows are multiplied by panels of `format` as they are: what expanding these saves is less than it
-/// takes.
-pub(crate) fn few(isa: Isa, format: Format) -> usize {
+/// The most rows that are multiplied by panels of `format` without expanding them: for so few, expanding costs more
+/// than it saves.
+pub(crate) fn unexpanded_rows(isa: Isa, format: Format) -> usize {
     match (isa, format.block().elements) {
         (_, 1) => 12,
         (Isa::Avx512, 32) => 24,
@@ -61,13 +62,13 @@ pub(crate) enum Expanded {
     Quantised {
         /// Values of a row in a group: 16 or 32.
         group: usize,
-        /// Whether groups have mins. These have unsigned codes unless they are paired, the others signed ones.
+        /// Whether groups have mins. With mins codes are unsigned unless they are paired, without them signed.
         min: bool,
     },
 }
 
 impl Expanded {
-    /// That of a quantised format.
+    /// The expansion of a quantised format.
     pub const fn of(format: &PanelFormat) -> Expanded {
         Expanded::Quantised { group: format.group, min: format.min.is_some() }
     }
@@ -80,13 +81,13 @@ impl Expanded {
         }
     }
 
-    /// Columns that are expanded at a time, of `k`: two panels of so many stay in a core's first-level cache.
+    /// How many of `k` columns are expanded at a time: two panels of that width stay in L1.
     pub fn chunk(self, k: usize) -> usize {
         let most = match self {
             Expanded::Floats => 192,
             Expanded::Quantised { .. } => 512,
         };
-        // Not for a few more.
+        // A short rest is not split off.
         if k <= most + most / 4 { k } else { most }
     }
 }
@@ -108,14 +109,14 @@ dispatch! {
         panel: *const u8, blocks: usize, some: Range<usize>, out: *mut u8
     ) = expand_kernel::<F>;
 
-    /// The format whose [`expanded_tile`] multiplies expanded panels of format `F` too.
+    /// The format whose [`expanded_tile`] also multiplies expanded panels of format `F`.
     ///
     /// # Safety
-    /// None but what the instruction set is made for.
+    /// The machine has the instruction set.
     pub(crate) unsafe fn stand_in[const F: usize]() -> Format = stand_in_kernel::<F>;
 
-    /// Multiplies `P` expanded panels of format `F`, which stands in for itself and lie `panel_len` bytes apart, by a tile;
-    /// result of row i and panel p at `out + p · rows + i`, where sums go on from what is there if they are `begun`.
+    /// Multiplies `P` expanded panels of format `F`, which stands in for itself, `panel_len` bytes apart, by a tile;
+    /// the result of row i and panel p is at `out + p · rows + i`, and continues the sum stored there if `begun`.
     ///
     /// # Safety
     /// The panels and rows have `k` columns, `out` room for all results.
@@ -124,8 +125,8 @@ dispatch! {
         ahead: Ahead
     ) = expanded_kernel::<F, P>;
 
-    /// Multiplies `P` panels of float format `F`, `k` wide and `panel_len` bytes apart, by a tile; result of row i and panel
-    /// p at `out + p · rows + i`. Where panels are `EXPANDED`, sums go on from what is there if they are `begun`.
+    /// Multiplies `P` panels of float format `F`, `k` wide and `panel_len` bytes apart, by a tile; result of row i and
+    /// panel p at `out + p · rows + i`. If panels are `EXPANDED` and sums `begun`, the sums stored there are continued.
     ///
     /// # Safety
     /// The panels and rows have `k` columns, `out` room for all results.
@@ -143,7 +144,7 @@ dispatch! {
     ) = expand_floats_kernel::<F>;
 }
 
-/// What comes after the panels that a kernel works on, to be asked for evenly while it works.
+/// The memory after the panels that a kernel works on, to be prefetched evenly meanwhile.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ahead {
     pub start: *const u8,
@@ -156,7 +157,7 @@ impl Ahead {
     pub const NONE: Ahead = Ahead { start: std::ptr::null(), lines: 0 };
 }
 
-/// Calls a kernel for all rows of a tile, a constant number at once: `$most`, or what is left.
+/// Calls a kernel for all rows of a tile, a constant number at once: `$most`, or the rest.
 macro_rules! tiles {
     ($most:expr, $rows:expr, |$at:ident, $width:ident| $call:expr) => {{
         let mut $at = 0;
@@ -195,7 +196,7 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
         false => 3,
     };
     for p in 0..panels {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let (panel, out) = (panel.add(p * panel_len), out.add(p * rows));
             tiles!(most, rows, |at, T| {
@@ -205,7 +206,7 @@ unsafe fn quantised_kernel<S: Simd, const F: usize>(
     }
 }
 
-/// How far ahead of its reading a panel is asked for, in bytes: for the second-level cache, and from there for the first.
+/// Prefetch distances within a panel, in bytes: into L2, and from there into L1.
 const AHEAD: usize = 8192;
 const SOON: usize = 1024;
 
@@ -223,7 +224,7 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
     let groups = const { Packed::<F>::FORMAT.elements / Packed::<F>::FORMAT.group };
     let halves = const { Packed::<F>::FORMAT.group / 16 };
     let together = const { Packed::<F>::together::<S>() };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let table = table::<S, F>();
         let mut ahead = panel.wrapping_add(AHEAD);
@@ -235,7 +236,7 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
             let (codes, scales) = (panel.add(codes), panel.add(scales));
             let base = base::<S, F>(scales);
             for g in 0..groups {
-                // Little by little: many lines asked for at once would fill the core's queue, and reading wait.
+                // A few lines at a time: many prefetches at once would fill the core's queue and delay loads.
                 until = until.wrapping_add(const { Packed::<F>::FORMAT.bytes() } / groups);
                 while ahead < until {
                     S::prefetch_far(ahead);
@@ -290,14 +291,14 @@ unsafe fn quantised_rows<S: Simd, const F: usize, const T: usize>(
 /// The codes of a block of activations from `i` on.
 #[inline(always)]
 unsafe fn activations(block: *const Block, i: usize) -> *const i8 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { (&raw const (*block).codes).cast::<i8>().add(i) }
 }
 
 #[inline(always)]
 unsafe fn expand_kernel<S: Simd, const F: usize>(panel: *const u8, blocks: usize, some: Range<usize>, out: *mut u8) {
     let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let table = table::<S, F>();
         let mut out = out;
@@ -349,7 +350,7 @@ unsafe fn expanded_kernel<S: Simd, const F: usize, const P: usize>(
         unreachable!("another format stands in for this one");
     }
     let panels = std::array::from_fn(|p| panel.wrapping_add(p * panel_len));
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if S::WIDE {
             tiles!(6, rows, |at, T| {
@@ -387,13 +388,13 @@ unsafe fn expanded_rows<S: Simd, const F: usize, const P: usize, const T: usize>
     let (halves, min) = const { (Packed::<F>::FORMAT.group / 16, Packed::<F>::FORMAT.min.is_some()) };
     let record = const { Expanded::of(&Packed::<F>::FORMAT).bytes(Packed::<F>::FORMAT.group) };
     let unsigned = const { Packed::<F>::expands_unsigned::<S>() };
-    // The compiler must not know how often the longer loop goes round: it would unroll it and run out of registers.
+    // The trip count of the longer loop is opaque to the compiler, which would unroll it and run out of registers.
     let loops = match const { Packed::<F>::at_once::<S>() } {
         once if !S::NARROW => (1, once),
         once @ ..=2 => (black_box(4 * halves / once), once),
         once => (4 * halves / once, black_box(once)),
     };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut panels = panels;
         let mut x = x;
@@ -479,7 +480,7 @@ unsafe fn expanded_rows<S: Simd, const F: usize, const P: usize, const T: usize>
     }
 }
 
-/// Adds a group's products to the sums, `once` columns of four at a time, so many `times`: see [`Packed::at_once`].
+/// Adds a group's products to the sums, `once` columns of four at a time, `times` times: see [`Packed::at_once`].
 #[inline(always)]
 unsafe fn narrow<S: Simd, const F: usize, const P: usize, const T: usize>(
     panels: [*const u8; P],
@@ -489,7 +490,7 @@ unsafe fn narrow<S: Simd, const F: usize, const P: usize, const T: usize>(
     sum: &mut [[S::I; P]; T],
 ) {
     let unsigned = const { Packed::<F>::expands_unsigned::<S>() };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut step = 0;
         for _ in 0..times {
@@ -516,7 +517,7 @@ unsafe fn narrow<S: Simd, const F: usize, const P: usize, const T: usize>(
     }
 }
 
-/// Adds a group's products to the sums, two rows at a time; the last of an odd number goes with itself.
+/// Adds a group's products to the sums, two rows at a time; the last of an odd number is paired with itself.
 #[inline(always)]
 unsafe fn pairs<S: Simd, const P: usize, const T: usize>(
     panels: [*const u8; P],
@@ -525,7 +526,7 @@ unsafe fn pairs<S: Simd, const P: usize, const T: usize>(
     half: usize,
     sum: &mut [[S::I; P]; T],
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut pairs = [[[S::splat_i32(0); 2]; P]; T];
         for eight in 0..2 * halves {

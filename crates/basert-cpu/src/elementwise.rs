@@ -3,7 +3,7 @@
 //! Sums run in four vectors of 16 lanes, vector i of a row into number i mod 4; these are added as
 //! `(s0 + s1) + (s2 + s3)`, and the lanes halves onto halves.
 
-// Where the compiler makes the vectors, `S` only says for which instructions.
+// Where the compiler vectorises, `S` only selects the target features.
 #![allow(clippy::extra_unused_type_parameters)]
 // Vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -17,7 +17,7 @@ use crate::{Activation, Isa};
 /// Which values of a head a rotation pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryStyle {
-    /// Value i with value i + half of the rotated ones (GPT-NeoX, Hugging Face).
+    /// Value i with value i + n/2 of the n rotated ones (GPT-NeoX, Hugging Face).
     Halves,
     /// Value 2i with value 2i + 1 (the original RoFormer, GGUF's llama).
     Pairs,
@@ -76,7 +76,7 @@ impl BoundNorm {
         }
     }
 
-    /// `x = norm(x)`, of one that is not centred and has no bias: that of a head.
+    /// `x = norm(x)` for the norm of a head, which is not centred and has no bias.
     ///
     /// # Panics
     /// When lengths differ.
@@ -138,8 +138,8 @@ dispatch! {
     unsafe fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], style: RotaryStyle) = rotate_kernel;
 }
 
-/// Start and number of lanes of each vector of a row of `len` values. No closure takes them: a compiler that does not inline
-/// that, compiles it without the instructions of `S`.
+/// Start and number of lanes of each vector of a row of `len` values. They are not passed to a closure: if the compiler
+/// did not inline it, it would lack the target features of `S`.
 #[inline(always)]
 fn vectors(len: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..len).step_by(LANES).map(move |at| (at, LANES.min(len - at)))

@@ -1,9 +1,9 @@
-//! Which vector instructions the kernels use.
+//! The vector instruction sets of the kernels.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A set of vector instructions that every kernel exists for.
+/// A vector instruction set; every kernel exists for each.
 ///
 /// All of them give the same bits: the kernels are written once over [`Simd`](crate::simd::Simd), whose operations are
 /// IEEE operations on 16 lanes (or exact integer ones), in one order.
@@ -13,29 +13,29 @@ pub enum Isa {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// And with AVX-VNNI, as most x86 laptops have it.
+    /// The same with AVX-VNNI, as in most x86 laptops.
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
     /// AArch64 with NEON.
     Neon,
-    /// And with the dot product instructions.
+    /// The same with the dot product instructions.
     NeonDotprod,
-    /// And with those that multiply matrices of bytes.
+    /// The same with the instructions that multiply matrices of bytes.
     NeonI8mm,
 }
 
 impl Isa {
-    /// All of them, worst first.
+    /// All instruction sets, worst first.
     pub const ALL: [Isa; 7] =
         [Isa::Portable, Isa::Avx2, Isa::AvxVnni, Isa::Avx512, Isa::Neon, Isa::NeonDotprod, Isa::NeonI8mm];
 
-    /// The best that this machine has.
+    /// The best instruction set of this machine.
     pub fn detect() -> Isa {
         Isa::available().pop().unwrap_or(Isa::Portable)
     }
 
-    /// Those that this machine has, best last.
+    /// The instruction sets of this machine, best last.
     pub fn available() -> Vec<Isa> {
         Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
@@ -93,7 +93,7 @@ impl fmt::Display for Isa {
 impl FromStr for Isa {
     type Err = String;
 
-    /// Reads a name; one that this machine lacks is refused.
+    /// Parses a name; an instruction set that this machine lacks is refused.
     fn from_str(text: &str) -> Result<Isa, String> {
         let isa = Isa::ALL.into_iter().find(|isa| isa.name() == text);
         isa.filter(|isa| isa.is_available()).ok_or_else(|| {
@@ -126,45 +126,45 @@ macro_rules! dispatch {
             #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx512 $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `Avx512`.
+                // SAFETY: guaranteed by the caller, and this function has the features of `Avx512`.
                 unsafe { $kernel::<$crate::simd::Avx512 $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx2 $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `Avx2`.
+                // SAFETY: guaranteed by the caller, and this function has the features of `Avx2`.
                 unsafe { $kernel::<$crate::simd::Avx2<$crate::simd::Narrow> $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn avx_vnni $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `Vnni`.
+                // SAFETY: guaranteed by the caller, and this function has the features of `Vnni`.
                 unsafe { $kernel::<$crate::simd::Avx2<$crate::simd::Vnni> $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon,dotprod,i8mm")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn neon_i8mm $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `I8mm`.
+                // SAFETY: guaranteed by the caller, and this function has the features of `I8mm`.
                 unsafe { $kernel::<$crate::simd::Neon<$crate::simd::I8mm> $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon,dotprod")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn neon_dotprod $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `Dotprod`.
+                // SAFETY: guaranteed by the caller, and this function has the features of `Dotprod`.
                 unsafe { $kernel::<$crate::simd::Neon<$crate::simd::Dotprod> $($(, $const)+)?>($($arg),*) }
             }
             #[cfg(target_arch = "aarch64")]
             #[target_feature(enable = "neon")]
             #[allow(clippy::too_many_arguments)]
             unsafe fn neon $(<$(const $param: $param_type),+>)? ($($arg: $type),*) $(-> $ret)? {
-                // SAFETY: the caller's, and this function has the features of `Basic`.
+                // SAFETY: guaranteed by the caller, and this function has the features of `Basic`.
                 unsafe { $kernel::<$crate::simd::Neon<$crate::simd::Basic> $($(, $const)+)?>($($arg),*) }
             }
-            // SAFETY: the caller's; `Isa` is only made for instructions that the machine has.
+            // SAFETY: guaranteed by the caller; an `Isa` only exists for instructions that the machine has.
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
@@ -198,7 +198,7 @@ mod tests {
         }
     }
 
-    /// Checks under emulators name it, lest they pass by not running what they are for.
+    /// Checks under emulators name the expected instruction set, so that they cannot pass without running it.
     #[test]
     fn the_best_is_found() {
         if let Ok(expected) = std::env::var("BASERT_EXPECTED_ISA") {

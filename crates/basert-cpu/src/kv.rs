@@ -11,19 +11,20 @@ use crate::simd::{LANES, Simd};
 /// Tokens in a page.
 pub const PAGE: usize = 64;
 
-/// Values that share a scale, where values are quantised.
+/// Values that share a scale in the quantised formats.
 pub(crate) const BLOCK: usize = 32;
 
 /// One layer's view of the page store.
 ///
-/// For each page and head: keys transposed, so that a lane is a token when they meet a query; then values, so that a
-/// lane is a dimension when they are weighted. In `f16`, keys are `[head_dim][PAGE]` and values `[PAGE][head_dim]`.
+/// For each page and head: keys transposed, so that a lane is a token when they are multiplied by a query; then values,
+/// so that a lane is a dimension when they are weighted. In `f16`, keys are `[head_dim][PAGE]` and values
+/// `[PAGE][head_dim]`.
 ///
-/// In the quantised formats, each block of 32 dimensions lies by itself: its codes, and after them the `f16` scales of the
-/// page's tokens. Four codes that are multiplied by neighbouring bytes stand together, as integer dot products want it:
-/// of keys four dimensions, `[32 / 4][PAGE][4]`, of values four tokens, `[PAGE / 4][32][4]`. Two codes of four bits share a
-/// byte, and always belong to the same token, so that tokens can be written at the same time: of keys those of dimensions
-/// i and i + 4 of eight, of values i and i + 16, the first in the low bits.
+/// In the quantised formats, each block of 32 dimensions is contiguous: its codes, and then the `f16` scales of the
+/// page's tokens. Four codes that are multiplied by neighbouring bytes are adjacent, as integer dot products need them:
+/// four dimensions of keys, `[32 / 4][PAGE][4]`, four tokens of values, `[PAGE / 4][32][4]`. Two codes of four bits
+/// share a byte, and always belong to the same token, so that tokens can be written concurrently: dimensions i and i +
+/// 4 of eight for keys, i and i + 16 for values, the first in the low bits.
 #[derive(Debug, Clone, Copy)]
 pub struct KvLayer<'a> {
     /// The keys of the first head in the first page.
@@ -35,12 +36,12 @@ pub struct KvLayer<'a> {
     memory: PhantomData<&'a mut [u8]>,
 }
 
-// SAFETY: a view gives access only through unsafe functions, whose callers keep writers apart.
+// SAFETY: a view gives access only through unsafe functions, whose callers exclude data races.
 unsafe impl Send for KvLayer<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for KvLayer<'_> {}
 
-/// The keys or the values of a head in a page: parts of the same length that have some of the dimensions each.
+/// The keys or the values of a head in a page: blocks of equal length, each with some of the dimensions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Blocks {
     pub start: *mut u8,
@@ -56,17 +57,17 @@ impl Blocks {
     /// The codes of block `i`.
     ///
     /// # Safety
-    /// There is such a block, here and below.
+    /// The block exists, here and below.
     #[inline(always)]
     pub unsafe fn codes(&self, i: usize) -> *mut u8 {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.start.add(i * self.bytes) }
     }
 
     /// The scales of block `i`, one for each token.
     #[inline(always)]
     pub unsafe fn scales(&self, i: usize) -> *mut u16 {
-        // SAFETY: the caller's; they are what a quantised block ends with.
+        // SAFETY: guaranteed by the caller; they are what a quantised block ends with.
         unsafe { self.start.add((i + 1) * self.bytes - SCALES).cast() }
     }
 }
@@ -142,9 +143,9 @@ impl<'a> KvLayer<'a> {
         Blocks { start: unsafe { keys.codes(keys.count) }, ..keys }
     }
 
-    /// Puts a token's key and value of one head into `slot` of `page`.
+    /// Stores a token's key and value of one head in `slot` of `page`.
     ///
-    /// Tokens of a page share cache lines: a worker should write all those of a page that a step has.
+    /// Tokens of a page share cache lines: one worker should write all tokens of a step in a page.
     ///
     /// # Safety
     /// Nobody else reads or writes that slot at the same time.
@@ -236,7 +237,7 @@ unsafe fn quantise<S: Simd, const BITS: usize>(x: &[f32; BLOCK], scale: *mut u16
             if BITS == 8 { (extreme.abs() / 127.0, -127.0, 127.0) } else { (extreme / -8.0, -8.0, 7.0) };
         S::store_f16(half.as_mut_ptr(), S::splat(unit));
         *scale = half[0];
-        // A scale of zero would make no numbers of values.
+        // A scale of zero would make NaNs of the values.
         let divisor = if half[0] & 0x7fff == 0 { S::splat(f32::INFINITY) } else { S::load_f16(half.as_ptr()) };
         for (v, &x) in x.iter().enumerate() {
             let value = S::min(S::max(S::div(x, divisor), S::splat(low)), S::splat(high));
@@ -247,10 +248,10 @@ unsafe fn quantise<S: Simd, const BITS: usize>(x: &[f32; BLOCK], scale: *mut u16
     codes
 }
 
-/// The nearest whole number, of two that are as near the one further from zero.
+/// The nearest whole number, ties away from zero.
 #[inline(always)]
 unsafe fn away<S: Simd>(x: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let nearest = S::float(S::round(x));
         let one = S::select_less(x, S::splat(0.0), S::splat(-1.0), S::splat(1.0));

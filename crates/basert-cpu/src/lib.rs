@@ -1,27 +1,27 @@
 //! The CPU device.
 //!
-//! Its kernels compute a token's result by one sequence of operations, whatever else is in the step, however many
-//! threads there are, and whichever instructions the machine has: weights are repacked so that a lane of a vector is an
+//! Its kernels compute a token's result by one sequence of operations, independent of what else is in the step, of the
+//! number of threads, and of the machine's instruction set: weights are repacked so that a lane of a vector is an
 //! output ([`PackedMatrix`]), all vectors have 16 lanes ([`simd`]), and no sum is ever split differently.
 //!
 //! They run inside [`Pool::run`], on views of shared memory ([`Rows`], [`QuantisedRows`]), between barriers.
 
 mod attention;
+mod contention;
 mod device;
 mod dot;
 mod elementwise;
+mod int14;
 mod isa;
 mod kv;
 mod linear;
 pub mod machine;
 mod math;
 mod memory;
-mod neighbours;
-mod page_codes;
-mod page_product;
+mod page_products_float;
+mod page_products_quantised;
 mod panel;
 mod partials;
-mod planes;
 mod pool;
 mod quantised;
 pub mod reference;

@@ -6,7 +6,8 @@ use basert_core::{FORMATS, Format};
 pub use basert_graph::Activation;
 
 use crate::dot::{
-    Ahead, Expanded, Lanes, expand, expand_floats, expanded_tile, few, float_tile, quantised_panels, stand_in,
+    Ahead, Expanded, Lanes, expand, expand_floats, expanded_tile, float_tile, quantised_panels, stand_in,
+    unexpanded_rows,
 };
 use crate::isa::dispatch;
 use crate::math;
@@ -17,7 +18,7 @@ use crate::simd::{LANES, Simd};
 use crate::tiles::{FloatRows, TILE, tile_of};
 use crate::{Buffer, Isa};
 
-/// What is multiplied: quantised activations, or floats where [`PackedMatrix::wants_quantised`] says no.
+/// The input: quantised activations if [`PackedMatrix::wants_quantised`], otherwise floats.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
     /// For quantised weights.
@@ -43,7 +44,7 @@ impl Input<'_> {
         }
     }
 
-    /// The tile that begins with `row`, from a column on with which a block begins.
+    /// The tile that begins with `row`, from `column` on, which begins a block.
     fn tile(&self, row: usize, column: usize) -> *const u8 {
         match self {
             Input::Quantised(x) => {
@@ -58,10 +59,10 @@ impl Input<'_> {
     }
 }
 
-/// What becomes of the product.
+/// What happens to the product.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Epilogue {
-    /// It is the output.
+    /// It is stored as the output.
     Store,
     /// It is added to the output: a residual connection.
     Add,
@@ -69,18 +70,18 @@ pub enum Epilogue {
     Gated(Activation),
 }
 
-/// Rows times panels that are computed in a call, of a few rows, and panels at most.
+/// The most results, rows times panels, of a call without expansion, and the most panels.
 const RESULTS: usize = 64;
 const PANELS: usize = 8;
-/// Rows whose activations, of the columns that are expanded at a time, stay in a part of a core's second-level cache while
-/// panels pass over them.
+/// Rows of a block: their activations, in the columns that are expanded at a time, stay in a part of L2 while panels
+/// pass over them.
 const BLOCK_ROWS: usize = 240;
-/// Pairs of panels that pass over the same columns of the rows before the next columns, with all their results.
+/// Pairs of panels that pass over the same columns of the rows before the next columns, keeping all their results.
 const PAIRS: usize = 4;
-/// Tiles of rows that ask for the next panels together: memory does not bring them in the time of one.
+/// Tiles of rows over which the prefetch of the next panels is spread: memory does not deliver them in the time of one.
 const AHEAD_TILES: usize = 8;
 
-/// Rows in blocks: those of one stay in a part of a core's second-level cache while panels pass over them.
+/// Rows in blocks: the rows of a block stay in a part of L2 while panels pass over them.
 #[derive(Debug, Clone, Copy)]
 pub struct RowBlocks<'a> {
     x: Input<'a>,
@@ -88,7 +89,7 @@ pub struct RowBlocks<'a> {
 }
 
 impl<'a> RowBlocks<'a> {
-    /// Those of an input.
+    /// The blocks of an input.
     pub fn of(x: Input<'a>) -> RowBlocks<'a> {
         let blocks = x.rows().div_ceil(BLOCK_ROWS).max(1);
         RowBlocks { x, size: x.rows().div_ceil(blocks).max(1).next_multiple_of(TILE) }
@@ -121,8 +122,8 @@ impl<'a> RowBlocks<'a> {
     }
 }
 
-/// Computes 16 columns of the output for every one of `units`, for `rows` of `x`: a [block](RowBlocks). The result of row i
-/// goes to row `places[i]` of `out`, or to row i where there are no places.
+/// Computes 16 columns of the output for every one of `units`, for `rows` of `x`: a [block](RowBlocks). The result of
+/// row i goes to row `places[i]` of `out`, or to row i without places.
 ///
 /// A result does not depend on the number of rows, on how units are divided among workers, or on `isa`.
 ///
@@ -130,9 +131,9 @@ impl<'a> RowBlocks<'a> {
 /// Nobody else reads or writes those columns of those rows of `out` (16 for each unit), or writes `x`, at the same time.
 ///
 /// # Panics
-/// When shapes do not agree, rows are more than a block, the input is not of the kind that the weights want, the epilogue
-/// does not go with the order of the weights, or `scratch` is shorter than [`scratch_bytes`](PackedMatrix::scratch_bytes). A
-/// bias goes with [`Order::Stacked`] only.
+/// When shapes do not agree, there are more rows than a block has, the input has the wrong kind for the weights, the
+/// epilogue does not match the order of the weights, or `scratch` is shorter than
+/// [`scratch_bytes`](PackedMatrix::scratch_bytes). A bias goes with [`Order::Stacked`] only.
 #[allow(clippy::too_many_arguments)]
 pub unsafe fn linear(
     isa: Isa,
@@ -158,21 +159,21 @@ pub unsafe fn linear(
     let call = Call { isa, weights, x, rows, bias, epilogue, out, places };
     let (results, panels) = scratch.split_at_mut(RESULT_BYTES);
     let results = results.as_mut_ptr().cast::<Lanes>();
-    // SAFETY: the caller's, and the shapes agree; there is room for all results.
+    // SAFETY: guaranteed by the caller, and the shapes agree; there is room for all results.
     unsafe {
-        if x.rows() <= few(isa, weights.format()) {
-            call.few(units, results);
+        if x.rows() <= unexpanded_rows(isa, weights.format()) {
+            call.unexpanded(units, results);
         } else {
-            call.many(units, results, panels);
+            call.expanded(units, results, panels);
         }
     }
 }
 
-/// Results of a block of rows with a pair of panels, and bytes of those that a worker keeps.
+/// Results of a block of rows with a pair of panels, and the bytes of results that a worker keeps.
 const PAIR_RESULTS: usize = 2 * BLOCK_ROWS;
 const RESULT_BYTES: usize = PAIRS * PAIR_RESULTS * size_of::<Lanes>();
 
-/// Bytes that a worker needs to multiply by rows of `k` weights that are expanded in this way.
+/// Scratch bytes that a worker needs to multiply by rows of `k` weights with this expansion.
 pub(crate) fn scratch_bytes(expanded: Expanded, k: usize) -> usize {
     RESULT_BYTES + 2 * expanded.bytes(expanded.chunk(k))
 }
@@ -204,17 +205,17 @@ impl Call<'_> {
         Product { isa: self.isa, weights: self.weights, panels: width * units.start..width * units.end }
     }
 
-    /// A few rows are multiplied by several panels in a call.
+    /// Multiplies a few rows by several panels in a call, without expanding these.
     ///
     /// # Safety
-    /// That of [`linear`]; `results` has room for those of all rows and [`PANELS`].
-    unsafe fn few(&self, units: Range<usize>, results: *mut Lanes) {
+    /// As for [`linear`]; `results` has room for those of all rows and [`PANELS`].
+    unsafe fn unexpanded(&self, units: Range<usize>, results: *mut Lanes) {
         let step = (RESULTS / self.x.rows().max(1)).clamp(self.width(), PANELS) / self.width();
         for unit in units.clone().step_by(step) {
             let units = unit..units.end.min(unit + step);
             let product = self.product(&units);
             for (row, count) in self.tiles() {
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     let result = results.add((row - self.rows.start) * product.panels.len());
                     match self.x {
@@ -230,17 +231,17 @@ impl Call<'_> {
         }
     }
 
-    /// Many rows are multiplied by two panels in a call, which are expanded for that, some columns at a time. A group of
+    /// Multiplies many rows by two panels in a call, which are expanded for that, some columns at a time. A group of
     /// pairs passes over these columns of all rows before the next ones.
     ///
     /// # Safety
-    /// That of [`linear`]; `results` has room for those of all rows and [`PAIRS`], `panels` for two that are expanded.
-    unsafe fn many(&self, units: Range<usize>, results: *mut Lanes, panels: &mut [u8]) {
+    /// As for [`linear`]; `results` has room for those of all rows and [`PAIRS`], `panels` for two expanded panels.
+    unsafe fn expanded(&self, units: Range<usize>, results: *mut Lanes, panels: &mut [u8]) {
         let (k, kind) = (self.x.k(), self.weights.expanded());
         let chunk = kind.chunk(k);
         let multiply = tile_kernel(self.isa, self.weights.format());
         let step = 2 / self.width();
-        // Where all columns are expanded at once, a pair is done with before the next one.
+        // If all columns are expanded at once, a pair is finished before the next one.
         let group = step * if chunk < k { PAIRS } else { 1 };
         for first in units.clone().step_by(group) {
             let units = first..units.end.min(first + group);
@@ -258,12 +259,12 @@ impl Call<'_> {
                     let next = Next::of(&product, self.width() * next.0, next.1, &columns, self.rows.len());
                     for (i_tile, (row, count)) in self.tiles().enumerate() {
                         let (x, ahead) = (self.x.tile(row, columns.start), next.ahead(i_tile));
-                        // SAFETY: the caller's; panels and rows have these columns, and the panels were expanded.
+                        // SAFETY: guaranteed by the caller; panels and rows have these columns, and the panels were expanded.
                         unsafe {
                             let result = results.add(i * PAIR_RESULTS + (row - self.rows.start) * product.panels.len());
                             let (k, panels) = (columns.len(), product.panels.len());
                             multiply(self.isa, panel, panel_len, panels, k, x, count, result, begun, ahead);
-                            // What is stored goes to memory while the next tile is multiplied.
+                            // Results are written to memory while the next tile is multiplied.
                             if columns.end == self.x.k() {
                                 self.finish(&pair, row, count, result);
                             }
@@ -274,15 +275,15 @@ impl Call<'_> {
         }
     }
 
-    /// Brings the results of a tile and some units to where they belong.
+    /// Stores the results of a tile and some units in the output.
     ///
     /// # Safety
-    /// That of [`linear`]; the results are those of `count` rows from `row` on.
+    /// As for [`linear`]; the results are those of `count` rows from `row` on.
     unsafe fn finish(&self, units: &Range<usize>, row: usize, count: usize, results: *const Lanes) {
         let columns = units.start * LANES..self.weights.rows().min(units.end * LANES);
         let bias = self.bias.map(|bias| &bias[columns.clone()]);
         let places = self.places.map(|places| &places[row..row + count]);
-        // SAFETY: the caller's: these columns are ours.
+        // SAFETY: guaranteed by the caller: these columns are ours.
         unsafe {
             let out = self.out.row_ptr(if places.is_some() { 0 } else { row }).add(columns.start);
             let stride = self.out.stride();
@@ -315,22 +316,22 @@ impl Iterator for TileRows<'_> {
     }
 }
 
-/// What will be expanded next, which the tiles before share asking for: some columns of one or two panels.
+/// The columns of one or two panels that will be expanded next; earlier tiles share prefetching them.
 struct Next {
     start: *const u8,
     panels: usize,
     panel_len: usize,
-    /// Tiles that ask for the same panel.
+    /// Tiles that prefetch the same panel.
     tiles: usize,
-    /// Cache lines of a panel for every 32 columns that a tile is multiplied by, and how many of them it asks for.
+    /// Cache lines of a panel for every 32 columns of a tile, and how many of them a tile prefetches.
     all: usize,
     each: usize,
-    /// How often 32 columns are.
+    /// The number of runs of 32 columns.
     times: usize,
 }
 
 impl Next {
-    /// Columns of the panels from `panel` on, asked for while `rows` rows meet the columns of `product`.
+    /// Columns of the panels from `panel` on, prefetched while `rows` rows are multiplied by the columns of `product`.
     fn of(product: &Product<'_>, panel: usize, columns: Range<usize>, now: &Range<usize>, rows: usize) -> Next {
         let (weights, panels) = (product.weights, product.panels.len());
         let (k, panel_len) = (weights.k(), weights.panel_len());
@@ -338,12 +339,12 @@ impl Next {
         let tiles = (rows.div_ceil(TILE).min(AHEAD_TILES) / panels).max(1);
         let times = now.len().div_ceil(BLOCK);
         let all = bytes(columns.len()).div_ceil(64).div_ceil(times);
-        // Past the last one there need not be memory.
+        // There may be no memory after the last panel.
         let start = weights.panel(0).wrapping_add(panel * panel_len + bytes(columns.start));
         Next { start, panels, panel_len, tiles, all, each: all.div_ceil(tiles), times }
     }
 
-    /// What tile `i` shall ask for.
+    /// What tile `i` prefetches.
     fn ahead(&self, i: usize) -> Ahead {
         let (panel, before) = (i / self.tiles, i % self.tiles * self.each);
         let lines = if panel < self.panels { self.each.min(self.all.saturating_sub(before)) } else { 0 };
@@ -351,7 +352,7 @@ impl Next {
     }
 }
 
-/// Some panels, to be multiplied by tiles of rows. Results are those of all rows with the first panel, then with the next.
+/// Some panels to be multiplied by tiles of rows. Results are ordered by panel, then by row.
 struct Product<'a> {
     isa: Isa,
     weights: &'a PackedMatrix,
@@ -359,7 +360,7 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Expands some columns of the panels, of which there are two at most.
+    /// Expands some columns of the panels, at most two.
     fn expand(&self, kind: Expanded, columns: Range<usize>, out: &mut [u8]) {
         let outs = out.chunks_exact_mut(kind.bytes(columns.len()));
         for (panel, out) in self.panels.clone().zip(outs) {
@@ -411,25 +412,25 @@ fn expand_panel<const F: usize>(product: &Product<'_>, panel: usize, columns: Ra
     unsafe { expand::<F>(product.isa, weights.panel(panel), weights.k() / elements, some, out.as_mut_ptr()) }
 }
 
-/// Multiplies expanded panels by a tile: where the panels begin and how far they lie apart, how many there are, one or two,
-/// and of how many columns; a tile of [`Block`]s or `f32`, and of how many rows; where results go, whether their sums are
-/// begun, and what comes next.
+/// Multiplies expanded panels by a tile. Arguments: start and distance of the panels, their number (one or two) and
+/// columns; the tile of [`Block`]s or `f32` and its rows; where results go, whether sums are continued, and what to
+/// prefetch.
 type TileKernel = unsafe fn(Isa, *const u8, usize, usize, usize, *const u8, usize, *mut Lanes, bool, Ahead);
 
-/// That for panels of a format.
+/// The kernel for panels of a format.
 fn tile_kernel(isa: Isa, format: Format) -> TileKernel {
     let stand_in = with_format!(format, stand_in_of(isa), else format);
     with_format!(stand_in, quantised_tile(), else floats_tile())
 }
 
 fn stand_in_of<const F: usize>(isa: Isa) -> Format {
-    // SAFETY: nothing is asked for.
+    // SAFETY: nothing is prefetched.
     unsafe { stand_in::<F>(isa) }
 }
 
 fn quantised_tile<const F: usize>() -> TileKernel {
     |isa, panel, panel_len, panels, k, x, rows, out, begun, ahead| {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match panels {
                 1 => expanded_tile::<F, 1>(isa, panel, panel_len, k, x.cast(), rows, out, begun, ahead),
@@ -442,7 +443,7 @@ fn quantised_tile<const F: usize>() -> TileKernel {
 fn floats_tile() -> TileKernel {
     const F32: usize = Format::F32 as usize;
     |isa, panel, panel_len, panels, k, x, rows, out, begun, ahead| {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             match panels {
                 1 => float_tile::<F32, 1, true>(isa, panel, panel_len, k, x.cast(), rows, out, begun, ahead),
@@ -462,8 +463,8 @@ fn quantised<const F: usize>(product: &Product<'_>, x: *const Block, rows: usize
 }
 
 dispatch! {
-    /// Brings the products of some panels with a tile of `rows` rows to `columns` columns of the output, in the rows
-    /// that follow each other or have these places.
+    /// Stores the products of some panels with a tile of `rows` rows in `columns` columns of the output, in consecutive
+    /// rows or in these places.
     unsafe fn finish(
         results: *const Lanes, rows: usize, bias: Option<&[f32]>, epilogue: Epilogue, out: *mut f32, stride: usize,
         places: Option<&[u32]>, columns: usize
@@ -505,10 +506,10 @@ unsafe fn finish_kernel<S: Simd>(
     }
 }
 
-/// The first `count` lanes to memory.
+/// Stores the first `count` lanes.
 #[inline(always)]
 pub(crate) unsafe fn store_some<S: Simd>(p: *mut f32, count: usize, x: S::F) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if count == LANES {
             S::store(p, x);
@@ -518,10 +519,10 @@ pub(crate) unsafe fn store_some<S: Simd>(p: *mut f32, count: usize, x: S::F) {
     }
 }
 
-/// The first `count` lanes from memory, zeros in the others.
+/// Loads the first `count` lanes, with zeros in the others.
 #[inline(always)]
 pub(crate) unsafe fn load_some<S: Simd>(p: *const f32, count: usize) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if count == LANES {
             return S::load(p);
@@ -532,10 +533,10 @@ pub(crate) unsafe fn load_some<S: Simd>(p: *const f32, count: usize) -> S::F {
     }
 }
 
-/// What a gate makes of the other factor.
+/// The gate's activation, times the other factor.
 #[inline(always)]
 pub(crate) unsafe fn gated<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match activation {
             Activation::Silu => S::mul(math::silu::<S>(gate), up),

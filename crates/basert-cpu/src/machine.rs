@@ -1,5 +1,5 @@
-//! What the machine can do at most: the numbers of a roofline (Williams et al. 2009), as measured. A shared machine
-//! differs from minute to minute, so these are to be measured together with what is compared with them.
+//! The machine's peaks: the numbers of a roofline (Williams et al. 2009), as measured. A shared machine changes from
+//! minute to minute, so measure these together with what is compared with them.
 
 // Chain numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -14,10 +14,10 @@ use crate::{AllocError, Buffer, Isa, Pool, WorkerPanicked};
 /// The peaks of this machine, with all its cores.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Machine {
-    /// Bytes that can be read from memory in a second.
+    /// Memory read bandwidth in bytes per second.
     pub bandwidth: f64,
-    /// Operations a second of the integer dot product, the fastest arithmetic that kernels use; a multiplication and
-    /// an addition are two.
+    /// Operations per second of the integer dot product, the fastest arithmetic of the kernels; a multiplication and an
+    /// addition count as two.
     pub rate: f64,
 }
 
@@ -39,14 +39,14 @@ impl Machine {
     /// Measures for about a second.
     ///
     /// # Errors
-    /// When threads or [`BEYOND_CACHES`] of memory cannot be had.
+    /// When threads cannot be started, or [`BEYOND_CACHES`] bytes not allocated.
     pub fn measure() -> Result<Machine, MeasureError> {
         let pool = Pool::new(None)?;
         Ok(Machine { bandwidth: bandwidth(&pool)?, rate: rate(&pool, Isa::detect())? })
     }
 }
 
-/// The seconds of the fastest of several runs: what the machine can do when nobody disturbs.
+/// The seconds of the fastest of several runs: the peak without disturbance.
 fn fastest(mut run: impl FnMut() -> Result<(), WorkerPanicked>) -> Result<f64, WorkerPanicked> {
     let start = Instant::now();
     let mut best = f64::INFINITY;
@@ -60,10 +60,10 @@ fn fastest(mut run: impl FnMut() -> Result<(), WorkerPanicked>) -> Result<f64, W
     Ok(best)
 }
 
-/// More bytes than any last-level cache keeps.
+/// More bytes than any last-level cache holds.
 pub const BEYOND_CACHES: usize = 512 << 20;
 
-/// Bytes a second that the pool's threads read together from memory.
+/// Bytes per second that the pool's threads together read from memory.
 ///
 /// # Errors
 /// When there is too little memory.
@@ -71,13 +71,13 @@ pub fn bandwidth(pool: &Pool) -> Result<f64, MeasureError> {
     Ok(read_rates(pool, Isa::detect(), &[BEYOND_CACHES])?[0])
 }
 
-/// Bytes a second that the pool's threads read together, over and over, from working sets of these sizes: small ones
-/// stay in caches.
+/// Bytes per second that the pool's threads together read from working sets of these sizes, repeatedly: small ones stay
+/// in caches.
 ///
 /// # Errors
 /// When there is too little memory for the largest, or a thread fails.
 pub fn read_rates(pool: &Pool, isa: Isa, sizes: &[usize]) -> Result<Vec<f64>, MeasureError> {
-    /// What is read in one run at least: enough that waking the threads does not count.
+    /// The least bytes read in a run: enough to make waking the threads negligible.
     const RUN: usize = 64 << 20;
     let largest = sizes.iter().copied().max().unwrap_or(0);
     let mut buffer = Buffer::zeroed(largest)?;
@@ -101,7 +101,7 @@ pub fn read_rates(pool: &Pool, isa: Isa, sizes: &[usize]) -> Result<Vec<f64>, Me
 }
 
 dispatch! {
-    /// Reads all of the bytes but a rest of less than 1 KiB, from four places at once.
+    /// Reads all of the bytes except a rest of less than 1 KiB, as four streams.
     unsafe fn read(bytes: &[u8]) -> f32 = read_kernel;
 }
 
@@ -124,7 +124,7 @@ unsafe fn read_kernel<S: Simd>(bytes: &[u8]) -> f32 {
 
 const REPEAT: usize = 100_000;
 
-/// Operations that do not wait for each other: enough to hide their latency, and no more than there are registers for.
+/// Independent chains of operations: enough to hide their latency, and no more than fit the registers.
 fn chains(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => MOST_CHAINS,
@@ -133,7 +133,7 @@ fn chains(isa: Isa) -> usize {
     }
 }
 
-/// Operations a second of the integer dot product, by all threads of the pool together, on registers.
+/// Operations per second of the integer dot product on registers, by all threads of the pool together.
 ///
 /// # Errors
 /// When a thread fails.
@@ -154,7 +154,7 @@ pub fn rate(pool: &Pool, isa: Isa) -> Result<f64, MeasureError> {
     Ok((2 * 4 * LANES * chains(isa) * REPEAT * pool.threads()) as f64 / seconds)
 }
 
-/// Operations a second of fused multiplications and additions of f32, as [`rate`].
+/// As [`rate`], of fused multiply-adds of f32.
 ///
 /// # Errors
 /// When a thread fails.
@@ -186,7 +186,7 @@ dispatch! {
 /// The most chains of operations.
 const MOST_CHAINS: usize = 12;
 
-/// What sums of dot products get, which are not the same for all, lest products are computed once.
+/// Operands of the chains, which differ so that the compiler cannot merge them.
 #[repr(align(64))]
 struct Operands([[i8; 64]; MOST_CHAINS]);
 
@@ -201,7 +201,7 @@ unsafe fn dots_kernel<S: Simd, const CHAINS: usize>(operands: &Operands) -> f32 
         }
         let x = operands.0[0].as_ptr();
         if S::PAIRS {
-            // Two sums get two products each.
+            // Two sums take two products each.
             for _ in 0..REPEAT / 2 {
                 for pair in sums.as_chunks_mut().0 {
                     *pair = S::dot_pair(*pair, [weights[0]; 2], [x; 2]);

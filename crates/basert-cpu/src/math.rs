@@ -10,7 +10,7 @@ use crate::simd::Simd;
 /// See [`Simd`], here and below.
 #[inline(always)]
 pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let highest = S::splat(88.37);
         // The constant first: then NaN passes.
@@ -19,10 +19,10 @@ pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     }
 }
 
-/// [`exp`] for what is no larger than 88.37.
+/// [`exp`] for arguments up to 88.37.
 #[inline(always)]
 pub(crate) unsafe fn exp_negative<S: Simd>(x: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let lowest = S::splat(-87.33);
         let clamped = S::max(lowest, x);
@@ -43,7 +43,7 @@ pub(crate) unsafe fn exp_negative<S: Simd>(x: S::F) -> S::F {
 /// tanh x.
 #[inline(always)]
 pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let magnitude = S::from_bits(S::and_i32(S::bits(x), S::splat_i32(0x7fff_ffff)));
         let e = exp::<S>(S::add(magnitude, magnitude));
@@ -62,21 +62,21 @@ pub(crate) unsafe fn tanh<S: Simd>(x: S::F) -> S::F {
 /// x · σ(x).
 #[inline(always)]
 pub(crate) unsafe fn silu<S: Simd>(x: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
 }
 
 /// x · σ(slope · x).
 #[inline(always)]
 pub(crate) unsafe fn swish<S: Simd>(x: S::F, slope: f32) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::mul(x, S::splat(-slope))))) }
 }
 
 /// The tanh form of GELU, ½x(1 + tanh u) with u = √(2/π)(x + 0.044715x³), which is x · σ(2u).
 #[inline(always)]
 pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let inner = S::fma(S::mul(S::mul(x, x), S::splat(0.044715)), x, x);
         // -2√(2/π)
@@ -87,6 +87,6 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
 /// cap · tanh(x / cap).
 #[inline(always)]
 pub(crate) unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap)) }
 }

@@ -1,4 +1,4 @@
-//! Memory for what is read at full speed: packed weights, the arena, the KV cache.
+//! Memory for data that is read at full speed: packed weights, the arena, the KV cache.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
@@ -7,19 +7,19 @@ use std::sync::Arc;
 
 /// A cache line, and the widest vector.
 const ALIGNMENT: usize = 64;
-/// What large pages are aligned to, on the systems that have them.
+/// The alignment of large pages, on systems that have them.
 const LARGE_PAGE: usize = 2 << 20;
 
-/// The system did not give the memory.
+/// The system refused the allocation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot allocate {bytes} bytes")]
 pub struct AllocError {
-    /// What was asked for.
+    /// The requested size.
     pub bytes: usize,
 }
 
-/// Zeroed bytes on a cache line's boundary. Those of more than a few megabytes ask for large pages, so that streaming
-/// through them does not wait for the TLB; what is small can be split off one that is large, and has them too.
+/// Zeroed bytes, aligned to a cache line. A buffer of more than a few megabytes requests large pages, so that streaming
+/// through it does not wait for the TLB; small buffers can be split off a large one, and share its pages.
 pub struct Buffer {
     bytes: NonNull<u8>,
     len: usize,
@@ -31,7 +31,7 @@ unsafe impl Send for Buffer {}
 // SAFETY: shared references only read.
 unsafe impl Sync for Buffer {}
 
-/// What is given back when the last buffer in it goes.
+/// The allocation, which is freed with the last buffer in it.
 struct Allocation {
     bytes: NonNull<u8>,
     layout: Layout,

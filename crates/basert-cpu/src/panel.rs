@@ -1,10 +1,10 @@
-//! Weights as the kernels want them.
+//! Weights, repacked for the kernels.
 //!
-//! A matrix of N rows is repacked at load into *panels* of 16 rows, in which lane = row: a vector holds the same piece of
-//! 16 rows, so that a dot product never sums across lanes. The codes of a block keep the arrangement that they have in the
-//! file: what the file has as bytes 4w … 4w+3 of a block's codes is, in the panel, lane r of vector w. So repacking is a
-//! transposition of 32-bit words, the same for every format, and a panel is no larger than the file but for K-quants'
-//! packed scales, which become a byte each.
+//! A matrix of N rows is repacked at load into *panels* of 16 rows, in which lane = row: a vector holds the same piece
+//! of 16 rows, so that a dot product never sums across lanes. The codes of a block keep their arrangement in the file:
+//! bytes 4w … 4w+3 of a block's codes in row r become lane r of vector w in the panel. So repacking is a transposition
+//! of 32-bit words, the same for every format, and a panel is no larger than the file except for K-quants' packed
+//! scales, which become a byte each.
 //!
 //! ```text
 //! panel = [ block 0: word 0 of rows 0…15 | word 1 of rows 0…15 | … ][ block 1 ]    codes of a few blocks
@@ -12,7 +12,7 @@
 //!         [ block 2 ] …
 //! ```
 //!
-//! As few blocks stand together as have scales of whole cache lines, so that a panel is read as one stream.
+//! Blocks are grouped, as few as have scales of whole cache lines, so that a panel is read as one stream.
 //!
 //! Matrices of floats are panels of `[k][16]` values.
 
@@ -28,7 +28,7 @@ use crate::memory::{AllocError, Buffer};
 use crate::pool::{Counter, Pool, WorkerPanicked};
 use crate::simd::LANES;
 
-/// A format's blocks as they lie in a panel. Offsets and sizes are those of 16 rows together.
+/// The layout of a format's blocks in a panel. Offsets and sizes are for 16 rows together.
 #[derive(Clone, Copy)]
 pub(crate) struct PanelFormat {
     pub elements: usize,
@@ -36,9 +36,9 @@ pub(crate) struct PanelFormat {
     /// Bytes of a block's codes, and of its scales.
     pub code_bytes: usize,
     pub scale_bytes: usize,
-    /// Blocks whose scales stand together, after their codes.
+    /// Blocks in a group, whose scales follow their codes.
     pub together: usize,
-    /// Where the bits of a code lie among a row's code bytes; the second may be missing.
+    /// Where the bits of a code lie among a row's code bytes; the second plane is optional.
     pub planes: [Option<Plane>; 2],
     pub base: Base,
     /// Offset of the mins and their sign.
@@ -62,7 +62,7 @@ impl PanelFormat {
             let (mut span, mut run) = (planes[p].span, planes[p].run);
             let size = format.elements / span * run;
             if run < 4 {
-                // Four neighbouring elements shall have neighbouring bytes: see `spread`.
+                // Four neighbouring elements get neighbouring bytes: see `spread`.
                 (span, run) = (32, 4);
             }
             packed[p] = Some(Plane { offset: bytes, width: planes[p].width, span, run });
@@ -109,7 +109,7 @@ impl PanelFormat {
         (start + within * self.code_bytes, start + codes + within * self.scale_bytes)
     }
 
-    /// The largest magnitude of what [`operand`](crate::dot) makes of a code.
+    /// The largest magnitude of an [`operand`](crate::dot).
     pub const fn largest(&self) -> usize {
         match self.value {
             Value::Integer { .. } => {
@@ -155,10 +155,10 @@ pub struct Source<'a> {
     pub rows: usize,
 }
 
-/// Why a matrix cannot be packed.
+/// Why a matrix cannot be repacked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PackError {
-    /// The bytes of a source are not as many as its shape says.
+    /// The length of a source does not match its shape.
     #[error("{rows} rows of {k} values of {format} take {expected} bytes, not {found}")]
     WrongBytes {
         /// The format.
@@ -179,7 +179,7 @@ pub enum PackError {
         format: Format,
         /// Values in a row.
         k: usize,
-        /// What it should be a multiple of.
+        /// The required divisor.
         block: usize,
     },
     /// A weight or its scale is NaN or infinite.
@@ -190,7 +190,7 @@ pub enum PackError {
         /// Which of its rows.
         row: usize,
     },
-    /// `Order::Paired` was asked for something else than two sources of equal rows.
+    /// `Order::Paired` needs two sources with the same number of rows.
     #[error("a paired matrix takes two sources of equal size")]
     Unpaired,
     /// There is not enough memory.
@@ -209,13 +209,13 @@ pub struct PackedMatrix {
     order: Order,
     panel_len: usize,
     panels: usize,
-    /// What panels become when they are expanded.
+    /// The form of its panels after expansion.
     expanded: Expanded,
     data: Buffer,
 }
 
 impl PackedMatrix {
-    /// Bytes that sources of so many rows, of `k` values in `format` each, take when repacked.
+    /// Bytes of repacked sources with these numbers of rows, each of `k` values in `format`.
     ///
     /// # Errors
     /// [`PackError::BadWidth`], [`PackError::Unpaired`], [`PackError::Alloc`].
@@ -225,8 +225,8 @@ impl PackedMatrix {
     }
 
     /// Repacks the rows of `sources`, each of `k` values in `format`, into `memory`, which has
-    /// [`packed_bytes`](Self::packed_bytes). `done` is told of every part of the sources that is not needed any more, so
-    /// that a large matrix never takes its memory twice.
+    /// [`packed_bytes`](Self::packed_bytes). `done` is called with every part of the sources that is not needed any
+    /// more, so that a large matrix never takes its memory twice.
     ///
     /// # Errors
     /// See [`PackError`].
@@ -320,7 +320,7 @@ impl PackedMatrix {
         self.k
     }
 
-    /// Columns of the output: all rows, or those of one source where they are paired.
+    /// Columns of the output: all rows, or those of one source if they are paired.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -330,22 +330,22 @@ impl PackedMatrix {
         self.order
     }
 
-    /// Pieces of work: panels, or pairs of panels; 16 columns of output each.
+    /// Units of work: panels, or pairs of panels; 16 columns of output each.
     pub fn units(&self) -> usize {
         self.rows.div_ceil(LANES)
     }
 
-    /// Bytes that it takes, which are those that a product with it reads.
+    /// Its size in bytes, all of which a product with it reads.
     pub fn bytes(&self) -> usize {
         self.panels * self.panel_len
     }
 
-    /// Memory that a worker needs to multiply by it.
+    /// Scratch memory that a worker needs to multiply by it, in bytes.
     pub fn scratch_bytes(&self) -> usize {
         linear::scratch_bytes(self.expanded, self.k)
     }
 
-    /// What its panels become when they are expanded.
+    /// The form of its panels after expansion, for the kernels.
     pub(crate) fn expanded(&self) -> Expanded {
         self.expanded
     }
@@ -368,7 +368,7 @@ impl PackedMatrix {
     }
 }
 
-/// How much is packed before its sources are given back.
+/// How many bytes are packed before their sources are released.
 const STRIPE_BYTES: usize = 16 << 20;
 
 /// Rows of the output, panels, and bytes of a panel.
@@ -395,7 +395,7 @@ fn shape(format: Format, k: usize, rows: &[usize], order: Order) -> Result<(usiz
 /// A pointer that workers share.
 struct SendPtr(*mut u8);
 
-// SAFETY: who uses it keeps writers apart.
+// SAFETY: its users exclude data races.
 unsafe impl Sync for SendPtr {}
 
 impl SendPtr {

@@ -17,13 +17,13 @@ pub(crate) struct Visible {
 }
 
 impl Visible {
-    /// Lanes of `x`, of the tokens from `at` on, but `hidden` where they are not among these.
+    /// Lanes of `x`, for the tokens from `at` on, with `hidden` in the lanes of tokens that are not visible.
     ///
     /// # Safety
-    /// That of [`Simd`].
+    /// As for [`Simd`].
     #[inline(always)]
     pub unsafe fn only<S: Simd>(self, at: usize, x: S::F, hidden: S::F) -> S::F {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let token = S::add(S::load(LANE_NUMBERS.as_ptr()), S::splat(at as f32));
             let (first, end) = (S::splat(self.start as f32), S::splat(self.end as f32));
@@ -37,7 +37,7 @@ pub(crate) fn partial_len(head_dim: usize) -> usize {
     head_dim + 2
 }
 
-/// Nothing seen yet.
+/// Resets a merged partial to no tokens.
 pub(crate) fn clear(merged: &mut [f32], dim: usize) {
     merged.fill(0.0);
     for merged in merged.chunks_exact_mut(partial_len(dim)) {
@@ -46,16 +46,16 @@ pub(crate) fn clear(merged: &mut [f32], dim: usize) {
 }
 
 dispatch! {
-    /// Turns dot products into weights, those of tokens that are not visible into zeros, for a tile of queries; puts the
-    /// largest score and the sum behind the `dim` values of each one's partial.
+    /// Turns dot products into weights for a tile of queries, zero for tokens that are not visible; stores the largest
+    /// score and the sum after the `dim` values of each query's partial.
     pub(crate) unsafe fn softmax(
         scores: &mut [f32], visible: &[Visible], scale: f32, soft_cap: Option<f32>, out: &mut [f32], dim: usize
     ) = softmax_kernel;
 
-    /// Merges a page's partials of some queries into theirs.
+    /// Merges a page's partials of some queries into their merged partials.
     pub(crate) unsafe fn merge(merged: &mut [f32], page: &[f32], dim: usize) = merge_kernel;
 
-    /// Divides the merged sums, side by side, by their weights.
+    /// Divides the merged sums, stored contiguously, by their weights.
     pub(crate) unsafe fn finish(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) = finish_kernel;
 }
 
@@ -93,7 +93,7 @@ unsafe fn softmax_kernel<S: Simd>(
             largest[i] = S::largest(m);
         }
         for (i, scores) in scores.iter_mut().enumerate() {
-            // Where nothing is visible, the difference of infinities would be NaN.
+            // If nothing is visible, the difference of infinities would be NaN.
             let m = S::splat(if largest[i] > f32::NEG_INFINITY { largest[i] } else { 0.0 });
             for at in (0..PAGE).step_by(LANES) {
                 let score = S::load(scores.as_ptr().add(at));
@@ -117,12 +117,12 @@ unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32], dim: usize) {
         let (m, m_page) = (merged[i * len + dim], page[i * len + dim]);
         let largest = if m > m_page { m } else { m_page };
         merged[i * len + dim] = largest;
-        // Where nothing has been seen yet, infinities would give NaN.
+        // If nothing has been seen yet, infinities would give NaN.
         let finite = largest > f32::NEG_INFINITY;
         (old[i], new[i]) = if finite { (m - largest, m_page - largest) } else { (0.0, 0.0) };
     }
-    // SAFETY: a tile has no more queries than a vector lanes; both have `dim` values a query, which are whole vectors,
-    // and two more.
+    // SAFETY: a tile has at most as many queries as a vector has lanes; both have `dim` values per query, which are
+    // whole vectors, and two more.
     unsafe {
         let a = S::lanes(math::exp_negative::<S>(S::load(old.as_ptr())));
         let b = S::lanes(math::exp_negative::<S>(S::load(new.as_ptr())));
@@ -140,11 +140,11 @@ unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32], dim: usize) {
 #[inline(always)]
 unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) {
     for (i, merged) in merged.chunks_exact(partial_len(dim)).enumerate() {
-        // SAFETY: `merged` has `dim` values, which are whole vectors; the caller's for `out`.
+        // SAFETY: `merged` has `dim` values, which are whole vectors; the caller guarantees `out`.
         unsafe {
             let mut inverse = S::splat(1.0 / merged[dim + 1]);
             if let Some(sinks) = sinks {
-                // One score more: o · a / (l · a + b).
+                // The additional score: o · a / (l · a + b).
                 let (m, sink) = (S::splat(merged[dim]), S::splat(sinks[i]));
                 let largest = S::max(m, sink);
                 let a = math::exp_negative::<S>(S::sub(m, largest));

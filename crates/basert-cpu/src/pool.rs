@@ -1,9 +1,9 @@
 //! Persistent threads that run one function together.
 //!
-//! [`Pool::run`] has every worker, the caller included, execute the same closure (SPMD). Inside it, workers divide
-//! work by [`Worker::chunks`] and wait for each other at [`Worker::barrier`]. A step of a model is one run: dozens of
-//! phases with a barrier after each, without a system call between them. Whoever waits spins for a bounded time and then
-//! sleeps, so that a neighbour that takes a core away costs time but not a core's worth of spinning.
+//! [`Pool::run`] has every worker, the caller included, execute the same closure (SPMD). Inside it, workers divide work
+//! by [`Worker::chunks`] and wait for each other at [`Worker::barrier`]. A step of a model is one run: dozens of phases
+//! with a barrier after each, without a system call between them. A waiting thread spins for a bounded time and then
+//! sleeps, so that a noisy neighbour that takes a core costs time but not a core's worth of spinning.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -15,11 +15,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long a waiting thread spins before it sleeps: longer than most waits of a step take, and about as long as it takes to
-/// wake a core of a virtual machine. Whoever spins longer keeps the system from running the thread that it waits for on its
-/// core, when a neighbour has taken the other's.
+/// How long a waiting thread spins before it sleeps: longer than most waits of a step, and about as long as it takes to
+/// wake a core of a virtual machine. A longer spin would keep the system from running the late thread on this core,
+/// when a neighbour has taken the other one.
 const SPIN: Duration = Duration::from_micros(25);
-/// How often it looks before it first looks at the clock, and again.
+/// Polls between two looks at the clock.
 const LOOKS: u32 = 16;
 
 /// A worker panicked; the others were released from their barriers and the run was abandoned.
@@ -28,11 +28,11 @@ const LOOKS: u32 = 16;
 pub struct WorkerPanicked {
     /// Its index.
     pub worker: usize,
-    /// What it said.
+    /// Its panic message.
     pub message: String,
 }
 
-/// A number that threads can wait on to change.
+/// A number whose change threads can wait for.
 struct Event {
     value: AtomicU32,
     sleepers: AtomicU32,
@@ -49,14 +49,14 @@ impl Event {
         self.value.load(Ordering::Acquire)
     }
 
-    /// Adds to the value and wakes who waits for that.
+    /// Increments the value and wakes the waiting threads.
     fn advance(&self) {
         // SeqCst, like the sleeper's pair: either it sees the new value, or `wake` sees the sleeper.
         self.value.fetch_add(1, Ordering::SeqCst);
         self.wake();
     }
 
-    /// Changes the value and wakes who waits for that.
+    /// Sets the value and wakes the waiting threads.
     fn set(&self, value: u32) {
         self.value.store(value, Ordering::SeqCst);
         self.wake();
@@ -69,7 +69,7 @@ impl Event {
         }
     }
 
-    /// Returns when the value is not `old`, with the time that this took beyond spinning.
+    /// Waits until the value is not `old`; returns the time spent beyond spinning.
     fn wait(&self, old: u32) -> Duration {
         let mut spinning = None;
         let start = loop {
@@ -110,8 +110,8 @@ impl Barrier {
         Barrier { arrived: AtomicUsize::new(0), generation: Event::new() }
     }
 
-    /// Returns when `count` threads have called it, or when someone set `cancelled` and advanced the generation, with the
-    /// time that this took beyond spinning.
+    /// Waits until `count` threads have called it, or `cancelled` was set and the generation advanced; returns the time
+    /// spent beyond spinning.
     fn wait(&self, count: usize, cancelled: &AtomicBool) -> Duration {
         let generation = self.generation.value();
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == count {
@@ -144,9 +144,9 @@ impl Start {
 
 struct Shared {
     count: usize,
-    /// Set when there is a job, or when the threads shall end.
+    /// Set when there is a job, or when the threads are to end.
     start: Event,
-    /// Advanced when a run may have more workers than the one before: what those wait for that had no part in that.
+    /// Advanced when a run may have more workers than the one before: threads that had no part in that one wait for it.
     more: Event,
     job: UnsafeCell<Option<Job>>,
     /// The barrier of the job, and the one at its end, which panics do not reach.
@@ -159,12 +159,12 @@ struct Shared {
 }
 
 // SAFETY: `job` is written only by the thread inside `Pool::run`, while all others wait for `start` or `more`, and read
-// after it by those that have a part in the run.
+// after it by the threads that take part in the run.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; the pointer's closure is `Sync` and outlives the run.
 unsafe impl Send for Shared {}
 
-/// What a worker that waits for one that panicked is unwound with.
+/// The payload that unwinds a worker that waits for one that panicked.
 struct Abandoned;
 
 impl Shared {
@@ -182,7 +182,7 @@ impl Shared {
         self.late(self.finish.wait(count, &AtomicBool::new(false)));
     }
 
-    /// Starts a run of so many workers.
+    /// Starts a run of `workers` workers.
     fn begin(&self, workers: usize) {
         let last = Start(self.start.value());
         self.start.set(last.next(workers).0);
@@ -191,7 +191,7 @@ impl Shared {
         }
     }
 
-    /// Notes that a worker waited.
+    /// Records that a worker waited.
     fn late(&self, waited: Duration) {
         if !waited.is_zero() {
             self.waited.fetch_add(waited.as_nanos() as u64, Ordering::Relaxed);
@@ -204,7 +204,7 @@ fn message(payload: &(dyn Any + Send)) -> String {
     text.unwrap_or("no message").to_owned()
 }
 
-/// Threads that stay.
+/// A pool of persistent threads.
 pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
@@ -216,7 +216,7 @@ impl Pool {
     /// physical cores that this process may use.
     ///
     /// # Errors
-    /// When the system does not give the threads.
+    /// When the system cannot start the threads.
     pub fn new(threads: Option<usize>) -> io::Result<Pool> {
         let count = threads.unwrap_or_else(physical_cores).clamp(1, (1 << Start::BITS) - 1);
         let shared = Arc::new(Shared {
@@ -259,7 +259,7 @@ impl Pool {
         self.shared.count
     }
 
-    /// Has every worker execute `job` and returns when all have. Must not be called from inside a job of this pool.
+    /// Runs `job` on every worker and returns when all are done. Must not be called from inside a job of this pool.
     ///
     /// # Errors
     /// When a worker panicked. The pool can be used again.
@@ -267,8 +267,8 @@ impl Pool {
         self.run_with(self.threads(), job).map(|_| ())
     }
 
-    /// As [`run`](Self::run), with the first `workers` of them only. Returns how long these have slept while
-    /// others were late, all together.
+    /// As [`run`](Self::run), on the first `workers` workers only. Returns how long they slept while others were late,
+    /// summed over them.
     ///
     /// # Errors
     /// When a worker panicked. The pool can be used again.
@@ -296,7 +296,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        // SAFETY: no run is under way, for that borrows the pool.
+        // SAFETY: no run is in progress, since that would borrow the pool.
         unsafe { *self.shared.job.get() = None };
         self.shared.begin(self.threads());
         for thread in self.threads.drain(..) {
@@ -313,17 +313,17 @@ pub struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// Which one: 0 is the caller of [`Pool::run`].
+    /// Its index: 0 is the caller of [`Pool::run`].
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// How many execute it.
+    /// The number of workers that execute the job.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// Returns when every worker has called it. What they wrote before is visible after.
+    /// Waits until every worker has called it. Everything written before is visible after.
     ///
     /// # Panics
     /// When another worker has panicked, to end this one's part of the job as well.
@@ -338,9 +338,9 @@ impl Worker<'_> {
     }
 
     /// Takes pieces of `0..total` until `counter` says that all are taken: from the front of this worker's
-    /// [`share`](Self::share), and when there is none left, from the back of the others'. So a worker that nobody disturbs
-    /// passes over its share from the beginning to the end, which memory is read best by, and whoever is done first helps
-    /// the others. A piece is half of what is left of a share, and `grain` at least, so that all finish together.
+    /// [`share`](Self::share), and then, by work stealing, from the back of the others'. So an undisturbed worker
+    /// passes over its share from the beginning to the end, which is best for memory, and a worker that is done helps
+    /// the others. A piece is half of what is left of a share, and at least `grain`, so that all finish together.
     pub fn chunks<'c>(
         &'c self,
         counter: &'c Counter,
@@ -362,7 +362,7 @@ impl Worker<'_> {
         })
     }
 
-    /// This worker's pieces of `count` products of `units` units each, of which `step` stay together: the number of a
+    /// This worker's pieces of `count` products of `units` units each, in multiples of `step` units: the index of a
     /// product, and some of its units.
     pub(crate) fn products<'c>(
         &'c self,
@@ -397,12 +397,12 @@ impl Worker<'_> {
     }
 }
 
-/// How much of some work has been taken, by share.
+/// How much of each worker's share has been taken.
 #[derive(Debug)]
 pub struct Counter(Box<[Taken]>);
 
 impl Counter {
-    /// Nothing taken, of the shares of so many workers.
+    /// For the shares of `workers` workers, nothing taken yet.
     pub fn new(workers: usize) -> Counter {
         Counter((0..workers).map(|_| Taken::default()).collect())
     }
@@ -413,8 +413,8 @@ impl Counter {
     }
 }
 
-/// How much of a share has been taken from its front, in the low half, and from its back. On cache lines of its own, of
-/// which processors fetch two at once.
+/// How much of a share has been taken from its front (the low half) and from its back. On its own pair of cache lines,
+/// which processors prefetch together.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Taken(AtomicU64);
@@ -434,13 +434,13 @@ impl Taken {
     }
 }
 
-/// Physical cores that this process may run on: hyper-threads of a core share what kernels are bound by.
+/// Physical cores that this process may run on: hyper-threads share the resources that bound kernels.
 fn physical_cores() -> usize {
     let allowed = thread::available_parallelism().map_or(1, usize::from);
     core_count().map_or(allowed, |cores| cores.min(allowed))
 }
 
-/// Physical cores of the machine, where the system tells.
+/// Physical cores of the machine, if the system reports them.
 fn core_count() -> Option<usize> {
     let mut siblings: Vec<String> = std::fs::read_dir("/sys/devices/system/cpu")
         .ok()?

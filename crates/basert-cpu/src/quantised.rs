@@ -7,13 +7,13 @@ use crate::tiles::Tiles;
 /// Values that share a scale.
 pub const BLOCK: usize = 32;
 
-/// 32 values of a row, and all that a kernel wants to know about them, in one cache line.
+/// 32 values of a row with everything that a kernel needs, in one cache line.
 #[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Block {
     /// In [-127, 127].
     pub codes: [i8; BLOCK],
-    /// Value of a code of one; NaN where a value was not finite.
+    /// Value of code 1; NaN if a value was not finite.
     pub scale: f32,
     /// −128 times the sum of the codes, and that of each half: see [`Simd::signed_start`].
     pub start: i32,
@@ -31,7 +31,7 @@ pub(crate) struct Block {
 pub struct QuantisedRows<'a>(Tiles<'a, Block>);
 
 impl<'a> QuantisedRows<'a> {
-    /// The memory that such a matrix takes, on a boundary of 64 bytes.
+    /// The size of such a matrix in bytes; it is aligned to 64.
     pub const fn bytes(rows: usize, k: usize) -> usize {
         rows.saturating_mul(k.div_ceil(BLOCK)).saturating_mul(size_of::<Block>())
     }
@@ -56,7 +56,7 @@ impl<'a> QuantisedRows<'a> {
     /// When it is not aligned to 64 bytes, or `k` is not a multiple of 32.
     pub unsafe fn from_raw(start: *mut u8, rows: usize, k: usize) -> QuantisedRows<'a> {
         assert_eq!(k % BLOCK, 0, "rows of {k} values are not whole blocks of {BLOCK}");
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         QuantisedRows(unsafe { Tiles::from_raw(start.cast(), rows, k / BLOCK) })
     }
 
@@ -89,7 +89,7 @@ impl<'a> QuantisedRows<'a> {
         unsafe { quantise(isa, x, start, step) }
     }
 
-    /// The values that `row` stands for.
+    /// Dequantises `row` into `x`.
     ///
     /// # Safety
     /// Nobody writes that row at the same time.
@@ -100,7 +100,7 @@ impl<'a> QuantisedRows<'a> {
         assert_eq!(x.len(), self.k());
         let (start, step) = self.0.row(row);
         for (b, x) in x.chunks_exact_mut(BLOCK).enumerate() {
-            // SAFETY: a block of the row, in the view's memory; the caller's for races.
+            // SAFETY: a block of the row, in the view's memory; the caller excludes races.
             let block = unsafe { start.add(b * step).read() };
             for (x, code) in x.iter_mut().zip(block.codes) {
                 *x = block.scale * f32::from(code);
@@ -116,7 +116,7 @@ dispatch! {
 /// The largest magnitude of some whole vectors. Magnitudes compare as integers, with infinity and NaN above all.
 #[inline(always)]
 pub(crate) unsafe fn largest<S: Simd>(x: *const f32, len: usize) -> f32 {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut largest = S::splat_i32(0);
         for at in (0..len).step_by(LANES) {
@@ -126,8 +126,8 @@ pub(crate) unsafe fn largest<S: Simd>(x: *const f32, len: usize) -> f32 {
     }
 }
 
-/// The value of a code of one, and what values are multiplied by to get codes, where the `largest` of them gets `code`. NaN
-/// and zero if that is not finite.
+/// The value of code 1, and the factor from values to codes, such that the `largest` value becomes `code`. NaN and zero
+/// if it is not finite.
 #[inline(always)]
 pub(crate) fn unit(largest: f32, code: f32) -> (f32, f32) {
     if !largest.is_finite() {
@@ -139,7 +139,7 @@ pub(crate) fn unit(largest: f32, code: f32) -> (f32, f32) {
     }
 }
 
-/// Below this the reciprocal of a unit could overflow; such values are taken for zeros.
+/// Below this the reciprocal of a unit could overflow; such values become zeros.
 const TINY: f32 = 1e-34;
 
 #[inline(always)]
@@ -184,12 +184,12 @@ mod tests {
                 let mut memory = Buffer::zeroed(QuantisedRows::bytes(rows, k)).unwrap();
                 let view = QuantisedRows::new(&mut memory, rows, k);
                 for row in 0..rows {
-                    // SAFETY: one thread.
+                    // SAFETY: there is only one thread.
                     unsafe { view.write(isa, row, &sample(k, row)) };
                 }
                 for row in 0..rows {
                     let mut back = vec![0.0; k];
-                    // SAFETY: one thread.
+                    // SAFETY: there is only one thread.
                     unsafe { view.read(row, &mut back) };
                     for (block, (x, y)) in sample(k, row).chunks(32).zip(back.chunks(32)).enumerate() {
                         let bound = x.iter().fold(0.0, |a: f32, b| a.max(b.abs())) / 127.0 * 0.5001;
@@ -213,7 +213,7 @@ mod tests {
                 let mut x = sample(96, 1);
                 x[40] = bad;
                 let mut back = vec![0.0; 96];
-                // SAFETY: one thread.
+                // SAFETY: there is only one thread.
                 unsafe {
                     view.write(isa, 0, &x);
                     view.read(0, &mut back);
@@ -224,7 +224,7 @@ mod tests {
             let mut memory = Buffer::zeroed(QuantisedRows::bytes(1, 32)).unwrap();
             let view = QuantisedRows::new(&mut memory, 1, 32);
             let mut back = vec![1.0; 32];
-            // SAFETY: one thread.
+            // SAFETY: there is only one thread.
             unsafe {
                 view.write(isa, 0, &[1e-38; 32]);
                 view.read(0, &mut back);

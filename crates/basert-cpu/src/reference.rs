@@ -1,8 +1,7 @@
-//! The oracle: every op of the catalogue as a textbook has it, in f32, over a whole sequence at once.
+//! The oracle: every op of the catalogue as a textbook writes it, in f32, over a whole sequence at once.
 //!
-//! It executes the graph itself, knows nothing of plans, packing, pages or threads, and is as slow as that sounds.
-//! Every faster path is compared with it, and it is compared with implementations that others wrote. [`ReferenceDevice`]
-//! puts it where a device goes.
+//! It executes the graph itself, without plans, packing, pages or threads, and is slow. Every faster path is compared
+//! with it, and it is compared with independent implementations. [`ReferenceDevice`] makes a device of it.
 
 use std::sync::Arc;
 
@@ -76,7 +75,7 @@ impl Reference {
         self.value(self.graph.logits, tokens, wanted)
     }
 
-    /// The hidden states that the same logits come of.
+    /// The hidden states from which these logits are computed.
     pub fn hidden(&self, tokens: &[u32], wanted: &[usize]) -> Matrix {
         self.value(self.graph.hidden(), tokens, wanted)
     }
@@ -129,7 +128,7 @@ impl Reference {
         Matrix { width: table.width, data }
     }
 
-    /// x ← x / √(mean(x²) + ε) · (w + offset) + b, of x − mean(x) where it is centred
+    /// x ← x / √(mean(x²) + ε) · (w + offset) + b, of x − mean(x) if it is centred
     fn norm(&self, norm: &Norm, x: &mut [f32]) {
         if norm.centred {
             let mean = x.iter().sum::<f32>() / x.len() as f32;
@@ -156,7 +155,7 @@ impl Reference {
         })
     }
 
-    /// y = W x + b of each expert that the token's route names, side by side; x may differ from one to the next.
+    /// y = W x + b of each expert in the token's route, concatenated; each expert may have its own x.
     fn experts(
         &self,
         x: &Matrix,
@@ -180,7 +179,7 @@ impl Reference {
         out
     }
 
-    /// Norms each head, and turns its pairs by position · frequency.
+    /// Norms each head, and rotates its pairs by position · frequency.
     fn rotate_heads(&self, x: &Matrix, head_dim: usize, norm: Option<&Norm>, rope: &Rope) -> Matrix {
         let mut out = x.clone();
         for (position, row) in out.data.chunks_exact_mut(x.width).enumerate() {
@@ -208,7 +207,7 @@ fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
     }
 }
 
-/// The numbers of the experts with the largest softmax, and then their weights.
+/// The indices of the experts with the largest softmax, and then their weights.
 fn route(x: &[f32], normalised: bool, y: &mut [f32]) {
     let (chosen, weights) = y.split_at_mut(y.len() / 2);
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -273,8 +272,8 @@ fn attention(
     out
 }
 
-/// The oracle as a device. Its cache holds tokens instead of keys and values, and every step computes whole sequences
-/// anew. It has nothing to quantise, so it refuses formats of keys and values other than the default.
+/// The oracle as a device. Its cache holds tokens instead of keys and values, and every step recomputes whole
+/// sequences. It has nothing to quantise, so it refuses formats of keys and values other than the default.
 pub struct ReferenceDevice {
     facts: Facts,
 }
@@ -324,7 +323,7 @@ struct ReferenceBaked {
     plan: Arc<Plan>,
     /// The tokens at the positions of each page.
     pages: Vec<[u32; PAGE]>,
-    /// Of the last step: logits, or hidden states.
+    /// The logits or hidden states of the last step.
     rows: Matrix,
 }
 

@@ -1,7 +1,7 @@
 //! Views of the matrices between kernels.
 //!
-//! A step's intermediates lie in one arena that all workers read and write at once, each its own part. So a view is a
-//! pointer with a shape; making references out of it is what is unsafe.
+//! A step's intermediates lie in one arena that all workers read and write concurrently, each its own part. So a view
+//! is a pointer with a shape; only making references from it is unsafe.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -16,7 +16,7 @@ pub struct Rows<'a> {
     memory: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: a view gives references only through unsafe functions, whose callers keep writers apart.
+// SAFETY: a view gives references only through unsafe functions, whose callers exclude data races.
 unsafe impl Send for Rows<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Rows<'_> {}
@@ -50,7 +50,7 @@ impl<'a> Rows<'a> {
         self.cols
     }
 
-    /// Values from one row's beginning to the next one's.
+    /// Values from the start of a row to that of the next.
     pub fn stride(&self) -> usize {
         self.stride
     }
@@ -81,7 +81,7 @@ impl<'a> Rows<'a> {
     /// # Safety
     /// Nobody writes it while the reference lives.
     pub unsafe fn row(&self, i: usize) -> &'a [f32] {
-        // SAFETY: the row is in the view's memory; the caller's for aliasing.
+        // SAFETY: the row is in the view's memory; the caller excludes aliasing.
         unsafe { std::slice::from_raw_parts(self.row_ptr(i), self.cols) }
     }
 
@@ -91,7 +91,7 @@ impl<'a> Rows<'a> {
     /// Nobody else reads or writes it while the reference lives.
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn row_mut(&self, i: usize) -> &'a mut [f32] {
-        // SAFETY: the row is in the view's memory; the caller's for aliasing.
+        // SAFETY: the row is in the view's memory; the caller excludes aliasing.
         unsafe { std::slice::from_raw_parts_mut(self.row_ptr(i), self.cols) }
     }
 }

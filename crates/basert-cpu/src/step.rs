@@ -1,8 +1,8 @@
 //! A plan bound to the CPU, and how a step runs through it.
 //!
-//! All workers run through the list of ops together. Within an op they divide rows, columns, heads or pages among
-//! themselves by a shared counter, so that whoever is free takes the next piece; between ops that depend on each other
-//! is a barrier. None of this changes a result: each output has one order of operations whoever computes it.
+//! All workers run through the list of ops together. Within an op they divide rows, columns, heads or pages by shares
+//! with work stealing; between ops that depend on each other is a barrier. None of this changes a result: each output
+//! has one order of operations on any worker.
 
 mod attention;
 mod experts;
@@ -21,10 +21,10 @@ use basert_plan::{Baked, DeviceError, Place, Plan, PlannedOp, Span, StepState};
 pub(crate) use self::experts::{BoundExperts, Uses};
 pub(crate) use self::rope::RopeTable;
 use crate::attention::{Attention, Scratch};
-use crate::dot::few;
+use crate::contention::{Contention, MEMORY_BOUND_TOKENS};
+use crate::dot::unexpanded_rows;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
-use crate::neighbours::{FEW, Neighbours};
 use crate::tiles::TILE;
 use crate::{
     Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RowBlocks, Rows, Worker,
@@ -34,7 +34,7 @@ use crate::{elementwise, linear};
 /// A value's place, and which tokens it has rows for.
 type Output = (Place, RowClass);
 
-/// An op with everything it needs but the step.
+/// An op with everything it needs except the step.
 pub(crate) enum Kernel {
     Embed {
         tensor: String,
@@ -99,7 +99,7 @@ pub(crate) enum Kernel {
     },
 }
 
-/// A linear op: matrices side by side, with their biases and the columns of their outputs.
+/// A linear op: matrices whose outputs are concatenated, with their biases and columns of the output.
 pub(crate) struct BoundLinear {
     pub x: Place,
     pub norm: Option<BoundNorm>,
@@ -108,7 +108,7 @@ pub(crate) struct BoundLinear {
     pub out: Output,
 }
 
-/// Where in a page a layer's keys and values lie.
+/// The place of a layer's keys and values in a page.
 #[derive(Clone, Copy)]
 pub(crate) struct CachePlace {
     /// Bytes from the start of the page.
@@ -117,10 +117,10 @@ pub(crate) struct CachePlace {
     pub head_dim: usize,
 }
 
-/// An op in its place.
+/// An op of the bound plan.
 pub(crate) struct Bound {
     pub kernel: Kernel,
-    /// Whether all before has to be complete.
+    /// Whether all earlier ops must be complete.
     pub barrier: bool,
     /// Divides its work.
     pub work: Counter,
@@ -158,7 +158,7 @@ pub(crate) struct CpuBaked {
     pub plan: Arc<Plan>,
     pub file: Arc<ModelFile>,
     pub ops: Vec<Bound>,
-    /// What comes after the plan's [`basert_plan::Hidden::after`] ops instead, where hidden states are wanted.
+    /// The ops after the plan's [`basert_plan::Hidden::after`] ops when hidden states are wanted.
     pub hidden: Vec<Bound>,
     pub shared: Shared,
     pub pages: usize,
@@ -169,8 +169,8 @@ pub(crate) struct CpuBaked {
     pub slots: Vec<(usize, usize)>,
     pub ropes: Vec<RopeTable>,
     pub workers: Vec<WorkerScratch>,
-    /// For steps of a few tokens, which are bound by memory.
-    pub neighbours: Neighbours,
+    /// The number of workers for memory-bound steps of a few tokens.
+    pub contention: Contention,
 }
 
 impl CpuBaked {
@@ -180,7 +180,8 @@ impl CpuBaked {
         &bytemuck::cast_slice(&self.shared.arena)[first..first + width]
     }
 
-    /// Runs a step. Each worker calls `before` each op: it has to keep ops apart that the plan keeps apart.
+    /// Runs a step. Each worker calls `before` ahead of each op: it must separate ops between which the plan has a
+    /// barrier.
     fn run(&mut self, step: &StepState, before: impl Fn(usize, &Bound, &Worker) + Sync) -> Result<(), DeviceError> {
         step.check(&self.plan, self.pages, PAGE)?;
         let (ops, more) = match step.hidden {
@@ -214,23 +215,23 @@ impl CpuBaked {
             workers: self.workers.as_mut_ptr(),
             damaged: AtomicU32::new(u32::MAX),
         };
-        let few = step.tokens.len() <= FEW;
+        let memory_bound = step.tokens.len() <= MEMORY_BOUND_TOKENS;
         let start = Instant::now();
-        let workers = if few { self.neighbours.workers(start) } else { self.pool.threads() };
+        let workers = if memory_bound { self.contention.workers(start) } else { self.pool.threads() };
         let result = self.pool.run_with(workers, |worker| {
             // SAFETY: each worker takes the scratch of its own index, and there are as many as workers.
             let scratch = unsafe { &mut *run.workers.add(worker.index()) };
             for (i, op) in ops.iter().chain(more).enumerate() {
                 before(i, op, worker);
-                // SAFETY: `before` keeps ops apart that use the same memory, as the plan does, and the counters of an
-                // op hand out each piece of its work once.
+                // SAFETY: `before` separates ops that use the same memory, as the plan does, and the counters of an op
+                // hand out each piece of its work once.
                 unsafe { run.execute(op, worker, scratch) };
             }
         });
         let waited = result.map_err(|error| DeviceError::Failed(error.to_string()))?;
-        if few {
+        if memory_bound {
             let now = Instant::now();
-            self.neighbours.ran(now, now - start, waited);
+            self.contention.ran(now, now - start, waited);
         }
         match run.damaged.load(Ordering::Relaxed) {
             u32::MAX => Ok(()),
@@ -254,7 +255,7 @@ impl Baked for CpuBaked {
         let start = Instant::now();
         self.run(step, |i, _, worker| {
             worker.barrier();
-            // An op begins with the first of them, whoever else is kept from going on.
+            // An op begins when the first worker begins it.
             begins[i].fetch_min(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
         })?;
         let end = start.elapsed().as_secs_f64();
@@ -332,15 +333,16 @@ struct Run<'a> {
     damaged: AtomicU32,
 }
 
-// SAFETY: the pointers lead to memory that the submitting thread holds mutably for as long as the run lasts; the
-// workers keep apart as `submit` says.
+// SAFETY: the pointers lead to memory that the submitting thread borrows mutably for the whole run; the workers exclude
+// data races as `run` says.
 unsafe impl Sync for Run<'_> {}
 
-/// Values that a worker takes at a time in element-wise ops.
+/// Values in a piece of work of element-wise ops.
 const COLUMNS: usize = 4096;
-/// Rows that a worker takes at a time in row-wise ops.
+/// Rows in a piece of work of row-wise ops.
 const ROWS: usize = 4;
-/// Up to this many values, every worker prepares the input of a linear op for itself rather than wait for others.
+/// Up to this number of values, every worker prepares the input of a linear op for itself instead of waiting for
+/// others.
 const OWN_INPUT: usize = 8192;
 
 impl Run<'_> {
@@ -374,9 +376,9 @@ impl Run<'_> {
     /// This worker's part of an op.
     ///
     /// # Safety
-    /// No op that uses the same memory is under way, but for the other workers' parts of this one.
+    /// No op that uses the same memory is running, except the other workers' parts of this one.
     unsafe fn execute(&self, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
-        // SAFETY: the caller's, and each piece of work is handed out once.
+        // SAFETY: guaranteed by the caller, and each piece of work is handed out once.
         unsafe {
             match op.kernel {
                 Kernel::Embed { ref tensor, scale, out } => self.embed(op, worker, tensor, scale, out),
@@ -455,7 +457,7 @@ impl Run<'_> {
     #[allow(clippy::mut_from_ref)]
     unsafe fn copied(&self, x: Place, out: Output, range: Range<usize>, row: usize) -> &mut [f32] {
         let (from, to) = (self.view(x, row + 1), self.view(out.0, row + 1));
-        // SAFETY: the caller's; and where the two are the same memory, nothing is copied.
+        // SAFETY: guaranteed by the caller; and where the two are the same memory, nothing is copied.
         unsafe {
             if from.row_ptr(row) == to.row_ptr(row) {
                 return to.columns(range).row_mut(row);
@@ -470,7 +472,7 @@ impl Run<'_> {
         let out = self.view(out, self.tokens());
         for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
             let token = self.step.tokens[row];
-            // SAFETY: the caller's.
+            // SAFETY: guaranteed by the caller.
             let values = unsafe { out.row_mut(row) };
             let decoded = self.file.tensor(tensor).and_then(|tensor| {
                 let len = tensor.format.row_bytes(values.len()).ok()?;
@@ -527,7 +529,7 @@ impl Run<'_> {
         let Some(blocks) = floats.or(codes).map(RowBlocks::of) else { return };
         let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
         // Many rows are multiplied by two panels at a time.
-        let many = bound.parts.iter().any(|(matrix, ..)| rows > few(self.isa, matrix.format()));
+        let many = bound.parts.iter().any(|(matrix, ..)| rows > unexpanded_rows(self.isa, matrix.format()));
         let step = if many { 2 } else { 1 };
         for (block, units) in worker.products(&op.work, blocks.len(), units, step) {
             let mut first = 0;
@@ -538,7 +540,7 @@ impl Run<'_> {
                 let Some(input) = (if matrix.wants_quantised() { codes } else { floats }) else { continue };
                 if start < end {
                     let (rows, out) = (blocks.get(block), out.columns(columns.clone()));
-                    // SAFETY: the columns of a unit, in the rows of a block, are computed by whoever took it.
+                    // SAFETY: the columns of a unit, in the rows of a block, are computed by the worker that took it.
                     unsafe {
                         let (bias, panels) = (bias.as_deref(), &mut scratch.panels);
                         linear(self.isa, matrix, start..end, input, rows, bias, bound.epilogue, out, None, panels);

@@ -1,17 +1,17 @@
-//! Rows that lie interleaved, as the kernels of linear ops read them.
+//! Rows interleaved in tiles, as the kernels of linear ops read them.
 //!
 //! A kernel multiplies panels of weights by a *tile* of rows at once and reads its input as one stream: block i of all
-//! rows of a tile, then block i + 1. A matrix is divided into tiles of six rows; what is left becomes tiles of four and
-//! one of at most three. So the layout depends on the number of rows.
+//! rows of a tile, then block i + 1. A matrix is divided into tiles of six rows; the rest becomes tiles of four and one
+//! of at most three. So the layout depends on the number of rows.
 
 use std::marker::PhantomData;
 
 use crate::simd::LANES;
 
-/// Rows of the largest tile. Two panels times six rows are as much as the registers of AVX-512 hold.
+/// Rows of the largest tile. The sums of two panels times six rows fill the registers of AVX-512.
 pub(crate) const TILE: usize = 6;
 
-/// Rows of the next tile, where so many are left.
+/// Rows of the next tile when `left` rows are left.
 pub(crate) fn tile_width(left: usize) -> usize {
     match left {
         8 => 4,
@@ -23,7 +23,7 @@ pub(crate) fn tile_width(left: usize) -> usize {
 
 /// First row and number of rows of the tile that has row `row`, of `rows`.
 pub(crate) fn tile_of(row: usize, rows: usize) -> (usize, usize) {
-    // The last six rows may begin within a tile, for eight are two tiles of four; those before do not.
+    // Tiles begin at multiples of six, except near the end: eight rows are two tiles of four.
     let mut first = (row / TILE).saturating_sub(1) * TILE;
     loop {
         let width = tile_width(rows - first);
@@ -43,7 +43,7 @@ pub(crate) struct Tiles<'a, T> {
     memory: PhantomData<&'a mut [T]>,
 }
 
-// SAFETY: a view gives only pointers, whose users keep writers apart.
+// SAFETY: a view gives only pointers, whose users exclude data races.
 unsafe impl<T: Send> Send for Tiles<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Sync> Sync for Tiles<'_, T> {}
@@ -94,7 +94,8 @@ impl<T> Tiles<'_, T> {
     }
 }
 
-/// A matrix of `f32` activations for weights that are floats, in blocks of 16 values; the last of a row need not be full.
+/// A matrix of `f32` activations for weights that are floats, in blocks of 16 values; the last block of a row may be
+/// partial.
 #[derive(Debug, Clone, Copy)]
 pub struct FloatRows<'a> {
     tiles: Tiles<'a, [f32; LANES]>,
@@ -102,7 +103,7 @@ pub struct FloatRows<'a> {
 }
 
 impl<'a> FloatRows<'a> {
-    /// Values of memory that such a matrix takes.
+    /// The length of such a matrix, in values.
     pub const fn len(rows: usize, k: usize) -> usize {
         rows.saturating_mul(k.div_ceil(LANES)).saturating_mul(LANES)
     }
@@ -122,7 +123,7 @@ impl<'a> FloatRows<'a> {
     /// # Safety
     /// It must have [`len`](FloatRows::len) values, live as long as `'a`, and be reached through views only in that time.
     pub unsafe fn from_raw(start: *mut f32, rows: usize, k: usize) -> FloatRows<'a> {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         FloatRows { tiles: unsafe { Tiles::from_raw(start.cast(), rows, k.div_ceil(LANES)) }, k }
     }
 
@@ -153,7 +154,7 @@ impl<'a> FloatRows<'a> {
         assert_eq!(x.len(), self.k());
         let (start, step) = self.tiles.row(row);
         let (blocks, rest) = x.as_chunks::<LANES>();
-        // SAFETY: blocks of the row, in the view's memory, of which the last is there if it is not full; the caller's for
+        // SAFETY: blocks of the row, in the view's memory, of which the last is there if it is not full; the caller excludes
         // races.
         unsafe {
             blocks.iter().enumerate().for_each(|(i, block)| *start.add(i * step) = *block);

@@ -44,7 +44,7 @@ impl Case {
         for t in 0..len {
             for h in 0..kv_heads {
                 let at = (t * kv_heads + h) * head_dim..(t * kv_heads + h + 1) * head_dim;
-                // SAFETY: one thread.
+                // SAFETY: there is only one thread.
                 unsafe { kv.write(isa, h, table[t / PAGE] as usize, t % PAGE, &keys[at.clone()], &values[at]) };
             }
         }
@@ -100,7 +100,7 @@ impl Case {
         for first in (0..len - start).step_by(step) {
             let rows = first..(first + step).min(len - start);
             for head in 0..attention.kv_heads {
-                // SAFETY: one thread.
+                // SAFETY: there is only one thread.
                 unsafe { attend(isa, &attention, kv, &sequence, q, head, rows.clone(), None, view, &mut scratch) };
             }
         }
@@ -124,10 +124,10 @@ impl Case {
         for head in 0..attention.kv_heads {
             for first in blocks.clone().step_by(step).rev() {
                 let part = first..blocks.end.min(first + step);
-                // SAFETY: one thread.
+                // SAFETY: there is only one thread.
                 unsafe { attend_pages(isa, &attention, kv, &sequence, q, head, 0, part, partials, &mut scratch) };
             }
-            // SAFETY: one thread.
+            // SAFETY: there is only one thread.
             unsafe { merge_pages(isa, &attention, &sequence, head, 0, partials, None, view, &mut scratch) };
         }
         out
@@ -264,7 +264,7 @@ fn blocks_of_any_values_are_stored_as_the_codec_does() {
                 case.values[17] *= 3.0;
                 let (keys, values, page) = (case.keys.clone(), case.values.clone(), case.table[0] as usize);
                 for isa in Isa::available() {
-                    // SAFETY: one thread.
+                    // SAFETY: there is only one thread.
                     unsafe { case.kv().write(isa, 0, page, 0, &keys, &values) };
                     // With one token, its value is the result.
                     let found = case.attend(isa, 0, 1);

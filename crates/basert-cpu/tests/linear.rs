@@ -28,7 +28,7 @@ fn product(
         Input::Quantised(QuantisedRows::new(&mut memory, m, k))
     } else {
         let view = FloatRows::new(&mut floats, m, k);
-        // SAFETY: one thread.
+        // SAFETY: there is only one thread.
         x.chunks_exact(k).enumerate().for_each(|(row, x)| unsafe { view.write(row, x) });
         Input::Float(view)
     };
@@ -57,7 +57,7 @@ fn reference(format: Format, bytes: &[u8], x: &[f32], n: usize, k: usize) -> Vec
         let mut memory = quantise(Isa::Portable, &x, m, k);
         let view = QuantisedRows::new(&mut memory, m, k);
         for (row, x) in x.chunks_exact_mut(k).enumerate() {
-            // SAFETY: one thread.
+            // SAFETY: there is only one thread.
             unsafe { view.read(row, x) };
         }
     }

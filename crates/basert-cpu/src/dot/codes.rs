@@ -1,4 +1,4 @@
-//! What kernels make of the codes and scales of a panel.
+//! Unpacking the codes and scales of a panel.
 
 use basert_core::{Base, FORMATS, Format, GroupScales, Plane, Value};
 
@@ -11,8 +11,8 @@ pub(super) struct Packed<const F: usize>;
 impl<const F: usize> Packed<F> {
     pub const FORMAT: PanelFormat = PanelFormat::of(&FORMATS[F]);
 
-    /// How many products of four columns are added up before they have to be widened. Neighbouring ones come to `2 · 127`
-    /// times the largest code.
+    /// How many products of four columns can be added before they have to be widened. Two neighbouring products are at
+    /// most `2 · 127` times the largest code.
     pub const fn together<S: Simd>() -> usize {
         if !S::NARROW {
             return 8;
@@ -21,7 +21,7 @@ impl<const F: usize> Packed<F> {
         if steps >= 8 { 8 } else { 1 << steps.ilog2() }
     }
 
-    /// How many of them are in a group, if these are fewer.
+    /// The same, but at most as many as a group has.
     pub const fn at_once<S: Simd>() -> usize {
         let (together, steps) = (Self::together::<S>(), Self::FORMAT.group / 4);
         if together < steps { together } else { steps }
@@ -32,19 +32,19 @@ impl<const F: usize> Packed<F> {
         S::NARROW && Self::together::<S>() > 1
     }
 
-    /// Whether expanded codes are those of the file, which are not negative: where instructions want that, or there are
-    /// mins. Else they are signed.
+    /// Whether expanded codes are the file's unsigned codes, because the instructions need that or there are mins.
+    /// Otherwise they are signed.
     pub const fn expands_unsigned<S: Simd>() -> bool {
         let integer = matches!(Self::FORMAT.value, Value::Integer { .. });
         integer && !S::PAIRS && (Self::FORMAT.min.is_some() || S::NARROW)
     }
 
-    /// The first format of the table whose expanded panels are multiplied in the same way, so that there is one kernel for
-    /// all of these.
+    /// The first format of the table whose expanded panels are multiplied in the same way: one kernel serves all of
+    /// these.
     pub const fn stand_in<S: Simd>() -> Format {
         let (own, mut f) = (expansion::<F, S>(), 0);
         while f < F {
-            // Groups of no values are no format's.
+            // No format has groups of zero values.
             let [group, min, zero, at_once] = with_format!(FORMATS[f].format, expansion::<S>(), else [0; 4]);
             if group == own[0] && min == own[1] && zero == own[2] && at_once == own[3] {
                 break;
@@ -55,7 +55,7 @@ impl<const F: usize> Packed<F> {
     }
 }
 
-/// What products with expanded panels of a format depend on.
+/// The properties of a format that products with its expanded panels depend on.
 const fn expansion<const F: usize, S: Simd>() -> [usize; 4] {
     let format = Packed::<F>::FORMAT;
     let zero = match format.value {
@@ -67,7 +67,7 @@ const fn expansion<const F: usize, S: Simd>() -> [usize; 4] {
 
 #[inline(always)]
 pub(super) unsafe fn table<S: Simd, const F: usize>() -> S::B {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match const { Packed::<F>::FORMAT.value } {
             Value::Table(table) => S::load_table(table.as_ptr().cast()),
@@ -76,10 +76,10 @@ pub(super) unsafe fn table<S: Simd, const F: usize>() -> S::B {
     }
 }
 
-/// What a group's integer sum starts with: the codes' zero point, taken off for the whole group.
+/// The initial value of a group's integer sum: the codes' zero point, subtracted for the whole group.
 #[inline(always)]
 pub(super) unsafe fn start<S: Simd, const F: usize>(start: i32) -> S::I {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match const { Packed::<F>::FORMAT.value } {
             Value::Integer { zero: 0 } => S::splat_i32(0),
@@ -94,12 +94,12 @@ pub(super) unsafe fn start<S: Simd, const F: usize>(start: i32) -> S::I {
 #[inline(always)]
 pub(super) unsafe fn base<S: Simd, const F: usize>(scales: *const u8) -> (S::F, S::F) {
     let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let scale = match format.base {
             Base::F16(_) => S::load_f16(scales.cast()),
             Base::E8M0(_) => {
-                // 2^(e − 127) from its bits, where e = 0 is a subnormal; halved, for the table holds doubled values.
+                // 2^(e − 127) from its bits, where e = 0 is a subnormal; halved, since the table holds doubled values.
                 let bits = S::max_i32(S::shl_i32(S::load_u8(scales), 23), S::splat_i32(0x0040_0000));
                 S::mul(S::from_bits(bits), S::splat(0.5))
             }
@@ -120,7 +120,7 @@ pub(super) unsafe fn group<S: Simd, const F: usize>(
     g: usize,
 ) -> (S::F, S::F) {
     let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let groups = scales.add(format.groups_at);
         match format.scales {
@@ -141,12 +141,12 @@ pub(super) unsafe fn group<S: Simd, const F: usize>(
     }
 }
 
-/// A plane's bits of elements `i` to `i + 3` of the blocks, `below` bits up.
+/// A plane's bits of elements `i` to `i + 3` of the blocks, shifted left by `below` bits.
 #[inline(always)]
 pub(super) unsafe fn bits<S: Simd>(codes: *const u8, i: usize, plane: Plane, below: u32) -> S::B {
     let byte = plane.offset + i / plane.span * plane.run + i % plane.run;
     let shift = plane.width * ((i % plane.span) / plane.run) as u32;
-    // SAFETY: the caller's; four bytes of a row are a vector.
+    // SAFETY: guaranteed by the caller; four bytes of a row are a vector.
     unsafe {
         let bytes = S::load_bytes(codes.add(byte * LANES));
         if plane.width == 8 {
@@ -161,7 +161,7 @@ pub(super) unsafe fn bits<S: Simd>(codes: *const u8, i: usize, plane: Plane, bel
 #[inline(always)]
 pub(super) unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
     let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let code = match format.planes {
             [Some(low), Some(high)] => S::or(bits::<S>(codes, i, low, 0), bits::<S>(codes, i, high, low.width)),
@@ -176,11 +176,11 @@ pub(super) unsafe fn operand<S: Simd, const F: usize>(codes: *const u8, i: usize
     }
 }
 
-/// [`operand`], as kernels of expanded panels take it.
+/// [`operand`] in the form that kernels of expanded panels take.
 #[inline(always)]
 pub(super) unsafe fn expanded<S: Simd, const F: usize>(codes: *const u8, i: usize, table: S::B) -> S::B {
     let format = const { Packed::<F>::FORMAT };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let operand = operand::<S, F>(codes, i, table);
         match format.value {

@@ -11,8 +11,8 @@ use super::{AHEAD, Ahead, Lanes, SOON, tiles};
 use crate::quantised::BLOCK;
 use crate::simd::{LANES, Simd};
 
-/// `EXPANDED` says that panels are in a core's cache, of their columns these, and `ahead` comes from memory next. Else they
-/// come from memory themselves.
+/// If `EXPANDED`, these columns of the panels are in the core's cache, and `ahead` is read from memory next. Otherwise
+/// the panels come from memory themselves.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn float_kernel<S: Simd, const F: usize, const P: usize, const EXPANDED: bool>(
@@ -26,9 +26,9 @@ pub(super) unsafe fn float_kernel<S: Simd, const F: usize, const P: usize, const
     ahead: Ahead,
 ) {
     let panels = std::array::from_fn(|p| panel.wrapping_add(p * panel_len));
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
-        // Sums of one panel and a row or two are too few to hide how long an addition takes.
+        // One panel and a row or two give too few independent sums to hide the latency of an addition.
         if S::WIDE || (!EXPANDED && rows <= 2) {
             tiles!(6, rows, |at, T| {
                 float_rows::<S, F, P, T, EXPANDED>(panels, k, x.add(at * LANES), rows, out, at, begun, ahead);
@@ -52,7 +52,7 @@ pub(super) unsafe fn expand_floats_kernel<S: Simd, const F: usize>(
     out: *mut f32,
 ) {
     for (i, column) in columns.enumerate() {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { S::store(out.add(i * LANES), weights::<S, F>(panel, column)) };
     }
 }
@@ -60,7 +60,7 @@ pub(super) unsafe fn expand_floats_kernel<S: Simd, const F: usize>(
 /// A column of a panel.
 #[inline(always)]
 unsafe fn weights<S: Simd, const F: usize>(panel: *const u8, column: usize) -> S::F {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let at = panel.add(column * const { LANES * FORMATS[F].bytes });
         match const { FORMATS[F].format } {
@@ -84,7 +84,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize, co
     begun: bool,
     ahead: Ahead,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut y = [[S::splat(0.0); P]; T];
         if EXPANDED && begun {
@@ -105,7 +105,7 @@ unsafe fn float_rows<S: Simd, const F: usize, const P: usize, const T: usize, co
                 }
             }
             for i in start..k.min(start + LANES) {
-                // Past its end, a panel is followed by that of the next call.
+                // A panel is followed by the panel of the next call.
                 let later = |bytes: usize| {
                     let at = i * step + bytes;
                     if at < k * step { at } else { at + (P - 1) * k * step }

@@ -33,7 +33,7 @@ macro_rules! both {
     };
 }
 
-/// Those of AVX2: to sums of 16 bits.
+/// The products of AVX2, which sum to 16 bits.
 pub struct Narrow;
 
 impl Products for Narrow {
@@ -71,7 +71,7 @@ impl Products for Narrow {
     }
 }
 
-/// Those of AVX-VNNI, whose instructions take unsigned by signed bytes, as those of AVX-512 do.
+/// The products of AVX-VNNI, whose instructions multiply unsigned by signed bytes, like those of AVX-512.
 pub struct Vnni;
 
 impl Products for Vnni {

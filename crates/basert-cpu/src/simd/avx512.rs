@@ -11,8 +11,8 @@ use super::{Simd, wide_products};
 /// AVX-512 F, BW, VL, DQ, VNNI.
 pub struct Avx512;
 
-/// Widens 16 `f16`. The intrinsic loads first and then converts from register to register, which takes twice as much of
-/// the vector ports.
+/// Widens 16 `f16`. The intrinsic loads first and then converts from register to register, which takes twice the vector
+/// port operations.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn widen(p: *const u16) -> __m512 {
@@ -207,7 +207,7 @@ impl Simd for Avx512 {
     unsafe fn dot(acc: __m512i, codes: __m512i, x: __m512i) -> __m512i {
         _mm512_dpbusd_epi32(acc, codes, x)
     }
-    // The instruction takes unsigned by signed bytes: add 128 to the weights, and take 128·Σx off at the start.
+    // The instruction multiplies unsigned by signed bytes: add 128 to the weights, and subtract 128·Σx at the start.
     #[inline(always)]
     unsafe fn signed_operand(x: __m512i) -> __m512i {
         _mm512_xor_si512(x, _mm512_set1_epi8(-128))

@@ -1,8 +1,8 @@
 //! Sixteen lanes, the same on every machine.
 //!
-//! Kernels are written once, generic over [`Simd`]: a vector is always 16 `f32`, 16 `i32` or 64 bytes, whatever
-//! registers the machine has (one of AVX-512, two of AVX2, four of NEON, an array in plain Rust). Every operation is
-//! either exact or rounds as IEEE 754 says, so a kernel gives the same bits on all of them.
+//! Kernels are written once, generic over [`Simd`]: a vector is always 16 `f32`, 16 `i32` or 64 bytes, in the registers
+//! of the machine (one of AVX-512, two of AVX2, four of NEON, an array in plain Rust). Every operation is either exact
+//! or rounds as IEEE 754 says, so a kernel gives the same bits on all of them.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -23,19 +23,18 @@ pub use portable::Portable;
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
-/// Vectors of 16 lanes and what kernels do with them.
+/// Vectors of 16 lanes and the operations that kernels need.
 ///
 /// # Safety
-/// Calling any function requires that the machine has the instructions of the implementation, and, to be fast, that
-/// the caller is compiled with them (see `dispatch!`). Pointers must be valid for what is read or written there, with no
-/// alignment unless said.
+/// Calling any function requires that the machine has the instructions of the implementation, and, to be fast, that the
+/// caller is compiled with them (see `dispatch!`). Pointers must be valid for the access, and need no alignment unless
+/// stated.
 #[allow(missing_docs, clippy::missing_safety_doc)]
 pub trait Simd {
-    /// Whether a vector is one register, and there are 32.
+    /// Whether a vector is one register, of which there are 32.
     const WIDE: bool;
 
-    /// Whether there are instructions that multiply two rows of activations at once: kernels for many rows then use
-    /// `dot_pair`.
+    /// Whether instructions multiply two rows of activations at once: kernels for many rows then use `dot_pair`.
     const PAIRS: bool = false;
 
     /// 16 `f32`.
@@ -44,8 +43,8 @@ pub trait Simd {
     type I: Copy;
     /// 64 bytes.
     type B: Copy;
-    /// What products of bytes are added up in, before they are added to an `I`: another `I`, or 16 sums of 16 bits for
-    /// every two products if `NARROW`.
+    /// The accumulator of products of bytes, before they are added to an `I`: another `I`, or, if `NARROW`, 16 bits for
+    /// every two products.
     type H: Copy;
     const NARROW: bool = false;
 
@@ -105,28 +104,28 @@ pub trait Simd {
     unsafe fn splat_u8(x: u8) -> Self::B;
     unsafe fn and(a: Self::B, b: Self::B) -> Self::B;
     unsafe fn or(a: Self::B, b: Self::B) -> Self::B;
-    /// Moves the bits of each byte left by `n`, or right by `-n`; |n| < 8. What bits come in from outside of the byte is
-    /// not defined.
+    /// Moves the bits of each byte left by `n`, or right by `-n`; |n| < 8. The bits shifted in from outside of the byte
+    /// are not defined.
     unsafe fn shift_bits(x: Self::B, n: i32) -> Self::B;
     /// `table[index]` for every byte; indices are below 16, the table is one of `load_table`.
     unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
 
     /// Begins to add products to `sum`.
     unsafe fn begin(sum: Self::I) -> Self::H;
-    /// `sum`, with the products that were added since `begin`. If `NARROW`, no two neighbouring products may have come to
-    /// more than 32,767.
+    /// `sum`, with the products that were added since `begin`. If `NARROW`, the sum of two neighbouring products must
+    /// not exceed 32,767.
     unsafe fn end(sum: Self::I, products: Self::H) -> Self::I;
     /// Adds for each lane the products of its four bytes of `codes`, all in [0, 127], and of `x`, in [-127, 127].
     unsafe fn dot(products: Self::H, codes: Self::B, x: Self::B) -> Self::H;
-    /// What `dot_signed` takes for the signed bytes `x`.
+    /// The operand of `dot_signed` for the signed bytes `x`.
     unsafe fn signed_operand(x: Self::B) -> Self::B;
-    /// What a sum of `dot_signed` starts with, given −128 times the sum of the x that it will see.
+    /// The initial value of a sum of `dot_signed`, given −128 times the sum of all its x.
     unsafe fn signed_start(start: i32) -> Self::I;
     /// As `dot`, for signed bytes through `signed_operand` and a sum begun with `signed_start`.
     unsafe fn dot_signed(products: Self::H, operand: Self::B, x: Self::B) -> Self::H;
 
-    /// What `dot_pair` takes for eight columns, of which the first four and the last four are `signed_operand`s. These
-    /// three are called only if `PAIRS`.
+    /// The operand of `dot_pair` for eight columns, of which the first four and the last four are `signed_operand`s.
+    /// These three functions are called only if `PAIRS`.
     #[inline(always)]
     unsafe fn pair_columns(columns: [Self::B; 2]) -> [Self::B; 2] {
         columns
@@ -136,7 +135,7 @@ pub trait Simd {
     unsafe fn dot_pair(mut acc: [Self::I; 2], weights: [Self::B; 2], x: [*const i8; 2]) -> [Self::I; 2] {
         for (i, weights) in weights.into_iter().enumerate() {
             for (acc, x) in acc.iter_mut().zip(x) {
-                // SAFETY: the caller's.
+                // SAFETY: guaranteed by the caller.
                 unsafe {
                     let products = Self::dot_signed(Self::begin(*acc), weights, Self::broadcast4(x.add(4 * i)));
                     *acc = Self::end(*acc, products);
@@ -160,12 +159,12 @@ pub trait Simd {
         lanes
     }
 
-    /// Asks for a cache line that will be read soon. The address need not be valid.
+    /// Prefetches a cache line that will be read soon into L1. The address need not be valid.
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
 
-    /// Asks for a cache line that will be read later, for the second-level cache, which has more to come at a time. The
-    /// address need not be valid.
+    /// Prefetches a cache line that will be read later into L2, which has more requests in flight. The address need not
+    /// be valid.
     #[inline(always)]
     unsafe fn prefetch_far(_p: *const u8) {}
 
@@ -190,19 +189,19 @@ pub trait Simd {
     /// The sum of the lanes, halves onto halves.
     #[inline(always)]
     unsafe fn sum(x: Self::F) -> f32 {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         fold(unsafe { Self::lanes(x) }, |a, b| a + b)
     }
 
     /// The largest lane.
     #[inline(always)]
     unsafe fn largest(x: Self::F) -> f32 {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         fold(unsafe { Self::lanes(x) }, |a, b| if a > b { a } else { b })
     }
 }
 
-/// Products that go where their sums are.
+/// Products whose accumulator is an `I`.
 macro_rules! wide_products {
     () => {
         type H = Self::I;

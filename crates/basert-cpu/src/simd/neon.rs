@@ -22,7 +22,7 @@ pub trait Products {
     unsafe fn dot(acc: int32x4_t, a: uint8x16_t, b: uint8x16_t) -> int32x4_t;
 }
 
-/// What every machine has.
+/// The instructions of every AArch64 machine.
 pub struct Basic;
 
 impl Products for Basic {
@@ -304,7 +304,7 @@ impl<P: Products> Simd for Neon<P> {
         each!(vqtbl1q_u8(table, index))
     }
 
-    // Codes up to 127 are the same signed.
+    // Codes up to 127 are the same as signed bytes.
     #[inline(always)]
     unsafe fn dot(acc: Self::I, codes: Self::B, x: Self::B) -> Self::I {
         each!(P::dot(acc, codes, x))

@@ -9,12 +9,12 @@ use half::{bf16, f16};
 
 use super::{LANES, Simd, wide_products};
 
-/// No instructions but the machine's basic ones.
+/// Only the baseline instructions of the target.
 pub struct Portable;
 
 impl Simd for Portable {
     const WIDE: bool = false;
-    // No faster, but every machine's tests go that way.
+    // No faster, but so the tests of every machine cover this path.
     const PAIRS: bool = true;
 
     type F = [f32; LANES];

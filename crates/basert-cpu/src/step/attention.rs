@@ -12,7 +12,7 @@ use crate::{Rows, Worker};
 
 /// A context of at least this many pages is divided among the workers when a sequence has a single token.
 const DIVIDED_PAGES: usize = 4;
-/// How many pieces a worker takes of such contexts, about, and how many pages a piece has at most.
+/// About how many pieces of such contexts a worker takes, and the most pages of a piece.
 const UNITS: usize = 8;
 const PAGES: usize = 8;
 
@@ -39,7 +39,7 @@ impl Run<'_> {
         let pages: usize = (0..all.len()).map(|i| blocks(i).len()).sum();
         let longest = (0..all.len()).map(|i| blocks(i).len()).max().unwrap_or(0);
         let needed = pages * attention.q_heads * partial_len(attention.head_dim);
-        // Of many contexts of about the same length, each is one worker's.
+        // Many contexts of about the same length are not divided.
         let share = pages * attention.kv_heads / (UNITS * worker.count());
         let divided =
             self.tokens() == all.len() && longest >= DIVIDED_PAGES.max(share / 2) && needed <= self.partials.1;
@@ -51,7 +51,8 @@ impl Run<'_> {
             attention.kv_heads * parts
         };
         let total = (0..all.len()).map(units).sum();
-        // The sequence of the last unit, and the units and pages of those before it: units come in order, mostly.
+        // The sequence of the last unit, and the units and pages of the sequences before it: units mostly come in
+        // order.
         let (mut i, mut before, mut pages_before) = (0, 0, 0);
         for unit in worker.chunks(&op.work, total, 1).flatten() {
             if unit < before {
@@ -95,7 +96,7 @@ impl Run<'_> {
         }
     }
 
-    /// Partial results of one head of keys for a sequence's pages, of which `before` come before it in the step.
+    /// Partial results of one KV head for a sequence's pages; earlier sequences of the step have `before` pages.
     unsafe fn partials(
         &self,
         before: usize,

@@ -1,4 +1,4 @@
-//! Mixtures of experts: who is chosen for a token, and linear ops of those chosen.
+//! Mixtures of experts: routing, and linear ops of the chosen experts.
 
 use basert_plan::Place;
 
@@ -11,7 +11,7 @@ use crate::{Epilogue, FloatRows, Input, PackedMatrix, QuantisedRows, RowBlocks, 
 pub(crate) struct BoundExperts {
     pub x: Place,
     pub route: Place,
-    /// How many a token uses.
+    /// The number of experts that a token uses.
     pub used: usize,
     /// The matrix of each expert, with its biases.
     pub experts: Vec<(PackedMatrix, Option<Vec<f32>>)>,
@@ -19,19 +19,19 @@ pub(crate) struct BoundExperts {
     pub out: Output,
 }
 
-/// Which tokens use which experts, sorted by expert. Each use has a number: the token times the uses of a token, plus its
-/// place among them.
+/// Which tokens use which experts, sorted by expert. Each use has a number: the token times the uses per token, plus
+/// its place among these.
 #[derive(Default)]
 pub(crate) struct Uses {
     numbers: Vec<u32>,
-    /// For each expert its first place in `numbers`, and in the end how many there are.
+    /// For each expert its first place in `numbers`, and finally their total.
     first: Vec<u32>,
-    /// The experts that are used.
+    /// The experts in use.
     experts: Vec<u32>,
 }
 
 impl Uses {
-    /// With room for these uses of these experts.
+    /// With capacity for `uses` uses of `experts` experts.
     pub fn new(uses: usize, experts: usize) -> Uses {
         Uses { numbers: vec![0; uses], first: vec![0; experts + 2], experts: Vec::with_capacity(experts) }
     }
@@ -63,10 +63,10 @@ fn named(route: &[f32], place: usize, count: usize) -> usize {
     (route[place] as usize).min(count - 1)
 }
 
-/// The numbers of the experts with the largest softmax of `x`, of equals the first, and then their weights.
+/// The indices of the experts with the largest softmax of `x` (ties go to the first), and then their weights.
 pub(super) fn route(x: &[f32], normalised: bool, out: &mut [f32]) {
     let (chosen, weights) = out.split_at_mut(out.len() / 2);
-    // The order of experts; each is the first of those after the one before.
+    // Each expert is the largest one after its predecessor in this order.
     let ahead = |a: usize, b: usize| x[a].total_cmp(&x[b]).reverse().then(a.cmp(&b)).is_lt();
     let mut last = None;
     for chosen in chosen.iter_mut() {
@@ -93,7 +93,7 @@ pub(super) fn combine(x: &[f32], route: &[f32], out: &mut [f32]) {
 }
 
 impl Run<'_> {
-    /// A linear op of experts: the inputs of all that use one follow each other, and are multiplied together.
+    /// A linear op of experts: the inputs of all uses of an expert are consecutive, and are multiplied together.
     ///
     /// # Safety
     /// As for [`Run::execute`].

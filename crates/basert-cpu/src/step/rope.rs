@@ -1,4 +1,4 @@
-//! Rotary embeddings of a step, whose keys and values go into the cache.
+//! Rotary embeddings of a step, and storing its keys and values in the KV cache.
 
 use super::{Bound, CachePlace, Kernel, Run};
 use crate::elementwise::BoundNorm;

@@ -61,7 +61,7 @@ pub fn quantise(isa: Isa, values: &[f32], rows: usize, k: usize) -> Buffer {
     let mut memory = Buffer::zeroed(QuantisedRows::bytes(rows, k)).unwrap();
     let view = QuantisedRows::new(&mut memory, rows, k);
     for (row, values) in values.chunks_exact(k).enumerate() {
-        // SAFETY: one thread.
+        // SAFETY: there is only one thread.
         unsafe { view.write(isa, row, values) };
     }
     memory

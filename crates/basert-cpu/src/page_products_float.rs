@@ -1,5 +1,5 @@
-//! Products of queries with a page's keys, and of weights with its values, in `f16`, or `f32` where they were expanded
-//! for many queries; those of codes are in [`page_codes`](crate::page_codes).
+//! Products of queries with a page's keys, and of weights with its values, in `f16`, or in `f32` if they were widened
+//! for many queries; for quantised ones see [`page_products_quantised`](crate::page_products_quantised).
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
@@ -10,12 +10,12 @@ use crate::isa::dispatch;
 use crate::kv::{Blocks, PAGE};
 use crate::simd::{LANES, Simd};
 
-/// What is asked for while a page's keys or values are read, as much of each as is read of these.
+/// What is prefetched while a page's keys or values are read, at the same rate.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
-    /// What is read next, for the first-level cache.
+    /// What is read next, into L1.
     pub soon: Blocks,
-    /// What is read after that, for the second-level cache, which has more to come at a time.
+    /// What is read after that, into L2, which has more requests in flight.
     pub far: Blocks,
 }
 
@@ -23,10 +23,10 @@ impl Ahead {
     /// The codes of block `i`, from `offset` on.
     ///
     /// # Safety
-    /// There is such a block.
+    /// The block exists.
     #[inline(always)]
     pub unsafe fn codes(&self, i: usize, offset: usize) -> Codes {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { Codes { soon: self.soon.codes(i).wrapping_add(offset), far: self.far.codes(i).wrapping_add(offset) } }
     }
 }
@@ -39,13 +39,13 @@ pub(crate) struct Codes {
 }
 
 impl Codes {
-    /// Asks for the line at `offset`.
+    /// Prefetches the line at `offset`.
     ///
     /// # Safety
-    /// That of [`Simd`].
+    /// As for [`Simd`].
     #[inline(always)]
     pub unsafe fn ask<S: Simd>(&self, offset: usize) {
-        // SAFETY: the caller's; addresses need not be valid.
+        // SAFETY: guaranteed by the caller; addresses need not be valid.
         unsafe {
             S::prefetch_far(self.far.wrapping_add(offset));
             S::prefetch(self.soon.wrapping_add(offset));
@@ -58,8 +58,8 @@ dispatch! {
     /// order of d.
     ///
     /// # Safety
-    /// `keys` and what is `ahead` are keys or values in pages that nobody writes, but `keys` are `f32` if `EXPANDED`; `q`
-    /// and `out` are as long as the shapes say.
+    /// `keys` and `ahead` are keys or values in pages that nothing writes, except that `keys` are `f32` if `EXPANDED`;
+    /// `q` and `out` have the lengths of the shapes.
     pub(crate) unsafe fn keys_tile[const Q: usize, const EXPANDED: bool](
         q: *const f32, keys: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize, ahead: Option<Ahead>
     ) = keys_kernel::<Q, EXPANDED>;
@@ -83,7 +83,7 @@ unsafe fn keys_kernel<S: Simd, const Q: usize, const EXPANDED: bool>(
     out_stride: usize,
     ahead: Option<Ahead>,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { columns::<S, Q, true, EXPANDED>(q, 0..keys.dims, keys, PAGE, tokens, out, out_stride, ahead) }
 }
 
@@ -96,12 +96,12 @@ unsafe fn values_kernel<S: Simd, const Q: usize, const EXPANDED: bool>(
     out_stride: usize,
     ahead: Option<Ahead>,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe { columns::<S, Q, false, EXPANDED>(p, tokens, values, values.dims, 0..values.dims, out, out_stride, ahead) }
 }
 
-/// `Σ a[i][k] · b[k][j]` for `Q` rows of `a` and some of the `n` columns j of the one block of `b`, whole vectors, in order
-/// of k. Rows of `a` are interleaved where `b` are keys, else `PAGE` values apart.
+/// `Σ a[i][k] · b[k][j]` for `Q` rows of `a` and some of the `n` columns j of the one block of `b`, whole vectors, in
+/// order of k. Rows of `a` are interleaved if `b` are keys, otherwise `PAGE` values apart.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 unsafe fn columns<S: Simd, const Q: usize, const KEYS: bool, const EXPANDED: bool>(
@@ -115,14 +115,14 @@ unsafe fn columns<S: Simd, const Q: usize, const KEYS: bool, const EXPANDED: boo
     ahead: Option<Ahead>,
 ) {
     let mut at = columns.start;
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let (b, ahead) = (b.codes(0).cast_const(), ahead.map(|ahead| ahead.codes(0, 0)));
         while at < columns.end {
             let (k, out) = (k.clone(), out.add(at));
             at += match columns.end - at {
                 64.. if S::WIDE => sums::<S, Q, 4, KEYS, EXPANDED>(a, k, b, n, at, out, out_stride, ahead),
-                // There are registers for two vectors of columns beside those of two queries.
+                // Two vectors of columns fit the registers beside those of two queries.
                 32.. if S::WIDE || Q <= 2 => sums::<S, Q, 2, KEYS, EXPANDED>(a, k, b, n, at, out, out_stride, ahead),
                 _ => sums::<S, Q, 1, KEYS, EXPANDED>(a, k, b, n, at, out, out_stride, ahead),
             };
@@ -143,7 +143,7 @@ unsafe fn sums<S: Simd, const Q: usize, const V: usize, const KEYS: bool, const 
     out_stride: usize,
     ahead: Option<Codes>,
 ) -> usize {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut sums = [[S::splat(0.0); V]; Q];
         for k in k {

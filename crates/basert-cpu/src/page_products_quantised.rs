@@ -1,25 +1,26 @@
-//! Products of queries with a page's keys, and of weights with its values, where these are quantised: in integers.
+//! Products of queries with a page's quantised keys, and of weights with its quantised values, in integers.
 //!
-//! Queries and weights become integers of 14 bits in two [planes](crate::planes), and the codes are multiplied by both. So a
-//! product is exact but for the rounding to 14 bits, which depends on the query and the page alone:
+//! Queries and weights become integers of 14 bits in two [planes](crate::int14), and the codes are multiplied by both.
+//! So a product is exact except for the rounding to 14 bits, which depends only on the query and the page:
 //!
 //! ```text
 //! scores of a block of keys      Σ unit · scale[t] · Σ (128 · high + low)[d] · code[t][d]
 //! sums of a block of values      unit · Σ (128 · high + low)[t] · code[t][d]      of weights times scale[t]
 //! ```
 //!
-//! The unit of weights times scales is the largest scale that the query sees, over 8192, as no weight is larger than one.
+//! The unit of weights times scales is the largest scale that the query sees, over 8192, since no weight is larger than
+//! one.
 
 // Row and vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::ops::Range;
 
+use crate::int14::{LARGEST, Planes};
 use crate::isa::dispatch;
 use crate::kv::{BLOCK, Blocks, PAGE, SCALES};
-use crate::page_product::{Ahead, Codes};
+use crate::page_products_float::{Ahead, Codes};
 use crate::partials::Visible;
-use crate::planes::{LARGEST, Planes};
 use crate::quantised::{largest, unit};
 use crate::simd::{LANES, Simd};
 
@@ -33,15 +34,15 @@ dispatch! {
     /// `out[i][t] = Σ q[i][d] · key[t][d]` for `Q` queries, of all blocks each, and some whole vectors of a page's tokens.
     ///
     /// # Safety
-    /// `keys` and what is `ahead` are keys or values of this format in pages that nobody writes; `q` and `out` are as long
-    /// as the shapes say.
+    /// `keys` and `ahead` are keys or values of this format in pages that nothing writes; `q` and `out` have the
+    /// lengths of the shapes.
     pub(crate) unsafe fn key_codes[const Q: usize, const BITS: usize](
         q: *const Planes<BLOCK>, keys: Blocks, tokens: Range<usize>, out: *mut f32, out_stride: usize,
         ahead: Option<Ahead>
     ) = keys_kernel::<Q, BITS>;
 
-    /// `out[i][d] = Σ p[i][t] · value[t][d]` for `Q` rows of weights, `PAGE` apart, of which those are zero that a query does
-    /// not see; `tokens` is what any of them sees.
+    /// `out[i][d] = Σ p[i][t] · value[t][d]` for `Q` rows of weights, `PAGE` apart, which are zero for tokens that a
+    /// query does not see; `tokens` are those that any query sees.
     ///
     /// # Safety
     /// As [`key_codes`]; `visible` has `Q` entries.
@@ -67,7 +68,7 @@ unsafe fn split_kernel<S: Simd>(query: &[f32], out: &mut [Planes<BLOCK>]) {
     }
 }
 
-/// Whether there are registers for four vectors of columns beside those of `queries` queries.
+/// Whether four vectors of columns fit the registers beside those of `queries` queries.
 const fn four<S: Simd>(queries: usize) -> bool {
     S::WIDE && queries <= 3
 }
@@ -81,12 +82,12 @@ unsafe fn keys_kernel<S: Simd, const Q: usize, const BITS: usize>(
     out_stride: usize,
     ahead: Option<Ahead>,
 ) {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         if S::WIDE {
             return keys_of::<S, Q, BITS>(q, keys, tokens, out, out_stride, ahead);
         }
-        // There are registers for one query.
+        // Only one query fits the registers.
         for i in 0..Q {
             let ahead = if i == 0 { ahead } else { None };
             keys_of::<S, 1, BITS>(
@@ -111,7 +112,7 @@ unsafe fn keys_of<S: Simd, const Q: usize, const BITS: usize>(
     ahead: Option<Ahead>,
 ) {
     let mut at = tokens.start;
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         while at < tokens.end {
             let out = out.add(at);
@@ -134,7 +135,7 @@ unsafe fn keys_columns<S: Simd, const Q: usize, const V: usize, const BITS: usiz
     out_stride: usize,
     ahead: Option<Ahead>,
 ) -> usize {
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut scores = [[S::splat(0.0); V]; Q];
         for block in 0..keys.count {
@@ -182,7 +183,7 @@ unsafe fn values_kernel<S: Simd, const Q: usize, const BITS: usize>(
     // Whole runs of `dots`; the weights of other tokens are zero.
     let steps = tokens.start / 32 * 8..tokens.end.div_ceil(32) * 8;
     let mut x = [Planes::<PAGE>::ZERO; Q];
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         for block in 0..values.count {
             weights::<S, Q>(p, values.scales(block), visible, &mut x);
@@ -220,7 +221,7 @@ unsafe fn values_of<S: Simd, const Q: usize, const BITS: usize>(
     for i in 0..Q {
         planes[i] = &raw const x[i];
     }
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let sums = dots::<S, Q, 2, BITS, PAGE, false>(planes, steps, codes, ahead);
         for i in 0..Q {
@@ -242,10 +243,10 @@ unsafe fn weights<S: Simd, const Q: usize>(
 ) {
     let (mut relative, mut scaled) = ([0.0; PAGE], [0.0; PAGE]);
     let mut unit_of = 0.0;
-    // SAFETY: the caller's; a page is whole vectors.
+    // SAFETY: guaranteed by the caller; a page is whole vectors.
     unsafe {
         for i in 0..Q {
-            // Mostly all queries see all of a page.
+            // In most cases all queries see the whole page.
             if i == 0 || visible[i] != visible[i - 1] {
                 for at in (0..PAGE).step_by(LANES) {
                     let scale = visible[i].only::<S>(at, S::load_f16(scales.add(at)), S::splat(0.0));
@@ -267,8 +268,8 @@ unsafe fn weights<S: Simd, const Q: usize>(
     }
 }
 
-/// `Σ x[i][k] · code[k][j]`, in integers, for `Q` rows of `N` integers and `V` vectors of columns; a step is four k, and
-/// steps are a multiple of eight, but for the blocks of keys, which have eight.
+/// `Σ x[i][k] · code[k][j]`, in integers, for `Q` rows of `N` integers and `V` vectors of columns; a step is four k,
+/// and the number of steps is a multiple of eight; blocks of keys have eight.
 #[inline(always)]
 unsafe fn dots<S: Simd, const Q: usize, const V: usize, const BITS: usize, const N: usize, const KEYS: bool>(
     x: [*const Planes<N>; Q],
@@ -276,22 +277,22 @@ unsafe fn dots<S: Simd, const Q: usize, const V: usize, const BITS: usize, const
     codes: *const u8,
     ahead: Option<Codes>,
 ) -> [[S::I; V]; Q] {
-    // What shares bytes, where two codes do: two steps of keys, two vectors of values.
+    // What shares bytes, if two codes share one: two steps of keys, two vectors of values.
     let (depth, width) = match (BITS, KEYS) {
         (8, _) => (1, 1),
         (_, true) => (2, 1),
         (_, false) => (1, 2),
     };
     let row_bytes = if KEYS { 4 * PAGE } else { 4 * BLOCK / width };
-    // Steps whose products fit into sums of 16 bits: those of codes are at most 64 · 127, two in a sum, or 64 · 15.
+    // Steps whose products fit into sums of 16 bits: a product is at most 64 · 127, two in a sum, or 64 · 15.
     let once = if BITS == 8 { 2 } else { 8 };
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut high = [[S::splat_i32(0); V]; Q];
         let mut low = high;
         for i in 0..Q {
             let sum = (*x[i]).sum;
-            // A weight that is no number gives any sum.
+            // A NaN weight may give any sum.
             let start = sum.wrapping_mul(if BITS == 8 { -128 } else { -8 });
             low[i] = [if BITS == 8 { S::signed_start(start) } else { S::splat_i32(start) }; V];
         }

@@ -1,17 +1,17 @@
-//! Numbers as integers of two planes, which integer dot products take.
+//! Numbers as 14-bit integers in two planes of bytes, for integer dot products.
 
 use crate::simd::{LANES, Simd};
 
-/// What the largest magnitude of some numbers becomes.
+/// The integer that the largest magnitude becomes.
 pub(crate) const LARGEST: f32 = 8192.0;
 
-/// `N` numbers of one unit: each is `unit · (128 · high + low)`, where the integer is in [-8192, 8192], so they have 14
-/// bits and the planes are in [-64, 64].
+/// `N` numbers with a common unit: each is `unit · (128 · high + low)`, where the integer is in [-8192, 8192], so the
+/// planes are in [-64, 64].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Planes<const N: usize> {
     pub high: [i8; N],
     pub low: [i8; N],
-    /// NaN where numbers were not finite.
+    /// NaN if a number was not finite.
     pub unit: f32,
     /// Sum of the integers.
     pub sum: i32,
@@ -20,13 +20,13 @@ pub(crate) struct Planes<const N: usize> {
 impl<const N: usize> Planes<N> {
     pub const ZERO: Planes<N> = Planes { high: [0; N], low: [0; N], unit: 0.0, sum: 0 };
 
-    /// Becomes the nearest integers to `N` numbers at `x`, which are in [-8192, 8192], or zeros where `unit` is NaN.
+    /// Stores the nearest integers to `N` numbers at `x`, which are in [-8192, 8192], or zeros if `unit` is NaN.
     ///
     /// # Safety
-    /// That of [`Simd`]; `N` is whole vectors.
+    /// As for [`Simd`]; `N` is whole vectors.
     #[inline(always)]
     pub unsafe fn set<S: Simd>(&mut self, x: *const f32, unit: f32) {
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let (half, mask) = (S::splat_i32(64), S::splat_i32(127));
             let mut sum = S::splat_i32(0);
