@@ -1,6 +1,6 @@
 //! Making model files.
 //!
-//! A [`Recipe`] says which number format each tensor of a model gets. [`Synth`] makes a model of random weights of any
+//! A [`Recipe`] chooses the number format of each tensor of a model. [`Synth`] makes a model of random weights of any
 //! family, at any of the [published sizes](sizes), for measurements and tests.
 
 #![forbid(unsafe_code)]

@@ -1,4 +1,4 @@
-//! Random numbers that are the same on every machine.
+//! Reproducible random numbers.
 
 /// A stream of random numbers: splitmix64 (Steele et al. 2014). Only integer arithmetic and exact divisions, so a seed
 /// gives the same numbers everywhere.
@@ -6,7 +6,7 @@
 pub struct Random(u64);
 
 impl Random {
-    /// The stream with this number, of those that belong to the seed.
+    /// The stream with number `stream` of this seed.
     pub fn new(seed: u64, stream: u64) -> Random {
         Random(Random(seed).next_u64() ^ Random(!stream).next_u64())
     }
@@ -25,7 +25,7 @@ impl Random {
         ((u128::from(self.next_u64()) * end as u128) >> 64) as usize
     }
 
-    /// A nearly normal value of mean 0 and variance 1: the sum of four uniform ones, which ends at ±3.46.
+    /// A nearly normal value of mean 0 and variance 1: the sum of four uniform ones, bounded by ±3.46.
     pub fn normal(&mut self) -> f32 {
         let bits = self.next_u64();
         let sum: u64 = (0..4).map(|i| (bits >> (16 * i)) & 0xffff).sum();

@@ -1,8 +1,8 @@
 //! Which number format each tensor gets.
 //!
-//! The recipes have the names and make the choices of llama.cpp's `llama-quantize` without an importance matrix
-//! (`llama_tensor_get_type` in `llama-quant.cpp`), for dense models: most matrices in one format, and a few that
-//! matter more in a finer one. Vectors are never quantised.
+//! The recipes have the names and choices of llama.cpp's `llama-quantize` without an importance matrix
+//! (`llama_tensor_get_type` in `llama-quant.cpp`), for dense models: most matrices in one format, and a few that matter
+//! more in a more precise one. Vectors are never quantised.
 
 use basert_core::Format::{self, *};
 
@@ -11,19 +11,19 @@ use When::*;
 /// A way to quantise a model.
 #[derive(Debug, Clone, Copy)]
 pub struct Recipe {
-    /// Its name, in small letters.
+    /// Its name, in lower case.
     pub name: &'static str,
     /// Its number as `general.file_type` of a GGUF file.
     pub file_type: u32,
     /// The format of most matrices.
     pub format: Format,
-    /// Tensors that get another one. The first row that is for a tensor counts.
+    /// Tensors with another format; the first matching row counts.
     pub exceptions: &'static [Exception],
-    /// Whether the output matrix may get a finer format than the rest.
+    /// Whether the output matrix may get a more precise format than the rest.
     pub finer_output: bool,
 }
 
-/// A tensor that gets another format than most.
+/// A tensor with another format than most.
 #[derive(Debug, Clone, Copy)]
 pub struct Exception {
     /// Its name in architecture files.
@@ -37,32 +37,32 @@ pub struct Exception {
 /// In which layers or models an [`Exception`] is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum When {
-    /// In all.
+    /// In all layers and models.
     Always,
-    /// Where four or more heads of queries share one of keys and values.
+    /// In models in which four or more query heads share a KV head.
     SharedHeads,
-    /// In the first layers, that many.
+    /// In this number of first layers.
     First(usize),
-    /// In the first layers, this part of them: an eighth, say.
+    /// In the first 1/n of the layers.
     FirstPart(usize),
-    /// In the first eighth, the last eighth, and every third layer between.
+    /// In the first eighth, the last eighth, and every third layer in between.
     Spread,
 }
 
-/// A tensor, as far as its format depends on it.
+/// The properties of a tensor that its format depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     /// Its name in architecture files.
     pub tensor: &'a str,
     /// Its layer, if it belongs to one.
     pub layer: usize,
-    /// How many layers the model has.
+    /// The number of layers of the model.
     pub layers: usize,
     /// Values in a row.
     pub columns: usize,
-    /// Heads of queries that share a head of keys and values.
+    /// Query heads per KV head.
     pub queries_per_kv: usize,
-    /// Whether the embeddings are the output matrix too.
+    /// Whether the embeddings are also the output matrix.
     pub tied: bool,
 }
 
@@ -78,7 +78,7 @@ const fn but(tensor: &'static str, when: When, format: Format) -> Exception {
     Exception { tensor, when, format }
 }
 
-/// All recipes. That of MXFP4 is ours: llama.cpp keeps this format for experts.
+/// All recipes. That of MXFP4 is ours: llama.cpp uses this format for experts only.
 pub static RECIPES: [Recipe; 20] = [
     plain("f32", 0, F32),
     plain("f16", 1, F16),
@@ -161,11 +161,11 @@ impl When {
     }
 }
 
-/// `format`, or where rows of `columns` values are not whole blocks of it, the next one up whose blocks are shorter.
+/// `format`, or, if rows of `columns` values are not whole blocks of it, the next more precise one with shorter blocks.
 fn fitting(format: Format, columns: usize) -> Format {
     let fits = |format: &Format| columns.is_multiple_of(format.block().elements);
     let shorter = match format {
-        // llama.cpp takes Q4_0 instead since 2026; the files there are have IQ4_NL.
+        // llama.cpp takes Q4_0 instead since 2026; published files have IQ4_NL.
         Q2_K | Q3_K | IQ4_XS => IQ4_NL,
         Q4_K => Q5_0,
         Q5_K => Q5_1,

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 /// Families by name.
 pub type Families = BTreeMap<String, Family>;
 
-/// A family, and what its sizes have in common.
+/// A family, with what its sizes have in common.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Family {
-    /// Tensors that not every model of the architecture has, by their names in the architecture file.
+    /// Its optional tensors, by their names in the architecture file.
     #[serde(default)]
     pub tensors: Vec<String>,
     /// Hyperparameters, by their names in the architecture file.
@@ -20,26 +20,26 @@ pub struct Family {
     pub sizes: BTreeMap<String, Size>,
 }
 
-/// One size: what it adds to its family.
+/// One size: its additions to the family.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Size {
     /// The published model.
     pub model: String,
-    /// Further tensors.
+    /// More optional tensors.
     #[serde(default)]
     pub tensors: Vec<String>,
-    /// The scaling of rotary frequencies that the file holds as divisors.
+    /// The rotary scaling, which the file holds as divisors of frequencies.
     pub rope_factors: Option<Llama3Scaling>,
-    /// Hyperparameters, which come before those of the family.
+    /// Hyperparameters, which override those of the family.
     pub parameters: BTreeMap<String, Parameter>,
 }
 
-/// A hyperparameter, of the type that files keep it in.
+/// A hyperparameter, with its type in files.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum Parameter {
-    /// A number of things.
+    /// A count.
     Count(u32),
     /// Any other number.
     Number(f32),
@@ -51,20 +51,20 @@ pub enum Parameter {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Llama3Scaling {
-    /// By how much the context was extended.
+    /// The factor by which the context was extended.
     pub factor: f64,
-    /// Waves in the old context below which a frequency is divided by all of the factor.
+    /// Frequencies with fewer periods than this in the old context are divided by the whole factor.
     pub low: f64,
-    /// Waves in the old context from which on it stays.
+    /// Frequencies with at least this number of periods in the old context are kept.
     pub high: f64,
-    /// The context before.
+    /// The old context.
     pub context: f64,
 }
 
 /// The families of `sizes.toml`.
 ///
 /// # Errors
-/// None in a build whose tests pass.
+/// Never in a build whose tests pass.
 pub fn built_in() -> Result<Families, toml::de::Error> {
     toml::from_str(include_str!("sizes.toml"))
 }

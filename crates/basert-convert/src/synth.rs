@@ -1,11 +1,11 @@
 //! Models of random weights.
 //!
-//! Measuring a kernel needs weights of the right sizes and formats, not ones that mean anything. What does matter is
-//! that values keep their scale on the way through the layers: a matrix of k columns has values of variance 1/k, and
-//! norms are near 1, so that each op gives values near 1 and logits have variance 1.
+//! Measuring a kernel needs weights of the right sizes and formats, not trained ones. But values must keep their scale
+//! through the layers: a matrix of k columns has values of variance 1/k, and norms are near 1, so that the results of
+//! each op are near 1 and logits have variance 1.
 //!
-//! To be as fast as the disk, a matrix is not encoded value by value. For each format and scale a pool of random
-//! blocks is encoded once, and matrices are put together out of the pool in random order.
+//! To be as fast as the disk, a matrix is not encoded value by value. For each format and scale a pool of random blocks
+//! is encoded once, and matrices are assembled from the pool in random order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
@@ -21,14 +21,14 @@ use crate::{Place, RECIPES, Random, Recipe};
 /// Why a model cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
-    /// Something was asked for that there is not.
+    /// An unknown family, size, quantisation or other name.
     #[error("there is no {what} '{found}'; there is {known}")]
     Unknown {
-        /// What it would be.
+        /// The kind of name.
         what: String,
-        /// What was asked for.
+        /// The requested name.
         found: String,
-        /// What there is, joined.
+        /// The known names, joined.
         known: String,
     },
     /// The table of sizes is wrong.
@@ -55,7 +55,7 @@ impl SynthError {
     }
 }
 
-/// A model that is to be written.
+/// A model to be written.
 ///
 /// ```
 /// use basert_convert::Synth;
@@ -70,7 +70,7 @@ impl SynthError {
 pub struct Synth {
     arch: String,
     parameters: BTreeMap<String, Parameter>,
-    /// The parameters as a file keeps them: by metadata key.
+    /// The parameters by metadata key, as in a file.
     metadata: Keys,
     size: Size,
     recipe: Recipe,
@@ -103,11 +103,11 @@ impl Metadata for Keys {
 }
 
 impl Synth {
-    /// A model of a family and size of `sizes.toml`, quantised by a recipe, or by its main format alone where it is
-    /// to be `pure`. The same `seed` gives the same bytes.
+    /// A model of a family and size of `sizes.toml`, quantised by a recipe, or, if `pure`, by the recipe's main format
+    /// alone. The same `seed` gives the same bytes.
     ///
     /// # Errors
-    /// When there is no such family, size or recipe; the error lists those there are.
+    /// When there is no such family, size or recipe; the error lists the known ones.
     pub fn new(arch: &str, size: &str, quant: &str, pure: bool, seed: u64) -> Result<Synth, SynthError> {
         let families = sizes::built_in().map_err(|error| SynthError::Sizes(error.to_string()))?;
         let unknown = || SynthError::unknown("architecture", arch, families.keys().map(String::as_str));
@@ -172,7 +172,7 @@ impl Synth {
         Ok(Synth { arch: arch.to_owned(), parameters, metadata, size: size.clone(), recipe, seed, tensors })
     }
 
-    /// What it is called.
+    /// Its name.
     pub fn name(&self) -> String {
         format!("{} {}, random weights", self.size.model, self.recipe.name)
     }
@@ -182,7 +182,7 @@ impl Synth {
         self.tensors.iter().map(|(tensor, format)| (tensor.name.as_str(), *format))
     }
 
-    /// Writes a GGUF file. `progress` is told how many bytes of the tensors are written, and of how many.
+    /// Writes a GGUF file. `progress` is called with the bytes of tensors written, and their total.
     ///
     /// # Errors
     /// When the output fails.
@@ -199,7 +199,7 @@ impl Synth {
         let mut out = writer.begin(out)?;
         let mut chunk = Vec::with_capacity(CHUNK);
         for (stream, ((tensor, format), &len)) in self.tensors.iter().zip(&lengths).enumerate() {
-            // Streams of pools are numbered by format and columns, and there are no formats as high as this.
+            // Streams of pools are numbered by format and columns; no format has this number.
             let mut random = Random::new(self.seed, 1 << 63 | stream as u64);
             let mut left = len;
             let mut shuffle = Shuffle::default();
@@ -225,8 +225,8 @@ impl Synth {
         Ok(())
     }
 
-    /// Everything of the file up to the weights, and the length of the whole: for a file with a hole in their place, which
-    /// has all that a plan needs.
+    /// The beginning of the file up to the weights, and the length of the whole file: for a sparse file without
+    /// weights, which has everything that a plan needs.
     ///
     /// # Errors
     /// When the file cannot hold the model.
@@ -239,13 +239,13 @@ impl Synth {
             writer.declare(spec)?;
         }
         let mut head = Vec::new();
-        // No tensor follows.
+        // Tensors are not written.
         drop(writer.begin(&mut head)?);
         let length = length + head.len() as u64;
         Ok((head, length))
     }
 
-    /// Everything but the tensors.
+    /// Everything except the tensors.
     fn header(&self) -> Result<gguf::Writer, SynthError> {
         let mut writer = gguf::Writer::new();
         writer.set("general.architecture", self.arch.as_str())?;
@@ -294,18 +294,18 @@ impl Synth {
         out.extend(values.into_iter().flat_map(f32::to_le_bytes));
     }
 
-    /// Tiles that the largest matrix has, up to what a pool has at most.
+    /// The tiles of the largest matrix, at most as many as a pool has.
     fn most_tiles(&self) -> usize {
         let values = self.tensors.iter().map(|(tensor, _)| tensor.shape.iter().product::<usize>()).max().unwrap_or(0);
         values.div_ceil(TILE).min(TILES)
     }
 }
 
-/// Bytes that are written at once.
+/// Bytes per write.
 const CHUNK: usize = 1 << 20;
-/// Values of the pieces that matrices are made of: a multiple of every block.
+/// Values of a tile, of which matrices are assembled: a multiple of every block.
 const TILE: usize = 256;
-/// Different tiles of one format and scale.
+/// The most different tiles of one format and scale.
 const TILES: usize = 4096;
 
 /// Encoded tiles of one format and scale.
@@ -315,7 +315,7 @@ struct Pool {
 }
 
 impl Pool {
-    /// Tiles of normal values of variance 1 / `columns`.
+    /// A pool of tiles of normal values of variance 1 / `columns`.
     fn new(format: Format, columns: usize, tiles: usize, seed: u64) -> Result<Pool, FormatError> {
         let tile = format.row_bytes(TILE)?;
         let mut random = Random::new(seed, (format as u64) << 48 | columns as u64);
@@ -338,7 +338,7 @@ impl Pool {
     }
 }
 
-/// Numbers in a random order, and when all are used up, in another. So no two rows of a small matrix are equal.
+/// Indices in a random order, reshuffled when all are used up. So no two rows of a small matrix are equal.
 #[derive(Default)]
 struct Shuffle {
     order: Vec<usize>,
@@ -346,7 +346,7 @@ struct Shuffle {
 }
 
 impl Shuffle {
-    /// The next one of the numbers below `count`, which is always the same.
+    /// The next index below `count`, which must be the same in every call.
     fn next(&mut self, count: usize, random: &mut Random) -> usize {
         if self.used == self.order.len() {
             self.used = 0;
@@ -359,7 +359,7 @@ impl Shuffle {
     }
 }
 
-/// Pools by format and columns, made when they are first needed.
+/// Pools by format and columns, made on first use.
 struct Pools {
     seed: u64,
     most: usize,

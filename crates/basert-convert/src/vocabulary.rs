@@ -1,16 +1,16 @@
-//! A vocabulary for a model that means nothing: enough of a byte-level BPE tokenizer for any text.
+//! A vocabulary for synthetic models: a minimal byte-level BPE tokenizer that can encode any text.
 
-/// A byte-level BPE vocabulary, as GGUF files keep one.
+/// A byte-level BPE vocabulary in the form of GGUF metadata.
 pub struct Vocabulary {
-    /// Tokens: the bytes, as GPT-2 writes them; a beginning and an end; what a few merges make; and fillers.
+    /// Tokens: the bytes, as GPT-2 writes them; begin and end of text; the results of a few merges; and fillers.
     pub tokens: Vec<String>,
-    /// What each token is: 1 a normal one, 3 a control token.
+    /// The type of each token: 1 for normal, 3 for control tokens.
     pub types: Vec<i32>,
-    /// Merges by rank: two tokens with a space between.
+    /// Merges by rank: two tokens with a space in between.
     pub merges: Vec<String>,
-    /// The token that begins a text.
+    /// The begin-of-text token.
     pub bos: u32,
-    /// The token that ends one.
+    /// The end-of-text token.
     pub eos: u32,
 }
 
@@ -31,10 +31,10 @@ const MERGES: [(&str, &str); 12] = [
 ];
 
 impl Vocabulary {
-    /// The fewest tokens there can be.
+    /// The smallest vocabulary.
     pub const LEAST: usize = 256 + 2 + MERGES.len();
 
-    /// A vocabulary of `count` tokens, or of [`LEAST`](Self::LEAST) where that is more.
+    /// A vocabulary of `count` tokens, but at least [`LEAST`](Self::LEAST).
     pub fn new(count: usize) -> Vocabulary {
         let mut tokens: Vec<String> = byte_characters().map(String::from).collect();
         let mut types = vec![1; tokens.len()];
@@ -42,7 +42,7 @@ impl Vocabulary {
         tokens.extend(["<|begin|>", "<|end|>"].map(str::to_owned));
         types.extend([3, 3]);
         tokens.extend(MERGES.map(|(left, right)| format!("{left}{right}")));
-        // No merge makes them, so no text contains them; but a model of random weights says hardly anything else.
+        // No merge makes them, so no encoded text contains them; but a model of random weights mostly generates them.
         tokens.extend((tokens.len()..count).map(|id| format!("Ġw{id}")));
         types.resize(tokens.len(), 1);
         let merges = MERGES.map(|(left, right)| format!("{left} {right}")).to_vec();
@@ -50,8 +50,8 @@ impl Vocabulary {
     }
 }
 
-/// The printable character that GPT-2's vocabulary writes for each byte: itself where it is printable, and the next
-/// one from U+0100 on where it is not.
+/// The printable character that GPT-2's vocabulary writes for each byte: itself if it is printable, and otherwise the
+/// next one from U+0100 on.
 fn byte_characters() -> impl Iterator<Item = char> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     let mut others = '\u{100}'..;

@@ -1,10 +1,11 @@
-//! A device checks itself before it is used: that it multiplies matrices as `kernels/common/tile.h` says.
+//! Self-check of a device: that it multiplies matrices as `kernels/common/tile.h` says.
 //!
-//! Which elements of a matrix a lane holds is documented for no chip of Apple's. Kernels rely on it, so each start asks.
+//! Apple documents for no chip which elements of a matrix a lane holds. Kernels rely on it, so it is checked at each
+//! start.
 
 use crate::{Binding, Dispatch, Gpu, GpuError, Kernel};
 
-/// Whether products of tiles are what they should be on this device.
+/// Whether products of tiles are right on this device.
 ///
 /// # Errors
 /// When the kernel does not compile, or the device fails.
@@ -28,12 +29,12 @@ pub fn tiles_are_right(gpu: &mut dyn Gpu) -> Result<bool, GpuError> {
     Ok(found == expected)
 }
 
-/// Whole numbers from −2 to 2, without a pattern that a mistaken lane would not change.
+/// Whole numbers from −2 to 2, without a pattern that could hide a wrong lane.
 fn small_numbers(len: usize, step: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * step + i / 7 + i * i / 11) % 5) as f32 - 2.0).collect()
 }
 
-/// What the kernel computes, as a textbook would.
+/// The kernel's result, computed as a textbook would.
 fn expected(a: &[f32], b: &[f32], c: &[f32]) -> Vec<f32> {
     let dot = |x: &mut dyn Iterator<Item = (f32, f32)>| x.map(|(x, y)| x * y).sum::<f32>();
     let mut out = vec![0.0; 2 * 16 * 32 + 2 * 16];

@@ -1,4 +1,4 @@
-//! How long ops take on memory that no cache holds: their launches over copies of weights and cache, one after the other.
+//! Times ops on memory that no cache holds: runs their launches over many copies of weights and KV cache.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -14,30 +14,30 @@ use crate::tuning::Tuning;
 use crate::weights::Weights;
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, Pipeline};
 
-/// Memory that weights and keys and values are read from while ops are timed. All of it is zeros: no kernel has less to do
-/// for them.
+/// Memory from which weights, keys and values are read while ops are timed. It is all zeros, for which no kernel takes
+/// less time.
 pub struct ColdPool {
     buffer: Buffer,
     bytes: usize,
     rounds: usize,
-    /// The other memories that kernels use, as large as any plan has needed them so far.
+    /// The other memories of kernels, as large as any plan so far has needed.
     others: [(Buffer, usize); OTHERS.len()],
 }
 
 const OTHERS: [Memory; 4] = [Memory::Step, Memory::Arena, Memory::Prepared, Memory::Partial];
 
 impl ColdPool {
-    /// So much memory, which should be more than caches hold; of so many `rounds` the fastest counts.
+    /// Of `bytes` bytes, which should exceed the caches; the fastest of `rounds` rounds counts.
     ///
     /// # Errors
-    /// When the device does not have it.
+    /// When the device lacks the memory.
     pub fn new(gpu: &mut dyn Gpu, bytes: usize, rounds: usize) -> Result<ColdPool, GpuError> {
         let buffer = gpu.allocate(bytes, "cold weights")?;
         Ok(ColdPool { buffer, bytes, rounds, others: [(buffer, 0); OTHERS.len()] })
     }
 
-    /// The seconds that those ops of a plan take that are of `kind`, in a step of so many `tokens` after a `context`, with
-    /// kernels from this table.
+    /// The seconds of the ops of `kind` in a plan, in a step of `tokens` tokens after `context` tokens, with kernels
+    /// from this table.
     ///
     /// # Errors
     /// When there is no kernel for an op, the plan does not fit the pool, or the device fails.
@@ -54,7 +54,7 @@ impl ColdPool {
         let weights = Weights::new(plan, &name)?;
         let pages = (context + tokens).div_ceil(PAGE);
         let mut step = StepState::default();
-        // All are wanted that can be, lest ops compute fewer rows than there are tokens.
+        // As many logits as possible are wanted, so that ops do not compute fewer rows than there are tokens.
         let wanted = tokens.min(plan.limits.wanted);
         step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), wanted);
         step.check(plan, pages, PAGE)?;
@@ -65,7 +65,7 @@ impl ColdPool {
         let mut lowering = Lowering::new(plan, &weights, tuning, (layout, KvFormat::F16), cores, &name);
         let mut launches = lowering.lower(shape)?;
         launches.retain(|launch| plan.ops[launch.ops.clone()].iter().any(|planned| kind(&planned.op)));
-        // Kernels of the other ops need not be compiled.
+        // Kernels of other ops are not compiled.
         let needed: BTreeSet<usize> = launches.iter().map(|launch| launch.kernel).collect();
         let kernels: Vec<_> = needed.iter().map(|&kernel| lowering.kernels[kernel].clone()).collect();
 

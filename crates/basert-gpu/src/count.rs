@@ -1,4 +1,4 @@
-//! What a chip of Apple's would be given, without one: how many dispatches a step is, and which kernels.
+//! What an Apple chip would execute, computed without one: the dispatches of a step, and the kernels.
 
 use basert_core::KvFormat;
 use basert_plan::{Chip, DeviceError, Plan, StepShape};
@@ -14,18 +14,18 @@ use crate::weights::Weights;
 /// The dispatches of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Launches {
-    /// All of them.
+    /// The number of dispatches.
     pub dispatches: usize,
-    /// Those that wait for the ones before.
+    /// Those with a barrier before them.
     pub barriers: usize,
 }
 
-/// The table that kernels for Apple's GPUs of a family are chosen from.
+/// The tuning table of a family of Apple GPUs.
 pub fn apple_tuning(family: u32) -> &'static str {
     if family >= 10 { "apple10" } else { "apple" }
 }
 
-/// The dispatches of a step of one sequence that draws a token, or of a prompt, on a chip of Apple's; none for other chips.
+/// The dispatches of a decoding step of one sequence, or of a prompt, on an Apple chip; `None` for other chips.
 ///
 /// # Errors
 /// When there is no kernel for an op.
@@ -40,12 +40,12 @@ pub fn launches_on(chip: &Chip, plan: &Plan, step: StepShape) -> Result<Option<L
     Ok(Some(Launches { dispatches: launches.len(), barriers }))
 }
 
-/// All kernels that a plan needs on a chip of Apple's, with keys and values in this format; none for other chips.
+/// All kernels that a plan needs on an Apple chip, with keys and values in this format; `None` for other chips.
 ///
 /// # Errors
 /// When there is no kernel for an op.
 pub fn kernels_on(chip: &Chip, plan: &Plan, kv: KvFormat) -> Result<Vec<Kernel>, DeviceError> {
     let Some(family) = chip.family else { return Ok(Vec::new()) };
-    // Kernels do not depend on how many pages there are.
+    // Kernels do not depend on the number of pages.
     Ok(Lowered::new(plan, &Tuning::named(apple_tuning(family)), kv, 1, chip.cores, &chip.name)?.kernels)
 }

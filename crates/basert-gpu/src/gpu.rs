@@ -1,4 +1,4 @@
-//! What the rest of this crate sees of a GPU.
+//! The interface of a GPU to the rest of this crate.
 
 use std::sync::Arc;
 
@@ -7,30 +7,30 @@ use basert_plan::Bounds;
 
 use crate::Kernel;
 
-/// What a GPU is.
+/// The properties of a GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GpuFacts {
-    /// The name it is chosen by, such as `cuda:0`.
+    /// The name that selects it, such as `cuda:0`.
     pub name: String,
-    /// What it is made of, for people.
+    /// A description for people.
     pub description: String,
     /// What compiles and runs its kernels: driver or system, and compiler, with their versions.
     pub software: String,
-    /// The tuning table that its kernels are chosen from, such as `cuda`.
+    /// The name of its tuning table, such as `cuda`.
     pub tuning: &'static str,
-    /// Bytes of memory that can still be used, allocated or mapped, where that is known.
+    /// Bytes of free memory, to be allocated or mapped, if known.
     pub free_memory: Option<usize>,
     /// Bytes of the largest buffer.
     pub largest_buffer: usize,
-    /// Bytes of memory that the threads of a threadgroup can share.
+    /// Bytes of threadgroup memory.
     pub threadgroup_memory: usize,
     /// Cores (streaming multiprocessors) that threadgroups are spread over.
     pub cores: usize,
-    /// What its maker or driver says that bounds every op, where they do.
+    /// Peak bandwidth and FLOP/s as its maker or driver states them, if known.
     pub bounds: Option<Bounds>,
 }
 
-/// Memory of a GPU.
+/// A buffer in a GPU's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Buffer(pub u32);
 
@@ -42,7 +42,7 @@ pub struct Pipeline(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Recording(pub u32);
 
-/// Bytes on their way out of a GPU.
+/// A pending read of a few bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ticket(pub u32);
 
@@ -51,14 +51,14 @@ pub struct Ticket(pub u32);
 pub struct Binding {
     /// Memory.
     pub buffer: Buffer,
-    /// Bytes from its start; a multiple of 16 where it is an argument.
+    /// Bytes from its start; a multiple of 16 for arguments of kernels.
     pub offset: usize,
 }
 
 /// One launch of a kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dispatch {
-    /// What runs.
+    /// The compiled kernel.
     pub pipeline: Pipeline,
     /// Its arguments `[[buffer(0)]]`, `[[buffer(1)]]`, …
     pub bindings: Vec<Binding>,
@@ -66,22 +66,22 @@ pub struct Dispatch {
     pub groups: [u32; 3],
     /// Threads of a threadgroup, in whole simdgroups of 32.
     pub threads: u32,
-    /// Whether all dispatches before it have to be complete.
+    /// Whether all earlier dispatches must be complete.
     pub barrier: bool,
 }
 
-/// A machine that kernels run on. Everything that is submitted is carried out in order.
+/// A device that runs kernels. Submissions are executed in order.
 pub trait Gpu: Send {
     /// What it is.
     fn facts(&self) -> &GpuFacts;
 
-    /// Takes memory, which holds zeros; `what` it is for is said in the error.
+    /// Allocates zeroed memory; `what` names its purpose in the error.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
     fn allocate(&mut self, bytes: usize, what: &str) -> Result<Buffer, GpuError>;
 
-    /// The same for several, which a device may take as one.
+    /// The same for several buffers, which a device may allocate as one.
     ///
     /// # Errors
     /// [`GpuError::OutOfMemory`].
@@ -89,8 +89,8 @@ pub trait Gpu: Send {
         rooms.iter().map(|&(bytes, what)| self.allocate(bytes, what)).collect()
     }
 
-    /// Uses parts of a file where they are mapped, for reading, and keeps the file for as long. `None` for what this
-    /// device cannot use there: on most, all of it.
+    /// Makes parts of a file readable where they are mapped, and keeps the file alive. `None` for parts that this
+    /// device cannot use in place: on most devices, all of them.
     ///
     /// # Errors
     /// When the device failed.
@@ -98,63 +98,64 @@ pub trait Gpu: Send {
         Ok(vec![None; parts.len()])
     }
 
-    /// Compiles kernels, or finds them compiled already, or leaves that to [`Gpu::record`]. `progress` is called with how many are ready.
+    /// Compiles kernels, or finds them in the cache, or leaves that to [`Gpu::record`]. `progress` is called with the
+    /// number of kernels that are ready.
     ///
     /// # Errors
-    /// [`GpuError::Compile`], with the kernel's name and what the compiler said.
+    /// [`GpuError::Compile`], with the kernel's name and the compiler's log.
     fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError>;
 
-    /// Makes a list of dispatches ready.
+    /// Prepares a list of dispatches for submission.
     ///
     /// # Errors
     /// When the device refuses it, or [`GpuError::Compile`].
     fn record(&mut self, dispatches: &[Dispatch]) -> Result<Recording, GpuError>;
 
-    /// Puts bytes into memory, after all that was submitted. They may be reused at once.
+    /// Writes bytes to memory, after all earlier submissions. `bytes` may be reused at once.
     ///
     /// # Errors
     /// When the device failed.
     fn write(&mut self, to: Binding, bytes: &[u8]) -> Result<(), GpuError>;
 
-    /// Copies within the device's memory, after all that was submitted.
+    /// Copies within the device's memory, after all earlier submissions.
     ///
     /// # Errors
     /// When the device failed.
     fn copy(&mut self, from: Binding, to: Binding, bytes: usize) -> Result<(), GpuError>;
 
-    /// Begins a recording.
+    /// Submits a recording.
     ///
     /// # Errors
     /// When the device failed.
     fn submit(&mut self, recording: Recording) -> Result<(), GpuError>;
 
-    /// Carries out a recording's dispatches one after the other, without overlap, and tells the seconds that each of them
-    /// took; what launching one costs may be part of that.
+    /// Executes a recording's dispatches in order, without overlap, and returns the seconds of each, which may include
+    /// the cost of launching it.
     ///
     /// # Errors
     /// When the device failed.
     fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError>;
 
-    /// Gets bytes out of memory, after all that was submitted is complete.
+    /// Reads bytes from memory, after all submissions are complete.
     ///
     /// # Errors
     /// When the device failed.
     fn read(&mut self, from: Binding, bytes: &mut [u8]) -> Result<(), GpuError>;
 
-    /// Begins to get a few bytes (at most 4096) out of memory, after all that was submitted so far. Nothing that is
-    /// submitted before they are collected may change them. No more than sixteen tickets are out at a time.
+    /// Begins to read a few bytes (at most 4096) from memory, after all earlier submissions. Nothing that is submitted
+    /// before they are collected may change them. At most sixteen tickets can be in use.
     ///
     /// # Errors
     /// When the device failed.
     fn fetch(&mut self, from: Binding, bytes: usize) -> Result<Ticket, GpuError>;
 
-    /// Waits for what was fetched, but for nothing that was submitted since.
+    /// Waits for a fetch, but not for later submissions.
     ///
     /// # Errors
     /// When the device failed.
     fn collect(&mut self, ticket: Ticket, bytes: &mut [u8]) -> Result<(), GpuError>;
 
-    /// Waits until all that was submitted is complete.
+    /// Waits until all submissions are complete.
     ///
     /// # Errors
     /// When the device failed.
@@ -170,19 +171,19 @@ pub enum GpuError {
     /// Not enough memory.
     #[error("cannot get {bytes} bytes for {what}; {free} bytes are free")]
     OutOfMemory {
-        /// How much was asked for.
+        /// The size of the allocation in bytes.
         bytes: usize,
-        /// What for.
+        /// Its purpose.
         what: String,
-        /// How much there is.
+        /// The free bytes.
         free: usize,
     },
     /// A kernel does not compile.
     #[error("kernel {kernel} does not compile: {log}")]
     Compile {
-        /// Its name and what it is specialised for.
+        /// Its name and macros.
         kernel: String,
-        /// What the compiler said.
+        /// The compiler's log.
         log: String,
     },
     /// The device failed.

@@ -1,7 +1,7 @@
-//! How a matrix of weights lies in a GPU's memory: `kernels/common/format.h` describes it, this makes it so.
+//! The layout of a weight matrix in a GPU's memory, as `kernels/common/format.h` describes it.
 //!
-//! The bits of a block are taken apart into arrays of their own, each aligned for the widest load: planes of codes, and
-//! scales. Nothing is rounded, and (but for the scales of Q3_K) no byte is added.
+//! The bits of a block are split into separate arrays, each aligned for the widest load: planes of codes, and scales.
+//! Nothing is rounded, and (except for the scales of Q3_K) no byte is added.
 
 use std::ops::Range;
 
@@ -11,19 +11,19 @@ use crate::Kernel;
 
 /// Values in a group.
 pub const GROUP: usize = 32;
-/// Where arrays begin.
+/// Alignment of arrays.
 const ALIGNMENT: usize = 256;
 
-/// What an array holds.
+/// The contents of an array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     /// The values as they are.
     Floats,
-    /// So many bits of each code, from this one on.
+    /// `bits` bits of each code, starting with bit `from`.
     Codes { bits: u32, from: u32 },
-    /// Scales, and mins.
+    /// Scales and mins of groups.
     Scales(Scales),
-    /// What the scales of a block are multiplied by.
+    /// The block's own scales or mins, which multiply those of groups.
     Bases { min: bool },
 }
 
@@ -43,25 +43,25 @@ enum Scales {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Array {
     content: Content,
-    /// Bytes that a block of the format has in it.
+    /// Bytes per block of the format.
     bytes: usize,
     /// Bytes from the start of the matrix.
     offset: usize,
 }
 
-/// How a matrix lies.
+/// The layout of a matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     format: Format,
     /// Blocks of the matrix.
     blocks: usize,
     arrays: Vec<Array>,
-    /// Bytes that it takes.
+    /// Its size in bytes.
     pub bytes: usize,
 }
 
 impl Layout {
-    /// The layout of `rows` × `columns` values, or what is wrong with these numbers.
+    /// The layout of `rows` × `columns` values.
     ///
     /// # Errors
     /// When rows are not whole groups and blocks.
@@ -82,7 +82,7 @@ impl Layout {
         Ok(Layout { format, blocks, arrays, bytes: offset })
     }
 
-    /// The kernel with the macros that `format.h` asks for.
+    /// The kernel with the macros that `format.h` needs.
     #[must_use]
     pub fn define(&self, mut kernel: Kernel) -> Kernel {
         kernel = kernel.define("FLOAT_BITS", float_bits(self.format));
@@ -121,7 +121,7 @@ impl Layout {
         }
     }
 
-    /// Whether the file's blocks lie as kernels read them.
+    /// Whether the file's layout is that of kernels.
     pub fn is_that_of_files(&self) -> bool {
         matches!(self.format.block().codes, Codes::Float)
     }
@@ -131,7 +131,7 @@ impl Layout {
         self.blocks * self.format.block().bytes
     }
 
-    /// Looks for scales and values that are not finite numbers among the file's blocks.
+    /// Checks that all scales and values of the file's blocks are finite.
     ///
     /// # Errors
     /// What is wrong.
@@ -143,10 +143,10 @@ impl Layout {
         }
     }
 
-    /// Puts rows of the file's blocks where they belong: block `first` of the matrix and those after it.
+    /// Repacks rows of the file's blocks: block `first` of the matrix and those after it.
     ///
     /// # Errors
-    /// What is wrong, when a scale is not a finite number.
+    /// What is wrong, when a scale is not finite.
     ///
     /// # Panics
     /// When `source` is not whole blocks, or `memory` too small.
@@ -175,7 +175,7 @@ impl Layout {
         Ok(())
     }
 
-    /// Cuts the memory of a matrix into pieces for ranges of blocks, which can be packed independently.
+    /// Splits the memory of a matrix into pieces for ranges of blocks, which can be packed independently.
     pub fn pieces<'m>(&self, memory: &'m mut [u8], ranges: &[Range<usize>]) -> Vec<Pieces<'m>> {
         let mut pieces: Vec<Pieces> = ranges.iter().map(|_| Pieces { arrays: Vec::new() }).collect();
         let mut rest = memory;
@@ -201,7 +201,7 @@ impl Layout {
 
 /// The part of a matrix's memory that belongs to a range of blocks.
 pub struct Pieces<'m> {
-    /// For each array where the part begins in it, and the bytes.
+    /// For each array the offset of the part, and its bytes.
     arrays: Vec<(usize, &'m mut [u8])>,
 }
 
@@ -212,7 +212,7 @@ impl Pieces<'_> {
     }
 }
 
-/// 0 for what is not a float; bfloat16 counts as 17.
+/// 0 for formats that are not floats; bfloat16 counts as 17.
 fn float_bits(format: Format) -> u32 {
     match format {
         Format::F32 => 32,
@@ -226,7 +226,7 @@ fn contents(block: &BlockFormat) -> Vec<Content> {
     let Codes::Quantised { base, min, scales, planes, .. } = block.codes else { return vec![Content::Floats] };
     let bits: u32 = planes.iter().map(|plane| plane.width).sum();
     let mut contents = Vec::new();
-    // As many bits as there are, the widest plane first.
+    // All bits of a code, the widest plane first.
     let mut from = 0;
     for width in [8, 4, 2, 1] {
         if bits - from >= width {
@@ -251,7 +251,7 @@ fn contents(block: &BlockFormat) -> Vec<Content> {
 }
 
 impl Content {
-    /// Bytes that a block has of it.
+    /// Its bytes per block.
     fn bytes(self, block: &BlockFormat) -> usize {
         let groups = block.elements / GROUP;
         match self {
@@ -294,8 +294,8 @@ fn unpack_codes(block: &BlockFormat, bytes: &[u8], codes: &mut [u8]) {
     }
 }
 
-/// Byte i of a group's `n` holds values i, i + n, i + 2n, … from its lowest bits up; but of whole bytes, four of the
-/// first half and four of the second take turns.
+/// Byte i of a group's `n` holds values i, i + n, i + 2n, … from its lowest bits up; whole bytes are interleaved
+/// instead, four of the first half and four of the second.
 fn pack_codes(codes: &[u8], bits: u32, from: u32, out: &mut [u8]) {
     let n = GROUP * bits as usize / 8;
     for (group, out) in codes.chunks_exact(GROUP).zip(out.chunks_exact_mut(n)) {
@@ -363,7 +363,7 @@ fn check_block(block: &BlockFormat, bytes: &[u8]) -> Result<(), String> {
 }
 
 fn check_floats(format: Format, bytes: &[u8]) -> Result<(), String> {
-    // Whose exponent is all ones is not finite.
+    // A value is not finite if all bits of its exponent are set.
     let (size, exponent) = match format {
         Format::F32 => (4, 0x7f80),
         Format::F16 => (2, 0x7c00),

@@ -1,4 +1,4 @@
-//! From a plan to the dispatches of a step: which kernels, specialised for what, over which memory.
+//! Lowers a plan to the dispatches of a step: which kernels, with which macros, over which memory.
 
 mod linear;
 
@@ -16,13 +16,13 @@ use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::{Placed, Vector, Weights};
 
-/// Threadgroup memory that every chip has.
+/// Threadgroup memory of every chip, in bytes.
 pub const THREADGROUP_BYTES: usize = 32 << 10;
-/// The most parts that a context is divided into.
+/// The most parts of a divided context.
 const MOST_PARTS: usize = 32;
-/// Threadgroups that look for the largest of a row of logits.
+/// Threadgroups that search a row of logits for its maximum.
 const LARGEST_PARTS: usize = 32;
-/// Simdgroups of attention over tiles of queries.
+/// Simdgroups of a threadgroup in attention over tiles of queries.
 const PREFILL_SIMDGROUPS: usize = crate::step::QUERY_TILE / 16;
 
 /// A part of the device's memory.
@@ -40,32 +40,32 @@ pub enum Memory {
     Prepared,
     /// Parts of attention over a divided context.
     Partial,
-    /// What penalties look at.
+    /// Token histories, for penalties.
     Histories,
-    /// The tokens drawn in the last steps.
+    /// The tokens sampled in the last steps.
     Drawn,
 }
 
 impl Memory {
-    /// How many there are.
+    /// The number of memories.
     pub const COUNT: usize = 8;
 }
 
-/// Steps whose drawn tokens are kept.
+/// Steps whose sampled tokens are kept.
 pub const CHAIN: usize = 8;
 
-/// A dispatch whose memory has no address yet.
+/// A dispatch whose memory is not bound to buffers yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// Index into [`Lowering::kernels`].
     pub kernel: usize,
-    /// What its arguments point to: the memory, and bytes from its start.
+    /// Its arguments: the memory, and the offset in bytes.
     pub bindings: Vec<(Memory, usize)>,
     /// Threadgroups in each direction.
     pub groups: [usize; 3],
-    /// Whether all launches before it have to be complete.
+    /// Whether all earlier launches must be complete.
     pub barrier: bool,
-    /// The ops of the plan that it computes, or a part of which it is.
+    /// The ops of the plan that it computes, entirely or in part.
     pub ops: Range<usize>,
 }
 
@@ -78,9 +78,9 @@ pub struct Lowering<'p> {
     kv: KvFormat,
     cores: usize,
     device: &'p str,
-    /// Whether the step has one row, and its logits are wanted: then selections are what they select from.
+    /// Whether the step has one row, and its logits are wanted: then a selection is its own input.
     single: bool,
-    /// The kernels of all that was lowered so far.
+    /// The kernels of everything lowered so far.
     pub kernels: Vec<Kernel>,
     known: BTreeMap<Kernel, usize>,
     /// Bytes of [`Memory::Prepared`] that they need.
@@ -89,7 +89,7 @@ pub struct Lowering<'p> {
     pub partial_bytes: usize,
 }
 
-/// Bytes of a page, these layers together.
+/// Bytes of a page, for all these layers.
 pub fn page_bytes(caches: &[basert_graph::Cache], kv: KvFormat) -> usize {
     caches.iter().map(|cache| 2 * cache.kv_heads * kv.bytes(cache.head_dim) * PAGE).sum()
 }
@@ -101,7 +101,7 @@ struct Op {
 }
 
 impl<'p> Lowering<'p> {
-    /// For a device of so many `cores`.
+    /// For a device with `cores` cores.
     pub(crate) fn new(
         plan: &'p Plan,
         weights: &'p Weights,
@@ -140,7 +140,7 @@ impl<'p> Lowering<'p> {
             let kernel = self.draws(kernel);
             all.push(self.launch_of(kernel, bindings, [1, 1, 1]));
         }
-        // Prepared inputs are memory that the plan knows nothing of.
+        // The plan does not know of prepared inputs.
         let mut prepared_in_use = false;
         let mut rope = None;
         let (ops, last) = match (shape.outcome, &self.plan.hidden) {
@@ -175,7 +175,7 @@ impl<'p> Lowering<'p> {
             }
             all.extend(lowered.launches);
         }
-        // What follows on the device waits for the tokens.
+        // The next step on the device waits for the tokens.
         if let (Outcome::Chained, Some(first)) = (shape.outcome, all.get_mut(1)) {
             first.barrier = true;
         }
@@ -200,7 +200,7 @@ impl<'p> Lowering<'p> {
         Ok(all)
     }
 
-    /// The kernel with the macros that say how drawn tokens are kept.
+    /// The kernel with the macros that describe how sampled tokens are stored.
     fn draws(&self, kernel: Kernel) -> Kernel {
         kernel.define("WANTED_LIMIT", self.plan.limits.wanted).define("CHAIN", CHAIN)
     }
@@ -209,7 +209,7 @@ impl<'p> Lowering<'p> {
         Launch { kernel: self.kernel(kernel), bindings, groups, barrier: true, ops: 0..0 }
     }
 
-    /// Whether nothing but the attention that comes next reads what the op at `i` computes, so that it can do both.
+    /// Whether only the following attention reads the result of the op at `i`, so that one kernel can compute both.
     fn rotates_for_attention(&self, i: usize) -> bool {
         let op = |i: usize| self.plan.ops.get(i).map(|planned| &planned.op);
         let (Some(&PlanOp::RopeCache { cache, out, .. }), Some(next)) = (op(i), op(i + 1)) else { return false };
@@ -217,7 +217,7 @@ impl<'p> Lowering<'p> {
         matches!(*next, PlanOp::Attention { q, cache: of, .. } if q == out && of == cache) && readers == 1
     }
 
-    /// Rows that an op has at most, and the word of the step that says how many there are.
+    /// The most rows of an op, and the word of the step's buffer with the actual number.
     fn rows(&self, op: &PlanOp, shape: Shape) -> (usize, &'static str) {
         match self.plan.values[op.out().0].rows {
             Rows::Tokens => (shape.tokens, "STEP_COUNT_TOKENS"),
@@ -241,8 +241,8 @@ impl<'p> Lowering<'p> {
         }
     }
 
-    /// What stands for a selection, where nothing need be selected. Logits and hidden states are read where the plan has
-    /// them.
+    /// The value that replaces a selection, if nothing needs to be selected. Logits and hidden states keep their places
+    /// in the plan.
     fn selected(&self, value: ValueId) -> Option<ValueId> {
         let is_read = [self.plan.logits, self.plan.hidden.value].iter().any(|&read| self.plan.root(read).0 == value);
         if !self.single || is_read {
@@ -373,7 +373,7 @@ impl<'p> Lowering<'p> {
         self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
     }
 
-    /// The kernel that norms or copies rows of `x`, but for what is said of its output.
+    /// The kernel that norms or copies rows of `x`, without the macros of its output.
     fn norm_kernel(&self, x: ValueId, norm: Option<Norm>, count: &str) -> Kernel {
         let place = self.place(x);
         let threads = place.width.div_ceil(8).next_multiple_of(32).clamp(32, 512) as u32;
@@ -387,24 +387,24 @@ impl<'p> Lowering<'p> {
         norm.map_or(kernel.clone(), |norm| kernel.define("NORM_EPS", Float(norm.eps)))
     }
 
-    /// What it is launched with.
+    /// Its arguments.
     fn norm_bindings(&self, x: ValueId, norm: Option<Norm>, to: (Memory, usize)) -> Vec<(Memory, usize)> {
         let bias =
             norm.and_then(|norm| norm.bias).map_or((Memory::Weights, 0), |bias| self.vector(Vector::Plain(bias)));
         vec![self.at(x), self.norm_at(norm), to, bias, (Memory::Step, 0)]
     }
 
-    /// Where a vector is; anywhere, where there is none and none is read.
+    /// The place of a vector; an arbitrary place if there is none and none is read.
     fn vector(&self, vector: Vector) -> (Memory, usize) {
         (Memory::Weights, self.weights.vector_at(vector).unwrap_or(0))
     }
 
-    /// The same of a norm's weights.
+    /// The same for a norm's weights.
     fn norm_at(&self, norm: Option<Norm>) -> (Memory, usize) {
         norm.map_or((Memory::Weights, 0), |norm| self.vector(Vector::Norm(norm)))
     }
 
-    /// The cache of a layer, and the kernel with the macros that say how it lies.
+    /// The KV cache of a layer, and the kernel with the macros of its layout.
     fn cache(&self, id: CacheId, kernel: Kernel) -> Result<((Memory, usize), Kernel), DeviceError> {
         let cache = &self.plan.graph.caches[id.0];
         if !cache.head_dim.is_multiple_of(16) || cache.head_dim > 256 {
@@ -442,7 +442,7 @@ impl<'p> Lowering<'p> {
         Ok(())
     }
 
-    /// The kernel with the macros that say how heads are rotated.
+    /// The kernel with the macros of the rotation.
     fn rope(&self, op: &PlanOp, kernel: Kernel) -> Kernel {
         let PlanOp::RopeCache { k, v, q_norm, k_norm, rope, .. } = *op else { return kernel };
         let table = &self.plan.graph.ropes[rope.0];
@@ -457,8 +457,8 @@ impl<'p> Lowering<'p> {
         k_norm.map_or(kernel.clone(), |norm| kernel.define("K_EPS", Float(norm.eps)))
     }
 
-    /// What a rotation reads but for the queries: keys, values, the norms of heads, frequencies. Anything, where `op` is
-    /// none.
+    /// What a rotation reads besides the queries: keys, values, the norms of heads, frequencies. Arbitrary places if
+    /// `op` is no rotation.
     fn rope_arguments(&self, op: &PlanOp) -> [(Memory, usize); 5] {
         let PlanOp::RopeCache { k, v, q_norm, k_norm, rope, .. } = *op else { return [(Memory::Weights, 0); 5] };
         let frequencies = self.vector(Vector::Frequencies(rope));
@@ -478,11 +478,11 @@ impl<'p> Lowering<'p> {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
         }
         let (choice, group) = (self.tuning.decode, heads / kv_heads);
-        // Head sets of even size, of no more values than a simdgroup is to hold.
+        // Sets of heads of equal size, with at most as many values as a simdgroup should hold.
         let sets = group.div_ceil((choice.values / head_dim).max(1));
         let at_once = group.div_ceil(sets);
         let sets = kv_heads * group.div_ceil(at_once);
-        // Threadgroups for every core, as far as rows and heads do not give them already, and no more than run at once.
+        // Enough threadgroups for every core, if rows and heads are too few, but no more than run at once.
         let wanted = choice.groups_per_core * self.cores / (shape.tokens * sets);
         let parts = if shape.attention == AttentionKind::Divided { wanted.clamp(2, MOST_PARTS) } else { 1 };
         let has_sinks = sinks.is_some();
@@ -532,7 +532,7 @@ impl<'p> Lowering<'p> {
     }
 }
 
-/// An f32 as C++ reads it back exactly.
+/// An f32 that C++ parses back exactly.
 struct Float(f32);
 
 impl fmt::Display for Float {

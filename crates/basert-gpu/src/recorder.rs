@@ -1,4 +1,4 @@
-//! A GPU that does nothing, and remembers what it was to do.
+//! A GPU that does nothing and records its calls.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use basert_files::ModelFile;
 use crate::lower::THREADGROUP_BYTES;
 use crate::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
-/// What a [`Recorder`] was asked for.
+/// The calls of a [`Recorder`].
 #[derive(Debug, Clone, Default)]
 pub struct Recorded {
     /// The kernels to be compiled, whose indices are their pipelines.
@@ -16,13 +16,13 @@ pub struct Recorded {
     pub lists: Vec<Vec<Dispatch>>,
     /// The recordings that were submitted.
     pub submitted: Vec<Recording>,
-    /// What was asked for, in order.
+    /// All calls, in order.
     pub calls: Vec<Call>,
-    /// How many buffers there are.
+    /// The number of buffers.
     pub buffers: u32,
 }
 
-/// A call of a [`Gpu`]'s method, but for those that only ask what it is.
+/// A call of a method of [`Gpu`], except for queries of its properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
     /// [`Gpu::allocate`], with the bytes.
@@ -51,8 +51,7 @@ pub enum Call {
     Wait,
 }
 
-/// A GPU without memory or arithmetic, for those who want to know what one would be asked to do. Copies share what they
-/// remember.
+/// A GPU without memory or arithmetic, to see what a GPU would be asked to do. Clones share the recorded calls.
 #[derive(Debug, Clone)]
 pub struct Recorder {
     facts: GpuFacts,
@@ -60,7 +59,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// One of so many cores, for which kernels are chosen from this tuning table.
+    /// A recorder with `cores` cores, whose kernels are chosen from this tuning table.
     pub fn new(tuning: &'static str, cores: usize) -> Recorder {
         let facts = GpuFacts {
             name: "recorder".to_owned(),
@@ -76,14 +75,14 @@ impl Recorder {
         Recorder { facts, recorded: Arc::default() }
     }
 
-    /// The same, as a device with so many bytes of free memory.
+    /// The same, with this number of bytes of free memory.
     #[must_use]
     pub fn with_memory(mut self, free: usize) -> Recorder {
         self.facts.free_memory = Some(free);
         self
     }
 
-    /// What it was asked for so far.
+    /// The calls so far.
     pub fn recorded(&self) -> MutexGuard<'_, Recorded> {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! The shapes that steps have: for each there is a list of dispatches.
+//! The shapes of steps: each has a list of dispatches.
 
 use basert_core::KvFormat;
 use basert_plan::{Plan, StepShape, StepState};
@@ -8,38 +8,38 @@ use crate::step::QUERY_TILE;
 /// Contexts up to this length are not divided.
 const WHOLE_CONTEXT: usize = 512;
 
-/// What a step is like, as far as its dispatches are concerned. Kernels find out themselves how many rows there are.
+/// The properties of a step that its dispatches depend on. Kernels read the actual numbers of rows themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
-    /// Tokens, at most.
+    /// The most tokens.
     pub tokens: usize,
-    /// Tokens whose logits are wanted, at most.
+    /// The most tokens whose logits are wanted.
     pub wanted: usize,
     /// How attention is computed.
     pub attention: AttentionKind,
-    /// What comes of the logits.
+    /// What happens to the logits.
     pub outcome: Outcome,
     /// Whether each token is the only one of its sequence.
     pub alone: bool,
 }
 
-/// What comes of a step's logits.
+/// What happens to a step's logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// They are wanted themselves.
+    /// The host reads them.
     Logits,
-    /// It does not come to them: hidden states are wanted.
+    /// They are not computed: hidden states are wanted.
     Hidden,
-    /// Tokens are drawn from them.
+    /// Tokens are sampled from them.
     Tokens,
-    /// So they are, and the step began with the tokens that were drawn in the one before.
+    /// The same, and the step begins with the tokens sampled in the previous one.
     Chained,
-    /// Tokens are drawn from those of the step before, and nothing else is done.
+    /// Tokens are sampled from the logits of the previous step, and nothing else is computed.
     Drawn,
 }
 
 impl Outcome {
-    /// Whether tokens are drawn.
+    /// Whether tokens are sampled.
     pub fn draws(self) -> bool {
         matches!(self, Outcome::Tokens | Outcome::Chained | Outcome::Drawn)
     }
@@ -50,16 +50,16 @@ impl Outcome {
 pub enum AttentionKind {
     /// Token by token, each over its whole context.
     Whole,
-    /// Token by token, over parts of the context that are put together.
+    /// Token by token, over parts of the context that are merged.
     Divided,
     /// Tiles of consecutive tokens.
     Tiles,
 }
 
 impl Shape {
-    /// The shape of a step, with `tiles` tiles of queries, none of them at a position beyond `last`.
+    /// The shape of a step with `found` tiles of queries.
     pub fn of(step: &StepState, found: usize, plan: &Plan, kv: KvFormat) -> Shape {
-        // The least of `classes`.
+        // The smallest of `classes`.
         let class = |rows: usize, limit: usize| rows.next_power_of_two().min(limit);
         let tokens = class(step.tokens.len(), plan.limits.tokens);
         let wanted = if step.wanted.is_empty() { 0 } else { class(step.wanted.len(), plan.limits.wanted) };
@@ -73,18 +73,18 @@ impl Shape {
         };
         let outcome = match () {
             () if !step.draws.is_empty() => Outcome::Tokens,
-            // Where nothing is wanted, it is all the same.
+            // If nothing is wanted, the outcome does not matter.
             () if step.hidden && wanted > 0 => Outcome::Hidden,
             () => Outcome::Logits,
         };
-        // Quantised keys and values are those of the cache for everyone who reads them.
+        // Quantised keys and values must be read from the KV cache by every reader.
         let alone = kv == KvFormat::F16
             && attention != AttentionKind::Tiles
             && step.sequences.iter().all(|sequence| sequence.rows.len() == 1);
         Shape { tokens, wanted, attention, outcome, alone }
     }
 
-    /// The shape of a step of one sequence's next tokens, of which the last is drawn from where that is the only one.
+    /// The shape of a step with the next tokens of one sequence; a single token is sampled from.
     pub fn of_one_sequence(step: StepShape, plan: &Plan) -> Shape {
         let rows = step.tokens.min(plan.limits.tokens);
         let tokens = rows.next_power_of_two().min(plan.limits.tokens);
@@ -97,7 +97,7 @@ impl Shape {
         Shape { tokens, wanted: 1, attention, outcome, alone: tokens == 1 && step.kv == KvFormat::F16 }
     }
 
-    /// The shape of the step that follows one of this shape, none of whose positions are beyond `last`.
+    /// The shape of the step that follows one of this shape, with positions up to `last`.
     pub fn chained(self, last: usize) -> Shape {
         let attention = match self.attention {
             AttentionKind::Whole if last >= WHOLE_CONTEXT => AttentionKind::Divided,
@@ -106,19 +106,19 @@ impl Shape {
         Shape { attention, outcome: Outcome::Chained, ..self }
     }
 
-    /// The shape of what draws from a step's logits after it, where so many were wanted, at most.
+    /// The shape of the submission that samples from at most `wanted` rows of logits of the previous step.
     pub fn drawn(wanted: usize) -> Shape {
         Shape { tokens: 0, wanted, attention: AttentionKind::Whole, outcome: Outcome::Drawn, alone: false }
     }
 
-    /// Whether so many tokens are worth tiles.
+    /// Whether this number of tokens is computed in tiles.
     fn tiled(tokens: usize) -> bool {
         tokens > 16
     }
 
-    /// Whether [`Shape::of`] gives it.
+    /// Whether [`Shape::of`] can return it.
     pub fn is_used(self) -> bool {
-        // Tokens are drawn where each row wants one.
+        // Tokens are sampled only if each row wants one.
         self.wanted <= self.tokens
             && (self.attention != AttentionKind::Tiles || (Shape::tiled(self.tokens) && !self.alone))
             && (self.outcome != Outcome::Hidden || self.wanted > 0)
@@ -132,7 +132,7 @@ pub fn classes(limit: usize) -> Vec<usize> {
     powers.take_while(|&size| size < limit).chain([limit]).collect()
 }
 
-/// Tiles that a step of so many tokens has room for: full ones, and one more for each of some sequences.
+/// The tiles for which a step of `tokens` tokens has room: full ones, and one more for each of some sequences.
 pub fn tiles(tokens: usize) -> usize {
     const SEQUENCES: usize = 16;
     (tokens / QUERY_TILE + SEQUENCES).min(tokens)

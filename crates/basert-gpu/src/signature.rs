@@ -1,4 +1,4 @@
-//! What a kernel function asks for: read from its source, for the compilers that are not Apple's.
+//! The declaration of a kernel function, parsed from its source for the compilers that are not Apple's.
 
 /// A kernel function's declaration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub struct Signature {
     pub name: String,
     /// Its arguments in order.
     pub arguments: Vec<Argument>,
-    /// The bytes of the source from `kernel` to the brace that opens the body, that one included.
+    /// The bytes of the source from `kernel` to the brace that opens the body, inclusive.
     pub span: std::ops::Range<usize>,
 }
 
@@ -18,7 +18,7 @@ pub struct Argument {
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// What is between the brackets: `buffer(0)`, `threadgroup_position_in_grid`.
+    /// The text between the brackets: `buffer(0)`, `threadgroup_position_in_grid`.
     pub attribute: String,
 }
 

@@ -1,4 +1,4 @@
-//! The one buffer that holds all that varies from step to step.
+//! The one buffer that holds everything that varies from step to step.
 
 use std::ops::Range;
 
@@ -6,16 +6,16 @@ use basert_plan::{DeviceError, Draw, Limits, StepState, first_allowed};
 
 use crate::Kernel;
 
-/// Tokens in a page of the cache.
+/// Tokens in a page of the KV cache.
 pub const PAGE: usize = 64;
-/// Rows of a tile of queries: what one threadgroup of the attention of many tokens has.
+/// Rows of a tile of queries, which one threadgroup computes in attention of many tokens.
 pub const QUERY_TILE: usize = 64;
 /// Words of a draw.
 const DRAW_WORDS: usize = 12;
 /// Words before the sections.
 const HEADER: usize = 4;
 
-/// Where the sections of the buffer begin, in words; `kernels/common/step.h` says what they hold.
+/// The offsets of the buffer's sections, in words; `kernels/common/step.h` describes their contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepLayout {
     positions: usize,
@@ -28,14 +28,14 @@ pub struct StepLayout {
     masks: usize,
     /// Tokens of the vocabulary.
     vocabulary: usize,
-    /// Words in all.
+    /// The length of the buffer in words.
     pub words: usize,
 }
 
 impl StepLayout {
-    /// For steps within `limits` over a cache of `pages` pages, whose logits are of a vocabulary of this size.
+    /// For steps within `limits` over a KV cache of `pages` pages, with a vocabulary of this size.
     pub fn new(limits: Limits, pages: usize, vocabulary: usize) -> StepLayout {
-        // However many sequences share them, page tables are not longer than this.
+        // The page tables of all sequences together are not longer than this, even if they share pages.
         const TABLES: usize = 1 << 20;
         let positions = HEADER + limits.tokens;
         let slots = positions + limits.tokens;
@@ -49,8 +49,8 @@ impl StepLayout {
         StepLayout { positions, slots, tables, wanted, draws, tiles, pages: pages_at, masks, vocabulary, words }
     }
 
-    /// The kernel with the macros that say where the sections are that it reads: it is the same for all steps that it can
-    /// read, and compiled once for them.
+    /// The kernel with the offsets of the sections that it reads as macros: it is the same for all step layouts that
+    /// agree in these, and compiled once for them.
     #[must_use]
     pub fn define(&self, kernel: Kernel) -> Kernel {
         let sections = [
@@ -69,7 +69,7 @@ impl StepLayout {
         read.fold(kernel, |kernel, (name, at)| kernel.define(name, at))
     }
 
-    /// Fills `words` with a step that was checked. Returns how many of them are used, and how many tiles there are.
+    /// Fills `words` with a checked step. Returns the number of words used, and the number of tiles.
     ///
     /// # Errors
     /// When the page tables are longer than the buffer.
@@ -103,7 +103,7 @@ impl StepLayout {
         Ok((used, tiles))
     }
 
-    /// Fills `words` with draws that were checked. Returns which of them these are.
+    /// Fills `words` with checked draws. Returns their range.
     pub fn encode_draws(&self, draws: &[Draw], words: &mut [u32]) -> Range<usize> {
         for (draw, words) in draws.iter().zip(words[self.draws..].chunks_exact_mut(DRAW_WORDS)) {
             words.copy_from_slice(&words_of(draw, draw.mask.map_or(0, |mask| self.mask(mask).start)));
@@ -111,11 +111,11 @@ impl StepLayout {
         self.draws..self.draws + draws.len() * DRAW_WORDS
     }
 
-    /// Fills `words` with the mask of this number, which may be shorter or longer than the vocabulary. Returns which of
-    /// them these are.
+    /// Fills `words` with the mask of this number, which may be shorter or longer than the vocabulary. Returns its
+    /// range.
     ///
     /// # Errors
-    /// When there is no room for a mask of this number, or it allows no token.
+    /// When there is no mask of this number, or it allows no token.
     pub fn encode_mask(&self, mask: u32, allowed: &[u32], words: &mut [u32]) -> Result<Range<usize>, DeviceError> {
         let range = self.mask(mask);
         if first_allowed(allowed, self.vocabulary).is_none() {
@@ -130,7 +130,7 @@ impl StepLayout {
         Ok(range)
     }
 
-    /// Where the mask of this number is.
+    /// The range of the mask of this number.
     fn mask(&self, mask: u32) -> Range<usize> {
         let length = self.vocabulary.div_ceil(32);
         let begin = self.masks + mask as usize * length;

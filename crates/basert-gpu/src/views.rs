@@ -1,18 +1,18 @@
-//! Views of a mapped file: the buffers that a device needs to use parts of it where they lie.
+//! Views of a mapped file: the buffers that a device needs to use parts of it in place.
 
 use std::ops::Range;
 
-/// Views of one mapping, and where parts of it are in them.
+/// Views of one mapping, and the places of parts in them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Views {
     /// Whole pages, counted in bytes from the start of the mapping. Two of them may overlap.
     pub views: Vec<Range<usize>>,
-    /// For each part the view that it wholly lies in, and where in it; none for parts larger than a view can be.
+    /// For each part the view that contains it, and its offset there; `None` for parts larger than the largest view.
     pub places: Vec<Option<(usize, usize)>>,
 }
 
 impl Views {
-    /// Views of at most `limit` bytes, in pages of `page`, that have all of these parts and no pages without one.
+    /// Views of at most `limit` bytes, in pages of `page` bytes, that cover all of these parts and no page without one.
     pub fn new(parts: &[Range<usize>], page: usize, limit: usize) -> Views {
         let mut order: Vec<usize> = (0..parts.len()).collect();
         order.sort_by_key(|&i| (parts[i].start, parts[i].end));

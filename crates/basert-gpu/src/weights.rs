@@ -1,7 +1,7 @@
-//! Where the weights of a plan lie in a GPU's memory, and how they get there.
+//! The places of a plan's weights in a GPU's memory, and their upload.
 //!
-//! Launches name weights by addresses that are given out one after the other, whatever buffer they are in: a device may
-//! use some where the file is mapped, and may need several buffers for the others. [`Resident`] says where an address is.
+//! Launches name weights by consecutive addresses that do not depend on buffers: a device may use some weights where
+//! the file is mapped, and may need several buffers for the others. [`Resident`] maps an address to its buffer.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -14,13 +14,13 @@ use basert_plan::{DeviceError, Matrix, MatrixId, Order, Plan, PlanOp, Stage};
 use crate::layout::Layout;
 use crate::{Binding, Gpu, GpuError};
 
-/// What the addresses of matrices and vectors are multiples of.
+/// The alignment of matrices and vectors.
 const ALIGNMENT: usize = 256;
 
 /// A vector of f32 that kernels read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Vector {
-    /// A vector of the file as it is.
+    /// A vector of the file, unchanged.
     Plain(WeightId),
     /// The weights of a norm, with its offset added.
     Norm(Norm),
@@ -30,7 +30,7 @@ pub(crate) enum Vector {
     Frequencies(RopeId),
 }
 
-/// A matrix and where it begins.
+/// A matrix and its address.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Placed {
     matrix: Matrix,
@@ -38,18 +38,18 @@ pub(crate) struct Placed {
     pub offset: usize,
 }
 
-/// Where everything lies that does not change.
+/// The addresses of all weights.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Weights {
     matrices: Vec<Placed>,
-    /// For each embedding the matrix that holds it.
+    /// For each embedding the index of its matrix.
     embeddings: Vec<(WeightId, usize)>,
     vectors: Vec<(Vector, usize)>,
     pub bytes: usize,
 }
 
 impl Weights {
-    /// Gives every weight of a plan a place.
+    /// Assigns an address to every weight of a plan.
     ///
     /// # Errors
     /// When the rows of a matrix are not whole groups.
@@ -114,7 +114,7 @@ impl Weights {
         }
     }
 
-    /// Values of a vector: none for the biases of a matrix that has none.
+    /// The length of a vector: 0 for the biases of a matrix without any.
     fn len(&self, plan: &Plan, vector: Vector) -> usize {
         match vector {
             Vector::Plain(id) => plan.graph.weights[id.0].columns * plan.graph.weights[id.0].rows,
@@ -135,13 +135,14 @@ impl Weights {
         self.embeddings.iter().find(|(known, _)| *known == weight).map(|&(_, at)| &self.matrices[at])
     }
 
-    /// Where a vector begins, if it has any values.
+    /// The address of a vector, if it has any values.
     pub fn vector_at(&self, vector: Vector) -> Option<usize> {
         self.vectors.iter().find(|(known, _)| *known == vector).map(|&(_, at)| at)
     }
 
-    /// Makes all weights of the file usable on a device: where they are mapped, if they lie there as kernels read them and
-    /// the device can, and otherwise in memory of the device. `progress` is called with bytes ready and in all.
+    /// Makes all weights of the file usable on a device: where they are mapped, if their layout is that of kernels and
+    /// the device supports it, and otherwise in memory of the device. `progress` is called with the bytes done and the
+    /// total.
     ///
     /// # Errors
     /// When a tensor is missing or damaged, or the device lacks memory or fails.
@@ -228,19 +229,19 @@ impl Weights {
     }
 }
 
-/// What has to be copied.
+/// A weight that has to be copied.
 enum Copied<'w> {
     Matrix(&'w Placed),
     Vector(Vector),
 }
 
-/// Where weights are: the address at which each run of them begins, and its place.
+/// The places of weights: the first address of each run of them, and its binding.
 pub(crate) struct Resident {
     runs: Vec<(usize, Binding)>,
 }
 
 impl Resident {
-    /// What is at an address.
+    /// The binding of an address.
     pub fn at(&self, address: usize) -> Option<Binding> {
         let after = self.runs.partition_point(|&(begin, _)| begin <= address);
         let (begin, Binding { buffer, offset }) = *self.runs.get(after.checked_sub(1)?)?;
@@ -248,7 +249,7 @@ impl Resident {
     }
 }
 
-/// Why weights could not be brought to a device.
+/// Why weights could not be uploaded to a device.
 pub(crate) enum BringError {
     /// Something is wrong with them.
     Weights(DeviceError),
@@ -269,7 +270,7 @@ impl From<GpuError> for BringError {
 }
 
 /// The sizes of buffers of at most `limit` bytes for pieces of these sizes, in order; and for each piece its buffer and
-/// where it begins there. A piece larger than that has a buffer of its own, which the device will refuse.
+/// its offset there. A larger piece gets its own buffer, which the device will refuse.
 fn chunks(sizes: &[usize], limit: usize) -> (Vec<usize>, Vec<(usize, usize)>) {
     let mut chunks: Vec<usize> = Vec::new();
     let places = sizes.iter().map(|&bytes| {
@@ -289,20 +290,20 @@ fn tensor<'f>(plan: &Plan, file: &'f ModelFile, id: WeightId) -> Result<Tensor<'
 }
 
 impl Placed {
-    /// The matrix in the file, if it lies there as kernels read it.
+    /// The matrix in the file, if its layout there is that of kernels.
     fn in_file<'f>(&self, plan: &Plan, file: &'f ModelFile) -> Result<Option<&'f [u8]>, DeviceError> {
         let [(id, _)] = self.matrix.parts[..] else { return Ok(None) };
         let bytes = tensor(plan, file, id)?.bytes;
         Ok((self.layout.is_that_of_files() && bytes.len() == self.layout.bytes_of_file()).then_some(bytes))
     }
 
-    /// Looks for values that are no numbers, where none are copied.
+    /// Checks for values that are not finite, for a matrix that is not copied.
     fn check(&self, plan: &Plan, bytes: &[u8]) -> Result<(), DeviceError> {
         let tensor = || plan.graph.weights[self.matrix.parts[0].0.0].tensor.clone();
         self.layout.check(bytes).map_err(|what| DeviceError::Weight { tensor: tensor(), what })
     }
 
-    /// The matrix as it lies on the device, put together by all cores.
+    /// The matrix in the device's layout, packed on all cores.
     fn pack(&self, plan: &Plan, file: &ModelFile) -> Result<Vec<u8>, DeviceError> {
         let tensors = self.matrix.parts.iter().map(|&(id, _)| tensor(plan, file, id)).collect::<Result<Vec<_>, _>>()?;
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -343,7 +344,7 @@ impl Placed {
         Ok(memory)
     }
 
-    /// Which part a row of the matrix comes from, and which row of it.
+    /// The part from which a row of the matrix comes, and the row in that part.
     fn source(&self, plan: &Plan, row: usize) -> (usize, usize) {
         if self.matrix.order == Order::Paired {
             return (row % 2, row / 2);

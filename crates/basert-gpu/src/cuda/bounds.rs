@@ -1,14 +1,14 @@
-//! What bounds every op on an NVIDIA GPU.
+//! Peak rates of NVIDIA GPUs.
 
 use basert_plan::Bounds;
 
-/// Operations of products of halves that a streaming multiprocessor does in a cycle, from this compute capability on.
-/// Source: NVIDIA's papers on each architecture; sums are halves too, for with `f32` some GPUs are half as fast.
+/// Operations per cycle of a streaming multiprocessor in products of halves, from this compute capability on. Source:
+/// NVIDIA's papers on each architecture; with sums in halves, since some GPUs are half as fast with `f32` sums.
 const OPERATIONS: [((u32, u32), u32); 7] =
     [((8, 0), 2048), ((8, 6), 1024), ((8, 7), 2048), ((8, 9), 1024), ((9, 0), 4096), ((10, 0), 8192), ((12, 0), 1024)];
 
-/// The bounds of so many `cores` at the highest clocks that the driver states, with a bus of so many bits to memory that
-/// gives two of them a cycle on each line. `None` where it does not state a clock, as on some virtual machines.
+/// The bounds of `cores` cores at the maximum clocks that the driver states, with a memory bus of this number of bits
+/// and double data rate. `None` if the driver states no clock, as on some virtual machines.
 pub(super) fn bounds(capability: (u32, u32), cores: usize, kilohertz: u32, memory: [u32; 2]) -> Option<Bounds> {
     let (_, operations) = OPERATIONS.into_iter().rfind(|(least, _)| *least <= capability)?;
     let [memory_kilohertz, bus_bits] = memory.map(f64::from);
@@ -21,7 +21,7 @@ pub(super) fn bounds(capability: (u32, u32), cores: usize, kilohertz: u32, memor
 mod tests {
     use super::*;
 
-    /// As NVIDIA states them, in GB/s and TFLOP/s, at the clocks that go with it.
+    /// NVIDIA's numbers, in GB/s and TFLOP/s, at the corresponding clocks.
     #[test]
     fn bounds_are_those_of_known_gpus() {
         let known = [

@@ -1,4 +1,4 @@
-//! Many kernels at once, or from the cache.
+//! Compiling kernels in parallel, or fetching them from the cache.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -7,10 +7,10 @@ use std::thread;
 use super::nvrtc::Nvrtc;
 use crate::{Cache, GpuError, Kernel};
 
-/// Bytes of a worker's stack: what main threads have, and more; compilers recurse.
+/// Bytes of a worker's stack: more than that of a main thread, since compilers recurse.
 const STACK: usize = 16 << 20;
 
-/// Compiles kernels for one kind of CUDA GPU. It needs no GPU for that, and no driver.
+/// Compiles kernels for one kind of CUDA GPU. It needs neither a GPU nor a driver.
 pub struct CudaCompiler {
     nvrtc: Nvrtc,
     target: u32,
@@ -18,11 +18,12 @@ pub struct CudaCompiler {
 }
 
 impl CudaCompiler {
-    /// A compiler for GPUs of a compute capability such as (9, 0), and for drivers of a major version of CUDA, if it is
-    /// not to be the newest there is. What it makes it keeps in `cache`.
+    /// A compiler for GPUs of a compute capability such as (9, 0), and for drivers of a major version of CUDA (`None`
+    /// for the newest). Results are kept in `cache`.
     ///
     /// # Errors
-    /// [`GpuError::Missing`] when NVRTC is not found, or does not know the GPU; it says how to get one that does.
+    /// [`GpuError::Missing`] when NVRTC is not found, or does not know the GPU; the error says how to get one that
+    /// does.
     pub fn new(capability: (u32, u32), driver: Option<u32>, cache: Cache) -> Result<CudaCompiler, GpuError> {
         let nvrtc = Nvrtc::find(driver)?;
         let target = nvrtc.target(capability)?;
@@ -34,11 +35,11 @@ impl CudaCompiler {
         self.nvrtc.name()
     }
 
-    /// What a driver loads, for each of the kernels. All cores work on it, and `progress` is called with how many are
-    /// ready.
+    /// The compiled image of each kernel, which a driver loads. Compiles on all cores, and calls `progress` with the
+    /// number of finished kernels.
     ///
     /// # Errors
-    /// [`GpuError::Compile`] of the first kernel that was found not to compile.
+    /// [`GpuError::Compile`] of the first kernel that did not compile.
     pub fn compile(&self, kernels: &[&Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Vec<u8>>, GpuError> {
         let workers = thread::available_parallelism().map_or(1, usize::from).min(kernels.len());
         let (next, mut compiled) = (AtomicUsize::new(0), vec![Vec::new(); kernels.len()]);
@@ -51,7 +52,7 @@ impl CudaCompiler {
                     while let i = next.fetch_add(1, Ordering::Relaxed)
                         && let Some(kernel) = kernels.get(i)
                     {
-                        // Nobody listens any more after a kernel that does not compile.
+                        // The receiver is gone after a kernel that does not compile.
                         if sender.send((i, self.one(kernel))).is_err() {
                             break;
                         }

@@ -1,4 +1,4 @@
-//! NVIDIA GPUs: kernels compiled by NVRTC, carried out by the driver. Neither is needed to build.
+//! NVIDIA GPUs: kernels compiled by NVRTC and run by the driver. Building needs neither.
 
 mod bounds;
 mod compile;
@@ -18,22 +18,22 @@ use staging::{FETCHED, Staging, TICKETS};
 
 use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
-/// The driver, as errors call it.
+/// The driver's name in errors.
 const DRIVER: &str = "NVIDIA's driver";
 
-/// The least of what the kernels need: products of matrices of halves, sixteen wide.
+/// The oldest compute capability with what the kernels need: products of 16 × 16 matrices of halves.
 const LEAST_CAPABILITY: (u32, u32) = (8, 0);
 /// The first with programmatic dependent launch.
 const DEPENDENT_LAUNCH: (u32, u32) = (9, 0);
-/// The first version of CUDA, as 1000 · major + 10 · minor, that all functions called here are in.
+/// The first version of CUDA, as 1000 · major + 10 · minor, that has all functions called here.
 const LEAST_DRIVER: u32 = 12_000;
 /// The first whose graphs keep programmatic dependent launch.
 const DEPENDENT_LAUNCH_IN_GRAPHS: u32 = 12_030;
 
-/// How a GPU is used, for tests and measurements: all of it does the same.
+/// How a GPU is used, for tests and measurements; results do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CudaOptions {
-    /// Whether a kernel may begin before the one before it has ended, as far as GPU and driver can.
+    /// Whether a kernel may begin before its predecessor has ended, if GPU and driver support that.
     pub dependent_launch: bool,
     /// Whether recordings are graphs of the driver, which are started as a whole; otherwise their kernels are launched
     /// one by one.
@@ -48,8 +48,8 @@ impl Default for CudaOptions {
 
 /// An NVIDIA GPU.
 ///
-/// Everything goes through one stream, which carries it out in order. After the driver has reported a failure, such as
-/// an access outside of memory, its context is lost, and every call reports the same failure.
+/// Everything goes through one stream, which executes it in order. After the driver has reported a failure, such as an
+/// access outside of memory, its context is lost, and every call reports the same failure.
 pub struct CudaGpu {
     facts: GpuFacts,
     dependent_launch: bool,
@@ -86,7 +86,7 @@ struct Memory {
     bytes: usize,
 }
 
-/// A dispatch with all that the driver is told.
+/// A dispatch with all arguments of the driver's launch.
 struct Launch {
     function: sys::CUfunction,
     arguments: Vec<sys::CUdeviceptr>,
@@ -94,7 +94,7 @@ struct Launch {
     threads: u32,
 }
 
-/// A list of launches, and the graph that was made of it, if one was.
+/// A list of launches, and the graph captured from it, if any.
 struct Recorded {
     launches: Vec<Launch>,
     graph: Option<sys::CUgraphExec>,
@@ -105,7 +105,7 @@ struct Recorded {
 unsafe impl Send for CudaGpu {}
 
 impl CudaGpu {
-    /// How many there are; none where there is no driver.
+    /// The number of GPUs; 0 without a driver.
     pub fn count() -> usize {
         driver_version()
             .and_then(|_| result::init().ok())
@@ -114,8 +114,7 @@ impl CudaGpu {
             .unwrap_or(0)
     }
 
-    /// The compiler of kernels that is used with the driver there is, or by itself where there is none: its name, and
-    /// where it was found.
+    /// The name and location of the kernel compiler that is used with the installed driver, or without one.
     ///
     /// # Errors
     /// [`GpuError::Missing`], which says how to get it.
@@ -124,16 +123,16 @@ impl CudaGpu {
         Ok(format!("{}, {}", nvrtc.name(), nvrtc.file.display()))
     }
 
-    /// The GPU that the driver gives this number, from 0 on.
+    /// The GPU to which the driver gives this number, from 0 on.
     ///
     /// # Errors
-    /// [`GpuError::Missing`] when there is no such GPU, no driver or no compiler, or one that is too old; it says what
-    /// was looked for and what would be right.
+    /// [`GpuError::Missing`] when there is no such GPU, no driver or no compiler, or one that is too old; the error
+    /// says what was looked for and what would be right.
     pub fn open(ordinal: usize) -> Result<CudaGpu, GpuError> {
         CudaGpu::open_with(ordinal, CudaOptions::default(), Cache::open_default())
     }
 
-    /// The same, with options and another cache of compiled kernels.
+    /// As [`CudaGpu::open`], with options and another cache of compiled kernels.
     ///
     /// # Errors
     /// As [`CudaGpu::open`].
@@ -164,7 +163,7 @@ impl CudaGpu {
             fact(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         );
         let cores = fact(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
-        // Nothing is computed by these, so a GPU that does not state them is as good.
+        // Results do not depend on these, so a GPU that does not state them is accepted.
         let stated = |what| fact(what).unwrap_or(0);
         let kilohertz = stated(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE);
         let memory_kilohertz = stated(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE);
@@ -220,7 +219,7 @@ impl CudaGpu {
         self.check("making its context current", entered)
     }
 
-    /// Keeps the failure of what the driver was asked for.
+    /// Remembers the failure of a call of the driver.
     fn check<T>(&mut self, what: &str, result: Result<T, DriverError>) -> Result<T, GpuError> {
         result.map_err(|e| {
             let failure = format!("{} failed in {what}: {}", self.facts.name, said(&e));
@@ -233,7 +232,7 @@ impl CudaGpu {
         GpuError::Failed(format!("{}: {what}", self.facts.name))
     }
 
-    /// Where so many bytes are.
+    /// The address of `bytes` bytes.
     fn address(&self, at: Binding, bytes: usize) -> Result<sys::CUdeviceptr, GpuError> {
         let memory = self.buffers.get(at.buffer.0 as usize);
         memory
@@ -248,11 +247,11 @@ impl CudaGpu {
     fn load(&mut self, kernel: &Kernel, compiled: &[u8]) -> Result<Pipeline, GpuError> {
         let name = CString::new(kernel.function).map_err(|_| self.refuse(format!("{kernel}: a zero in its name")))?;
         let what = format!("loading kernel {kernel}");
-        // SAFETY: what the compiler made is an image that says itself how long it is.
+        // SAFETY: the compiler's image contains its own length.
         let module = self.check(&what, unsafe { module::load_data(compiled.as_ptr().cast()) })?;
         // SAFETY: the module was loaded.
         let function = self.check(&what, unsafe { module::get_function(module, name) })?;
-        // Asking for this also brings a function to the GPU, which must not happen while a graph is captured.
+        // This query also loads the function onto the GPU, which must not happen while a graph is captured.
         let limit = OfFunction::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
         // SAFETY: the function was found.
         let limit = self.check(&what, unsafe { function::get_function_attribute(function, limit) })?;
@@ -295,7 +294,7 @@ impl Gpu for CudaGpu {
         if bytes > free {
             return Err(refused);
         }
-        // The driver has no memory of no bytes.
+        // The driver does not allocate zero bytes.
         let room = bytes.max(16);
         // SAFETY: nothing sees the memory before it holds zeros, since the stream is in order.
         let address = match unsafe { result::malloc_sync(room) } {
@@ -340,7 +339,7 @@ impl Gpu for CudaGpu {
     fn write(&mut self, to: Binding, bytes: &[u8]) -> Result<(), GpuError> {
         self.enter()?;
         let to = self.address(to, bytes.len())?;
-        // SAFETY: `address` saw that there is room; stream and staging are of one context.
+        // SAFETY: `address` checked that there is room; stream and staging are of one context.
         let written = unsafe { self.staging.write(to, bytes, self.context.stream) };
         self.check("writing", written)
     }
@@ -348,7 +347,7 @@ impl Gpu for CudaGpu {
     fn copy(&mut self, from: Binding, to: Binding, bytes: usize) -> Result<(), GpuError> {
         self.enter()?;
         let (from, to) = (self.address(from, bytes)?, self.address(to, bytes)?);
-        // SAFETY: `address` saw that both ranges are in memory.
+        // SAFETY: `address` checked that both ranges are in memory.
         let copied = unsafe { result::memcpy_dtod_async(to, from, bytes, self.context.stream) };
         self.check("copying", copied)
     }
@@ -417,11 +416,11 @@ impl Gpu for CudaGpu {
 
 impl Drop for CudaGpu {
     fn drop(&mut self) {
-        // Nothing can be done about what fails here, and after a failure all of it does.
+        // Failures here cannot be handled, and after a failure every call fails.
         if self.context.enter().is_err() {
             return;
         }
-        // SAFETY: everything was made in this context, is given back once, and is not used by the GPU any more after
+        // SAFETY: everything was created in this context, is released once, and is not used by the GPU any more after
         // the stream is done.
         unsafe {
             let _ = stream::synchronize(self.context.stream);
@@ -455,7 +454,7 @@ impl Context {
         unsafe { ctx::set_current(self.context) }
     }
 
-    /// A graph of launches, one after the other.
+    /// A graph of launches, in order.
     fn capture(&self, launches: &[Launch], dependent: bool) -> Result<sys::CUgraphExec, DriverError> {
         // SAFETY: the stream is of this context; a capture that was begun is ended, and a graph destroyed.
         unsafe {
@@ -471,7 +470,7 @@ impl Context {
         }
     }
 
-    /// Launches kernels one after the other, with an event after each, and gives the seconds between events.
+    /// Launches kernels in order, with an event after each, and returns the seconds between events.
     fn time(&self, launches: &[Launch]) -> Result<Vec<f64>, DriverError> {
         let event = || event::create(sys::CUevent_flags::CU_EVENT_DEFAULT);
         let events = (0..=launches.len()).map(|_| event()).collect::<Result<Vec<_>, _>>()?;
@@ -497,8 +496,8 @@ impl Context {
         seconds
     }
 
-    /// Launches a kernel. One that is `dependent` may begin as soon as every threadgroup of the kernel before has
-    /// released it, and waits for that one's end by itself, before it touches anything.
+    /// Launches a kernel. A `dependent` kernel may begin as soon as every threadgroup of its predecessor has released
+    /// it, and waits for the predecessor's end itself, before it touches anything.
     fn launch(&self, launch: &Launch, dependent: bool) -> Result<(), DriverError> {
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -541,7 +540,7 @@ impl Drop for Context {
     }
 }
 
-/// The version of CUDA that the driver is for, if there is one.
+/// The version of CUDA that the driver supports, if there is one.
 fn driver_version() -> Option<u32> {
     // SAFETY: this loads the driver's library, which relies on nothing of ours.
     if !unsafe { sys::is_culib_present() } {
@@ -553,7 +552,7 @@ fn driver_version() -> Option<u32> {
     u32::try_from(version).ok()
 }
 
-/// The error's name and what it means.
+/// The error's name and description.
 fn said(error: &DriverError) -> String {
     let name = error.error_name().map(|name| name.to_string_lossy().into_owned());
     let meaning = error.error_string().map(|meaning| meaning.to_string_lossy().into_owned());

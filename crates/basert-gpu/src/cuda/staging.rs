@@ -1,31 +1,32 @@
-//! Memory of the host that a GPU copies from and to by itself, while the host goes on.
+//! Host memory for asynchronous copies from and to a GPU.
 
 use std::ptr;
 
 use cudarc::driver::result::{DriverError, event, free_host, malloc_host, stream};
 use cudarc::driver::sys;
 
-/// Bytes of a slot: enough that starting a transfer costs little of it.
+/// Bytes of a slot: enough to amortise the start of a transfer.
 const SLOT: usize = 1 << 20;
-/// How many writes may be on their way.
+/// The most writes in flight.
 const SLOTS: usize = 32;
-/// Bytes that a ticket stands for, at most.
+/// The most bytes of a ticket.
 pub(super) const FETCHED: usize = 4096;
-/// How many tickets may be out.
+/// The most tickets in use.
 pub(super) const TICKETS: usize = 16;
 
-/// A ring of slots that writes pass through, another slot that reads do, and what tickets stand for.
+/// A ring of slots for writes, a slot for reads, and the bytes of tickets.
 pub(super) struct Staging {
     memory: *mut u8,
-    /// Of each slot of the ring: when what was last copied from it has arrived. Then the same of each ticket.
+    /// An event for each slot of the ring, which completes when the last copy from it has arrived; then one for each
+    /// ticket.
     arrived: Vec<sys::CUevent>,
     next: usize,
-    /// The bytes of the tickets that are out.
+    /// The number of bytes of each ticket in use.
     tickets: [Option<usize>; TICKETS],
 }
 
 impl Staging {
-    /// The context has to be current, here and in all that follows.
+    /// The context has to be current, here and in all other methods.
     pub(super) fn new() -> Result<Staging, DriverError> {
         // SAFETY: the memory is written before it is read: by the host before a write, by the GPU before a read.
         let memory = unsafe { malloc_host((SLOTS + 1) * SLOT + TICKETS * FETCHED, 0) }?.cast();
@@ -36,7 +37,7 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Copies bytes to the device, in the stream's order. Waits only where all slots are on their way.
+    /// Copies bytes to the device, in the stream's order. Waits only if all slots are in flight.
     ///
     /// # Safety
     /// There has to be room for the bytes at `to`, and the stream has to be one of the current context.
@@ -50,7 +51,7 @@ impl Staging {
             let (slot, arrived) = (self.next, self.arrived[self.next]);
             self.next = (slot + 1) % SLOTS;
             // SAFETY: the event is ours, and after it nothing reads the slot, which is as long as the longest piece;
-            // what the GPU then reads of it is what was written here, until the event is seen again.
+            // the GPU then reads what was written here, until the event completes again.
             unsafe {
                 event::synchronize(arrived)?;
                 let from = self.memory.add(slot * SLOT);
@@ -85,12 +86,12 @@ impl Staging {
         Ok(())
     }
 
-    /// A ticket that is not out.
+    /// A free ticket.
     pub(super) fn ticket(&self) -> Option<usize> {
         self.tickets.iter().position(Option::is_none)
     }
 
-    /// Begins to copy at most `FETCHED` bytes from the device, for a ticket.
+    /// Begins to copy at most `FETCHED` bytes from the device for a ticket.
     ///
     /// # Safety
     /// As for `read`.
@@ -102,7 +103,7 @@ impl Staging {
         stream: sys::CUstream,
     ) -> Result<(), DriverError> {
         debug_assert!(bytes <= FETCHED && self.tickets[ticket].is_none());
-        // SAFETY: each ticket has its place after the slots, and is not out.
+        // SAFETY: each ticket has its place after the slots, and is free.
         unsafe {
             sys::cuMemcpyDtoHAsync_v2(self.fetched(ticket).cast(), from, bytes, stream).result()?;
             event::record(self.arrived[SLOTS + ticket], stream)?;
@@ -111,12 +112,12 @@ impl Staging {
         Ok(())
     }
 
-    /// How many bytes a ticket stands for, if it is out.
+    /// The number of bytes of a ticket, if it is in use.
     pub(super) fn out(&self, ticket: usize) -> Option<usize> {
         *self.tickets.get(ticket)?
     }
 
-    /// Waits for what a ticket that is out stands for, as many bytes as that.
+    /// Waits for the bytes of a ticket in use; `bytes` has their length.
     pub(super) fn collect(&mut self, ticket: usize, bytes: &mut [u8]) -> Result<(), DriverError> {
         debug_assert_eq!(self.tickets[ticket], Some(bytes.len()));
         self.tickets[ticket] = None;
@@ -136,12 +137,12 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Nothing can be done about what fails here.
+        // Failures here cannot be handled.
         for event in self.arrived.drain(..) {
             // SAFETY: each event was created, and is not used again.
             let _ = unsafe { event::destroy(event) };
         }
-        // SAFETY: the memory came from the function's counterpart, and nothing refers to it any more.
+        // SAFETY: the memory came from the matching allocation, and nothing refers to it any more.
         let _ = unsafe { free_host(self.memory.cast()) };
     }
 }

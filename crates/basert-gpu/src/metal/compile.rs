@@ -1,8 +1,8 @@
-//! Many kernels at once, or from what was kept of an earlier start.
+//! Compiling kernels in parallel, or loading them from archives of earlier starts.
 //!
-//! Metal compiles in two steps: source to a library, which depends on nothing but the source and its options, and a library's
-//! function to code for one GPU. Code is kept in an archive for each set of kernels, under a key of all that it depends on.
-//! Libraries cannot be kept by a program; those that `tools/build-metallib` made with Xcode are used where they are there.
+//! Metal compiles in two steps: source to a library, which depends only on the source and its options, and a library's
+//! function to code for one GPU. Code is kept in an archive for each set of kernels, under a key of everything that it
+//! depends on. A program cannot save libraries; those made by `tools/build-metallib` with Xcode are used if they exist.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -45,10 +45,10 @@ impl Compiler {
         Compiler { device, cache, system }
     }
 
-    /// What runs of each kernel. All cores work on it, and `progress` is called with how many are ready.
+    /// The pipeline of each kernel. Compiles on all cores, and calls `progress` with the number of finished kernels.
     ///
     /// # Errors
-    /// [`GpuError::Compile`] of the first kernel that was found not to compile.
+    /// [`GpuError::Compile`] of the first kernel that did not compile.
     pub fn compile(&self, kernels: &[&Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Compiled>, GpuError> {
         let sources: Vec<_> = kernels.iter().map(|kernel| MetalSource::new(kernel, self.system)).collect();
         let kept = self.cache.beside(&self.key(&sources), "metalarchive");
@@ -65,7 +65,7 @@ impl Compiler {
                         && let Some(kernel) = kernels.get(i)
                     {
                         let one = autoreleasepool(|_| self.one(kernel, &sources[i], archive.as_ref()));
-                        // Nobody listens any more after a kernel that does not compile.
+                        // The receiver is gone after a kernel that does not compile.
                         if sender.send((i, one)).is_err() {
                             break;
                         }
@@ -81,13 +81,13 @@ impl Compiler {
         })?;
         let compiled: Vec<Compiled> = compiled.into_iter().flatten().collect();
         if let Some(path) = kept.filter(|_| !archived) {
-            // The next start compiles again what could not be kept.
+            // What could not be saved is compiled again at the next start.
             let _ = autoreleasepool(|_| self.keep(&compiled, &path));
         }
         Ok(compiled)
     }
 
-    /// The name of the archive for these kernels: what they are compiled from, by which system, for which GPU.
+    /// The key of the archive for these kernels: their sources, the system, and the GPU.
     fn key(&self, sources: &[MetalSource]) -> CacheKey {
         let sources: BTreeSet<_> = sources.iter().map(|source| source.key().to_string()).collect();
         let (system, gpu) = autoreleasepool(|_| {
@@ -138,7 +138,7 @@ impl Compiler {
         let keys: Vec<&NSString> = keys.iter().map(|key| &**key).collect();
         let values: Vec<&NSObject> = values.iter().map(|value| -> &NSObject { value }).collect();
         let macros = NSDictionary::from_slices(&keys, &values);
-        // SAFETY: the values are strings, as Metal wants them.
+        // SAFETY: the values are strings, as Metal requires.
         unsafe { options.setPreprocessorMacros(Some(&macros)) };
         options.setLanguageVersion(match source.language {
             (4, _) => MTLLanguageVersion::Version4_0,
@@ -164,7 +164,7 @@ impl Compiler {
         self.device.newBinaryArchiveWithDescriptor_error(&descriptor).ok()
     }
 
-    /// Writes an archive of these kernels, all of it or nothing.
+    /// Writes an archive of these kernels, atomically.
     fn keep(&self, compiled: &[Compiled], path: &Path) -> Option<()> {
         let archive = self.device.newBinaryArchiveWithDescriptor_error(&MTLBinaryArchiveDescriptor::new()).ok()?;
         for Compiled { function, kernel, .. } in compiled {

@@ -1,27 +1,30 @@
-//! What it means when a command buffer fails.
+//! The meaning of failures of command buffers.
 
 use crate::GpuError;
 
 /// A command buffer that failed.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Failure {
-    /// What is said of it.
+    /// The error to report.
     pub error: GpuError,
-    /// Whether the device will not do anything any more.
+    /// Whether the device cannot be used any more.
     pub lost: bool,
 }
 
-/// The failure behind a code of Metal's `MTLCommandBufferErrorDomain`, of which the system `said` this.
+/// The failure for a code of Metal's `MTLCommandBufferErrorDomain`, with the system's message.
 pub(super) fn failure(code: isize, said: &str) -> Failure {
     let (what, lost) = match code {
-        2 => ("a step took longer than the system allows, and was ended; what else uses the GPU slows it down", false),
-        3 => ("a kernel reached outside of its memory, which is a mistake of this program", false),
-        4 => ("the system lets this process use the GPU no longer, after too many failures; start it again", true),
-        7 => ("the system does not let this process use the GPU, for it runs in the background", false),
+        2 => (
+            "a step took longer than the system allows, and was ended; other programs that use the GPU slow it down",
+            false,
+        ),
+        3 => ("a kernel reached outside of its memory, which is a bug of this program", false),
+        4 => ("the system no longer lets this process use the GPU, after too many failures; start it again", true),
+        7 => ("the system does not let this process use the GPU, because it runs in the background", false),
         8 => ("its memory ran out; end other programs, or use a shorter --max-context or fewer --kv-bits", false),
-        9 => ("a step used memory that is gone, which is a mistake of this program", false),
+        9 => ("a step used freed memory, which is a bug of this program", false),
         11 => ("the device was removed", true),
-        12 => ("a kernel's stack overflowed, which is a mistake of this program", false),
+        12 => ("a kernel's stack overflowed, which is a bug of this program", false),
         _ => ("a step was not completed", false),
     };
     Failure { error: GpuError::Failed(format!("metal: {what} ({said}, code {code})")), lost }

@@ -1,4 +1,4 @@
-//! The device: memory, command buffers, and waiting for them.
+//! The Metal device: memory, command buffers, and waiting for them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::c_void;
@@ -25,17 +25,17 @@ use crate::views::Views;
 use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 use crate::{Signature, apple_tuning, tiles_are_right};
 
-/// Pages of every Apple Silicon Mac.
+/// The page size of every Apple Silicon Mac.
 const PAGE: usize = 16 << 10;
-/// What tensors in a file have to be aligned to for kernels to read them there.
+/// The alignment that tensors in a file need to be used in place.
 const ALIGNMENT: usize = 16;
-/// Milliseconds after which a wait looks for failures: a command buffer that fails does not signal.
+/// Milliseconds after which a wait checks for failures: a command buffer that fails does not signal.
 const PATIENCE: u64 = 100;
-/// Cores of a GPU that the table of chips does not know.
+/// Assumed cores of a GPU that is not in the table of chips.
 const CORES: usize = 10;
 
-/// All memory is shared with the CPU. It is the same memory in any case, and this way what the CPU writes and reads, a
-/// step's buffer and logits among it, is never copied. Hazards are not tracked: barriers are the plan's.
+/// All memory is shared with the CPU. It is the same memory in any case, and so what the CPU writes and reads, such as
+/// a step's buffer and logits, is never copied. Hazards are not tracked: the plan sets barriers.
 const SHARED: MTLResourceOptions = MTLResourceOptions::from_bits_retain(
     MTLResourceOptions::StorageModeShared.bits() | MTLResourceOptions::HazardTrackingModeUntracked.bits(),
 );
@@ -46,8 +46,8 @@ type Bytes = Retained<ProtocolObject<dyn MTLBuffer>>;
 
 /// The GPU of a Mac.
 ///
-/// Each submission is one command buffer; a fence orders it after the one before, so that the next can be encoded and
-/// committed while it runs. A shared event counts those that are complete.
+/// Each submission is one command buffer; a fence orders it after its predecessor, so that the next can be encoded and
+/// committed while it runs. A shared event counts completed ones.
 pub struct MetalGpu {
     facts: GpuFacts,
     device: Device,
@@ -66,7 +66,7 @@ pub struct MetalGpu {
     recordings: Vec<Vec<Launch>>,
     buffers: Vec<Memory>,
     heaps: Vec<Heap>,
-    /// What was fetched: from where, how much, and after which command buffer.
+    /// Pending fetches: the source, the length, and the command buffer before it.
     tickets: Vec<Option<(Binding, usize, u64)>>,
     lost: Option<GpuError>,
 }
@@ -74,11 +74,11 @@ pub struct MetalGpu {
 struct Memory {
     buffer: Bytes,
     bytes: usize,
-    /// The file whose mapping it is, which is only read.
+    /// The mapped file, which is read-only, if it is one.
     file: Option<Arc<ModelFile>>,
 }
 
-/// A dispatch that was checked.
+/// A checked dispatch.
 struct Launch {
     pipeline: usize,
     bindings: Vec<Binding>,
@@ -92,7 +92,7 @@ struct Launch {
 unsafe impl Send for MetalGpu {}
 
 impl MetalGpu {
-    /// Whether there is one that could be opened.
+    /// Whether there is a GPU that could be opened.
     pub fn exists() -> bool {
         MTLCreateSystemDefaultDevice().is_some_and(|device| device.hasUnifiedMemory())
     }
@@ -174,7 +174,7 @@ impl MetalGpu {
                 return Ok(gpu);
             }
         }
-        Err(missing("products of matrices came out wrong in a check, so no result could be trusted"))
+        Err(missing("products of matrices were wrong in a check, so no result could be trusted"))
     }
 
     fn count_memory(&mut self) {
@@ -186,7 +186,7 @@ impl MetalGpu {
         GpuError::Failed(format!("metal: {what}"))
     }
 
-    /// A buffer that has so many bytes from there on, and where they are for the CPU.
+    /// The buffer of a binding with at least `bytes` bytes after it, and their address for the CPU.
     fn memory(&self, at: Binding, bytes: usize) -> Result<(&Memory, NonNull<u8>), GpuError> {
         let memory = self.buffers.get(at.buffer.0 as usize);
         let memory = memory.filter(|memory| at.offset.checked_add(bytes).is_some_and(|end| end <= memory.bytes));
@@ -198,7 +198,7 @@ impl MetalGpu {
         Ok((memory, unsafe { begin.add(at.offset) }))
     }
 
-    /// The same, where it may be written.
+    /// The same, for writing.
     fn own_memory(&self, at: Binding, bytes: usize) -> Result<(&Memory, NonNull<u8>), GpuError> {
         let found = self.memory(at, bytes)?;
         if found.0.file.is_some() {
@@ -207,7 +207,7 @@ impl MetalGpu {
         Ok(found)
     }
 
-    /// Commits a command buffer that `encode` fills, after all before it.
+    /// Commits a command buffer that `encode` fills, after all earlier ones.
     fn commit(&mut self, encode: impl FnOnce(&MetalGpu, &Commands) -> Option<()>) -> Result<(), GpuError> {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
@@ -266,7 +266,7 @@ impl MetalGpu {
     fn wait_for(&mut self, number: u64) -> Result<(), GpuError> {
         while !self.event.waitUntilSignaledValue_timeoutMS(number, PATIENCE) {
             self.look_for_failures()?;
-            // One that failed has not signalled, and is not waited for again.
+            // A failed command buffer has not signalled, and is not waited for again.
             if self.in_flight.front().is_none_or(|&(first, _)| first > number) {
                 return Ok(());
             }
@@ -274,7 +274,7 @@ impl MetalGpu {
         self.look_for_failures()
     }
 
-    /// Lets go of command buffers that are complete. One that failed is an error, once.
+    /// Releases completed command buffers. A failed one is reported as an error, once.
     fn look_for_failures(&mut self) -> Result<(), GpuError> {
         if let Some(lost) = &self.lost {
             return Err(lost.clone());
@@ -297,7 +297,7 @@ impl MetalGpu {
         Err(failure.error)
     }
 
-    /// Makes buffers known that are there, with the heap they are in if they are in one.
+    /// Registers buffers, with their heap if they are in one.
     fn keep(&mut self, buffers: Vec<(Bytes, usize)>, heap: Option<Heap>, file: Option<&Arc<ModelFile>>) -> Vec<Buffer> {
         if let Some(residency) = &self.residency {
             match &heap {
@@ -366,8 +366,8 @@ impl MetalGpu {
             }
             for (index, &Binding { buffer, offset }) in launch.bindings.iter().enumerate() {
                 let buffer = &self.buffers[buffer.0 as usize].buffer;
-                // SAFETY: the kernel has an argument of this index and the buffer is longer than the offset, which
-                // was checked when it was recorded; the kernel stays inside as far as plan and lowering are right.
+                // SAFETY: the kernel has an argument of this index and the buffer is longer than the offset, which was
+                // checked when it was recorded; the kernel stays inside if plan and lowering are right.
                 unsafe { encoder.setBuffer_offset_atIndex(Some(buffer), offset, index) };
             }
             encoder.dispatchThreadgroups_threadsPerThreadgroup(launch.groups, launch.threads);
@@ -392,11 +392,11 @@ impl Gpu for MetalGpu {
         if let Some((bytes, what)) = rooms.iter().find(|(bytes, _)| *bytes > largest) {
             return Err(self.refuse(format!("{bytes} bytes for {what} would be one buffer, of at most {largest}")));
         }
-        // Metal has no buffer of no bytes, and fills whole words.
+        // Metal has no empty buffers, and fills whole words.
         let sizes: Vec<_> = rooms.iter().map(|&(bytes, _)| bytes.max(1).next_multiple_of(ALIGNMENT)).collect();
         let (heap, buffers) = match self.heap(&sizes) {
             Some((heap, buffers)) => (Some(heap), buffers),
-            // A heap as large as that need not be possible where its buffers by themselves are.
+            // A heap of that size may be impossible even if its buffers are possible individually.
             None => {
                 let one = |(&size, &(bytes, what)): (&usize, &(usize, &str))| {
                     let free = self.facts.free_memory.unwrap_or(0);
@@ -435,7 +435,7 @@ impl Gpu for MetalGpu {
                 }
             };
             let wrapped: Vec<_> = views.iter().map(|view| Some((wrap(view)?, view.len()))).collect();
-            // What the device does not take where it is has to be copied.
+            // What the device cannot use in place has to be copied.
             let Some(wrapped) = wrapped.into_iter().collect::<Option<Vec<_>>>() else { continue };
             if wrapped.is_empty() {
                 continue;
@@ -488,7 +488,7 @@ impl Gpu for MetalGpu {
         self.own_memory(to, bytes)?;
         self.blit(|gpu, encoder| {
             let buffer = |at: Binding| &*gpu.buffers[at.buffer.0 as usize].buffer;
-            // SAFETY: both ranges are in their buffers, which was seen above.
+            // SAFETY: both ranges are in their buffers, as checked above.
             unsafe {
                 encoder.copyFromBuffer_sourceOffset_toBuffer_destinationOffset_size(
                     buffer(from),
@@ -508,8 +508,8 @@ impl Gpu for MetalGpu {
         self.commit_launches(|gpu| &gpu.recordings[recording.0 as usize])
     }
 
-    /// Each dispatch is a command buffer of its own, for Metal tells the times of nothing smaller than an encoder, and those
-    /// of command buffers in seconds.
+    /// Each dispatch is a command buffer of its own, since Metal times nothing smaller than an encoder, and command
+    /// buffers in seconds.
     fn time(&mut self, recording: Recording) -> Result<Vec<f64>, GpuError> {
         let launches = self.recordings.get(recording.0 as usize).map(Vec::len);
         let launches = launches.ok_or_else(|| self.refuse(format!("there is no recording {}", recording.0)))?;
@@ -547,8 +547,8 @@ impl Gpu for MetalGpu {
         };
         self.wait_for(number)?;
         let (_, begin) = self.memory(from, fetched)?;
-        // SAFETY: there are so many bytes. The command buffer that wrote them is complete, and whoever fetched them has
-        // submitted none that changes them.
+        // SAFETY: there are so many bytes. The command buffer that wrote them is complete, and none that changes them
+        // was submitted since the fetch.
         unsafe { ptr::copy_nonoverlapping(begin.as_ptr(), bytes.as_mut_ptr(), fetched) };
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Apple GPUs, through Metal.
 //!
-//! What can be a pure function is one, and is compiled and tested everywhere: what the compiler is given ([`source`]), what
-//! a failure means ([`failure`]), and the views of a mapped file (`crate::views`). The rest is thin.
+//! Pure functions are separate, and are compiled and tested everywhere: the compiler's input ([`source`]), the meaning
+//! of failures ([`failure`]), and the views of a mapped file (`crate::views`). The rest is thin.
 
 #[cfg(any(test, target_os = "macos"))]
 mod failure;

@@ -1,8 +1,8 @@
-//! Keeps memory where the GPU can reach it.
+//! Keeps memory resident for the GPU.
 //!
-//! From macOS 15 on there is one residency set of all memory, attached to the queue: without it the system looks at each
-//! buffer of each command buffer. It may make memory of a set that rests reachable no longer, so a set in use is asked
-//! for again and again. Before macOS 15 nothing is needed, for every buffer is bound by itself, and slower.
+//! From macOS 15 on one residency set with all memory is attached to the queue: without it the system checks each
+//! buffer of each command buffer. The system may evict an idle set, so residency of a set in use is requested
+//! repeatedly. Before macOS 15 buffers are bound individually, which is slower and needs nothing here.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use objc2::rc::Retained;
 use objc2::runtime::ProtocolObject;
 use objc2_metal::{MTLAllocation, MTLCommandQueue, MTLDevice, MTLResidencySet, MTLResidencySetDescriptor};
 
-/// How often a set in use is asked for.
+/// The interval of requests for a set in use.
 const BEAT: Duration = Duration::from_millis(500);
 /// How long it counts as in use.
 const REST: Duration = Duration::from_secs(180);
@@ -36,7 +36,7 @@ struct Shared {
 unsafe impl Send for Shared {}
 
 impl Residency {
-    /// A set that is attached to a queue; none where the system has none.
+    /// A set attached to a queue; `None` if the system has no residency sets.
     pub fn new(
         device: &ProtocolObject<dyn MTLDevice>,
         queue: &ProtocolObject<dyn MTLCommandQueue>,
@@ -69,7 +69,7 @@ impl Residency {
         shared.set.requestResidency();
     }
 
-    /// Says that it is in use.
+    /// Marks it as in use.
     pub fn touch(&self) {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner).used = Instant::now();
     }

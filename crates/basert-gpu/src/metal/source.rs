@@ -1,4 +1,4 @@
-//! What Metal's compiler gets of a kernel, and the name under which what it makes is kept.
+//! The input of Metal's compiler for a kernel, and the key of the result.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -9,31 +9,31 @@ use crate::{CacheKey, Kernel};
 /// How products of matrices are computed (`kernels/common/tile.h`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tiles {
-    /// By simdgroups, as all chips can.
+    /// By simdgroups, on all chips.
     Simdgroups,
     /// By the tensor units of chips from M5 on, through Metal 4.
     TensorUnits,
 }
 
-/// What a system's compiler knows.
+/// The capabilities of a system's compiler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MetalSystem {
-    /// The major version of macOS: 14 at least.
+    /// The major version of macOS, at least 14.
     pub macos: u32,
     /// How products of matrices are computed.
     pub tiles: Tiles,
 }
 
-/// How free the compiler is with arithmetic.
+/// The compiler's freedom in arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Math {
-    /// As IEEE 754 says.
+    /// Strict IEEE 754.
     Safe,
-    /// It may reorder sums, but infinities and what is not a number stay: the softmax has need of them.
+    /// Sums may be reordered, but infinities and NaNs are preserved: the softmax needs them.
     Relaxed,
 }
 
-/// A kernel as Metal's compiler gets it.
+/// A kernel as input of Metal's compiler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetalSource {
     /// The source.
@@ -48,13 +48,13 @@ pub struct MetalSource {
 }
 
 impl MetalSource {
-    /// The source of a kernel on such a system.
+    /// The source of a kernel on a system.
     pub fn new(kernel: &Kernel, system: MetalSystem) -> MetalSource {
         let mut text = kernel.source();
         let mut macros = kernel.macros.clone();
         let mut language = (3, 1);
         if kernel.exact {
-            // Products and sums on one line would be fused even where the mode is safe.
+            // Products and sums on one line would be fused even in the safe mode.
             text.insert_str(0, "#pragma METAL fp contract(off)\n");
             language = if system.macos >= 15 { (3, 2) } else { language };
         }
@@ -62,17 +62,17 @@ impl MetalSource {
             macros.push(("TILES_ON_TENSOR_UNITS", "1".to_owned()));
             language = (4, 0);
         }
-        // macOS 14 knows only two modes, of which the fast one assumes that nothing is infinite.
+        // macOS 14 has only two modes, and the fast one assumes that nothing is infinite.
         let math = if kernel.exact || system.macos < 15 { Math::Safe } else { Math::Relaxed };
         MetalSource { text, macros, function: kernel.function, language, math }
     }
 
-    /// The name of a library compiled from it, on any machine.
+    /// The key of a library compiled from it, on any machine.
     pub fn key(&self) -> CacheKey {
         CacheKey::new([self.text.as_str(), self.function, &self.options()])
     }
 
-    /// Writes it to a folder, for a compiler: KEY.metal, and KEY.options with an option in each line.
+    /// Writes it to a folder for the command-line compiler: KEY.metal, and KEY.options with one option per line.
     ///
     /// # Errors
     /// When the folder cannot be written to.
@@ -82,7 +82,7 @@ impl MetalSource {
         fs::write(folder.join(format!("{key}.options")), self.options())
     }
 
-    /// The options of the compiler's command that mean the same, a line each.
+    /// The equivalent options of the command-line compiler, one per line.
     pub fn options(&self) -> String {
         let (major, minor) = self.language;
         let math = match self.math {

@@ -6,27 +6,27 @@ use std::sync::Arc;
 
 use basert_files::ModelFile;
 
-/// What every buffer is aligned to.
+/// The alignment of every buffer.
 const ALIGNMENT: usize = 16;
 
-/// Bytes, zeros at first, or those of a file. It hands out their address only: kernels change them from several threads.
+/// Zeroed bytes, or those of a file. It exposes only their address: kernels change them from several threads.
 pub struct Allocation {
     begin: NonNull<u8>,
     bytes: usize,
     owner: Owner,
 }
 
-/// Whose bytes they are.
+/// The owner of the bytes.
 enum Owner {
     Allocated(Layout),
     Mapped { _file: Arc<ModelFile> },
 }
 
-// SAFETY: it is an address, and nothing more; what it points to is its own, or the file's that it keeps.
+// SAFETY: it is only an address; it owns the bytes, or keeps their file alive.
 unsafe impl Send for Allocation {}
 
 impl Allocation {
-    /// `None` when the system does not give them.
+    /// `None` when the system cannot allocate them.
     pub fn zeroed(bytes: usize) -> Option<Allocation> {
         let layout = Layout::from_size_align(bytes.max(1), ALIGNMENT).ok()?;
         // SAFETY: the layout is not empty.
@@ -63,7 +63,7 @@ impl Drop for Allocation {
     }
 }
 
-/// Bytes that the system could still give, where it says so.
+/// Bytes of available memory, if the system reports them.
 pub fn available() -> Option<usize> {
     let all = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = all.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

@@ -1,9 +1,9 @@
-//! A GPU in the CPU: kernels run as they are written, thread by thread, and what they must not do is found.
+//! A simulated GPU on the CPU: kernels run thread by thread, and invalid accesses and barriers are reported.
 //!
-//! Each kernel is compiled by the machine's C++ compiler ([`compiler`]), from its own source with pointers that know what
-//! they point into ([`source`], `metal.h`). Threadgroups run as coroutines ([`threadgroup`]), in an order that a seed
-//! fixes: launches without a barrier between them, threadgroups, simdgroups and lanes all may come in any order, so a
-//! kernel or a plan that needs one it has not asked for gives another result under another seed.
+//! Each kernel is compiled by the machine's C++ compiler ([`compiler`]), from its own source with bounds-checked
+//! pointers ([`source`], `metal.h`). Threadgroups run as coroutines ([`threadgroup`]), in an order fixed by a seed:
+//! launches without a barrier between them, threadgroups, simdgroups and lanes may run in any order, so a kernel or a
+//! plan that lacks a barrier gives another result under another seed.
 
 mod compiler;
 mod memory;
@@ -29,21 +29,21 @@ use crate::lower::THREADGROUP_BYTES;
 use crate::views::Views;
 use crate::{Binding, Buffer, Cache, Dispatch, Gpu, GpuError, GpuFacts, Kernel, Pipeline, Recording, Ticket};
 
-/// Fewer threadgroups than this for each are not worth another thread of the system.
+/// The least threadgroups per system thread.
 const LEAST_GROUPS: u64 = 4;
-/// What offsets of bindings are multiples of.
+/// The alignment of offsets of bindings.
 const OFFSETS: usize = 16;
 /// Views of files are small, so that models have several.
 const LARGEST_VIEW: usize = 1 << 20;
-/// What views of files begin at multiples of.
+/// The alignment of views of files.
 const VIEW_PAGE: usize = 4096;
 
 /// How kernels are run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SimtOptions {
-    /// The order in which all is done that may be done in any order.
+    /// Fixes the order of everything that may run in any order.
     pub seed: u64,
-    /// Threads of the system that threadgroups are spread over.
+    /// System threads over which threadgroups are spread.
     pub workers: usize,
 }
 
@@ -53,17 +53,17 @@ impl Default for SimtOptions {
     }
 }
 
-/// The CPU as a GPU that finds mistakes.
+/// The CPU as a GPU that finds bugs in kernels.
 pub struct SimtGpu {
     facts: GpuFacts,
     options: SimtOptions,
     compiler: Compiler,
     workers: Vec<Worker>,
     buffers: Vec<Allocation>,
-    /// Kernels, and what was made of those that a recording has needed.
+    /// Kernels, compiled if a recording has needed them.
     pipelines: Vec<(Kernel, Option<Loaded>)>,
     recordings: Vec<Vec<Run>>,
-    /// What was fetched and not collected yet, and how many times there was something.
+    /// Fetched bytes that were not collected yet, and the number of fetches.
     fetched: HashMap<Ticket, Vec<u8>>,
     fetches: u32,
     /// Launches so far.
@@ -119,7 +119,7 @@ impl SimtGpu {
         })
     }
 
-    /// What is between a binding and the end of its buffer.
+    /// The memory from a binding to the end of its buffer.
     fn memory(&self, binding: Binding) -> Result<(*mut u8, usize), GpuError> {
         let Binding { buffer: Buffer(id), offset } = binding;
         let buffer = self.buffers.get(id as usize).ok_or_else(|| failed(format!("there is no buffer {id}")))?;
@@ -129,7 +129,7 @@ impl SimtGpu {
         Ok((buffer.begin().wrapping_add(offset), rest))
     }
 
-    /// The same, where it has to have so many bytes.
+    /// The same, with at least `bytes` bytes.
     fn bytes(&self, binding: Binding, bytes: usize) -> Result<*mut u8, GpuError> {
         let (begin, rest) = self.memory(binding)?;
         if bytes > rest {
@@ -141,7 +141,7 @@ impl SimtGpu {
         Ok(begin)
     }
 
-    /// The same, where it may be written.
+    /// The same, for writing.
     fn own_bytes(&self, binding: Binding, bytes: usize) -> Result<*mut u8, GpuError> {
         let begin = self.bytes(binding, bytes)?;
         if self.buffers[binding.buffer.0 as usize].is_mapped() {
@@ -150,7 +150,7 @@ impl SimtGpu {
         Ok(begin)
     }
 
-    /// Compiles the kernels of these dispatches that are not compiled yet, all workers together.
+    /// Compiles the kernels of these dispatches that are not compiled yet, on all workers.
     fn make_ready(&mut self, dispatches: &[Dispatch]) -> Result<(), GpuError> {
         let mut needed: Vec<usize> = dispatches.iter().map(|dispatch| dispatch.pipeline.0 as usize).collect();
         needed.sort_unstable();
@@ -164,7 +164,7 @@ impl SimtGpu {
                 let (sender, next, needed) = (sender.clone(), &next, &needed);
                 scope.spawn(move || {
                     while let Some(&id) = needed.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-                        // Nobody listens any more after an error.
+                        // The receiver is gone after an error.
                         if sender.send((id, compiler.compile(&pipelines[id].0))).is_err() {
                             break;
                         }
@@ -303,7 +303,8 @@ impl Gpu for SimtGpu {
     }
 
     fn compile(&mut self, kernels: &[Kernel], progress: &mut dyn FnMut(usize)) -> Result<Vec<Pipeline>, GpuError> {
-        // A model has many, for steps of all sizes, and a test needs few of them: they wait for a recording.
+        // A model has many kernels, for steps of all sizes, and a test needs few of them: they are compiled when a
+        // recording needs them.
         let first = self.pipelines.len() as u32;
         self.pipelines.extend(kernels.iter().map(|kernel| (kernel.clone(), None)));
         progress(kernels.len());
@@ -337,7 +338,7 @@ impl Gpu for SimtGpu {
         let mut starts: Vec<usize> = (0..runs.len()).filter(|&i| i == 0 || runs[i].barrier).collect();
         starts.push(runs.len());
         for bounds in starts.windows(2) {
-            // What no barrier divides may come in any order.
+            // Launches without a barrier between them may run in any order.
             let together = bounds[1] - bounds[0];
             let order = Order::new(together, &mut Random::new(self.options.seed, self.launched));
             for place in 0..together {

@@ -1,11 +1,11 @@
-//! Orders in which things are done that may be done in any order.
+//! Random orders for what may run in any order.
 
-/// A sequence of numbers that a seed fixes: SplitMix64 (Steele, Lea and Flood 2014).
+/// A sequence of numbers fixed by a seed: SplitMix64 (Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// The sequence of a seed and of what it is for.
+    /// The sequence of a seed for a purpose.
     pub fn new(seed: u64, what_for: u64) -> Random {
         let mut random = Random(seed);
         Random(random.next() ^ what_for.wrapping_mul(0xd6e8_feb8_6659_fd93))
@@ -25,8 +25,7 @@ impl Random {
     }
 }
 
-/// A permutation that takes no memory: from somewhere on in steps of one size, which has no factor in common with the
-/// number of elements.
+/// A permutation that takes no memory: a random start and a step that is coprime to the number of elements.
 #[derive(Debug, Clone, Copy)]
 pub struct Order {
     count: usize,
@@ -45,7 +44,7 @@ impl Order {
         Order { count, first, step }
     }
 
-    /// The element at a place.
+    /// The element at position `place`.
     pub fn at(&self, place: usize) -> usize {
         ((self.first as u128 + place as u128 * self.step as u128) % self.count as u128) as usize
     }

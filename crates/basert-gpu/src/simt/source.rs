@@ -1,14 +1,14 @@
-//! What the host's compiler gets of a kernel: the same source, with the kernel's declaration put in its terms, and
-//! pointers that know what they point into.
+//! The input of the host's compiler for a kernel: the same source, with the kernel's declaration rewritten, and
+//! bounds-checked pointers.
 
 use std::fmt::Write;
 
 use crate::{GpuError, Kernel, Signature};
 
-/// Metal's standard library, spelled for the host.
+/// Metal's standard library, implemented for the host.
 const METAL: &str = include_str!("metal.h");
 
-/// A kernel as C++, whose lines are those of [`Kernel::source`], and what it asks for.
+/// A kernel as C++, with the line numbers of [`Kernel::source`], and its declaration.
 pub struct Source {
     /// The whole text. It defines `simt_thread`, which runs one thread.
     pub text: String,
@@ -18,7 +18,7 @@ pub struct Source {
 
 impl Source {
     /// # Errors
-    /// When the kernel's declaration is not there or is not understood.
+    /// When the kernel's declaration is missing or not understood.
     pub fn of(kernel: &Kernel) -> Result<Source, GpuError> {
         let source = kernel.source();
         let refuse = |log: String| GpuError::Compile { kernel: kernel.to_string(), log };
@@ -30,7 +30,7 @@ impl Source {
         let _ = writeln!(text, "{METAL}\n{}\n#line 1 \"{}\"", addresses(&kernel.defines()), kernel.file);
         text += &addresses(&source[..signature.span.start]);
         text += &entry;
-        // One line takes the place of the declaration's.
+        // One line replaces the declaration's lines.
         text.extend(source[signature.span.clone()].matches('\n'));
         text += &addresses(&source[signature.span.end..]);
         Ok(Source { text: text.replace("#include <metal_stdlib>", ""), signature })
@@ -63,7 +63,7 @@ fn entry(signature: &Signature) -> Result<String, String> {
     Ok(out)
 }
 
-/// What an attribute stands for, as a function of `simt::index_of`.
+/// The function of `simt::index_of` that computes an attribute.
 fn attribute(name: &str) -> Option<&'static str> {
     Some(match name {
         "threadgroup_position_in_grid" => "get(simt_group->position)",
@@ -101,7 +101,7 @@ fn addresses(source: &str) -> String {
     out + rest
 }
 
-/// What a pointer or an array at the beginning of a text becomes, and the bytes it takes.
+/// The replacement of a pointer or an array at the beginning of a text, and the bytes it replaces.
 fn address(text: &str) -> Option<(String, usize)> {
     let mut words = Words { text, at: 0 };
     let space = words.name().filter(|space| ["device", "threadgroup"].contains(space))?;
@@ -128,7 +128,7 @@ fn is_name(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
-/// Reads names and symbols, with spaces before them.
+/// Parses names and symbols, skipping spaces before them.
 struct Words<'a> {
     text: &'a str,
     at: usize,

@@ -1,8 +1,8 @@
 //! One threadgroup: a coroutine for each thread, switched at barriers and operations of simdgroups.
 //!
-//! A simdgroup that can go on is chosen at random; its lanes run, one after the other in random order, up to where each
-//! waits or ends, which has to be the same place for all. So what a kernel does right under many seeds it does without
-//! help from the order that a real device happens to have.
+//! A runnable simdgroup is chosen at random; its lanes run in random order, each up to where it waits or ends, which
+//! has to be the same place for all. So a kernel that is right under many seeds does not depend on the order of a real
+//! device.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char};
@@ -17,15 +17,15 @@ use super::order::{Order, Random};
 pub const LANES: usize = 32;
 /// The most threads of a threadgroup.
 pub const MOST_THREADS: usize = 1024;
-/// The threadgroup memory that every chip has.
+/// Threadgroup memory of every chip, in bytes.
 const THREADGROUP_BYTES: usize = 32 << 10;
-/// What each byte of it is at first: floats of these are not numbers.
+/// The initial value of each byte: floats of these bytes are NaN.
 const POISON: u8 = 0xff;
 /// Bytes of an exchange between lanes: `bytes_of_slot` in `metal.h`, for each of them.
 const EXCHANGE: usize = 64 * LANES;
-/// Kernels keep little on the stack; what is not touched takes no memory.
+/// Bytes of a stack. Kernels use little of it; untouched pages take no memory.
 const STACK: usize = 256 << 10;
-/// Steps in which stacks begin below the end of a page, and how many there are.
+/// The distance between the offsets of stacks below the end of a page, and the number of offsets.
 const COLOUR: usize = 7 * 64;
 const COLOURS: usize = 64;
 
@@ -38,12 +38,12 @@ pub struct Memory {
     pub name: *const c_char,
 }
 
-// SAFETY: it only says where memory is; who accesses it answers for that.
+// SAFETY: it is only an address; accesses are unsafe themselves.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
 
-/// What a kernel sees of its threadgroup: the twin of `simt::group` in `metal.h`.
+/// A kernel's view of its threadgroup: the twin of `simt::group` in `metal.h`.
 #[repr(C)]
 pub struct Shared {
     wait: extern "C" fn(*const Shared, u32, *const c_char, u32),
@@ -70,7 +70,7 @@ pub struct Launch<'a> {
     pub threads: u32,
 }
 
-/// What a thread did that it must not do.
+/// An invalid operation of a thread.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// Its index in the threadgroup.
@@ -87,7 +87,7 @@ impl Fault {
     }
 }
 
-/// What a thread waits at.
+/// The kinds of places where a thread waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Wait {
     scope: u32,
@@ -101,7 +101,7 @@ impl Wait {
     const NOWHERE: Wait = Wait { scope: WHOLE_THREADGROUP, operation: ptr::null(), line: 0 };
 }
 
-/// How far the lanes of a simdgroup have come.
+/// The progress of the lanes of a simdgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     Running,
@@ -112,7 +112,7 @@ enum Progress {
 type Thread = Coroutine<(), (), (), Stack>;
 type Suspender = Yielder<(), ()>;
 
-/// The threadgroup that runs. Its threads come back to the scheduler through it.
+/// The running threadgroup, through which its threads switch back to the scheduler.
 #[repr(C)]
 struct Group {
     shared: Shared,
@@ -120,7 +120,7 @@ struct Group {
     fault: Cell<Option<Fault>>,
 }
 
-/// A thread that has begun: how it is suspended, and what it waits at.
+/// A thread that has begun: how to suspend it, and what it waits at.
 #[derive(Clone)]
 struct Suspended {
     suspender: Cell<*const Suspender>,
@@ -135,17 +135,17 @@ pub struct Worker {
     slots: Vec<u128>,
 }
 
-// SAFETY: a stack in the pool is mere memory.
+// SAFETY: a stack in the pool is plain memory.
 unsafe impl Send for Worker {}
 
-/// A stack of which some bytes are left unused, another number for each: pages of all stacks would otherwise compete
-/// for the same lines of the cache.
+/// A stack with an offset that differs from stack to stack: otherwise all stacks would compete for the same cache
+/// lines.
 struct Stack {
     stack: DefaultStack,
     unused: usize,
 }
 
-// SAFETY: it is a smaller part of a stack that is one, as aligned as that is.
+// SAFETY: it is a smaller part of a valid stack, with the same alignment.
 unsafe impl corosensei::stack::Stack for Stack {
     fn base(&self) -> StackPointer {
         let base = self.stack.base();
@@ -164,8 +164,8 @@ impl Worker {
     /// The first fault; the threadgroup then has stopped.
     ///
     /// # Safety
-    /// The entry must be that of a kernel compiled from what [`Source`](super::source::Source) makes, which takes no
-    /// more arguments than there are, and their memory must not be given back meanwhile.
+    /// The entry must be that of a kernel compiled from a [`Source`](super::source::Source), with all its arguments
+    /// given, whose memory must not be freed meanwhile.
     pub unsafe fn run(&mut self, launch: Launch, position: [u32; 3], random: &mut Random) -> Result<(), Fault> {
         let threads = launch.threads as usize;
         self.threadgroup.clear();
@@ -215,7 +215,7 @@ fn start(group: &Group, entry: Entry, stack: Stack) -> Thread {
         // SAFETY: the group outlives its threads, see `Worker::run`.
         let group = unsafe { &*group };
         group.threads[group.shared.running.get() as usize].suspender.set(suspender);
-        // SAFETY: what `Worker::run` asks for.
+        // SAFETY: guaranteed by the caller of `Worker::run`.
         unsafe { entry(&group.shared) };
     })
 }
@@ -259,7 +259,7 @@ fn schedule(group: &Group, turns: &[Cell<u32>], threads: &mut [Thread], random: 
     }
 }
 
-/// That all threads, or simdgroups by their first threads, wait at the same place, or that all have ended.
+/// Checks that all threads, or simdgroups by their first threads, wait at the same place, or that all have ended.
 fn same(all: impl Iterator<Item = (usize, Progress)> + Clone) -> Result<(), Fault> {
     let waiting = |(thread, progress)| match progress {
         Progress::Waiting(wait) => Some((thread, wait)),
@@ -287,7 +287,7 @@ fn name<'a>(name: *const c_char) -> std::borrow::Cow<'a, str> {
 
 /// The group that a kernel's thread belongs to.
 fn of<'a>(shared: *const Shared) -> (&'a Group, &'a Suspended) {
-    // SAFETY: kernels hand on the pointer they got, which is to the first field of a group that outlives them.
+    // SAFETY: kernels pass on the pointer they got, which is to the first field of a group that outlives them.
     let group = unsafe { &*shared.cast::<Group>() };
     (group, &group.threads[group.shared.running.get() as usize])
 }
@@ -316,6 +316,6 @@ extern "C" fn fail(shared: *const Shared, fault: u32, memory: *const Memory, at:
     let (group, thread) = of(shared);
     group.fault.set(Some(Fault { thread: group.shared.running.get(), what, line }));
     suspend(thread);
-    // The scheduler does not come back to a thread that failed.
+    // The scheduler does not resume a thread that failed.
     std::process::abort();
 }
