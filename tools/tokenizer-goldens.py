@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes what the reference libraries make of the corpus: crates/basert-text/tests/data/ids/*.txt, and the small
+"""Writes the reference libraries' encodings of the corpus: crates/basert-text/tests/data/ids/*.txt, and the small
 unigram models beside them.
 
 Run by hand after tools/tokenizer-corpus.py and tools/fetch-test-data, in a virtual environment outside the repository:
