@@ -10,11 +10,11 @@
 
 #![forbid(unsafe_code)]
 
+mod bit_exact;
+mod block_maxima;
 mod draft;
 mod engine;
-mod exact;
 mod logprobs;
-mod maxima;
 mod pages;
 mod philox;
 mod pooling;

@@ -3,7 +3,7 @@
 //! In this order: logit bias; repeat, presence and frequency penalties; and then either the largest logit
 //! (temperature 0), or temperature, top-k, top-p, min-p, and a draw among what is left.
 //!
-//! Every step is the same on every device, to the bit: see `exact.rs`.
+//! Every step is the same on every device, to the bit: see `bit_exact.rs`.
 //!
 //! The draw is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the token with the largest
 //! `logit / temperature + g` is drawn with the softmax's probabilities, where g is Gumbel noise of its own for each
@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 
 use basert_plan::{Draw, first_allowed};
 
-use crate::maxima::{BLOCK, Maxima};
-use crate::{Philox, Sampling, SamplingError, exact};
+use crate::block_maxima::{BLOCK, Maxima};
+use crate::{Philox, Sampling, SamplingError, bit_exact};
 
 /// Chooses the tokens of one answer.
 #[derive(Debug, Clone)]
@@ -171,7 +171,7 @@ impl Sampler {
     /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self, logits: &[f32]) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
-        let max = exact::scaled(self.maxima.largest(), temperature);
+        let max = bit_exact::scaled(self.maxima.largest(), temperature);
         // Those that are likely enough are few, and what so many blocks have is at least as many.
         let mut some = match top_k {
             0 if top_p < 1.0 => 64,
@@ -200,7 +200,7 @@ impl Sampler {
     /// all that have as much.
     fn gather(&mut self, logits: &[f32], some: usize, least: f32) -> bool {
         let temperature = self.sampling.temperature;
-        let border = exact::scaled(self.maxima.nth(some), temperature);
+        let border = bit_exact::scaled(self.maxima.nth(some), temperature);
         let (all, least) = (border <= least, border.max(least));
         // What is behind by more than rounding makes of that need not be divided.
         let near = least * temperature;
@@ -210,7 +210,7 @@ impl Sampler {
         for (first, logits, _) in self.maxima.blocks(logits).filter(|&(_, _, highest)| highest >= near) {
             for (&logit, token) in logits.iter().zip(first..) {
                 if logit >= near && logit > f32::NEG_INFINITY {
-                    let scaled = exact::scaled(logit, temperature);
+                    let scaled = bit_exact::scaled(logit, temperature);
                     if scaled >= least {
                         self.candidates.push((scaled, token));
                     }
@@ -223,17 +223,17 @@ impl Sampler {
     /// The sum of the weights of all tokens.
     fn total(&self, logits: &[f32], max: f32) -> u64 {
         let temperature = self.sampling.temperature;
-        let has_weight = |highest| exact::scaled(highest, temperature) >= max - REACH;
+        let has_weight = |highest| bit_exact::scaled(highest, temperature) >= max - REACH;
         let blocks = self.maxima.blocks(logits).filter(|&(_, _, highest)| has_weight(highest));
-        blocks.map(|(_, logits, _)| exact::total(logits, temperature, max)).sum()
+        blocks.map(|(_, logits, _)| bit_exact::total(logits, temperature, max)).sum()
     }
 
     /// The candidate with the largest sum of logit and Gumbel noise.
     fn draw(&self) -> Option<u32> {
         let mut best = *self.candidates.iter().min_by(|a, b| likelier(a, b))?;
-        best.0 += exact::gumbel(self.bits(best.1));
+        best.0 += bit_exact::gumbel(self.bits(best.1));
         for &(logit, token) in &self.candidates {
-            if logit + exact::MOST_GUMBEL >= best.0 {
+            if logit + bit_exact::MOST_GUMBEL >= best.0 {
                 challenge(&mut best, logit, token, self.bits(token));
             }
         }
@@ -242,21 +242,21 @@ impl Sampler {
 
     /// The token that [`draw`](Self::draw) chooses where nothing is truncated.
     fn draw_from_all(&self, logits: &[f32]) -> Option<u32> {
-        let scaled = |logit| exact::scaled(logit, self.sampling.temperature);
+        let scaled = |logit| bit_exact::scaled(logit, self.sampling.temperature);
         let likeliest = self.maxima.first(logits)?;
-        let mut best = (scaled(logits[likeliest as usize]) + exact::gumbel(self.bits(likeliest)), likeliest);
+        let mut best = (scaled(logits[likeliest as usize]) + bit_exact::gumbel(self.bits(likeliest)), likeliest);
         let mut bits = [[0; BLOCK / 4]; 4];
         for (first, logits, highest) in self.maxima.blocks(logits) {
             // Most blocks are too far behind for any noise, and most others for the largest of their own.
             let least = least_to_win(&best, scaled(highest));
-            if exact::noise_bits(u32::MAX) < least
-                || exact::noise_bits(self.random.block(first / 4, self.drawn, &mut bits)) < least
+            if bit_exact::noise_bits(u32::MAX) < least
+                || bit_exact::noise_bits(self.random.block(first / 4, self.drawn, &mut bits)) < least
             {
                 continue;
             }
             for (i, (&logit, token)) in logits.iter().zip(first..).enumerate() {
                 let bits = bits[i % 4][i / 4];
-                if exact::noise_bits(bits) >= least && logit > f32::NEG_INFINITY {
+                if bit_exact::noise_bits(bits) >= least && logit > f32::NEG_INFINITY {
                     challenge(&mut best, scaled(logit), token, bits);
                 }
             }
@@ -273,13 +273,13 @@ impl Sampler {
 /// The least noise bits by which a candidate may have more than the best one.
 fn least_to_win(best: &(f32, u32), logit: f32) -> u32 {
     // Logits may be so large that their difference is not exact.
-    exact::least_bits(best.0 - logit - best.0.abs() * 1e-6)
+    bit_exact::least_bits(best.0 - logit - best.0.abs() * 1e-6)
 }
 
 /// Replaces the best candidate by this one, where that has more with its noise.
 fn challenge(best: &mut (f32, u32), logit: f32, token: u32, bits: u32) {
-    if exact::noise_bits(bits) >= least_to_win(best, logit) {
-        let noisy = (logit + exact::gumbel(bits), token);
+    if bit_exact::noise_bits(bits) >= least_to_win(best, logit) {
+        let noisy = (logit + bit_exact::gumbel(bits), token);
         if likelier(&noisy, best).is_lt() {
             *best = noisy;
         }
@@ -303,7 +303,7 @@ fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, total: Option<u64>, 
     let bin = |c: &(f32, u32)| (((max - c.0) * 32.0) as usize).min(BINS - 1);
     // Whole numbers, whose sum does not depend on their order.
     let mut weights = vec![0; candidates.len()];
-    exact::weights(candidates, max, &mut weights);
+    bit_exact::weights(candidates, max, &mut weights);
     let mut bins = [0; BINS];
     candidates.iter().zip(&weights).for_each(|(c, &weight)| bins[bin(c)] += u64::from(weight));
     let sum = bins.iter().sum();
@@ -407,7 +407,7 @@ mod tests {
             candidates.truncate(sampling.top_k);
         }
         let Some(&(max, _)) = candidates.first() else { return 0 };
-        let weights: Vec<u64> = candidates.iter().map(|c| u64::from(exact::weight(c.0 - max))).collect();
+        let weights: Vec<u64> = candidates.iter().map(|c| u64::from(bit_exact::weight(c.0 - max))).collect();
         let wanted = share(weights.iter().sum(), sampling.top_p);
         if sampling.top_p < 1.0 {
             let enough = |n: &usize| weights[..*n].iter().sum::<u64>() >= wanted;
@@ -418,7 +418,7 @@ mod tests {
         }
         let random = Philox::new(sampling.seed);
         for (logit, token) in &mut candidates {
-            *logit += exact::gumbel(random.at([*token / 4, index, 0, 0])[(*token % 4) as usize]);
+            *logit += bit_exact::gumbel(random.at([*token / 4, index, 0, 0])[(*token % 4) as usize]);
         }
         candidates.into_iter().min_by(likelier).unwrap().1
     }

@@ -1,5 +1,5 @@
 // Functions that every device computes to the same bit: sums of products are fused explicitly, and nothing else can be.
-// `exact.rs` of the engine has the same; the polynomials are those of Cephes (Moshier, `logf.c` and `expf.c`).
+// `bit_exact.rs` of the engine has the same; the polynomials are those of Cephes (Moshier, `logf.c` and `expf.c`).
 
 // ln x of a positive normal number.
 static inline float exact_ln(float x) {
