@@ -1,9 +1,12 @@
 //! Texts that end an answer.
 
+use std::sync::Arc;
+
 /// Lets text through up to the stop text that is complete first, however the text is cut into pieces.
 #[derive(Clone, Debug, Default)]
 pub struct StopTexts {
-    stops: Vec<String>,
+    /// Shared by all copies of this.
+    stops: Arc<[String]>,
     /// Text that may be the beginning of a stop text.
     held: String,
     /// The one that came.

@@ -85,6 +85,8 @@ async fn complete(
         return Err(ApiError::field("modalities", "only text is answered"));
     }
     let model = shared.registry.get(options.model.as_deref()).await?;
+    let n = options.n.unwrap_or(1);
+    model.answers(1, n)?;
     let variables = request.variables();
     let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
     let format = match request.grammar {
@@ -96,7 +98,6 @@ async fn complete(
     };
     let chat = Chat { tools, format, ..Chat::new(request.messages, variables)? };
     let sampling = options.sampling(&model)?;
-    let n = options.n.unwrap_or(1);
     let Rendered { tokens, answer } = chat.render(model.clone()).await?;
     let job = Job {
         client,

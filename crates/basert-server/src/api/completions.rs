@@ -56,21 +56,13 @@ async fn complete(
         let message = format!("{} prompts; {MOST_PROMPTS} are the most", request.prompt.len());
         return Err(ApiError::field("prompt", message));
     }
+    let n = options.n.unwrap_or(1);
+    let answers = model.answers(request.prompt.len(), n)?;
     let echoes = if request.echo { request.prompt.texts(&model) } else { Vec::new() };
     let prompts = request.prompt.tokens(&model).await?;
-    let n = options.n.unwrap_or(1);
     let prompt_logprobs = request.echo && request.logprobs.is_some();
     let scored = |i: usize| if prompt_logprobs { prompts[i / n].len() } else { 0 };
-    let reply = Reply {
-        id: identity::unique("cmpl-"),
-        created: identity::now(),
-        model: model.name.clone(),
-        usage: Usage::new(prompts.len(), n),
-        choices: (0..prompts.len() * n).map(|i| echoes.get(i / n).cloned().unwrap_or_default()).collect(),
-        prompt_tokens: (0..prompts.len() * n).map(scored).collect(),
-        include_usage: options.include_usage(),
-        logprobs: request.logprobs.is_some(),
-    };
+    let (usage, prompt_tokens) = (Usage::new(prompts.len(), n), (0..answers).map(scored).collect());
     let events = model.begin(Job {
         client,
         prompts,
@@ -84,6 +76,16 @@ async fn complete(
         pooling: None,
         prompt_logprobs,
     })?;
+    let reply = Reply {
+        id: identity::unique("cmpl-"),
+        created: identity::now(),
+        model: model.name.clone(),
+        usage,
+        choices: (0..answers).map(|i| echoes.get(i / n).cloned().unwrap_or_default()).collect(),
+        prompt_tokens,
+        include_usage: options.include_usage(),
+        logprobs: request.logprobs.is_some(),
+    };
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
     }

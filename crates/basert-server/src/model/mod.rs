@@ -16,7 +16,7 @@ use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, G
 use tokio::sync::{Semaphore, oneshot};
 
 pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
-use self::reader::TextReader;
+use self::reader::{Text, TextReader};
 use self::worker::Order;
 use crate::config::Config;
 use crate::error::ApiError;
@@ -63,6 +63,8 @@ pub struct Model {
     markers: Vec<u32>,
     /// The most tokens of prompt and answer.
     pub context: usize,
+    /// The most answers to one prompt: they are computed together.
+    most_answers: usize,
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
@@ -76,6 +78,7 @@ impl Model {
     pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
         let Loaded { engine, tokenizer, template, draft } = loaded;
         let context = engine.context();
+        let most_answers = config.parallel.min(engine.limits().wanted).max(1);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
         let reasons = template.as_ref().is_some_and(|(_, source)| source.contains("think"));
         let markers = dialect.tokens(&tokenizer);
@@ -92,6 +95,7 @@ impl Model {
             grammars: OnceLock::new(),
             markers,
             context,
+            most_answers,
             orders,
             thread,
             answered,
@@ -133,9 +137,24 @@ impl Model {
         self.in_flight() == 0
     }
 
+    /// How many answers there are to so many prompts, with `n` to each. To be asked before anything is made of them.
+    ///
+    /// # Errors
+    /// When there can never be so many.
+    pub fn answers(&self, prompts: usize, n: usize) -> Result<usize, ApiError> {
+        if n > self.most_answers {
+            let message = format!("{n} answers to a prompt; {} are the most", self.most_answers);
+            return Err(ApiError::field("n", message));
+        }
+        let room = self.config.parallel + self.config.queue;
+        prompts.checked_mul(n).filter(|&answers| answers <= room).ok_or_else(|| {
+            ApiError::field("n", format!("{n} answers to each of {prompts} prompts; {room} are the most in all"))
+        })
+    }
+
     /// Begins to answer.
     pub fn begin(&self, job: Job) -> Result<Events, ApiError> {
-        let answers = job.prompts.len() * job.n;
+        let answers = self.answers(job.prompts.len(), job.n)?;
         let asked = u32::try_from(answers).unwrap_or(u32::MAX);
         let permit = self.room.clone().try_acquire_many_owned(asked).map_err(|_| {
             let message = format!("{} requests for {} are waiting already; try again", self.config.queue, self.name);
@@ -143,6 +162,7 @@ impl Model {
         })?;
         let mut requests = Vec::with_capacity(job.prompts.len());
         let (sender, events) = Events::channel(answers, permit, Instant::now() + self.config.request_timeout);
+        let text = Text::new(self, &job);
         let most = job.max_tokens.unwrap_or(usize::MAX).min(self.config.max_tokens.unwrap_or(usize::MAX));
         for (place, prompt) in job.prompts.iter().enumerate() {
             if prompt.is_empty() {
@@ -157,7 +177,7 @@ impl Model {
                 let mut sampling = job.sampling.clone();
                 sampling.seed = sampling.seed.wrapping_add(choice as u64);
                 let sampler = Sampler::new(sampling, prompt).map_err(|error| ApiError::bad(error.to_string()))?;
-                let reader = TextReader::new(self, choice, &job, sender.clone());
+                let reader = TextReader::new(self, choice, &job, text.clone(), sender.clone());
                 answers.push(basert_engine::Answer {
                     sampler,
                     max_tokens: most,

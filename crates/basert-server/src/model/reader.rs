@@ -36,12 +36,20 @@ pub struct TextReader {
 }
 
 /// How an answer is read.
-enum Text {
+#[derive(Clone)]
+pub enum Text {
     Plain(StopTexts),
     Chat(Parser),
 }
 
 impl Text {
+    /// That of a job's answers before their first token. Copies share what is large.
+    pub fn new(model: &Model, job: &Job) -> Text {
+        let Some(chat) = &job.chat else { return Text::Plain(StopTexts::new(&job.stop)) };
+        let tools: Vec<&str> = chat.tools.iter().map(String::as_str).collect();
+        Text::Chat(model.dialect.parser(ParserOptions { prompt: &chat.prompt, tools: &tools, stop: &job.stop, seed: 0 }))
+    }
+
     fn push(&mut self, text: &str) -> Vec<Part> {
         match self {
             Text::Plain(stop) => {
@@ -99,20 +107,17 @@ impl Calls {
 }
 
 impl TextReader {
-    pub fn new(model: &Model, choice: usize, job: &Job, sender: mpsc::Sender<Event>) -> TextReader {
+    pub fn new(model: &Model, choice: usize, job: &Job, text: Text, sender: mpsc::Sender<Event>) -> TextReader {
         let tokenizer = model.tokenizer.clone();
         let detokenizer = Detokenizer::continuing(tokenizer.clone(), true);
         let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
         let first = |id| TokenText { id, bytes: bytes(id), logprob: f32::NAN, top: vec![] };
         let echo =
             job.prompts[choice / job.n].iter().take(usize::from(job.prompt_logprobs)).map(|&id| first(id)).collect();
-        let (detokenizer, text) = match &job.chat {
-            None => (detokenizer, Text::Plain(StopTexts::new(&job.stop))),
-            Some(chat) => {
-                let tools: Vec<&str> = chat.tools.iter().map(String::as_str).collect();
-                let options =
-                    ParserOptions { prompt: &chat.prompt, tools: &tools, stop: &job.stop, seed: identity::seed() };
-                (detokenizer.showing(model.markers.clone()), Text::Chat(model.dialect.parser(options)))
+        let (detokenizer, text) = match text {
+            Text::Plain(stop) => (detokenizer, Text::Plain(stop)),
+            Text::Chat(parser) => {
+                (detokenizer.showing(model.markers.clone()), Text::Chat(parser.with_seed(identity::seed())))
             }
         };
         TextReader {

@@ -121,3 +121,29 @@ fn more_requests_than_may_wait_are_refused() {
     server.wait_for("basert_kv_pages_held", 0.0);
     server.ask("/v1/completions", &json!({ "prompt": "x", "max_tokens": 2 }));
 }
+
+#[test]
+fn numbers_of_answers_that_can_never_be_are_refused_at_once() {
+    let server = Running::with(Config { parallel: 4, queue: 8, ..config() }, "answers", tiny);
+    let messages = json!([{ "role": "user", "content": "x" }]);
+    for (path, prompts, n) in [
+        ("/v1/completions", json!("x"), 5u64),
+        ("/v1/completions", json!("x"), 1 << 50),
+        ("/v1/completions", json!("x"), u64::MAX),
+        ("/v1/completions", json!(["x", "y"]), 1 << 63),
+        ("/v1/completions", json!(["x", "y", "z", "w"]), 4),
+        ("/v1/chat/completions", json!(null), 5),
+        ("/v1/chat/completions", json!(null), u64::MAX),
+    ] {
+        for echo in [true, false] {
+            let body = match prompts.is_null() {
+                true => json!({ "messages": messages, "n": n }),
+                false => json!({ "prompt": prompts, "n": n, "echo": echo }),
+            };
+            let (status, answer) = server.refused(path, &body);
+            assert_eq!((status, &answer["error"]["param"]), (400, &json!("n")), "{n}: {answer}");
+        }
+    }
+    let answer = server.ask("/v1/completions", &json!({ "prompt": ["x", "y", "z"], "n": 4, "max_tokens": 1 }));
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 12);
+}

@@ -64,7 +64,7 @@ pub struct ParserOptions<'a> {
 #[derive(Clone, Debug)]
 pub struct Parser {
     dialect: Arc<Dialect>,
-    tools: Vec<String>,
+    tools: Arc<[String]>,
     seed: u64,
     stop: StopTexts,
     state: State,
@@ -138,6 +138,12 @@ impl Parser {
         parser.enter(options.prompt);
         parser.stop = StopTexts::new(options.stop);
         parser
+    }
+
+    /// The same, with other ids of calls: answers to one prompt share what is large.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// Takes the state that the prompt's end asks for.
