@@ -1,7 +1,7 @@
 //! Memory for data that is read at full speed: packed weights, the arena, the KV cache.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -116,6 +116,26 @@ impl Buffer {
         Buffer::small(layout)
     }
 
+    /// Gives memory within these bytes back to the system where that is possible; what they are then is not said.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub fn discard(&mut self, range: Range<usize>) {
+        assert!(range.start <= range.end && range.end <= self.len);
+        #[cfg(unix)]
+        if self.allocation.layout.align() == LARGE_PAGE {
+            let (page, start) = (page_size(), self.bytes.as_ptr() as usize);
+            let from = (start + range.start).next_multiple_of(page);
+            let to = (start + range.end) / page * page;
+            if from < to {
+                // What is dropped is zeros when it is touched again; elsewhere it may also be what it was.
+                let advice = if cfg!(target_os = "linux") { libc::MADV_DONTNEED } else { libc::MADV_FREE };
+                // SAFETY: whole pages of the mapping of `large`, of which only this buffer has bytes; any bytes are initialised.
+                unsafe { libc::madvise(from as *mut _, to - from, advice) };
+            }
+        }
+    }
+
     /// Where the bytes begin.
     pub fn as_ptr(&self) -> *const u8 {
         self.bytes.as_ptr()
@@ -195,6 +215,23 @@ mod tests {
                 parts.iter().flat_map(|part| part.iter()).map(|&b| usize::from(b)).sum::<usize>(),
                 100 + 3 * 64 + 4 * 300
             );
+        }
+    }
+
+    #[test]
+    fn what_is_discarded_can_be_written_again_and_nothing_else_changes() {
+        for len in [1 << 10, 5 << 20] {
+            let mut buffer = Buffer::zeroed(len).unwrap();
+            buffer.fill(7);
+            buffer.discard(100..len - 100);
+            let bytes = |buffer: &Buffer| (buffer[..100].to_vec(), buffer[len - 100..].to_vec());
+            assert_eq!(bytes(&buffer), (vec![7; 100], vec![7; 100]));
+            #[cfg(target_os = "linux")]
+            assert!(
+                len < 2 * LARGE_PAGE || buffer.iter().map(|&byte| usize::from(byte)).sum::<usize>() < 7 * (2 << 12)
+            );
+            buffer.fill(9);
+            assert!(buffer.iter().all(|&byte| byte == 9));
         }
     }
 

@@ -309,6 +309,11 @@ impl Baked for CpuBaked {
         self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn discard_page(&mut self, page: u32) {
+        let from = page as usize * self.page_bytes;
+        self.shared.cache.discard(from..from + self.page_bytes);
+    }
 }
 
 /// What the workers share during a step.

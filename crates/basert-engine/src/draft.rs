@@ -14,6 +14,8 @@ pub struct Draft {
 pub struct Ask {
     /// Its number: the same each time.
     pub number: u64,
+    /// The salt of its sequence.
+    pub salt: u64,
     /// Its text so far.
     pub tokens: Vec<u32>,
     /// What draws its next token.
@@ -38,6 +40,12 @@ impl Draft {
         asks.iter().map(|ask| ask.number).zip(guesses).collect()
     }
 
+    /// Gives memory back that no answer needs, where there are none to guess for.
+    pub(crate) fn give_back(&mut self) {
+        self.keep(&[]);
+        self.engine.give_back();
+    }
+
     /// Gives up all answers but these.
     fn keep(&mut self, asks: &[Ask]) {
         let is_over = |number: &u64, _: &mut Sequence| asks.iter().all(|ask| ask.number != *number);
@@ -50,7 +58,7 @@ impl Draft {
         self.keep(asks);
         let mut drafts = Vec::with_capacity(asks.len());
         for ask in asks.iter() {
-            let mut sequence = self.sequences.remove(&ask.number).unwrap_or_default();
+            let mut sequence = self.sequences.remove(&ask.number).unwrap_or_else(|| Sequence::of_salt(ask.salt));
             self.engine.sync(&mut sequence, &ask.tokens);
             drafts.push((sequence, Vec::new()));
         }

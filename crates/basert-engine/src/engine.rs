@@ -4,6 +4,7 @@ mod draw;
 mod prefixes;
 mod score;
 
+use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
 use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
@@ -24,11 +25,23 @@ pub struct Sequence {
     computed: usize,
     pages: Vec<u32>,
     logits: Vec<f32>,
+    /// Only sequences of the same salt share what is cached.
+    salt: u64,
     /// The row of which chain of steps it is, counted over all of them; 0 is none.
     chain: u64,
 }
 
 impl Sequence {
+    /// An empty one, which shares what is cached with those of the same salt.
+    pub fn of_salt(salt: u64) -> Sequence {
+        Sequence { salt, ..Sequence::default() }
+    }
+
+    /// Its salt.
+    pub fn salt(&self) -> u64 {
+        self.salt
+    }
+
     /// Its tokens, computed or not.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -101,11 +114,14 @@ pub enum EngineError {
         most: usize,
     },
     /// It ends before its time.
-    #[error("the server stopped before the answer was complete")]
+    #[error("the model was unloaded, or the server stopped, before the answer was complete")]
     Stopped,
     /// Nothing may come next.
     #[error("the answer cannot go on within its constraint: {0}")]
     Constraint(String),
+    /// No logit is a number: the model, or what is cached, is damaged.
+    #[error("the model computes no numbers; its file, or the file of cached prefixes, may be damaged")]
+    NotNumbers,
     /// The device refused or failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -118,7 +134,9 @@ pub struct Engine {
     /// Pages of sequences that were closed, if they are kept.
     cache: Option<PrefixTree>,
     /// Where they are saved, if anywhere.
-    prefix_file: Option<PrefixFile>,
+    prefix_file: Option<(PrefixFile, File)>,
+    /// The most pages that are kept for their tokens only.
+    most_prefixes: usize,
     page_tokens: usize,
     /// See [`Facts::layout`].
     layout: String,
@@ -147,6 +165,7 @@ impl Engine {
             pool,
             cache: None,
             prefix_file: None,
+            most_prefixes: usize::MAX,
             page_tokens,
             layout,
             context,
@@ -162,6 +181,32 @@ impl Engine {
     pub fn with_prefix_cache(mut self) -> Engine {
         self.cache = Some(PrefixTree::new(self.page_tokens));
         self
+    }
+
+    /// The most bytes of pages that are kept for their tokens only; those that were not of use for longest are forgotten
+    /// first. Without this there may be as many as there are pages.
+    #[must_use]
+    pub fn with_most_prefixes(self, bytes: usize) -> Engine {
+        let most_prefixes = bytes / self.baked.page_bytes().max(1);
+        Engine { most_prefixes, ..self }
+    }
+
+    /// Whether there is memory to [give back](Engine::give_back).
+    pub fn can_give_back(&self) -> bool {
+        self.pool.has_touched()
+    }
+
+    /// Gives the memory of pages that nobody uses back to the system, if the device can: it is there again when they are
+    /// used.
+    pub fn give_back(&mut self) {
+        for page in self.pool.take_touched() {
+            self.baked.discard_page(page);
+        }
+    }
+
+    /// Bytes of the keys and values of one sequence as long as the context.
+    pub fn context_bytes(&self) -> usize {
+        self.context.div_ceil(self.page_tokens) * self.baked.page_bytes()
     }
 
     /// Who holds the pages.
@@ -238,7 +283,7 @@ impl Engine {
         if lacking <= 1 {
             return 0;
         }
-        let (pages, found) = cache.find(&sequence.tokens[..sequence.tokens.len() - 1]);
+        let (pages, found) = cache.find(sequence.salt, &sequence.tokens[..sequence.tokens.len() - 1]);
         let Some(saved) = found.checked_sub(sequence.computed).filter(|&saved| saved > 0) else { return 0 };
         pages.iter().for_each(|&page| self.pool.share(page));
         let old = std::mem::replace(&mut sequence.pages, pages);
@@ -254,8 +299,8 @@ impl Engine {
         let Some(cache) = &mut self.cache else { return };
         let full = sequence.computed / self.page_tokens;
         let tokens = &sequence.tokens[..full * self.page_tokens];
-        cache.insert(tokens, &sequence.pages[..full], &mut self.pool);
-        for (own, known) in sequence.pages.iter_mut().zip(cache.find(tokens).0) {
+        cache.insert(sequence.salt, tokens, &sequence.pages[..full], &mut self.pool);
+        for (own, known) in sequence.pages.iter_mut().zip(cache.find(sequence.salt, tokens).0) {
             self.pool.share(known);
             self.pool.release(std::mem::replace(own, known));
         }
@@ -264,11 +309,17 @@ impl Engine {
     /// Gives the sequence's pages to the cache, from where it can go on as long as they are there. Its tokens stay.
     pub fn release(&mut self, sequence: &mut Sequence) {
         if let Some(cache) = &mut self.cache {
-            cache.insert(&sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
+            cache.insert(sequence.salt, &sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
         }
         sequence.pages.drain(..).for_each(|page| self.pool.release(page));
         sequence.logits.clear();
         (sequence.computed, sequence.chain) = (0, 0);
+        if let Some(cache) = &mut self.cache {
+            let mut excess = cache.alone(&self.pool).saturating_sub(self.most_prefixes);
+            while excess > 0 && cache.evict(&mut self.pool) {
+                excess -= 1;
+            }
+        }
     }
 
     /// Adds a token to the timeline.
@@ -314,6 +365,7 @@ impl Engine {
             computed: sequence.computed,
             pages,
             logits: sequence.logits.clone(),
+            salt: sequence.salt,
             chain: 0,
         }
     }

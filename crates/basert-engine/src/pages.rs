@@ -5,13 +5,15 @@
 pub struct PagePool {
     uses: Vec<u32>,
     free: Vec<u32>,
+    /// Those that were used since their memory was given back.
+    touched: Vec<bool>,
 }
 
 impl PagePool {
     /// All `pages` are free.
     pub fn new(pages: usize) -> PagePool {
         // Taken from the end: low numbers first, so that memory not needed is never touched.
-        PagePool { uses: vec![0; pages], free: (0..pages as u32).rev().collect() }
+        PagePool { uses: vec![0; pages], free: (0..pages as u32).rev().collect(), touched: vec![false; pages] }
     }
 
     /// Pages that nobody uses.
@@ -28,6 +30,7 @@ impl PagePool {
     pub fn take(&mut self) -> Option<u32> {
         let page = self.free.pop()?;
         self.uses[page as usize] = 1;
+        self.touched[page as usize] = true;
         Some(page)
     }
 
@@ -43,6 +46,17 @@ impl PagePool {
         if *uses == 0 {
             self.free.push(page);
         }
+    }
+
+    /// Whether a free page was used since its memory was given back.
+    pub fn has_touched(&self) -> bool {
+        self.free.iter().any(|&page| self.touched[page as usize])
+    }
+
+    /// The free pages that were used, whose memory is given back now.
+    pub fn take_touched(&mut self) -> Vec<u32> {
+        let PagePool { free, touched, .. } = self;
+        free.iter().copied().filter(|&page| std::mem::take(&mut touched[page as usize])).collect()
     }
 
     /// Whether more than one sequence uses the page.
@@ -67,5 +81,15 @@ mod tests {
         pool.release(page);
         assert_eq!(pool.available(), 2);
         assert!(pool.take().is_some() && pool.take().is_some() && pool.take().is_none());
+    }
+
+    #[test]
+    fn memory_of_free_pages_is_given_back_once() {
+        let mut pool = PagePool::new(4);
+        let pages = [pool.take().unwrap(), pool.take().unwrap()];
+        assert!(!pool.has_touched());
+        pool.release(pages[0]);
+        assert!(pool.has_touched());
+        assert_eq!((pool.take_touched(), pool.has_touched(), pool.take_touched()), (vec![pages[0]], false, vec![]));
     }
 }

@@ -3,6 +3,8 @@
 //! A node of the tree is a page; the way to it spells the tokens of all pages before it and its own, so a page is found
 //! only by exactly the tokens that it was computed from. Where tokens part in the middle of a page, the page is still
 //! good up to there: whoever goes on from it writes to a copy.
+//!
+//! A tree has a root for each salt. Whoever asks with another salt finds nothing of what is below.
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
@@ -10,7 +12,6 @@ use std::sync::Arc;
 
 use crate::PagePool;
 
-const ROOT: usize = 0;
 /// The time at which pages are restored: there are not as many pages.
 const RESTORED: u64 = 1 << 32;
 
@@ -19,6 +20,8 @@ const RESTORED: u64 = 1 << 32;
 pub(crate) struct PrefixTree {
     page_tokens: usize,
     nodes: Vec<Node>,
+    /// Nodes without a page, by salt; there are none below which there is nothing.
+    roots: BTreeMap<u64, usize>,
     /// Places of nodes that were removed.
     vacant: Vec<usize>,
     clock: u64,
@@ -31,6 +34,8 @@ pub(crate) struct PrefixTree {
 pub(crate) struct Kept<'a> {
     /// The number of the page before it, counted from 1; 0 for the first page of a prefix.
     pub parent: u32,
+    /// Of the first page of a prefix.
+    pub salt: u64,
     pub tokens: &'a [u32],
     pub page: u32,
 }
@@ -41,25 +46,35 @@ struct Node {
     page: u32,
     parent: usize,
     children: BTreeMap<Arc<[u32]>, usize>,
-    /// When it was last of use.
+    /// When it was last of use. Only those with a page are.
     used: u64,
+    /// Of a root.
+    salt: u64,
 }
 
 impl PrefixTree {
     pub fn new(page_tokens: usize) -> PrefixTree {
-        PrefixTree { page_tokens, nodes: vec![Node::default()], vacant: Vec::new(), clock: 0, changed: false }
+        PrefixTree {
+            page_tokens,
+            nodes: Vec::new(),
+            roots: BTreeMap::new(),
+            vacant: Vec::new(),
+            clock: 0,
+            changed: false,
+        }
     }
 
     /// How many pages it holds.
     pub fn len(&self) -> usize {
-        self.nodes.len() - self.vacant.len() - 1
+        self.nodes.len() - self.vacant.len() - self.roots.len()
     }
 
-    /// The pages that hold the longest known prefix of `tokens`, and its length. Only as many tokens of the last page
+    /// The pages that hold the longest prefix of `tokens` that is known with this salt, and its length. Only as many tokens of the last page
     /// count as make up that length.
-    pub fn find(&mut self, tokens: &[u32]) -> (Vec<u32>, usize) {
+    pub fn find(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize) {
         self.clock += 1;
-        let (mut node, mut pages, mut found) = (ROOT, Vec::new(), 0);
+        let (mut pages, mut found) = (Vec::new(), 0);
+        let Some(&(mut node)) = self.roots.get(&salt) else { return (pages, found) };
         while let Some((child, common)) = self.closest(node, &tokens[found..]) {
             self.nodes[child].used = self.clock;
             pages.push(self.nodes[child].page);
@@ -72,10 +87,13 @@ impl PrefixTree {
         (pages, found)
     }
 
-    /// Adds the pages that hold `tokens`, becoming another user of those that are not known yet.
-    pub fn insert(&mut self, tokens: &[u32], pages: &[u32], pool: &mut PagePool) {
+    /// Adds the pages that hold `tokens` of this salt, becoming another user of those that are not known yet.
+    pub fn insert(&mut self, salt: u64, tokens: &[u32], pages: &[u32], pool: &mut PagePool) {
         self.clock += 1;
-        let mut node = ROOT;
+        if tokens.is_empty() || pages.is_empty() {
+            return;
+        }
+        let mut node = self.root(salt);
         for (chunk, &page) in tokens.chunks(self.page_tokens).zip(pages) {
             node = match self.closest(node, chunk) {
                 Some((child, common)) if common == chunk.len() => child,
@@ -107,7 +125,7 @@ impl PrefixTree {
             let node = &self.nodes[id];
             node.used > 0 && node.children.is_empty() && !pool.is_shared(node.page)
         };
-        match (1..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].used) {
+        match (0..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].used) {
             Some(id) => {
                 self.remove(id, pool);
                 true
@@ -122,16 +140,16 @@ impl PrefixTree {
             let node = &self.nodes[id];
             node.used > 0 && node.page == page && node.children.is_empty()
         };
-        let found = (1..self.nodes.len()).find(is_it);
+        let found = (0..self.nodes.len()).find(is_it);
         found.inspect(|&id| self.remove(id, pool)).is_some()
     }
 
     /// How many pages could be evicted, one after the other.
     pub fn evictable(&self, pool: &PagePool) -> usize {
         let mut kept = vec![false; self.nodes.len()];
-        for (id, node) in self.nodes.iter().enumerate().skip(1).filter(|(_, node)| node.used > 0) {
+        for (id, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.used > 0) {
             let mut at = id;
-            while pool.is_shared(node.page) && at != ROOT && !kept[at] {
+            while pool.is_shared(node.page) && self.nodes[at].used > 0 && !kept[at] {
                 kept[at] = true;
                 at = self.nodes[at].parent;
             }
@@ -141,7 +159,7 @@ impl PrefixTree {
 
     /// The pages that only the tree holds.
     pub fn alone(&self, pool: &PagePool) -> usize {
-        self.nodes.iter().skip(1).filter(|node| node.used > 0 && !pool.is_shared(node.page)).count()
+        self.nodes.iter().filter(|node| node.used > 0 && !pool.is_shared(node.page)).count()
     }
 
     /// All pages, those before others first, and else those that were of use last.
@@ -150,40 +168,49 @@ impl PrefixTree {
         let of = |node: usize, parent: u32| {
             self.nodes[node].children.values().map(move |&child| (self.nodes[child].used, child, parent))
         };
-        let mut next: BinaryHeap<(u64, usize, u32)> = of(ROOT, 0).collect();
+        let mut next: BinaryHeap<(u64, usize, u32)> = self.roots.values().flat_map(|&root| of(root, 0)).collect();
         while let Some((_, id, parent)) = next.pop() {
             let node = &self.nodes[id];
-            kept.push(Kept { parent, tokens: &node.tokens, page: node.page });
+            let salt = self.nodes[node.parent].salt;
+            kept.push(Kept { parent, salt, tokens: &node.tokens, page: node.page });
             next.extend(of(id, kept.len() as u32));
         }
         kept
     }
 
-    /// Adds a page to an empty tree, or one to which pages were added like this: they come as [`PrefixTree::by_use`] has
-    /// them. Whether it can be where it is said to be.
-    pub fn restore(&mut self, kept: Kept<'_>) -> bool {
-        let Kept { parent, tokens, page } = kept;
-        let (parent, full) =
-            (parent as usize, |node: usize| node == ROOT || self.nodes[node].tokens.len() == self.page_tokens);
-        let fits = (1..=self.page_tokens).contains(&tokens.len()) && parent < self.nodes.len() && full(parent);
+    /// Adds a page to an empty tree, or one to which the pages `before` were added like this: they come as
+    /// [`PrefixTree::by_use`] has them. Whether it can be where it is said to be.
+    pub fn restore(&mut self, kept: Kept<'_>, before: &mut Vec<usize>) -> bool {
+        let Kept { parent, salt, tokens, page } = kept;
+        if !(1..=self.page_tokens).contains(&tokens.len()) {
+            return false;
+        }
+        let parent = match (parent as usize).checked_sub(1) {
+            None => self.root(salt),
+            Some(parent) => match before.get(parent) {
+                Some(&parent) if self.nodes[parent].tokens.len() == self.page_tokens => parent,
+                _ => return false,
+            },
+        };
         let is_new = || {
             let closest = self.closest(parent, tokens);
             closest.is_none_or(|(child, common)| common < tokens.len().min(self.nodes[child].tokens.len()))
         };
-        if !fits || !is_new() {
+        if !is_new() {
             return false;
         }
         // Each is older than the one before.
-        let older = self.nodes.len() as u64;
+        let older = before.len() as u64;
         self.clock = RESTORED;
         let id = self.add(parent, tokens.into(), page);
         self.nodes[id].used = RESTORED - older;
+        before.push(id);
         true
     }
 
     /// Gives up all pages.
     pub fn clear(&mut self, pool: &mut PagePool) {
-        self.nodes.iter().skip(1).filter(|node| node.used > 0).for_each(|node| pool.release(node.page));
+        self.nodes.iter().filter(|node| node.used > 0).for_each(|node| pool.release(node.page));
         *self = PrefixTree::new(self.page_tokens);
     }
 
@@ -199,10 +226,26 @@ impl PrefixTree {
         closest.max_by_key(|&(_, common)| common).filter(|&(_, common)| common > 0)
     }
 
+    /// The root of this salt.
+    fn root(&mut self, salt: u64) -> usize {
+        if let Some(&root) = self.roots.get(&salt) {
+            return root;
+        }
+        let root = self.place(Node { salt, ..Node::default() });
+        self.roots.insert(salt, root);
+        root
+    }
+
     fn add(&mut self, parent: usize, tokens: Arc<[u32]>, page: u32) -> usize {
         self.changed = true;
-        let node = Node { tokens: tokens.clone(), page, parent, children: BTreeMap::new(), used: self.clock };
-        let id = match self.vacant.pop() {
+        let node = Node { tokens: tokens.clone(), page, parent, used: self.clock, ..Node::default() };
+        let id = self.place(node);
+        self.nodes[parent].children.insert(tokens, id);
+        id
+    }
+
+    fn place(&mut self, node: Node) -> usize {
+        match self.vacant.pop() {
             Some(id) => {
                 self.nodes[id] = node;
                 id
@@ -211,9 +254,7 @@ impl PrefixTree {
                 self.nodes.push(node);
                 self.nodes.len() - 1
             }
-        };
-        self.nodes[parent].children.insert(tokens, id);
-        id
+        }
     }
 
     /// Removes a node without children.
@@ -221,7 +262,12 @@ impl PrefixTree {
         self.changed = true;
         let node = std::mem::take(&mut self.nodes[id]);
         pool.release(node.page);
-        self.nodes[node.parent].children.remove(&node.tokens);
+        let parent = &mut self.nodes[node.parent];
+        parent.children.remove(&node.tokens);
+        if parent.used == 0 && parent.children.is_empty() {
+            self.roots.remove(&parent.salt);
+            self.vacant.push(node.parent);
+        }
         self.vacant.push(id);
     }
 }
@@ -233,7 +279,7 @@ mod tests {
     /// Pages of four tokens, of a sequence that was closed.
     fn insert(tree: &mut PrefixTree, pool: &mut PagePool, tokens: &[u32]) -> Vec<u32> {
         let pages: Vec<u32> = tokens.chunks(4).map(|_| pool.take().unwrap()).collect();
-        tree.insert(tokens, &pages, pool);
+        tree.insert(0, tokens, &pages, pool);
         pages.iter().for_each(|&page| pool.release(page));
         pages
     }
@@ -244,12 +290,12 @@ mod tests {
         let first = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
         let second = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9, 9]);
         assert_eq!(tree.len(), 3, "a page of the same tokens is kept once");
-        assert_eq!(tree.find(&[1, 2, 3, 4, 5, 6, 7, 8]), (first.clone(), 7));
-        assert_eq!(tree.find(&[1, 2, 3, 4, 5, 1]), (first.clone(), 5));
-        assert_eq!(tree.find(&[1, 2, 3, 4, 9, 9, 9]), (vec![first[0], second[1]], 6));
-        assert_eq!(tree.find(&[1, 2, 4]), (vec![first[0]], 2));
-        assert_eq!(tree.find(&[2, 2]), (vec![], 0));
-        assert_eq!(tree.find(&[]), (vec![], 0));
+        assert_eq!(tree.find(0, &[1, 2, 3, 4, 5, 6, 7, 8]), (first.clone(), 7));
+        assert_eq!(tree.find(0, &[1, 2, 3, 4, 5, 1]), (first.clone(), 5));
+        assert_eq!(tree.find(0, &[1, 2, 3, 4, 9, 9, 9]), (vec![first[0], second[1]], 6));
+        assert_eq!(tree.find(0, &[1, 2, 4]), (vec![first[0]], 2));
+        assert_eq!(tree.find(0, &[2, 2]), (vec![], 0));
+        assert_eq!(tree.find(0, &[]), (vec![], 0));
     }
 
     #[test]
@@ -258,9 +304,9 @@ mod tests {
         insert(&mut tree, &mut pool, &[1, 2]);
         let longer = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
         assert_eq!((tree.len(), pool.available()), (2, 2));
-        assert_eq!(tree.find(&[1, 2, 3, 4, 5]), (longer.clone(), 5));
+        assert_eq!(tree.find(0, &[1, 2, 3, 4, 5]), (longer.clone(), 5));
         insert(&mut tree, &mut pool, &[1]);
-        assert_eq!((tree.find(&[1, 2, 3]), pool.available()), ((vec![longer[0]], 3), 2));
+        assert_eq!((tree.find(0, &[1, 2, 3]), pool.available()), ((vec![longer[0]], 3), 2));
     }
 
     #[test]
@@ -269,21 +315,28 @@ mod tests {
         insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
         insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9]);
         insert(&mut tree, &mut pool, &[8]);
-        tree.find(&[1, 2, 3, 4, 5, 6]);
+        tree.find(0, &[1, 2, 3, 4, 5, 6]);
         let kept = tree.by_use();
         let order: Vec<_> = kept.iter().map(|kept| (kept.parent, kept.tokens)).collect();
         assert_eq!(order, [(0, &[1, 2, 3, 4][..]), (1, &[5, 6, 7]), (0, &[8]), (1, &[9])]);
         let mut again = PrefixTree::new(4);
-        assert!(kept.iter().all(|&kept| again.restore(kept)));
+        let mut before = Vec::new();
+        assert!(kept.iter().all(|&kept| again.restore(kept, &mut before)));
         assert_eq!(again.by_use(), kept);
         for (parent, tokens) in
             [(0, &[1, 2][..]), (0, &[8, 8]), (1, &[9]), (2, &[1]), (5, &[1]), (0, &[]), (0, &[7; 5])]
         {
-            assert!(!again.restore(Kept { parent, tokens, page: 0 }), "{tokens:?} after {parent}");
+            assert!(
+                !again.restore(Kept { parent, salt: 0, tokens, page: 0 }, &mut before.clone()),
+                "{tokens:?} after {parent}"
+            );
         }
         assert_eq!(again.by_use(), kept);
-        assert_eq!(again.find(&[1, 2, 3, 4, 9, 9]).1, 5);
-        assert!(again.evict(&mut pool) && again.find(&[8]).1 == 0, "the least recently used of all but the one found");
+        assert_eq!(again.find(0, &[1, 2, 3, 4, 9, 9]).1, 5);
+        assert!(
+            again.evict(&mut pool) && again.find(0, &[8]).1 == 0,
+            "the least recently used of all but the one found"
+        );
         again.clear(&mut pool);
         assert_eq!((again.len(), pool.available()), (0, 16));
     }
@@ -294,15 +347,37 @@ mod tests {
         let old = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
         insert(&mut tree, &mut pool, &[7]);
         insert(&mut tree, &mut pool, &[8]);
-        tree.find(&[7]);
+        tree.find(0, &[7]);
         pool.share(old[1]);
         assert_eq!((tree.evictable(&pool), tree.alone(&pool)), (2, 3));
-        assert!(tree.evict(&mut pool) && tree.find(&[8]).1 == 0 && tree.find(&[7]).1 == 1);
+        assert!(tree.evict(&mut pool) && tree.find(0, &[8]).1 == 0 && tree.find(0, &[7]).1 == 1);
         assert!(tree.evict(&mut pool) && !tree.evict(&mut pool));
         pool.release(old[1]);
         assert_eq!(tree.evictable(&pool), 2);
-        assert!(tree.evict(&mut pool) && tree.find(&[1, 2, 3, 4, 5]).1 == 4);
+        assert!(tree.evict(&mut pool) && tree.find(0, &[1, 2, 3, 4, 5]).1 == 4);
         assert!(tree.forget(old[0], &mut pool) && !tree.forget(old[0], &mut pool));
         assert_eq!((tree.len(), pool.available()), (0, 4));
+    }
+
+    #[test]
+    fn nothing_is_found_with_another_salt() {
+        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(8));
+        let tokens = [1, 2, 3, 4, 5];
+        let mut inserted = |salt: u64| {
+            let pages = [pool.take().unwrap(), pool.take().unwrap()];
+            tree.insert(salt, &tokens, &pages, &mut pool);
+            pages.iter().for_each(|&page| pool.release(page));
+            pages.to_vec()
+        };
+        let (of_7, of_9) = (inserted(7), inserted(9));
+        assert_eq!((tree.find(7, &tokens), tree.find(9, &tokens)), ((of_7, 5), (of_9, 5)));
+        assert_eq!((tree.find(0, &tokens), tree.find(8, &tokens), tree.len()), ((vec![], 0), (vec![], 0), 4));
+        let kept = tree.by_use();
+        let (mut again, mut before) = (PrefixTree::new(4), Vec::new());
+        assert!(kept.iter().all(|&kept| again.restore(kept, &mut before)));
+        assert_eq!(again.by_use(), kept);
+        assert_eq!((again.find(7, &tokens).1, again.find(8, &tokens).1), (5, 0));
+        while tree.evict(&mut pool) {}
+        assert!(tree.roots.is_empty() && pool.available() == 8, "salts that nothing is kept of are forgotten");
     }
 }

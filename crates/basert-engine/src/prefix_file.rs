@@ -8,6 +8,7 @@
 //! checksum         u64
 //! records, each:
 //!   parent         u32: the number of the record of the page before, from 1; 0 for the first page of a prefix
+//!   salt           u64: only sequences of the same salt may use it; 0 but for the first page of a prefix
 //!   tokens         u32, how many; 0 in the last record, which has nothing more but its checksum
 //!   token          u32, each
 //!   page           bytes as the device has them, as many as it says
@@ -17,7 +18,7 @@
 //! Numbers are little-endian. A checksum is XXH3 of everything since the one before, which is its seed: records are whole,
 //! in order, and of this file. A page with few tokens is written whole.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
@@ -26,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"basertPX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The most bytes that what a file belongs to may take.
 const MOST_HEADER: usize = 1 << 16;
 
@@ -76,6 +77,12 @@ pub enum PrefixFileError {
     /// It is some other file, which is not to be lost.
     #[error("'{}' is not a file of cached prefixes, and is not overwritten", path.display())]
     Other {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process reads and writes it.
+    #[error("the cached prefixes in '{}' are not used: another process uses them", path.display())]
+    InUse {
         /// The file.
         path: PathBuf,
     },
@@ -151,33 +158,73 @@ fn partial(path: &Path) -> PathBuf {
     beside(path, ".partial")
 }
 
-/// Only its owner may read what is in it: prompts and answers.
-fn create(path: &Path) -> io::Result<File> {
+/// A new file. Only its owner may read what is in it: prompts and answers.
+fn create_new(path: &Path) -> io::Result<File> {
     let mut options = File::options();
-    options.write(true).create(true).truncate(true);
+    options.read(true).write(true).create_new(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
 }
 
+/// A new file in the place of what may have been left there; a link is not followed.
+fn replace(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => create_new(path),
+    }
+}
+
+/// A file that no other process that asks uses, as long as this one is open. An empty one is made where there is none.
+pub(crate) fn lock(path: &Path) -> Result<File, PrefixFileError> {
+    let failed = |source| PrefixFileError::Read { path: path.to_owned(), source };
+    let file = match fs::metadata(path) {
+        // A pipe would be waited for.
+        Ok(found) if !found.is_file() => return Err(PrefixFileError::Other { path: path.to_owned() }),
+        Ok(_) => File::open(path).map_err(failed)?,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            create_new(path).map_err(|source| PrefixFileError::Write { path: path.to_owned(), source })?
+        }
+        Err(source) => return Err(failed(source)),
+    };
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(PrefixFileError::InUse { path: path.to_owned() }),
+        // Not every file system knows of locks.
+        Err(TryLockError::Error(_)) | Ok(()) => Ok(file),
+    }
+}
+
 /// Sees whether a file could be written, so that this is not found out when it is.
 pub(crate) fn check_writable(path: &Path) -> Result<(), PrefixFileError> {
     let probe = beside(path, ".probe");
-    let result = create(&probe).and_then(|_| fs::remove_file(&probe));
+    let result = replace(&probe).and_then(|_| fs::remove_file(&probe));
     result.map_err(|source| PrefixFileError::Write { path: path.to_owned(), source })
 }
 
-/// Writes a file beside the one that there may be, and puts it in its place when it is whole and on the disk.
+/// Writes a file beside the one that there is, and puts it in its place when it is whole and on the disk.
 pub(crate) struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
     hash: Xxh3,
+    partial: Partial,
+}
+
+/// What is removed unless it becomes the file.
+struct Partial(Option<PathBuf>);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 impl Writer {
     pub fn create(path: &Path, belongs: &Belongs) -> io::Result<Writer> {
-        let file = BufWriter::new(create(&partial(path))?);
-        let mut writer = Writer { path: path.to_owned(), file, hash: Xxh3::new() };
+        let file = BufWriter::new(replace(&partial(path))?);
+        let partial = Partial(Some(partial(path)));
+        let mut writer = Writer { path: path.to_owned(), file, hash: Xxh3::new(), partial };
         let belongs = serde_json::to_vec(belongs)?;
         writer.put(&MAGIC)?;
         writer.put(&VERSION.to_le_bytes())?;
@@ -187,24 +234,30 @@ impl Writer {
         Ok(writer)
     }
 
-    pub fn record(&mut self, parent: u32, tokens: &[u32], page: &[u8]) -> io::Result<()> {
+    pub fn record(&mut self, parent: u32, salt: u64, tokens: &[u32], page: &[u8]) -> io::Result<()> {
         self.put(&parent.to_le_bytes())?;
+        self.put(&salt.to_le_bytes())?;
         self.put(&(tokens.len() as u32).to_le_bytes())?;
         tokens.iter().try_for_each(|token| self.put(&token.to_le_bytes()))?;
         self.put(page)?;
         self.checksum()
     }
 
-    pub fn finish(mut self) -> io::Result<()> {
-        self.put(&[0; 8])?;
+    /// The file that is in its place then, locked as the old one was ([`lock`]).
+    pub fn finish(mut self) -> io::Result<File> {
+        self.put(&[0; 16])?;
         self.checksum()?;
-        let Writer { path, file, .. } = self;
-        file.into_inner()?.sync_all()?;
+        let Writer { path, file, partial: mut unfinished, .. } = self;
+        let file = file.into_inner()?;
+        file.sync_all()?;
+        // Nobody else has it yet; without locks there is nothing to be had.
+        let _ = file.try_lock();
         fs::rename(partial(&path), &path)?;
+        unfinished.0 = None;
         // The name is on the disk when its folder is; not every system can say so.
         #[cfg(unix)]
         File::open(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))?.sync_all()?;
-        Ok(())
+        Ok(file)
     }
 
     fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -229,13 +282,13 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// None where there is no file.
-    pub fn open(path: &Path, belongs: &Belongs) -> Result<Option<Reader>, PrefixFileError> {
-        let file = match File::open(path) {
-            Ok(file) => BufReader::new(file),
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(PrefixFileError::Read { path: path.to_owned(), source }),
-        };
+    /// Of the file at `path`; none where it is empty.
+    pub fn open(path: &Path, file: &File, belongs: &Belongs) -> Result<Option<Reader>, PrefixFileError> {
+        let failed = |source| PrefixFileError::Read { path: path.to_owned(), source };
+        if file.metadata().map_err(failed)?.len() == 0 {
+            return Ok(None);
+        }
+        let file = BufReader::new(file.try_clone().map_err(failed)?);
         let page_tokens = belongs.page_tokens;
         let mut reader = Reader { path: path.to_owned(), file, hash: Xxh3::new(), page_tokens, records: 0 };
         let mut magic = [0; MAGIC.len()];
@@ -263,9 +316,10 @@ impl Reader {
         }
     }
 
-    /// The next record: its parent. None after the last one, which nothing follows.
-    pub fn record(&mut self, tokens: &mut Vec<u32>, page: &mut [u8]) -> Result<Option<u32>, PrefixFileError> {
-        let (parent, count) = (self.number()?, self.number()? as usize);
+    /// The next record: its parent and its salt. None after the last one, which nothing follows.
+    pub fn record(&mut self, tokens: &mut Vec<u32>, page: &mut [u8]) -> Result<Option<(u32, u64)>, PrefixFileError> {
+        let (parent, salt) = (self.number()?, u64::from(self.number()?) | u64::from(self.number()?) << 32);
+        let count = self.number()? as usize;
         if count > self.page_tokens {
             return Err(self.damaged(format!("{count} tokens in a page")));
         }
@@ -279,7 +333,7 @@ impl Reader {
         self.checksum()?;
         self.records += 1;
         if count > 0 {
-            return Ok(Some(parent));
+            return Ok(Some((parent, salt)));
         }
         match self.file.read(&mut [0]) {
             Ok(0) => Ok(None),

@@ -160,6 +160,9 @@ pub trait Baked: Send {
     /// # Errors
     /// When the device fails.
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// What is in a page is not needed any more: its memory may be given back to the system until it is used again.
+    fn discard_page(&mut self, _page: u32) {}
 }
 
 /// A part of a profiled step.

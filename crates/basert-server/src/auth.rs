@@ -57,17 +57,25 @@ fn key(headers: &HeaderMap) -> Option<&[u8]> {
     bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
 }
 
-/// The number of the key, if it is one, in a time that depends on nothing but lengths. It is the key's own, so that what
-/// is kept for it is found again by a server with other keys beside it.
+/// The number of the key, if it is one, in a time that depends on nothing but lengths.
 fn find(keys: &[String], given: &[u8]) -> Option<u64> {
     let mut found = None;
     for key in keys {
         if bool::from(key.as_bytes().ct_eq(given)) {
-            let digest = Sha256::digest(given);
-            found = Some(digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte)));
+            found = Some(number_of_key(given));
         }
     }
     found
+}
+
+/// Whether it is the client of the first key; where there are no keys, everybody is.
+pub fn is_first(keys: &[String], client: Client) -> bool {
+    keys.first().is_none_or(|key| client.0 == number_of_key(key.as_bytes()))
+}
+
+/// It is the key's own, so that what is kept for it is found again by a server with other keys beside it.
+fn number_of_key(key: &[u8]) -> u64 {
+    Sha256::digest(key).iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 /// Where no key is asked for, a page of another site must not get in by a name that leads here (DNS rebinding).

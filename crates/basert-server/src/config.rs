@@ -19,6 +19,8 @@ pub struct Config {
     pub body_limit: usize,
     /// How long a client may take to send the head of a request, and as long again for its body.
     pub header_timeout: Duration,
+    /// How long a client may take nothing of what is sent to it.
+    pub write_timeout: Duration,
     /// How long an answer may take.
     pub request_timeout: Duration,
     /// How long requests may go on after the server was told to stop.
@@ -37,6 +39,8 @@ pub struct Config {
     pub step_gap: Duration,
     /// How many tokens of answers are guessed before they are drawn.
     pub speculation: Speculation,
+    /// Whether clients with different keys share cached prefixes, and may so learn what others have asked.
+    pub share_prefixes: bool,
     /// A model that was not used for that long is unloaded.
     pub idle_timeout: Option<Duration>,
     /// Where uploaded files and results of batches are kept; there are none without.
@@ -51,6 +55,7 @@ impl Default for Config {
             cors: Vec::new(),
             body_limit: 32 << 20,
             header_timeout: Duration::from_secs(30),
+            write_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(3600),
             drain_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(10),
@@ -60,6 +65,7 @@ impl Default for Config {
             max_tokens: None,
             step_gap: Duration::from_millis(150),
             speculation: Speculation::Auto,
+            share_prefixes: false,
             idle_timeout: None,
             files: None,
         }

@@ -89,7 +89,7 @@ impl From<EngineError> for ApiError {
             EngineError::OutOfPages { .. } | EngineError::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
-            EngineError::Device(_) => ApiError::internal(error.to_string()),
+            EngineError::NotNumbers | EngineError::Device(_) => ApiError::internal(error.to_string()),
         }
     }
 }

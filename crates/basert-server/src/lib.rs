@@ -22,6 +22,7 @@ mod model;
 mod registry;
 mod server;
 mod sse;
+mod stall;
 mod telemetry;
 
 pub use config::Config;

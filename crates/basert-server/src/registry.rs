@@ -1,13 +1,17 @@
-//! The models by name: opened when they are asked for, unloaded when nobody does.
+//! The models by name: opened when they are asked for, unloaded when nobody does. Of each there is one engine at most.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::http::StatusCode;
+use tokio::sync::OwnedMutexGuard;
 
 use crate::config::Config;
 use crate::error::ApiError;
 use crate::model::{Model, Source};
+
+/// How often to look whether a model that is let go of has answered its last request.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// All models that can be asked for.
 pub struct Registry {
@@ -18,14 +22,16 @@ pub struct Registry {
 struct Entry {
     source: Source,
     created: SystemTime,
-    /// Held while the model is opened, so that it is opened once.
-    opening: tokio::sync::Mutex<()>,
+    /// Held while the model is opened, and until one that is let go of has ended, so that there is one at most.
+    changing: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     model: Option<Arc<Model>>,
+    /// Was let go of, and answers its last requests.
+    leaving: Option<Arc<Model>>,
     /// When it was last asked for.
     used: Option<Instant>,
 }
@@ -53,12 +59,8 @@ impl Entry {
 
 impl Registry {
     pub fn new(sources: Vec<Source>, config: Arc<Config>) -> Registry {
-        let entry = |source| Entry {
-            source,
-            created: SystemTime::now(),
-            opening: tokio::sync::Mutex::default(),
-            state: Mutex::default(),
-        };
+        let entry =
+            |source| Entry { source, created: SystemTime::now(), changing: Arc::default(), state: Mutex::default() };
         Registry { entries: sources.into_iter().map(entry).collect(), config }
     }
 
@@ -93,7 +95,7 @@ impl Registry {
         if let Some(model) = entry.usable() {
             return Ok(model);
         }
-        let _opening = entry.opening.lock().await;
+        let _changing = entry.changing.lock().await;
         if let Some(model) = entry.usable() {
             return Ok(model);
         }
@@ -115,36 +117,73 @@ impl Registry {
         Ok(Arc::new(model))
     }
 
-    /// Lets go of a model: its memory is free when its last request is answered. Whether it was open.
-    pub fn unload(&self, name: &str) -> Result<bool, ApiError> {
-        let taken = self.entry(Some(name))?.state().model.take();
-        if taken.is_some() {
+    /// Lets go of a model. Its requests may end within the drain timeout, and then its memory is free; until then it is not
+    /// opened again. Whether it was open.
+    pub async fn unload(self: &Arc<Self>, name: &str) -> Result<bool, ApiError> {
+        let entry = self.entry(Some(name))?;
+        let changing = entry.changing.clone().lock_owned().await;
+        let taken = entry.state().model.take();
+        if let Some(model) = &taken {
+            self.retire(entry, model.clone(), changing);
             tracing::info!(model = name, "unloaded");
         }
         Ok(taken.is_some())
     }
 
     /// Lets go of models that nobody used for that long and that answer nobody.
-    pub fn unload_idle(&self, idle: Duration) {
+    pub fn unload_idle(self: &Arc<Self>, idle: Duration) {
         for entry in &self.entries {
+            let Ok(changing) = entry.changing.clone().try_lock_owned() else { continue };
             let mut state = entry.state();
             let long_ago = state.used.is_none_or(|used| used.elapsed() >= idle);
-            if state.model.take_if(|model| long_ago && model.is_idle()).is_some() {
+            let taken = state.model.take_if(|model| long_ago && model.is_idle());
+            drop(state);
+            if let Some(model) = taken {
+                self.retire(entry, model, changing);
                 tracing::info!(model = entry.source.name, "unloaded after {} s without use", idle.as_secs());
             }
         }
     }
 
+    /// Ends a model that nobody can ask any more when its requests have ended, or the drain timeout is over.
+    fn retire(self: &Arc<Self>, entry: &Entry, model: Arc<Model>, changing: OwnedMutexGuard<()>) {
+        entry.state().leaving = Some(model.clone());
+        let (registry, name) = (self.clone(), entry.source.name.clone());
+        tokio::spawn(async move {
+            let idle = async {
+                while !model.is_idle() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            };
+            if tokio::time::timeout(registry.config.drain_timeout, idle).await.is_err() {
+                tracing::warn!(model = name, in_flight = model.in_flight(), "requests are cut off");
+            }
+            model.end().await;
+            if let Ok(entry) = registry.entry(Some(&name)) {
+                entry.state().leaving = None;
+            }
+            drop(changing);
+        });
+    }
+
+    /// Those in memory.
+    fn models(&self) -> impl Iterator<Item = Arc<Model>> {
+        self.entries.iter().flat_map(|entry| {
+            let State { model, leaving, .. } = &*entry.state();
+            [model.clone(), leaving.clone()].into_iter().flatten()
+        })
+    }
+
     /// Ends all models, one after the other.
     pub async fn end(&self) {
-        for model in self.list().filter_map(|listed| listed.loaded) {
+        for model in self.models() {
             model.end().await;
         }
     }
 
     /// Answers that are running or waiting, of all models.
     pub fn in_flight(&self) -> usize {
-        self.list().filter_map(|listed| listed.loaded).map(|model| model.in_flight()).sum()
+        self.models().map(|model| model.in_flight()).sum()
     }
 
     /// Whether a request could be answered now without a model being opened first.

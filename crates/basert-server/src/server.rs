@@ -30,6 +30,7 @@ use crate::files::Files;
 use crate::limits::Limits;
 use crate::model::Source;
 use crate::registry::Registry;
+use crate::stall::Stalling;
 use crate::{api, auth, error, log, telemetry};
 
 /// How often models and limits are looked after.
@@ -96,6 +97,11 @@ impl std::ops::Deref for Shared {
 }
 
 impl Shared {
+    /// The salt of the client's prompts: what is cached of them is for prompts of the same salt. Its batches have it too.
+    pub fn salt(&self, client: u64) -> u64 {
+        if self.config.api_keys.is_empty() || self.config.share_prefixes { 0 } else { client & !batches::BATCH }
+    }
+
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
     }
@@ -230,7 +236,7 @@ impl Server {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        let connection = connection(stream, peer, router.clone(), shared.config.header_timeout);
+                        let connection = connection(stream, peer, router.clone(), &shared.config);
                         let connection = connections.watch(connection);
                         tokio::spawn(async move {
                             if let Err(error) = connection.await {
@@ -274,10 +280,10 @@ fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
-    header_timeout: Duration,
+    config: &Config,
 ) -> hyper::server::conn::http1::Connection<
-    TokioIo<TcpStream>,
-    impl hyper::service::HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send>,
+    TokioIo<Stalling<TcpStream>>,
+    impl hyper::service::HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send> + use<>,
 > {
     // Events are small, and each is waited for.
     let _ = stream.set_nodelay(true);
@@ -288,8 +294,8 @@ fn connection(
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(header_timeout)
-        .serve_connection(TokioIo::new(stream), service)
+        .header_read_timeout(config.header_timeout)
+        .serve_connection(TokioIo::new(Stalling::new(stream, config.write_timeout)), service)
 }
 
 async fn refuse_when_draining(

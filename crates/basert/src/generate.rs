@@ -234,7 +234,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
             Some(mut draft) => {
                 // One is asked for in any case, to learn how often that is right.
                 let (tokens, sampler) = ([text, &[last]].concat(), self.sampler.clone());
-                let ask = Ask { number: self.number, tokens, sampler, most: most.max(1).min(limit) };
+                let ask = Ask { number: self.number, salt: 0, tokens, sampler, most: most.max(1).min(limit) };
                 draft.guess(vec![ask]).into_iter().for_each(|(_, guesses)| self.guesser.take(guesses));
             }
             None => self.guesser.look_up(text, last, most.min(limit)),

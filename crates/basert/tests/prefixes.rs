@@ -141,10 +141,11 @@ fn a_damaged_file_is_refused_and_replaced() {
     // Sizes that nobody has memory for.
     refused(&[&good[..12], &[0xff; 4], &good[16..]].concat(), "its header would have 4294967295 bytes");
     let header = 16 + u32::from_le_bytes(good[12..16].try_into().unwrap()) as usize + 8;
-    refused(&[&good[..header + 4], &[0xff; 4], &good[header + 8..]].concat(), "4294967295 tokens in a page");
+    refused(&[&good[..header + 12], &[0xff; 4], &good[header + 16..]].concat(), "4294967295 tokens in a page");
 
     logits(&mut engine, &prompt(5, 70));
     assert_eq!(engine.save_prefixes().unwrap(), 2);
+    drop(engine);
     let (mut again, file) = on_cpu(&path);
     assert_eq!(again.load_prefixes(file).unwrap(), 2);
 }
@@ -164,16 +165,16 @@ fn pages_of_something_else_are_refused_by_what_differs() {
     refused(opened(DeviceKind::Cpu, KvFormat::Q8, 2, &path), "format of keys and values is f16, and here it is q8");
     refused(opened(DeviceKind::Reference, KvFormat::F16, 2, &path), "page layout is cpu 2, and here it is tokens");
     let mut bytes = fs::read(&path).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 1;
     fs::write(&path, bytes).unwrap();
-    refused(on_cpu(&path), "version is 2, and here it is 1");
+    refused(on_cpu(&path), "version is 1, and here it is 2");
 }
 
 #[test]
 fn a_file_that_is_something_else_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notes");
-    for text in ["", "short", "These are notes, and dear to somebody."] {
+    for text in ["short", "These are notes, and dear to somebody."] {
         fs::write(&path, text).unwrap();
         let (mut engine, file) = on_cpu(&path);
         let error = engine.load_prefixes(file).unwrap_err();
@@ -189,4 +190,60 @@ fn a_file_that_is_something_else_is_left_alone() {
         assert!(!error.is_replaceable() && error.to_string().contains(path.to_str().unwrap()), "{error}");
     }
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+#[test]
+fn an_empty_file_is_as_good_as_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixes");
+    fs::write(&path, "").unwrap();
+    write(&path);
+    let (mut engine, file) = on_cpu(&path);
+    assert_eq!(engine.load_prefixes(file).unwrap(), 4);
+}
+
+/// The first one goes on with it, also after it was replaced.
+#[test]
+fn two_do_not_use_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixes");
+    let ((mut first, file), (mut second, _)) = (on_cpu(&path), on_cpu(&path));
+    first.load_prefixes(file.clone()).unwrap();
+    for seed in 0..2 {
+        let error = second.load_prefixes(file.clone()).unwrap_err();
+        assert!(matches!(error, PrefixFileError::InUse { .. }), "{error}");
+        logits(&mut second, &prompt(7, 70));
+        assert_eq!((second.has_unsaved_prefixes(), second.save_prefixes().unwrap()), (false, 0));
+        logits(&mut first, &prompt(seed, 70));
+        assert!(first.save_prefixes().unwrap() > 0);
+    }
+    drop(first);
+    assert_eq!(second.load_prefixes(file).unwrap(), 4);
+}
+
+/// Whatever lies where a new file is begun: it is not written to, and is gone afterwards.
+#[cfg(unix)]
+#[test]
+fn links_beside_the_file_are_not_followed() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = tempfile::tempdir().unwrap();
+    let (path, victim) = (folder.path().join("prefixes"), folder.path().join("victim"));
+    fs::write(&victim, "dear to somebody").unwrap();
+    for name in ["prefixes.partial", "prefixes.probe"] {
+        symlink(&victim, folder.path().join(name)).unwrap();
+    }
+    write(&path);
+    assert_eq!(fs::read_to_string(&victim).unwrap(), "dear to somebody");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    write_more(&path);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[cfg(unix)]
+fn write_more(path: &Path) {
+    let (mut engine, file) = on_cpu(path);
+    engine.load_prefixes(file).unwrap();
+    logits(&mut engine, &prompt(9, 70));
+    engine.save_prefixes().unwrap();
 }

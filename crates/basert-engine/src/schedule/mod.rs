@@ -2,14 +2,16 @@
 //!
 //! A task is a timeline whose computed tokens catch up with its wanted ones. Each step takes one token of every answer
 //! that is being written, and of prompts as much as fits the time until those answers want their next one. A task is
-//! admitted when there are pages for all that it lacks. When pages run out nevertheless, the youngest task gives up its
-//! own and waits: its tokens and its sampler stay, so it goes on with the same text.
+//! admitted when there are pages for all that it lacks. When places or pages run out nevertheless, a task gives up its own
+//! and waits: its tokens and its sampler stay, so it goes on with the same text. First it is one whose reader does not
+//! read, then the youngest one of the client that has most.
 
 mod clients;
 mod pace;
 mod request;
 mod step;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use self::clients::Clients;
@@ -183,7 +185,7 @@ impl Scheduler {
         self.waiting.iter().map(|task| task.answers.len()).sum()
     }
 
-    /// How often a task had to give up its pages.
+    /// How often a task had to give up its place.
     pub fn preempted(&self) -> u64 {
         self.preempted
     }
@@ -200,10 +202,10 @@ impl Scheduler {
 
     /// Takes a request. If it can never be answered, its readers are told at once.
     pub fn submit(&mut self, engine: &mut Engine, request: Request) {
-        let Request { client, prompt: tokens, answers, pooling, prompt_logprobs } = request;
+        let Request { client, salt, prompt: tokens, answers, pooling, prompt_logprobs } = request;
         let pool = pooling.map(Pool::new);
         let prompt = Prompt { tokens: tokens.len(), done: 0, cached: 0 };
-        let mut sequence = Sequence::default();
+        let mut sequence = Sequence::of_salt(salt);
         let checked = engine.set(&mut sequence, tokens);
         let (number, guesser) = (self.number(), Guesser::new(self.speculation, engine.draws_on_device()));
         let task =
@@ -237,6 +239,12 @@ impl Scheduler {
             self.clients.leave(task.client);
             end(engine, task, Some(Err(error.clone())));
         }
+    }
+
+    /// Gives memory back that is of no use where nobody asks anything.
+    pub fn give_back(&mut self, engine: &mut Engine) {
+        engine.give_back();
+        self.draft.iter_mut().for_each(Draft::give_back);
     }
 
     /// One step of what is most urgent.
@@ -304,24 +312,25 @@ impl Scheduler {
         }
     }
 
-    /// Lets in those that wait, as far as there are pages for what they lack.
+    /// Lets in those that wait, as far as there are places for them, and pages for what they lack.
     fn admit(&mut self, engine: &mut Engine) {
         let most = self.most.min(engine.limits().wanted);
         loop {
+            let held = self.held();
             let ready = self.waiting.iter().enumerate().filter(|(_, task)| task.attention() == Attention::Ready);
-            // Those that were let in before come first, then whoever got least.
-            let urgency = |(_, task): &(usize, &Task)| (task.made == 0, self.clients.served(task.client), task.number);
+            // The client that has least comes first; of its tasks, those that were let in before.
+            let urgency = |(_, task): &(usize, &Task)| {
+                let held = held.get(&task.client).copied().unwrap_or(0);
+                (held, task.made == 0, self.clients.served(task.client), task.number)
+            };
             let Some((at, _)) = ready.min_by_key(urgency) else { return };
-            if self.running() + self.waiting[at].answers.len() > most {
-                return;
-            }
+            let Some(victims) = self.places(&self.waiting[at], most) else { return };
             let mut task = self.waiting.swap_remove(at);
+            victims.into_iter().for_each(|number| self.preempt(engine, number));
             task.adopt(engine);
             while !self.running.is_empty() && !self.has_room(engine, &task) {
-                // Pages of those that do not read are of more use here.
-                let busy = self.running.iter().filter(|task| task.attention() == Attention::Busy);
-                match busy.map(|task| task.number).max() {
-                    Some(number) => self.preempt(engine, number),
+                match self.victim(&task, &[]) {
+                    Some(victim) => self.preempt(engine, victim.number),
                     None => {
                         engine.release(&mut task.sequence);
                         self.waiting.push(task);
@@ -331,6 +340,38 @@ impl Scheduler {
             }
             self.running.push(task);
         }
+    }
+
+    /// Answers of each client that are let in.
+    fn held(&self) -> BTreeMap<u64, usize> {
+        let mut held = BTreeMap::new();
+        self.running.iter().for_each(|task| *held.entry(task.client).or_default() += task.answers.len());
+        held
+    }
+
+    /// Who gives up its place so that there are enough for the task, where at `most` so many answers are let in.
+    fn places(&self, task: &Task, most: usize) -> Option<Vec<u64>> {
+        let (mut running, mut victims) = (self.running(), Vec::new());
+        while running + task.answers.len() > most {
+            let victim = self.victim(task, &victims)?;
+            running -= victim.answers.len();
+            victims.push(victim.number);
+        }
+        Some(victims)
+    }
+
+    /// Who is first to make room for the task, beside those that do so already: one whose reader does not read, or else the
+    /// youngest one of the client that has most, if that has not less than the task's client afterwards.
+    fn victim(&self, task: &Task, gone: &[u64]) -> Option<&Task> {
+        let left = || self.running.iter().filter(|task| !gone.contains(&task.number));
+        let busy = left().filter(|task| task.attention() == Attention::Busy).max_by_key(|task| task.number);
+        let held = |client| left().filter(|task| task.client == client).map(|task| task.answers.len()).sum::<usize>();
+        let greedy = || {
+            let victim = left().max_by_key(|task| (held(task.client), task.number))?;
+            let fair = held(task.client) + task.answers.len() + victim.answers.len() <= held(victim.client);
+            (victim.client != task.client && fair).then_some(victim)
+        };
+        busy.or_else(greedy)
     }
 
     /// Whether there are pages for what the task lacks, beside what those let in before it lack, and one more for each.
@@ -399,7 +440,8 @@ impl Scheduler {
                 // One is asked for in any case, to learn how often that is right.
                 let (number, most) = (task.number, most.max(1).min(limit));
                 let (tokens, sampler) = ([task.sequence.tokens(), &[last]].concat(), answer.sampler.clone());
-                asks.push(Ask { number, tokens, sampler, most });
+                let salt = task.sequence.salt();
+                asks.push(Ask { number, salt, tokens, sampler, most });
                 spare -= most;
             } else {
                 task.guesser.look_up(task.sequence.tokens(), last, most.min(limit));
@@ -426,7 +468,7 @@ impl Scheduler {
         0
     }
 
-    /// Adds a task to the rows of a step, if there are pages for that; younger ones may have to give up theirs.
+    /// Adds a task to the rows of a step, if there are pages for that; others may have to give up theirs.
     fn reserve(&mut self, engine: &mut Engine, number: u64, count: usize, rows: &mut Vec<(u64, usize)>) -> bool {
         loop {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { return false };
@@ -440,8 +482,11 @@ impl Scheduler {
                 end(engine, task, Some(Err(error)));
                 return false;
             }
-            let victims = self.running.iter().map(|task| (task.attention() == Attention::Busy, task.number));
-            let victim = victims.max().map_or(number, |(_, victim)| victim);
+            let held = self.held();
+            let victims = self.running.iter().map(|task| {
+                (task.attention() == Attention::Busy, held.get(&task.client).copied().unwrap_or(0), task.number)
+            });
+            let victim = victims.max().map_or(number, |(_, _, victim)| victim);
             self.preempt(engine, victim);
             rows.retain(|row| row.0 != victim);
             if victim == number {

@@ -6,6 +6,8 @@ use crate::{Allowed, EngineError, Pooling, Sampler, TokenLogprobs};
 pub struct Request {
     /// Whose it is: steps are shared fairly between clients.
     pub client: u64,
+    /// Only requests of the same salt share what is cached of their prompts and answers.
+    pub salt: u64,
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
     /// One or more; they share what is computed of the prompt.

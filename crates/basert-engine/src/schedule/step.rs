@@ -34,6 +34,9 @@ impl Answer {
     /// Draws its next token.
     fn draw(&mut self, logits: &[f32]) -> Result<Token, EngineError> {
         let id = choose(&mut self.sampler, logits, self.reader.mask())?;
+        if logits.get(id as usize).is_some_and(|logit| logit.is_nan()) {
+            return Err(EngineError::NotNumbers);
+        }
         Ok(Token { id, logprobs: self.logprobs.map(|top| TokenLogprobs::of(logits, id, top)) })
     }
 }

@@ -37,7 +37,7 @@ const MOST_REQUESTS: usize = 50_000;
 /// The largest answer to one of them, in bytes.
 const LARGEST_ANSWER: usize = 64 << 20;
 /// A batch's requests take turns with those of its client as if they were another's.
-const BATCH: u64 = 1 << 63;
+pub const BATCH: u64 = 1 << 63;
 /// How long to wait when the queue is full.
 const PATIENCE: Duration = Duration::from_secs(1);
 

@@ -101,6 +101,7 @@ async fn complete(
     let Rendered { tokens, answer } = chat.render(model.clone()).await?;
     let job = Job {
         client,
+        salt: shared.salt(client),
         prompts: vec![tokens],
         n,
         sampling,

@@ -65,6 +65,7 @@ async fn complete(
     let (usage, prompt_tokens) = (Usage::new(prompts.len(), n), (0..answers).map(scored).collect());
     let events = model.begin(Job {
         client,
+        salt: shared.salt(client),
         prompts,
         n,
         sampling: options.sampling(&model)?,

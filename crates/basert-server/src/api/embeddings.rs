@@ -74,7 +74,14 @@ async fn embed(
     for prompts in prompts.chunks(shared.config.parallel.max(1)) {
         let first = vectors.len();
         vectors.resize(first + prompts.len(), Vec::new());
-        let job = Job { client, prompts: prompts.to_vec(), n: 1, pooling: Some(pooling), ..Job::default() };
+        let job = Job {
+            client,
+            salt: shared.salt(client),
+            prompts: prompts.to_vec(),
+            n: 1,
+            pooling: Some(pooling),
+            ..Job::default()
+        };
         let mut events = model.begin(job).map_err(of_input)?;
         while let Some(event) = events.next().await {
             match event {

@@ -266,6 +266,7 @@ async fn create(
     let Rendered { tokens, answer } = request.chat(tools)?.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
+        salt: shared.salt(client),
         prompts: vec![tokens],
         n: 1,
         sampling: options.sampling(&model)?,

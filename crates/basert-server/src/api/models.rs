@@ -1,11 +1,13 @@
 //! `/v1/models`: what there is, and whether it is in memory.
 
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::auth::{self, Client};
 use crate::body::Fields;
 use crate::error::ApiError;
 use crate::identity;
@@ -44,20 +46,39 @@ async fn one(State(shared): State<Shared>, Path(name): Path<String>) -> Result<J
     found.map(Json).ok_or_else(|| shared.registry.unknown(&name))
 }
 
+/// What concerns all clients is not for each of them.
+fn check_first(shared: &Shared, client: Client) -> Result<(), ApiError> {
+    if auth::is_first(&shared.config.api_keys, client) {
+        return Ok(());
+    }
+    let message = "models are loaded and unloaded with the first of the server's API keys";
+    Err(ApiError::new(StatusCode::FORBIDDEN, message))
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Named {
     model: String,
 }
 
-async fn load(State(shared): State<Shared>, fields: Fields) -> Result<Json<Value>, ApiError> {
+async fn load(
+    State(shared): State<Shared>,
+    Extension(client): Extension<Client>,
+    fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    check_first(&shared, client)?;
     let Named { model } = fields.rest()?;
     shared.registry.get(Some(&model)).await?;
     Ok(Json(json!({ "id": model, "object": "model", "loaded": true })))
 }
 
-async fn unload(State(shared): State<Shared>, fields: Fields) -> Result<Json<Value>, ApiError> {
+async fn unload(
+    State(shared): State<Shared>,
+    Extension(client): Extension<Client>,
+    fields: Fields,
+) -> Result<Json<Value>, ApiError> {
+    check_first(&shared, client)?;
     let Named { model } = fields.rest()?;
-    let was_loaded = shared.registry.unload(&model)?;
+    let was_loaded = shared.registry.unload(&model).await?;
     Ok(Json(json!({ "id": model, "object": "model", "loaded": false, "was_loaded": was_loaded })))
 }

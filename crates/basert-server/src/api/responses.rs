@@ -205,6 +205,7 @@ async fn create(
     let Rendered { tokens, answer } = chat.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
+        salt: shared.salt(client),
         prompts: vec![tokens],
         n: 1,
         sampling: options.sampling(&model)?,

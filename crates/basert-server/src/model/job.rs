@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::http::StatusCode;
 use basert_engine::{Pooling, Prompt, Sampling};
 use basert_text::{Constraint, Event as Part};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use crate::error::ApiError;
 
@@ -14,6 +14,8 @@ use crate::error::ApiError;
 pub struct Job {
     /// Whose it is.
     pub client: u64,
+    /// Only those of the same salt share what is cached.
+    pub salt: u64,
     /// Each one gets its own answers.
     pub prompts: Vec<Vec<u32>>,
     /// Answers to each.
@@ -95,7 +97,6 @@ pub struct Events {
     /// Answers that did not end yet.
     left: usize,
     deadline: Instant,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// Events that one answer may cause between two looks at whether there is room.
@@ -103,9 +104,9 @@ pub const BURST: usize = 4;
 
 impl Events {
     /// Room for the events of so many answers, and some more, so that a reader need not wait for each.
-    pub fn channel(answers: usize, permit: OwnedSemaphorePermit, deadline: Instant) -> (mpsc::Sender<Event>, Events) {
+    pub fn channel(answers: usize, deadline: Instant) -> (mpsc::Sender<Event>, Events) {
         let (sender, receiver) = mpsc::channel(BURST * answers + 64);
-        (sender, Events { receiver, left: answers, deadline, _permit: permit })
+        (sender, Events { receiver, left: answers, deadline })
     }
 
     /// The next event; none after all answers have ended, or one failed.
@@ -117,8 +118,11 @@ impl Events {
         let failed = |status, message: &str| Event::Failed { error: ApiError::new(status, message) };
         let event = match event {
             Ok(Some(event)) => event,
-            Ok(None) => failed(StatusCode::INTERNAL_SERVER_ERROR, "the model failed and has to be loaded again"),
-            Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "the answer took longer than the server allows"),
+            Ok(None) if Instant::now() < self.deadline => {
+                failed(StatusCode::INTERNAL_SERVER_ERROR, "the model failed and has to be loaded again")
+            }
+            // Perhaps it was ended before anybody looked here.
+            _ => failed(StatusCode::GATEWAY_TIMEOUT, "the answer took longer than the server allows"),
         };
         match &event {
             Event::End { .. } => self.left -= 1,

@@ -2,6 +2,7 @@
 
 mod job;
 mod reader;
+mod room;
 mod worker;
 
 use std::fmt;
@@ -13,10 +14,11 @@ use axum::http::StatusCode;
 use basert_engine::{Draft, Engine, EngineError, Request, Sampler};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
-use self::reader::{Text, TextReader};
+use self::reader::{Listener, Text, TextReader};
+use self::room::Room;
 use self::worker::Order;
 use crate::config::Config;
 use crate::error::ApiError;
@@ -69,7 +71,7 @@ pub struct Model {
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
     /// Room for requests, running and waiting.
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
     config: Arc<Config>,
 }
 
@@ -84,7 +86,7 @@ impl Model {
         let markers = dialect.tokens(&tokenizer);
         let template = template.map(|(template, _)| template);
         let (orders, thread) = worker::start(name, engine, draft, &config)?;
-        let room = Arc::new(Semaphore::new(config.parallel + config.queue));
+        let room = Room::new(config.parallel + config.queue);
         let (name, answered) = (name.to_owned(), Arc::new(Answered::new(name)));
         Ok(Model {
             name,
@@ -129,7 +131,7 @@ impl Model {
 
     /// Answers that run or wait.
     pub fn in_flight(&self) -> usize {
-        (self.config.parallel + self.config.queue).saturating_sub(self.room.available_permits())
+        self.room.taken()
     }
 
     /// Whether there are none.
@@ -155,13 +157,13 @@ impl Model {
     /// Begins to answer.
     pub fn begin(&self, job: Job) -> Result<Events, ApiError> {
         let answers = self.answers(job.prompts.len(), job.n)?;
-        let asked = u32::try_from(answers).unwrap_or(u32::MAX);
-        let permit = self.room.clone().try_acquire_many_owned(asked).map_err(|_| {
+        let mut places = self.room.enter(job.client, answers).ok_or_else(|| {
             let message = format!("{} requests for {} are waiting already; try again", self.config.queue, self.name);
             ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("overloaded")
         })?;
         let mut requests = Vec::with_capacity(job.prompts.len());
-        let (sender, events) = Events::channel(answers, permit, Instant::now() + self.config.request_timeout);
+        let deadline = Instant::now() + self.config.request_timeout;
+        let (sender, events) = Events::channel(answers, deadline);
         let text = Text::new(self, &job);
         let most = job.max_tokens.unwrap_or(usize::MAX).min(self.config.max_tokens.unwrap_or(usize::MAX));
         for (place, prompt) in job.prompts.iter().enumerate() {
@@ -177,7 +179,8 @@ impl Model {
                 let mut sampling = job.sampling.clone();
                 sampling.seed = sampling.seed.wrapping_add(choice as u64);
                 let sampler = Sampler::new(sampling, prompt).map_err(|error| ApiError::bad(error.to_string()))?;
-                let reader = TextReader::new(self, choice, &job, text.clone(), sender.clone());
+                let listener = Listener { sender: sender.clone(), deadline, _place: places.pop() };
+                let reader = TextReader::new(self, choice, &job, text.clone(), listener);
                 answers.push(basert_engine::Answer {
                     sampler,
                     max_tokens: most,
@@ -186,11 +189,11 @@ impl Model {
                 });
             }
             let prompt_logprobs = job.logprobs.filter(|_| job.prompt_logprobs);
-            let (client, pooling) = (job.client, job.pooling);
-            requests.push(Request { client, prompt: prompt.clone(), answers, pooling, prompt_logprobs });
+            let (client, salt, pooling) = (job.client, job.salt, job.pooling);
+            requests.push(Request { client, salt, prompt: prompt.clone(), answers, pooling, prompt_logprobs });
         }
         for request in requests {
-            self.orders.send(Order::Answer(request)).map_err(|_| ApiError::internal("the model's thread has ended"))?;
+            self.orders.send(Order::Answer(request)).map_err(|_| EngineError::Stopped)?;
         }
         Ok(events)
     }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::Model;
 use super::job::{BURST, Event, Finish, Job, TokenText};
+use super::room::Place;
 use crate::identity;
 use crate::telemetry::Answered;
 
@@ -27,12 +28,21 @@ pub struct TextReader {
     burst: usize,
     tokens: usize,
     reasoning: usize,
-    sender: mpsc::Sender<Event>,
+    listener: Listener,
     answered: Arc<Answered>,
     counts_prompt: bool,
     prompt: Option<Prompt>,
     /// When the request came, and then when the last token did.
     last: Instant,
+}
+
+/// Where the events of an answer go.
+pub struct Listener {
+    pub sender: mpsc::Sender<Event>,
+    /// When nobody waits for them any more.
+    pub deadline: Instant,
+    /// Free for other answers when this one is over, whether or not all of it was read.
+    pub _place: Option<Place>,
 }
 
 /// How an answer is read.
@@ -47,7 +57,12 @@ impl Text {
     pub fn new(model: &Model, job: &Job) -> Text {
         let Some(chat) = &job.chat else { return Text::Plain(StopTexts::new(&job.stop)) };
         let tools: Vec<&str> = chat.tools.iter().map(String::as_str).collect();
-        Text::Chat(model.dialect.parser(ParserOptions { prompt: &chat.prompt, tools: &tools, stop: &job.stop, seed: 0 }))
+        Text::Chat(model.dialect.parser(ParserOptions {
+            prompt: &chat.prompt,
+            tools: &tools,
+            stop: &job.stop,
+            seed: 0,
+        }))
     }
 
     fn push(&mut self, text: &str) -> Vec<Part> {
@@ -107,7 +122,7 @@ impl Calls {
 }
 
 impl TextReader {
-    pub fn new(model: &Model, choice: usize, job: &Job, text: Text, sender: mpsc::Sender<Event>) -> TextReader {
+    pub fn new(model: &Model, choice: usize, job: &Job, text: Text, listener: Listener) -> TextReader {
         let tokenizer = model.tokenizer.clone();
         let detokenizer = Detokenizer::continuing(tokenizer.clone(), true);
         let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
@@ -132,7 +147,7 @@ impl TextReader {
             burst: BURST * job.n * job.prompts.len(),
             tokens: 0,
             reasoning: 0,
-            sender,
+            listener,
             answered: model.answered.clone(),
             counts_prompt: choice.is_multiple_of(job.n),
             prompt: None,
@@ -142,7 +157,7 @@ impl TextReader {
 
     /// There is room, or nobody listens: see [`TextReader::attention`].
     fn send(&self, event: Event) {
-        let _ = self.sender.try_send(event);
+        let _ = self.listener.sender.try_send(event);
     }
 
     /// Says what is known of the prompt, before anything else.
@@ -207,9 +222,10 @@ impl TextReader {
 
 impl Reader for TextReader {
     fn attention(&self) -> Attention {
-        if self.sender.is_closed() {
+        let Listener { sender, deadline, .. } = &self.listener;
+        if sender.is_closed() || Instant::now() >= *deadline {
             Attention::Gone
-        } else if self.sender.capacity() < self.burst {
+        } else if sender.capacity() < self.burst {
             Attention::Busy
         } else {
             Attention::Ready

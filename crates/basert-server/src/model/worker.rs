@@ -14,6 +14,9 @@ use crate::telemetry::ModelGauges;
 /// How often to look whether a client reads again, when there is nothing else to do.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// After how long without a request memory is given back that is of no use.
+const REST: Duration = Duration::from_secs(5);
+
 /// After how long without a request new prefixes are saved: nobody has to wait for that then.
 const SAVE: Duration = Duration::from_secs(60);
 
@@ -61,6 +64,9 @@ impl Worker {
             let order = match turn {
                 Turn::Step { .. } => continue,
                 Turn::Idle if alone => break None,
+                Turn::Idle if self.engine.can_give_back() => {
+                    orders.recv_timeout(REST).inspect_err(|_| self.scheduler.give_back(&mut self.engine))
+                }
                 Turn::Idle => orders.recv_timeout(SAVE).inspect_err(|_| self.save()),
                 Turn::Blocked => orders.recv_timeout(LOOK),
             };
@@ -76,8 +82,15 @@ impl Worker {
                 }
             }
         };
+        for order in orders.try_iter() {
+            if let Order::Answer(request) = order {
+                self.scheduler.submit(&mut self.engine, request);
+            }
+        }
         self.scheduler.fail(&mut self.engine, &EngineError::Stopped);
         self.save();
+        // Its memory is free before anybody hears of the end.
+        drop((self.engine, self.scheduler));
         drop(told);
     }
 

@@ -1,5 +1,7 @@
 //! Clients that leave, devices that fail, servers that end.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use basert_engine::Engine;
@@ -157,4 +159,78 @@ fn a_device_that_fails_ends_a_request_and_nothing_else() {
         assert!(events.last().unwrap().1.contains("server_error"));
     }
     server.wait_for("basert_kv_pages_held", 0.0);
+}
+
+/// Asks for answers and reads nothing of them, with little room for what is sent.
+fn stalled(server: &Running, n: usize) -> TcpStream {
+    let body = json!({
+        "prompt": "x", "n": n, "max_tokens": 1000, "ignore_eos": true, "stream": true, "temperature": 2, "logprobs": 20,
+    })
+    .to_string();
+    let mut stream = TcpStream::connect(server.address).unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json";
+    write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    stream
+}
+
+/// Whether so much was sent that nothing more is taken shows by the answers that run and do not go on.
+fn wait_until_stalled(server: &Running) {
+    let mut before = -1.0;
+    loop {
+        let made = server.metric("basert_generated_tokens_total");
+        if made == before && made > 0.0 {
+            return;
+        }
+        before = made;
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn answers_that_nobody_reads_keep_nobody_waiting_and_end_in_time() {
+    let config = Config { request_timeout: Duration::from_secs(6), queue: 8, ..config() };
+    let server = Running::with(config, "stalled", tiny);
+    let _sockets: Vec<TcpStream> = [8, 4, 4].map(|n| stalled(&server, n)).into();
+    wait_until_stalled(&server);
+    for _ in 0..3 {
+        server.ask("/v1/completions", &json!({ "prompt": "y", "max_tokens": 5 }));
+    }
+    // Though their sockets are open.
+    server.wait_for("basert_running_answers", 0.0);
+    server.wait_for("basert_waiting_answers", 0.0);
+    server.wait_for("basert_kv_pages_held", 0.0);
+    let many = json!({ "prompt": ["x", "y"], "n": 8, "max_tokens": 1 });
+    server.ask("/v1/completions", &many);
+}
+
+#[test]
+fn who_takes_nothing_is_cut_off() {
+    let config = Config { write_timeout: Duration::from_millis(500), ..config() };
+    let server = Running::with(config, "cut off", tiny);
+    let mut socket = stalled(&server, 8);
+    wait_until_stalled(&server);
+    server.wait_for("basert_running_answers", 0.0);
+    // What was sent before comes, and no end.
+    let mut all = Vec::new();
+    let _ = socket.read_to_end(&mut all);
+    assert!(all.starts_with(b"HTTP/1.1 200") && !String::from_utf8_lossy(&all).contains("[DONE]"));
+}
+
+#[test]
+fn a_model_that_is_let_go_of_ends_before_it_is_opened_again() {
+    let config = Config { drain_timeout: Duration::from_millis(300), ..config() };
+    let server = Running::with(config, "reloaded", tiny);
+    let model = json!({ "model": "reloaded" });
+    let _sockets: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let socket = stalled(&server, 1);
+            server.wait_for("basert_running_answers", 1.0);
+            assert_eq!(server.ask("/v1/models/unload", &model)["was_loaded"], true);
+            assert_eq!(server.ask("/v1/models/load", &model)["loaded"], true);
+            // It was not opened beside the old one, whose answer is over.
+            assert_eq!(server.metric("basert_running_answers"), 0.0);
+            socket
+        })
+        .collect();
+    server.ask("/v1/completions", &json!({ "prompt": "y", "max_tokens": 5 }));
 }

@@ -212,7 +212,7 @@ fn mistakes_are_named() {
         (with(chat("x"), json!({ "temperature": 9 })), 400, Some("temperature"), "from 0 to 2"),
         (with(chat("x"), json!({ "top_p": 0 })), 400, Some("top_p"), "0 is not"),
         (with(chat("x"), json!({ "n": 0 })), 400, Some("n"), "at least 1"),
-        (with(chat("x"), json!({ "n": 100 })), 400, None, "100 answers"),
+        (with(chat("x"), json!({ "n": 100 })), 400, Some("n"), "100 answers"),
         (with(chat("x"), json!({ "logit_bias": { "x": 1 } })), 400, Some("logit_bias.x"), "vocabulary"),
         (with(chat("x"), json!({ "model": "other" })), 404, Some("model"), "there is no model 'other'"),
         (with(chat("x"), json!({ "stream_options": {} })), 400, Some("stream_options"), "stream"),

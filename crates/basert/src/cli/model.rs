@@ -61,11 +61,9 @@ impl DeviceArgs {
 
     /// Makes the device ready. A GPU that nobody asked for and that lacks something is left alone, with a note.
     pub fn device(&self) -> anyhow::Result<Box<dyn Device>> {
-        // Where stderr is closed, there is nobody to be told.
-        let mut note = |line: &str| _ = writeln!(io::stderr(), "note: {line}");
         match self.kind().open_telling(self.threads, &mut note) {
             Err(error @ basert::Error::Gpu(_)) if self.device.is_none() => {
-                writeln!(io::stderr(), "note: running on the CPU, for the GPU cannot be used: {error}")?;
+                note(&format!("running on the CPU, for the GPU cannot be used: {error}"));
                 Ok(DeviceKind::Cpu.open(self.threads)?)
             }
             opened => Ok(opened?),
@@ -99,6 +97,11 @@ impl ModelArgs {
     }
 }
 
+/// Says something that is no failure. Where stderr is closed, there is nobody to be told.
+fn note(line: &str) {
+    let _ = writeln!(io::stderr(), "note: {line}");
+}
+
 /// Where the model of this name is. The default one is fetched when it is not there yet.
 pub fn path(model: Option<&str>) -> anyhow::Result<PathBuf> {
     let store = Store::open_default()?;
@@ -106,7 +109,7 @@ pub fn path(model: Option<&str>) -> anyhow::Result<PathBuf> {
     match (model, found) {
         (_, Ok(found)) => Ok(found.path),
         (None, Err(hub::Error::NotInstalled { .. })) => {
-            writeln!(io::stderr(), "fetching the default model, {DEFAULT_MODEL}, which is not here yet")?;
+            note(&format!("fetching the default model, {DEFAULT_MODEL}, which is not here yet"));
             Ok(store::fetch(&store, DEFAULT_MODEL)?.path)
         }
         (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => {
@@ -133,7 +136,7 @@ fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Mo
     let model = Model::open_on(device, path, options, &mut loading())?;
     let (context, trained) = (model.context(), model.plan().graph.context);
     if context > trained {
-        writeln!(io::stderr(), "note: the model was trained for {trained} tokens of context, not for {context}")?;
+        note(&format!("the model was trained for {trained} tokens of context, not for {context}"));
     }
     Ok(model)
 }

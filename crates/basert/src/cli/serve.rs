@@ -4,19 +4,18 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::Context;
 use basert::hub::DEFAULT_MODEL;
-use basert::{DeviceKind, Options};
-use basert_server::{Config, Loaded, Server, Source, Stop};
-use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use basert::{DeviceKind, Engine, Options, PrefixFileError};
+use basert_server::{Config, Loaded, Server, Source};
 
 use super::failure::mistake;
+use super::log::Lines;
 use super::model::{self, DeviceArgs, SpeculationArgs, read_text};
 use super::system::{Memory, share_heap};
-use super::{count, units};
+use super::{count, signals, units};
 
 /// Answers requests over HTTP until it is told to stop.
 #[derive(clap::Args)]
@@ -62,6 +61,13 @@ pub struct Args {
     /// for 4 answers of the longest context]
     #[arg(long, value_name = "MIB", value_parser = count(1))]
     kv_memory: Option<usize>,
+    /// The most memory of these for what is kept of prompts and answers that ended, in MiB [default: on the CPU as much as 4
+    /// answers of the longest context take; elsewhere all]
+    #[arg(long, value_name = "MIB", value_parser = count(0))]
+    prefix_memory: Option<usize>,
+    /// Let clients with different keys share what is kept of prompts: they can find out what others have asked
+    #[arg(long)]
+    share_prefixes: bool,
     /// Keep prefixes of prompts and answers in this file when the server ends, and know them when it begins; of several
     /// models each in FILE.NAME
     #[arg(long, value_name = "FILE")]
@@ -104,6 +110,9 @@ struct NetworkArgs {
     /// Seconds that the head of a request may take, and again its body
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = count(1))]
     header_timeout: usize,
+    /// Seconds after which a client that takes nothing of its answer is cut off
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = count(1))]
+    write_timeout: usize,
     /// Seconds that an answer may take
     #[arg(long, value_name = "S", default_value_t = 3600, value_parser = count(1))]
     request_timeout: usize,
@@ -145,14 +154,14 @@ enum LogFormat {
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     share_heap();
-    args.log.begin()?;
-    let config = args.config()?;
-    let sources = args.sources()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(config, sources))
+    let log = args.log.begin()?;
+    let result = args.serve();
+    log.finish();
+    result
 }
 
 async fn serve(config: Config, sources: Vec<Source>) -> anyhow::Result<()> {
+    let drain_timeout = config.drain_timeout;
     let names = sources.iter().map(|source| source.name.clone()).collect::<Vec<_>>().join(", ");
     let server = Server::bind(config, sources).await.map_err(|error| match error {
         basert_server::ServeError::Listen { .. } => anyhow::Error::from(error),
@@ -160,66 +169,47 @@ async fn serve(config: Config, sources: Vec<Source>) -> anyhow::Result<()> {
     })?;
     let address = server.address()?;
     server.open_first().await.map_err(anyhow::Error::from_boxed)?;
-    writeln!(io::stderr(), "serving {names} at http://{address}")?;
-    tokio::spawn(signals(server.stop()));
+    // Before that, a signal ends the process as it does any other.
+    signals::hear(server.stop(), drain_timeout).context("signals cannot be received")?;
+    let mut stderr = Lines::to(io::stderr())?;
+    writeln!(stderr, "serving {names} at http://{address}")?;
     server.run().await;
+    stderr.finish();
     Ok(())
 }
 
-/// Tells the server what signals say.
-#[cfg(unix)]
-async fn signals(stop: Stop) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::user_defined1()];
-    let [Ok(mut terminate), Ok(mut interrupt), Ok(mut patient)] = kinds.map(signal) else {
-        return tracing::warn!("signals cannot be received; the server ends without draining");
-    };
-    let mut told = false;
-    loop {
-        let patiently = tokio::select! {
-            _ = terminate.recv() => false,
-            _ = interrupt.recv() => false,
-            _ = patient.recv() => true,
-        };
-        match (told, patiently) {
-            (true, _) => stop.now(),
-            (false, true) => stop.drain_patiently(),
-            (false, false) => stop.drain(),
-        }
-        told = true;
-    }
-}
-
-#[cfg(not(unix))]
-async fn signals(stop: Stop) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        stop.drain();
-    }
-    if tokio::signal::ctrl_c().await.is_ok() {
-        stop.now();
-    }
-}
-
 impl LogArgs {
-    fn begin(&self) -> anyhow::Result<()> {
-        let writer = match &self.log_file {
-            None => BoxMakeWriter::new(io::stderr),
+    fn begin(&self) -> anyhow::Result<Lines> {
+        let lines = match &self.log_file {
+            None => Lines::to(io::stderr())?,
             Some(path) => {
                 let file = File::options().create(true).append(true).open(path);
-                BoxMakeWriter::new(Mutex::new(file.with_context(|| format!("cannot write '{}'", path.display()))?))
+                Lines::to(file.with_context(|| format!("cannot write '{}'", path.display()))?)?
             }
         };
-        let log = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).with_target(false);
+        let writer = lines.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).with_target(false);
+        let log = log.log_internal_errors(false);
         match self.log {
             LogFormat::Text => log.init(),
             LogFormat::Json => log.json().flatten_event(true).init(),
             LogFormat::Off => {}
         }
-        Ok(())
+        Ok(lines)
     }
 }
 
 impl Args {
+    fn serve(&self) -> anyhow::Result<()> {
+        let config = self.config()?;
+        let sources = self.sources()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let result = runtime.block_on(serve(config, sources));
+        // What still computes for somebody who is not answered any more is not waited for.
+        runtime.shutdown_background();
+        result
+    }
+
     fn config(&self) -> anyhow::Result<Config> {
         let network = &self.network;
         let seconds = |seconds: usize| Duration::from_secs(seconds as u64);
@@ -240,6 +230,7 @@ impl Args {
             cors: network.cors.clone(),
             body_limit: network.body_limit << 20,
             header_timeout: seconds(network.header_timeout),
+            write_timeout: seconds(network.write_timeout),
             request_timeout: seconds(network.request_timeout),
             drain_timeout: seconds(network.drain_timeout),
             keep_alive: seconds(network.keep_alive),
@@ -249,6 +240,7 @@ impl Args {
             max_tokens: self.max_tokens,
             step_gap: Duration::from_millis(self.step_gap as u64),
             speculation: self.speculation.speculate,
+            share_prefixes: self.share_prefixes,
             idle_timeout: network.idle_timeout.map(seconds),
             files: network.files_dir.clone(),
         })
@@ -296,7 +288,16 @@ impl Args {
         };
         let prefixes = self.prefix_cache_file.as_deref();
         let prefixes = prefixes.map(|file| if several { prefix_file_of(file, &name) } else { file.to_owned() });
-        let device = self.device.clone();
+        let (device, is_cpu) = (self.device.clone(), self.device.is_cpu());
+        let prefix_memory = self.prefix_memory.map(|mib| mib << 20);
+        let bounded = move |engine: Engine| match prefix_memory {
+            None if is_cpu => {
+                let bytes = 4 * engine.context_bytes();
+                engine.with_most_prefixes(bytes)
+            }
+            None => engine,
+            Some(bytes) => engine.with_most_prefixes(bytes),
+        };
         let open = move || {
             let mut model = device.open(&path, options.clone())?;
             if let Some(draft) = &draft {
@@ -304,13 +305,15 @@ impl Args {
             }
             let draft = model.take_draft();
             let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
-            let (mut engine, tokenizer, template) = model.into_parts();
+            let (engine, tokenizer, template) = model.into_parts();
+            let mut engine = bounded(engine);
             match prefixes.map(|file| engine.load_prefixes(file)) {
                 None => {}
                 Some(Ok(pages)) => tracing::info!(pages, "cached prefixes loaded"),
                 Some(Err(error)) if error.is_replaceable() => {
                     tracing::warn!("{error}; the file will be replaced");
                 }
+                Some(Err(error @ PrefixFileError::InUse { .. })) => tracing::warn!("{error}; nothing is saved"),
                 Some(Err(error)) => return Err(error.into()),
             }
             Ok(Loaded { engine, tokenizer, template, draft })

@@ -42,6 +42,14 @@ impl Served {
         Served { process, address }
     }
 
+    fn get(&self, path: &str) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
     fn post(&self, path: &str, body: &str) -> String {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let head = "HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json";
@@ -95,11 +103,10 @@ fn a_server_answers_logs_and_ends() {
     assert!(!log.contains("Paris") && !log.contains("capital"), "{log}");
 }
 
-/// A second server knows what the first one read, and says the same. One that is killed while it writes leaves the file
-/// as it was: the file that it writes to is a pipe here, so it is in the middle of that for as long as nobody reads.
+/// A second server knows what the first one read, and says the same, whatever one that was killed has left beside the file.
 #[cfg(unix)]
 #[test]
-fn cached_prefixes_outlive_a_server_and_one_that_is_killed() {
+fn cached_prefixes_outlive_a_server() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("prefixes");
     let arguments = ["--log", "off", "--prefix-cache-file", file.to_str().unwrap()];
@@ -111,27 +118,97 @@ fn cached_prefixes_outlive_a_server_and_one_that_is_killed() {
     first.ends();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions()) & 0o777, 0o600);
 
-    let mut second = Served::start(&arguments);
+    let partial = folder.path().join("prefixes.partial");
+    fs::write(&partial, "what somebody began to write").unwrap();
+    let second = Served::start(&arguments);
     let (again, cached) = second.complete(prompt);
     assert!(again == text && cached > 10, "{again}, {cached} cached");
-    let saved = fs::read(&file).unwrap();
-    second.complete("Something else that it has to save.");
-    let partial = folder.path().join("prefixes.partial");
-    assert!(Command::new("mkfifo").arg(&partial).status().unwrap().success());
-    second.signal("-TERM");
-    let mut written = [0; 8];
-    fs::File::open(&partial).unwrap().read_exact(&mut written).unwrap();
-    second.process.kill().unwrap();
-    second.process.wait().unwrap();
-    assert!(saved.starts_with(&written) && fs::read(&file).unwrap() == saved);
-
-    fs::remove_file(&partial).unwrap();
-    fs::write(&partial, "what somebody began to write").unwrap();
-    let third = Served::start(&arguments);
-    assert_eq!(third.complete(prompt), (text, cached));
-    third.complete("Something that is new to it.");
-    third.ends();
+    second.complete("Something that is new to it.");
+    second.ends();
     assert!(!partial.exists());
+}
+
+/// Whether the process ends in time, and with which exit status.
+#[cfg(unix)]
+fn end(server: &mut Served) -> Option<i32> {
+    for _ in 0..400 {
+        if let Some(status) = server.process.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    panic!("it does not end")
+}
+
+/// Begins an answer that takes long.
+#[cfg(unix)]
+fn begin_long_answer(server: &Served) -> TcpStream {
+    let body = r#"{"prompt": "x", "max_tokens": 250, "ignore_eos": true, "stream": true, "n": 16}"#;
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let head = "HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json";
+    write!(stream, "POST /v1/completions {head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+    stream.read_exact(&mut [0; 200]).unwrap();
+    stream
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_signal_ends_a_server_at_once() {
+    for (first, second, status) in [("-TERM", "-TERM", 143), ("-INT", "-INT", 130), ("-USR1", "-TERM", 143)] {
+        let mut server = Served::start(&["--log", "off"]);
+        let _stream = begin_long_answer(&server);
+        server.signal(first);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(server.process.try_wait().unwrap().is_none());
+        server.signal(second);
+        assert_eq!(end(&mut server), Some(status));
+    }
+}
+
+/// Nobody reads what it says from the beginning, later on, or at all; or there is nowhere to say it.
+#[cfg(unix)]
+#[test]
+fn a_server_whose_log_nobody_takes_answers_all_the_same() {
+    use std::process::Stdio;
+    let full = || Stdio::from(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    let arguments = ["serve", &model(), "--device", "cpu", "--max-context", "256"];
+    for case in ["closed", "full", "not read"] {
+        let mut server = match case {
+            "full" if !cfg!(target_os = "linux") => continue,
+            "full" => {
+                let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+                let mut command = command(&[&arguments[..], &["--port", &port]].concat());
+                let process = command.stderr(full()).spawn().unwrap();
+                Served { process, address: format!("127.0.0.1:{port}") }
+            }
+            _ => {
+                let mut process = command(&[&arguments[..], &["--port", "0"]].concat()).spawn().unwrap();
+                let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+                let address = lines.find_map(|line| {
+                    line.unwrap().split_once("serving ")?.1.split_once("http://").map(|(_, a)| a.to_owned())
+                });
+                // A pipe that is full, or has no other end.
+                if case == "not read" {
+                    std::mem::forget(lines);
+                }
+                Served { process, address: address.unwrap() }
+            }
+        };
+        for _ in 0..100 {
+            if TcpStream::connect(&server.address).is_ok() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        // Lines of more than a pipe holds.
+        let count = if case == "not read" { 700 } else { 3 };
+        for _ in 0..count {
+            server.get("/health");
+        }
+        assert!(server.complete("The capital of France is").0.starts_with(" Paris."), "{case}");
+        server.signal("-TERM");
+        assert_eq!(end(&mut server), Some(0), "{case}");
+    }
 }
 
 #[cfg(unix)]

@@ -1,0 +1,115 @@
+//! Lines of a log, written by a thread of their own: nobody waits for whoever reads them, or fails with it.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+/// Lines that may wait to be written; more are lost.
+const WAITING: usize = 4096;
+/// How long the end of the process waits for the last lines.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+enum Order {
+    Write(Vec<u8>),
+    /// Says that all before it was written.
+    Tell(SyncSender<()>),
+}
+
+/// Where lines go. Each call of `write` is one or more whole lines, and never fails.
+#[derive(Clone)]
+pub struct Lines {
+    orders: SyncSender<Order>,
+    /// Those that there was no room for since the last one that was written.
+    lost: Arc<AtomicU64>,
+}
+
+impl Lines {
+    /// Starts the thread that writes them.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn to(out: impl Write + Send + 'static) -> io::Result<Lines> {
+        let (orders, receiver) = sync_channel(WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let lines = Lines { orders, lost: lost.clone() };
+        thread::Builder::new().name("log".to_owned()).spawn(move || write(out, &receiver, &lost))?;
+        Ok(lines)
+    }
+
+    /// Waits until all is written, but not for long.
+    pub fn finish(&self) {
+        let (done, hear) = sync_channel(1);
+        if self.orders.try_send(Order::Tell(done)).is_ok() {
+            let _ = hear.recv_timeout(PATIENCE);
+        }
+    }
+}
+
+/// What cannot be written is lost: a full disk or a closed pipe may be better for the next line.
+fn write(mut out: impl Write, orders: &Receiver<Order>, lost: &AtomicU64) {
+    for order in orders {
+        match order {
+            Order::Write(bytes) => {
+                let lost = lost.swap(0, Ordering::Relaxed);
+                if lost > 0 {
+                    let _ = writeln!(out, "{lost} lines of the log were lost, for they were not written in time");
+                }
+                let _ = out.write_all(&bytes);
+            }
+            Order::Tell(done) => drop(done.send(())),
+        }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.orders.try_send(Order::Write(bytes.to_vec())).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Takes a line when it is told to.
+    struct Slow(mpsc::Receiver<()>, mpsc::Sender<String>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(String::from_utf8_lossy(bytes).into_owned());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_whoever_reads_and_what_is_lost_is_counted() {
+        let (go, gone) = mpsc::channel();
+        let (said, hear) = mpsc::channel();
+        let mut lines = Lines::to(Slow(gone, said)).unwrap();
+        let began = Instant::now();
+        (0..WAITING + 100).for_each(|i| writeln!(lines, "{i}").unwrap());
+        lines.finish();
+        assert!(began.elapsed() < Duration::from_secs(10));
+        drop(go);
+        let all: Vec<String> = hear.iter().take_while(|line| !line.contains("lost")).collect();
+        assert!(all.len() <= 2, "the first that is written after some were lost says so: {all:?}");
+    }
+}
