@@ -4,7 +4,7 @@
 //! only by exactly the tokens that it was computed from. Where tokens part in the middle of a page, the page is still
 //! good up to there: whoever goes on from it writes to a copy.
 //!
-//! A tree has a root for each salt. Whoever asks with another salt finds nothing of what is below.
+//! There is a root for each salt: pages below it are found with the same salt only.
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;

@@ -1,4 +1,4 @@
-//! A connection that fails when its peer takes nothing of what is sent for too long.
+//! A connection that fails if its peer reads nothing for too long.
 
 use std::future::Future;
 use std::io;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Bytes that the peer has to take within the limit, or all that there are: fewer are no progress.
+/// Bytes that the peer has to read within the limit, if there are so many: fewer do not count as progress.
 const PROGRESS: usize = 1024;
 
-/// Wraps a stream to which writes fail when they are stalled for longer than the limit.
+/// A stream whose writes fail with a timeout if they are stalled for longer than the limit.
 pub struct Stalling<S> {
     stream: S,
     limit: Duration,
@@ -26,7 +26,7 @@ impl<S> Stalling<S> {
         Stalling { stream, limit, stalled: None, taken: 0 }
     }
 
-    /// What becomes of an attempt to write so many bytes.
+    /// The result of an attempt to write `wanted` bytes, or a timeout.
     fn judge(
         &mut self,
         wanted: usize,

@@ -1,7 +1,7 @@
 //! Room for answers that run or wait, of which no client can take all.
 //!
-//! A client may have as many as there is room for one client, but no more than it leaves free of room for twice as many:
-//! so whoever comes next finds room, and gets more of it as others' answers end (Choudhury and Hahne 1998, "Dynamic Queue
+//! There is room for twice as many answers as one client may have. A client may take no more than it leaves free, so the
+//! next client always finds room, and gets more of it as answers of others end (Choudhury and Hahne 1998, "Dynamic Queue
 //! Length Thresholds for Shared-Memory Packet Switches").
 
 use std::collections::HashMap;

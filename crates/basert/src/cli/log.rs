@@ -1,4 +1,4 @@
-//! Lines of a log, written by a thread of their own: nobody waits for whoever reads them, or fails with it.
+//! A log written by a thread of its own: requests neither wait for its reader nor fail with it.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ enum Order {
 #[derive(Clone)]
 pub struct Lines {
     orders: SyncSender<Order>,
-    /// Those that there was no room for since the last one that was written.
+    /// Lines dropped since the last one that was written, because the queue was full.
     lost: Arc<AtomicU64>,
 }
 
@@ -48,14 +48,17 @@ impl Lines {
     }
 }
 
-/// What cannot be written is lost: a full disk or a closed pipe may be better for the next line.
+/// A line that cannot be written is dropped: the disk or the pipe may take the next one.
 fn write(mut out: impl Write, orders: &Receiver<Order>, lost: &AtomicU64) {
     for order in orders {
         match order {
             Order::Write(bytes) => {
                 let lost = lost.swap(0, Ordering::Relaxed);
                 if lost > 0 {
-                    let _ = writeln!(out, "{lost} lines of the log were lost, for they were not written in time");
+                    let _ = writeln!(
+                        out,
+                        "{lost} lines of the log were dropped, because it was not read or written fast enough"
+                    );
                 }
                 let _ = out.write_all(&bytes);
             }
@@ -84,7 +87,7 @@ mod tests {
 
     use super::*;
 
-    /// Takes a line when it is told to.
+    /// Writes a line for each message.
     struct Slow(mpsc::Receiver<()>, mpsc::Sender<String>);
 
     impl Write for Slow {
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_whoever_reads_and_what_is_lost_is_counted() {
+    fn a_reader_that_stalls_delays_nobody_and_dropped_lines_are_counted() {
         let (go, gone) = mpsc::channel();
         let (said, hear) = mpsc::channel();
         let mut lines = Lines::to(Slow(gone, said)).unwrap();
@@ -109,7 +112,7 @@ mod tests {
         lines.finish();
         assert!(began.elapsed() < Duration::from_secs(10));
         drop(go);
-        let all: Vec<String> = hear.iter().take_while(|line| !line.contains("lost")).collect();
-        assert!(all.len() <= 2, "the first that is written after some were lost says so: {all:?}");
+        let all: Vec<String> = hear.iter().take_while(|line| !line.contains("dropped")).collect();
+        assert!(all.len() <= 2, "the first line after some were dropped says so: {all:?}");
     }
 }

@@ -29,7 +29,7 @@ Examples:
 
 A model is asked for by the name it has here, a file by its name without the ending; the first one answers requests \
 that name none. SIGTERM and SIGINT let requests end within --drain-timeout, SIGUSR1 however long they take; a second \
-signal ends the server at once.")]
+signal ends the process at once.")]
 pub struct Args {
     /// The models: paths, hub ids org/name[:variant], or names that `basert list` shows [default: smollm2-135m]
     #[arg(value_name = "MODEL")]
@@ -61,11 +61,10 @@ pub struct Args {
     /// for 4 answers of the longest context]
     #[arg(long, value_name = "MIB", value_parser = count(1))]
     kv_memory: Option<usize>,
-    /// The most memory of these for what is kept of prompts and answers that ended, in MiB [default: on the CPU as much as 4
-    /// answers of the longest context take; elsewhere all]
+    /// The part of --kv-memory for cached prefixes, in MiB [default: on the CPU as much as 4 contexts; elsewhere all]
     #[arg(long, value_name = "MIB", value_parser = count(0))]
     prefix_memory: Option<usize>,
-    /// Let clients with different keys share what is kept of prompts: they can find out what others have asked
+    /// Let clients with different keys share cached prefixes: they can find out what others have asked
     #[arg(long)]
     share_prefixes: bool,
     /// Keep prefixes of prompts and answers in this file when the server ends, and know them when it begins; of several
@@ -110,7 +109,7 @@ struct NetworkArgs {
     /// Seconds that the head of a request may take, and again its body
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = count(1))]
     header_timeout: usize,
-    /// Seconds after which a client that takes nothing of its answer is cut off
+    /// Seconds after which a client that does not read its answer is disconnected
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = count(1))]
     write_timeout: usize,
     /// Seconds that an answer may take
