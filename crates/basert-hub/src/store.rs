@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use basert_system::folders;
 use jiff::Timestamp;
 
 use crate::catalogue::{Catalogue, Entry};
@@ -12,9 +13,6 @@ use crate::lock::ModelLock;
 use crate::manifest::Manifest;
 use crate::reference::{ModelId, Reference, component};
 use crate::variants;
-
-/// Environment variable that names the store's folder.
-pub const MODELS_DIR_VARIABLE: &str = "BASERT_MODELS_DIR";
 
 /// A folder of models, and the catalogue that gives some of them short names.
 #[derive(Clone, Debug)]
@@ -100,11 +98,9 @@ impl From<Installed> for Resolved {
 }
 
 impl Store {
-    /// The store in `$BASERT_MODELS_DIR`, or else in `~/.cache/baseRT/models`.
+    /// The store in the user's folder of models ([`basert_system::folders::models`]).
     pub fn open_default() -> Result<Store> {
-        let named = std::env::var_os(MODELS_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
-        let root = named.or_else(|| Some(std::env::home_dir()?.join(".cache/baseRT/models"))).ok_or(Error::NoHome)?;
-        Ok(Store::at(root))
+        folders::models().map(Store::at).ok_or(Error::NoHome)
     }
 
     /// The store in `root`, with the built-in catalogue. The folder need not exist; the first pull makes it.
