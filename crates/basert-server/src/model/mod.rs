@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Draft, Engine, EngineError, Request, Sampler};
+use basert_engine::{Draft, Engine, EngineError, Request, Sampler, Sampling};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::oneshot;
@@ -34,6 +34,8 @@ pub struct Loaded {
     pub template: Option<(ChatTemplate, String)>,
     /// Guesses its tokens, if not the text itself does.
     pub draft: Option<Draft>,
+    /// How its tokens are drawn where a request says nothing.
+    pub sampling: Sampling,
 }
 
 /// A model that can be opened.
@@ -65,8 +67,13 @@ pub struct Model {
     markers: Vec<u32>,
     /// The most tokens of prompt and answer.
     pub context: usize,
+<<<<<<< HEAD
     /// The most answers to one prompt: they are computed together.
     most_answers: usize,
+=======
+    /// How its tokens are drawn where a request says nothing.
+    pub sampling: Sampling,
+>>>>>>> 0b59d2a (Sampling: what the model recommends, else one table, in the library, the command and every API; /v1/models says it)
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
@@ -78,7 +85,7 @@ pub struct Model {
 impl Model {
     /// Starts the thread.
     pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
-        let Loaded { engine, tokenizer, template, draft } = loaded;
+        let Loaded { engine, tokenizer, template, draft, sampling } = loaded;
         let context = engine.context();
         let most_answers = config.parallel.min(engine.limits().wanted).max(1);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
@@ -97,7 +104,11 @@ impl Model {
             grammars: OnceLock::new(),
             markers,
             context,
+<<<<<<< HEAD
             most_answers,
+=======
+            sampling,
+>>>>>>> 0b59d2a (Sampling: what the model recommends, else one table, in the library, the command and every API; /v1/models says it)
             orders,
             thread,
             answered,
