@@ -105,6 +105,20 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
+    /// The user wants nothing to be fetched.
+    #[error("{variable} is set, so nothing is fetched; unset it to pull")]
+    Offline {
+        /// The environment variable that says so.
+        variable: &'static str,
+    },
+    /// The caller does not want it: see [`crate::PullOptions::check`].
+    #[error("`{model}` is not fetched: {reason}")]
+    Unwanted {
+        /// The model and variant.
+        model: String,
+        /// Why.
+        reason: String,
+    },
     /// The hub refuses access (401, 403).
     #[error(
         "`{repo}` is gated or private ({message}): accept its licence on the hub's page of the model, \
@@ -207,8 +221,8 @@ pub enum Error {
     },
     /// Python runs, but has no pip.
     #[error(
-        "`{python}` has no pip: install it (`{python} -m ensurepip --user`, or the package `python3-pip` \
-         of your system)"
+        "`{python}` has no pip outside your own packages: install it (the package `python3-pip` of your system, or \
+         `{python} -m ensurepip`)"
     )]
     NoPip {
         /// The interpreter.
@@ -247,6 +261,7 @@ impl Error {
                 | UnknownVariant { .. }
                 | Ambiguous { .. }
                 | BadOption { .. }
+                | Offline { .. }
         )
     }
 
