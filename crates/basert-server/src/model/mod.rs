@@ -67,13 +67,10 @@ pub struct Model {
     markers: Vec<u32>,
     /// The most tokens of prompt and answer.
     pub context: usize,
-<<<<<<< HEAD
     /// The most answers to one prompt: they are computed together.
     most_answers: usize,
-=======
     /// How its tokens are drawn where a request says nothing.
     pub sampling: Sampling,
->>>>>>> 0b59d2a (Sampling: what the model recommends, else one table, in the library, the command and every API; /v1/models says it)
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
@@ -104,11 +101,8 @@ impl Model {
             grammars: OnceLock::new(),
             markers,
             context,
-<<<<<<< HEAD
             most_answers,
-=======
             sampling,
->>>>>>> 0b59d2a (Sampling: what the model recommends, else one table, in the library, the command and every API; /v1/models says it)
             orders,
             thread,
             answered,

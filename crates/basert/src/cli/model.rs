@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Store};
 use basert::plan::Device;
-use basert::{DeviceKind, KvFormat, Message, Model, Options, Speculation, Stage};
+use basert::{ChatPrompt, DeviceKind, KvFormat, Message, Model, Options, Speculation, Stage};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
@@ -134,6 +134,9 @@ pub fn loading() -> impl FnMut(Stage, usize, usize) {
 /// Opens a model, with a bar when that takes long.
 fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Model> {
     let model = Model::open_on(device, path, options, &mut loading())?;
+    for warning in model.warnings() {
+        writeln!(io::stderr(), "note: {warning}")?;
+    }
     let (context, trained) = (model.context(), model.plan().graph.context);
     if context > trained {
         note(&format!("the model was trained for {trained} tokens of context, not for {context}"));
@@ -217,12 +220,12 @@ impl RunArgs {
         .find_map(|(given, name)| given.then_some(name))
     }
 
-    /// Tokens of a chat, up to where the answer begins.
-    pub fn chat_tokens(&self, model: &Model, messages: &[Message]) -> Result<Vec<u32>, basert::Error> {
+    /// A chat, up to where the answer begins.
+    pub fn chat_prompt(&self, model: &Model, messages: &[Message]) -> Result<ChatPrompt, basert::Error> {
         let thinking = (self.think || self.no_think).then_some(self.think);
         let variables: Map<_, _> =
             thinking.map(|think| ("enable_thinking".to_owned(), Value::Bool(think))).into_iter().collect();
-        model.chat_tokens(messages, Some(&variables))
+        model.chat_prompt(messages, Some(&variables))
     }
 }
 

@@ -303,7 +303,7 @@ impl Args {
             if let Some(draft) = &draft {
                 model = model.with_draft(device.open(draft, options.clone())?)?;
             }
-            let draft = model.take_draft();
+            let (draft, sampling) = (model.take_draft(), model.sampling().clone());
             let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
             let (engine, tokenizer, template) = model.into_parts();
             let mut engine = bounded(engine);
@@ -316,7 +316,7 @@ impl Args {
                 Some(Err(error @ PrefixFileError::InUse { .. })) => tracing::warn!("{error}; nothing is saved"),
                 Some(Err(error)) => return Err(error.into()),
             }
-            Ok(Loaded { engine, tokenizer, template, draft })
+            Ok(Loaded { engine, tokenizer, template, draft, sampling })
         };
         Ok(Source { name, open: Box::new(open) })
     }
