@@ -29,6 +29,8 @@ pub enum Error {
         reference: String,
         /// How to get it, and what is there instead.
         hint: String,
+        /// Bytes to be fetched, where that is known.
+        size: Option<u64>,
     },
     /// Neither the catalogue nor the store knows the name.
     #[error("no model is called `{name}`; {hint}")]
@@ -207,6 +209,16 @@ pub enum Error {
         /// Hexadecimal digest that was announced.
         expected: String,
         /// Hexadecimal digest of what arrived.
+        got: String,
+    },
+    /// A file of an installed model is not what was pulled.
+    #[error("`{}` has sha256 {got}, and was pulled with {expected}: remove the model and pull it again", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Hexadecimal digest that was recorded.
+        expected: String,
+        /// Hexadecimal digest of what is there.
         got: String,
     },
 

@@ -20,7 +20,7 @@ const MOST_OF_TEXT: usize = 256;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  basert complete -p \"Why is the sky blue?\"
+  basert complete -p \"Explain photosynthesis in one sentence.\"
   basert complete -p \"Name three primary colours.\" --system \"Answer in one line.\"
   basert complete ./model.gguf --raw --file story.txt --temp 0.8 --seed 7 --max-tokens 400
   basert complete -p \"A city and its country, as JSON\" --json-schema city.json

@@ -40,7 +40,7 @@ use clap::{CommandFactory, Parser, Subcommand};
     max_term_width = 110,
     after_help = "\
 Examples:
-  basert complete -p \"Why is the sky blue?\"
+  basert complete -p \"Explain photosynthesis in one sentence.\"
   basert chat
   basert serve smollm2-135m
   basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
@@ -86,6 +86,8 @@ enum Command {
     List(store::ListArgs),
     /// Delete a model that was pulled
     Rm(store::RmArgs),
+    /// Check that a model is what was pulled
+    Verify(store::VerifyArgs),
     /// Print a script that makes a shell complete this command's arguments
     #[command(after_help = "Example:\n  basert completions bash > ~/.local/share/bash-completion/completions/basert")]
     Completions {
@@ -96,6 +98,7 @@ enum Command {
 
 /// Runs the command that the arguments ask for.
 pub fn main() -> ExitCode {
+    system::prefer_errors();
     let command = Cli::parse().command;
     if let Some(moved) = folders::leave_old() {
         // Where stderr is closed, there is nobody to be told.
@@ -116,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),
         Command::Rm(args) => store::remove(&args),
+        Command::Verify(args) => store::verify(&args),
         Command::Completions { shell } => completions(shell),
     };
     match result {

@@ -12,7 +12,7 @@ use super::{chat, complete};
 #[command(after_help = "\
 Examples:
   basert run smollm2-135m
-  basert run smollm2-135m \"Why is the sky blue?\"
+  basert run smollm2-135m \"Explain photosynthesis in one sentence.\"
   git diff | basert run smollm2-135m \"Describe this change.\"
 
 It is `basert complete` where there is a prompt or a pipe, and `basert chat` otherwise.")]

@@ -7,6 +7,7 @@ use basert::graph::Architecture;
 use basert::hub::{self, Check, Installed, Preview, PullOptions, Store};
 use serde_json::{Value, json};
 
+use super::failure::mistake;
 use super::progress::PullBars;
 use super::system::Memory;
 use super::terminal::visible;
@@ -97,6 +98,25 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Compares the files of a model that was pulled with the checksums of then.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  basert verify smollm2-135m")]
+pub struct VerifyArgs {
+    /// The model, as `basert list` shows it
+    #[arg(value_name = "REF")]
+    reference: String,
+}
+
+/// Runs `basert verify`.
+pub fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
+    let found = Store::open_default()?.resolve(&args.reference)?;
+    let Some(model) = found.installed else {
+        return Err(mistake(format!("'{}' was not pulled, so nothing is known of what it should be", args.reference)));
+    };
+    model.verify(&PullBars::default())?;
+    Ok(writeln!(io::stdout(), "{} is what was pulled", model.reference())?)
+}
+
 /// Runs `basert rm`.
 pub fn remove(args: &RmArgs) -> anyhow::Result<()> {
     let removed = Store::open_default()?.remove(&args.reference)?;
@@ -160,7 +180,9 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             .collect();
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?);
     }
-    let cells =
-        |row: &Row| vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), row.note.clone()];
+    let cells = |row: &Row| {
+        let note = visible(&row.note).into_owned();
+        vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), note]
+    };
     Ok(write!(out, "{}", units::table(&rows.iter().map(cells).collect::<Vec<_>>(), 2))?)
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod doctor;
 mod profile;
+mod pull;
 mod serve;
 mod synth;
 mod tune;
@@ -106,6 +107,7 @@ fn every_command_explains_itself() {
         "pull",
         "list",
         "rm",
+        "verify",
         "completions",
     ] {
         assert!(overview.contains(&format!("  {name} ")), "{name}");
@@ -506,4 +508,37 @@ fn settings_that_are_left_open_are_the_usual_ones() {
         let refused = complete(&[option, value]);
         assert!(refused.code == Some(2) && refused.err.contains(value), "{option}: {}", refused.err);
     }
+}
+
+#[cfg(unix)]
+#[test]
+fn names_of_files_and_what_is_in_them_are_only_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.gguf"));
+    let mut bytes = fs::read(basert_testkit::tiny().join("llama.gguf")).unwrap();
+    let at = bytes.windows(5).position(|bytes| bytes == b"llama").unwrap();
+    bytes[at..at + 5].copy_from_slice(b"ll\x1b[m");
+    fs::write(&path, bytes).unwrap();
+    for arguments in [&["inspect"][..], &["plan"], &["complete", "-p", "x"]] {
+        let mut command = command(arguments);
+        command.arg(&path);
+        let run = run(command, "");
+        let said = format!("{}{}", run.out, run.err);
+        assert!(said.contains("ll␛[m") && !said.contains('\x1b'), "{arguments:?}: {said}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_may_not_grow_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let mut command = Command::new("sh");
+    let synth = r#"ulimit -f 1; exec "$0" synth --arch qwen3 --size 0.6b --quant q8_0 "$1""#;
+    command.args(["-c", synth, env!("CARGO_BIN_EXE_basert")]).arg(&file);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = run(command, "");
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(run.err.starts_with("error: ") && run.err.to_lowercase().contains("too large"), "{}", run.err);
 }
