@@ -64,7 +64,8 @@ function toolsProblem(text: string): string {
 }
 
 function SettingsDialog() {
-  const { settings } = state.current.value;
+  const { settings, model } = state.current.value;
+  const defaults = state.defaultsOf(model);
   const problem = useSignal("");
   const submit = (form: FormData) => {
     problem.value = toolsProblem(String(form.get("tools")));
@@ -87,7 +88,7 @@ function SettingsDialog() {
               type="number"
               inputMode="decimal"
               {...{ min, max, step }}
-              placeholder="default"
+              placeholder={defaults?.[key] === undefined ? "default" : `default: ${defaults[key]}`}
               defaultValue={settings[key]}
               aria-describedby={`help-${key}`}
             />

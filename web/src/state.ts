@@ -27,6 +27,7 @@ export const status = signal("");
 export const busy = computed(() => live.value !== null);
 export const shown = computed(() => talk.branch(current.value));
 /** How many tokens a model can take in all, if that is known. */
+export const defaultsOf = (model: string | undefined) => models.value.find(({ id }) => id === model)?.default_sampling;
 export const contextOf = (model: string | undefined) => models.value.find(({ id }) => id === model)?.context_length;
 
 // Preferences

@@ -76,4 +76,6 @@ export interface Model {
   id: string;
   /** Tokens that it can take in all; unknown until it is loaded. */
   context_length?: number | null;
+  /** What a request that leaves a setting open is answered with, by the settings' names; unknown until it is loaded. */
+  default_sampling?: Record<string, number> | null;
 }

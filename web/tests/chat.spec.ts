@@ -101,6 +101,8 @@ test("edit and retry make alternatives that can be gone back to", async ({ chat,
 test("settings go with every request, and stay", async ({ chat, mock }) => {
   await chat.button("Settings").click();
   const dialog = chat.dialog("Settings");
+  await expect(dialog.getByLabel("Temperature")).toHaveAttribute("placeholder", "default: 0.7");
+  await expect(dialog.getByLabel("Seed")).toHaveAttribute("placeholder", "default");
   await dialog.getByLabel("System prompt").fill("Be brief.");
   const values = { Temperature: 0.5, "Top p": 0.9, "Top k": 40, "Min p": 0.05, "Max tokens": 100, Seed: 7 };
   for (const [name, value] of Object.entries(values)) await dialog.getByLabel(name).fill(String(value));

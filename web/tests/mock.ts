@@ -228,7 +228,14 @@ export async function startMock(key?: string): Promise<Mock> {
       if (path === "/v1/models") {
         return json(200, {
           object: "list",
-          data: [{ id: "small", context_length: mock.requests.length ? 4096 : null }, { id: "large" }],
+          data: [
+            {
+              id: "small",
+              context_length: mock.requests.length ? 4096 : null,
+              default_sampling: { temperature: 0.7, top_p: 0.95, top_k: 40, min_p: 0.05 },
+            },
+            { id: "large" },
+          ],
         });
       }
       const parts: Buffer[] = [];

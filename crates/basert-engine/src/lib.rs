@@ -33,6 +33,6 @@ pub use philox::Philox;
 pub use pooling::Pooling;
 pub use prefix_file::{PrefixFile, PrefixFileError};
 pub use sampler::Sampler;
-pub use sampling::{Sampling, SamplingError};
+pub use sampling::{Sampling, SamplingError, SamplingOptions};
 pub use schedule::{Answer, Attention, Prompt, Reader, Request, Scheduler, Token, Turn};
 pub use speculate::{Costs, Guesser, Speculation};

@@ -1,6 +1,7 @@
 //! Settings of the choice of tokens.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +47,75 @@ impl Default for Sampling {
     }
 }
 
+/// Settings of which some may be left open: what a model recommends, or what was asked for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SamplingOptions {
+    /// [`Sampling::temperature`]
+    pub temperature: Option<f32>,
+    /// [`Sampling::top_k`]
+    pub top_k: Option<usize>,
+    /// [`Sampling::top_p`]
+    pub top_p: Option<f32>,
+    /// [`Sampling::min_p`]
+    pub min_p: Option<f32>,
+    /// [`Sampling::repeat_penalty`]
+    pub repeat_penalty: Option<f32>,
+    /// [`Sampling::presence_penalty`]
+    pub presence_penalty: Option<f32>,
+    /// [`Sampling::frequency_penalty`]
+    pub frequency_penalty: Option<f32>,
+    /// [`Sampling::logit_bias`]
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// [`Sampling::seed`]; where it is open, another one every time.
+    pub seed: Option<u64>,
+}
+
+impl SamplingOptions {
+    /// The most likely token always; everything else is left open.
+    pub fn greedy() -> SamplingOptions {
+        SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() }
+    }
+
+    /// All settings: these, and those of `base` where they are left open.
+    pub fn over(&self, base: &Sampling) -> Sampling {
+        let mut logit_bias = base.logit_bias.clone();
+        logit_bias.extend(&self.logit_bias);
+        Sampling {
+            temperature: self.temperature.unwrap_or(base.temperature),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            repeat_penalty: self.repeat_penalty.unwrap_or(base.repeat_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(base.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(base.frequency_penalty),
+            logit_bias,
+            seed: self.seed.unwrap_or_else(any_seed),
+        }
+    }
+}
+
+impl From<Sampling> for SamplingOptions {
+    /// Nothing is left open.
+    fn from(sampling: Sampling) -> SamplingOptions {
+        SamplingOptions {
+            temperature: Some(sampling.temperature),
+            top_k: Some(sampling.top_k),
+            top_p: Some(sampling.top_p),
+            min_p: Some(sampling.min_p),
+            repeat_penalty: Some(sampling.repeat_penalty),
+            presence_penalty: Some(sampling.presence_penalty),
+            frequency_penalty: Some(sampling.frequency_penalty),
+            logit_bias: sampling.logit_bias,
+            seed: Some(sampling.seed),
+        }
+    }
+}
+
+/// A seed that nobody chose, short enough to be typed again.
+fn any_seed() -> u64 {
+    RandomState::new().hash_one(()) >> 32
+}
+
 /// A setting outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{name} is {value}, and has to be {expected}")]
@@ -56,6 +126,11 @@ pub struct SamplingError {
 }
 
 impl Sampling {
+    /// What answers are drawn with where neither the model nor a request says otherwise.
+    pub fn usual() -> Sampling {
+        Sampling { temperature: 0.7, top_k: 40, top_p: 0.95, min_p: 0.05, ..Sampling::default() }
+    }
+
     /// Checks that every setting is within its range.
     ///
     /// # Errors

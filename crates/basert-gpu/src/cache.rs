@@ -8,10 +8,8 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+pub use basert_system::folders::{CACHE_DIR_VARIABLE, cache as cache_dir};
 use sha2::{Digest, Sha256};
-
-/// Environment variable that names the folder of what can be made again, in place of `~/.cache/baseRT`.
-pub const CACHE_DIR_VARIABLE: &str = "BASERT_CACHE_DIR";
 
 const DIGEST: usize = 32;
 
@@ -48,14 +46,8 @@ impl std::fmt::Display for CacheKey {
     }
 }
 
-/// The folder of what can be made again, if there is a home.
-pub fn cache_dir() -> Option<PathBuf> {
-    let named = std::env::var_os(CACHE_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
-    named.or_else(|| Some(std::env::home_dir()?.join(".cache/baseRT")))
-}
-
 impl Cache {
-    /// The cache in `$BASERT_CACHE_DIR/kernels`, or else in `~/.cache/baseRT/kernels`; without a home, one that keeps
+    /// The cache in `$BASERT_CACHE_DIR/kernels`, or else in `~/.cache/basert/kernels`; without a home, one that keeps
     /// nothing.
     pub fn open_default() -> Cache {
         Cache { folder: cache_dir().map(|root| root.join("kernels")) }

@@ -297,7 +297,7 @@ impl Tuning {
         Ok(Tuning::measured(facts)?.unwrap_or_else(|| Tuning::named(facts.tuning)))
     }
 
-    /// Where the table measured on a device is or would be, if there is a home: `~/.cache/baseRT/tuning/NAME-KEY.toml`. The
+    /// Where the table measured on a device is or would be, if there is a home: `~/.cache/basert/tuning/NAME-KEY.toml`. The
     /// key stands for the chip, what compiles and runs its kernels, and the kernels: what was found out with others may not hold.
     pub fn path(facts: &GpuFacts) -> Option<PathBuf> {
         let device = [facts.tuning, &facts.description, &facts.software];

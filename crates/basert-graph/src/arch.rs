@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use basert_files::Kind;
 use serde::Deserialize;
 
 use crate::GraphError;
@@ -167,6 +168,14 @@ static BUILT_IN: [(&str, &str); 8] = [
 ];
 
 impl Architecture {
+    /// What files of this kind call the family.
+    pub fn names(&self, kind: Kind) -> &[String] {
+        match kind {
+            Kind::Gguf => &self.gguf,
+            Kind::HuggingFace => &self.hf,
+        }
+    }
+
     /// The built-in families.
     ///
     /// # Errors

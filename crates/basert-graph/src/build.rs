@@ -26,9 +26,9 @@ impl Graph {
     /// When none matches, or the file lacks something that the architecture needs, or holds tensors that it does not
     /// mention.
     pub fn open(file: &ModelFile, extra: &[Architecture]) -> Result<Graph, GraphError> {
-        let (key, names): (_, fn(&Architecture) -> &[String]) = match file.kind() {
-            Kind::Gguf => ("general.architecture", |family| &family.gguf),
-            Kind::HuggingFace => ("model_type", |family| &family.hf),
+        let key = match file.kind() {
+            Kind::Gguf => "general.architecture",
+            Kind::HuggingFace => "model_type",
         };
         let path = file.path().display().to_string();
         let value = file.get(key);
@@ -38,10 +38,11 @@ impl Graph {
         })?;
         let built_in = Architecture::built_in()?;
         let families = || extra.iter().chain(&built_in);
-        match families().find(|family| names(family).iter().any(|name| name == found)) {
+        match families().find(|family| family.names(file.kind()).iter().any(|name| name == found)) {
             Some(family) => Graph::build(family, file, found),
             None => {
-                let known: Vec<&str> = families().flat_map(names).map(String::as_str).collect();
+                let known: Vec<&str> =
+                    families().flat_map(|family| family.names(file.kind())).map(String::as_str).collect();
                 Err(GraphError::UnknownArchitecture { file: path, found: found.into(), known: known.join(", ") })
             }
         }

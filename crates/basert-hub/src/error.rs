@@ -29,6 +29,8 @@ pub enum Error {
         reference: String,
         /// How to get it, and what is there instead.
         hint: String,
+        /// Bytes to be fetched, where that is known.
+        size: Option<u64>,
     },
     /// Neither the catalogue nor the store knows the name.
     #[error("no model is called `{name}`; {hint}")]
@@ -103,6 +105,20 @@ pub enum Error {
         /// The environment variable it comes from.
         option: &'static str,
         /// What is wrong, and what would be right.
+        reason: String,
+    },
+    /// The user wants nothing to be fetched.
+    #[error("{variable} is set, so nothing is fetched; unset it to pull")]
+    Offline {
+        /// The environment variable that says so.
+        variable: &'static str,
+    },
+    /// The caller does not want it: see [`crate::PullOptions::check`].
+    #[error("`{model}` is not fetched: {reason}")]
+    Unwanted {
+        /// The model and variant.
+        model: String,
+        /// Why.
         reason: String,
     },
     /// The hub refuses access (401, 403).
@@ -195,6 +211,16 @@ pub enum Error {
         /// Hexadecimal digest of what arrived.
         got: String,
     },
+    /// A file of an installed model is not what was pulled.
+    #[error("`{}` has sha256 {got}, and was pulled with {expected}: remove the model and pull it again", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Hexadecimal digest that was recorded.
+        expected: String,
+        /// Hexadecimal digest of what is there.
+        got: String,
+    },
 
     /// No Python interpreter runs.
     #[error(
@@ -207,8 +233,8 @@ pub enum Error {
     },
     /// Python runs, but has no pip.
     #[error(
-        "`{python}` has no pip: install it (`{python} -m ensurepip --user`, or the package `python3-pip` \
-         of your system)"
+        "`{python}` has no pip outside your own packages: install it (the package `python3-pip` of your system, or \
+         `{python} -m ensurepip`)"
     )]
     NoPip {
         /// The interpreter.
@@ -247,6 +273,7 @@ impl Error {
                 | UnknownVariant { .. }
                 | Ambiguous { .. }
                 | BadOption { .. }
+                | Offline { .. }
         )
     }
 

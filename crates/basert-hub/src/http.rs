@@ -8,6 +8,7 @@ use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{StatusCode, Url, redirect};
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::pull::PullOptions;
@@ -17,6 +18,9 @@ const JSON_RETRIES: u32 = 3;
 /// Longest listing of a repository that is read.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 const MAX_REDIRECTS: usize = 10;
+/// What a page in place of anything else most likely is.
+pub(crate) const HTML_PAGE: &str =
+    "an HTML page came instead; it may be the login page of this network (open a web page once), or that of a proxy";
 
 /// A client of one hub.
 pub(crate) struct Http<'a> {
@@ -93,7 +97,8 @@ impl<'a> Http<'a> {
             request = request.header(header::AUTHORIZATION, token);
         }
         let network = |e: reqwest::Error| {
-            let error = Error::Network { what: what.into(), reason: words(&e) };
+            let reason = if e.is_connect() { unreachable(url, &e) } else { words(&e) };
+            let error = Error::Network { what: what.into(), reason };
             if e.is_redirect() || e.is_builder() {
                 Failure::Fatal(error)
             } else {
@@ -107,23 +112,55 @@ impl<'a> Http<'a> {
         }
     }
 
+    /// The size of a file of which the listing does not say it, and its sha256 if the server's tag is one.
+    pub(crate) fn size(&self, url: &Url, what: &str) -> Result<(u64, Option<Digest>)> {
+        let mut retry = Retry::new(self, self.options.retries.min(JSON_RETRIES));
+        let response = loop {
+            match self.get(url, what, HeaderMap::from_iter([(header::RANGE, HeaderValue::from_static("bytes=0-0"))])) {
+                Ok(response) => break response,
+                Err(failure) => retry.pause(failure, &|| false)?,
+            }
+        };
+        let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let size = match response.status() {
+            StatusCode::OK => response.content_length(),
+            _ => text(header::CONTENT_RANGE).and_then(|range| range.rsplit_once('/')?.1.parse().ok()),
+        };
+        let tag = text(header::ETAG).map(|tag| tag.trim_matches('"').to_owned());
+        let digest = tag.and_then(|tag| Digest::try_from(tag).ok()).filter(|d| matches!(d, Digest::Sha256(_)));
+        let unknown =
+            || Error::BadResponse { what: what.into(), reason: "the hub does not say how large it is".into() };
+        Ok((size.ok_or_else(unknown)?, digest))
+    }
+
+    /// The first `most` bytes of a file, with retries.
+    pub(crate) fn head(&self, url: &Url, what: &str, most: u64) -> Result<Vec<u8>> {
+        let range = HeaderValue::from_str(&format!("bytes=0-{}", most - 1)).expect("digits are a header value");
+        self.read(url, what, HeaderMap::from_iter([(header::RANGE, range)]), most)
+    }
+
     /// GETs a JSON document, with retries.
     pub(crate) fn get_json<T: serde::de::DeserializeOwned>(&self, url: &Url, what: &str) -> Result<T> {
+        let body = self.read(url, what, HeaderMap::new(), MAX_JSON_BYTES)?;
+        let bad = |reason: String| Error::BadResponse { what: what.into(), reason };
+        if body.trim_ascii_start().starts_with(b"<") {
+            return Err(bad(HTML_PAGE.into()));
+        }
+        serde_json::from_slice(&body).map_err(|e| bad(format!("expected the hub's JSON description of it: {e}")))
+    }
+
+    /// At most `most` bytes of an answer, with retries.
+    fn read(&self, url: &Url, what: &str, headers: HeaderMap, most: u64) -> Result<Vec<u8>> {
         use std::io::Read;
         let mut retry = Retry::new(self, self.options.retries.min(JSON_RETRIES));
         loop {
-            let body = self.get(url, what, HeaderMap::new()).and_then(|response| {
+            let body = self.get(url, what, headers.clone()).and_then(|response| {
                 let mut body = Vec::new();
-                let read = response.take(MAX_JSON_BYTES).read_to_end(&mut body);
+                let read = response.take(most).read_to_end(&mut body);
                 read.map_err(|e| interrupted(what, &e)).map(|_| body)
             });
             match body {
-                Ok(body) => {
-                    return serde_json::from_slice(&body).map_err(|e| Error::BadResponse {
-                        what: what.into(),
-                        reason: format!("expected the hub's JSON description of it: {e}"),
-                    });
-                }
+                Ok(body) => return Ok(body),
                 Err(failure) => retry.pause(failure, &|| false)?,
             }
         }
@@ -239,6 +276,16 @@ fn retry_after(text: &str, now: Timestamp) -> Option<Duration> {
     }
     let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
+}
+
+/// Why there is no connection to a host, and what may help.
+fn unreachable(url: &Url, error: &reqwest::Error) -> String {
+    let mut cause: &(dyn StdError + 'static) = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    let host = url.host_str().unwrap_or_default();
+    format!("no connection to {host}: {cause} (HTTPS_PROXY or ALL_PROXY names a proxy, HF_ENDPOINT a mirror)")
 }
 
 /// An error with its causes, without addresses: those of a redirect's target may hold secrets.

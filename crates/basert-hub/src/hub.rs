@@ -20,7 +20,8 @@ pub(crate) struct Repository {
 /// `GET /api/models/{id}/revision/{revision}?blobs=true`
 #[derive(Deserialize)]
 struct Description {
-    sha: String,
+    /// Mirrors may leave it out.
+    sha: Option<String>,
     siblings: Vec<Sibling>,
 }
 
@@ -36,6 +37,8 @@ struct Sibling {
 
 #[derive(Deserialize)]
 struct Lfs {
+    /// Where git says it: with `sha256:` in front.
+    #[serde(alias = "oid")]
     sha256: String,
     size: u64,
 }
@@ -47,18 +50,19 @@ pub(crate) fn describe(http: &Http<'_>, repo: &ModelId, revision: &str) -> Resul
     url.set_query(Some("blobs=true"));
     let description: Description = http.get_json(&url, &repo.to_string())?;
     let bad = |reason: String| Error::BadResponse { what: repo.to_string(), reason };
-    component(&description.sha).map_err(|r| bad(format!("the commit id {r}")))?;
+    let commit = description.sha.unwrap_or_else(|| revision.to_owned());
+    component(&commit).map_err(|r| bad(format!("the commit id {r}")))?;
     if description.siblings.len() > MAX_FILES {
         return Err(bad(format!("it lists {} files, more than {MAX_FILES}", description.siblings.len())));
     }
-    // Of a file that is not wanted, nonsense does no harm; of one that is, a missing checksum is an error.
-    let digest = |text: String| Digest::try_from(text).ok();
-    let files = description.siblings.into_iter().filter_map(|file| {
+    // Of a file that is not wanted, nonsense does no harm; of one that is, a missing checksum is told.
+    let digest = |text: String| Digest::try_from(text.trim_start_matches("sha256:").to_owned()).ok();
+    let files = description.siblings.into_iter().map(|file| {
         let (size, digest) = match file.lfs {
-            Some(lfs) => (lfs.size, digest(lfs.sha256).filter(|d| matches!(d, Digest::Sha256(_)))),
-            None => (file.size?, file.blob_id.and_then(digest).filter(|d| matches!(d, Digest::GitSha1(_)))),
+            Some(lfs) => (Some(lfs.size), digest(lfs.sha256).filter(|d| matches!(d, Digest::Sha256(_)))),
+            None => (file.size, file.blob_id.and_then(digest).filter(|d| matches!(d, Digest::GitSha1(_)))),
         };
-        Some(RemoteFile { path: file.rfilename, size, digest })
+        RemoteFile { path: file.rfilename, size, digest }
     });
-    Ok(Repository { commit: description.sha, files: files.collect() })
+    Ok(Repository { commit, files: files.collect() })
 }

@@ -19,7 +19,7 @@
 //! # On disk
 //!
 //! ```text
-//! $BASERT_MODELS_DIR                       default ~/.cache/baseRT/models
+//! $BASERT_MODELS_DIR                       default ~/.local/share/basert/models
 //! ├── HuggingFaceTB                        organisation
 //! │   └── SmolLM2-135M-Instruct            model
 //! │       └── Q4_1                         variant
@@ -61,12 +61,13 @@ mod transfer;
 mod variants;
 mod wheel;
 
+pub use basert_system::folders::MODELS_DIR_VARIABLE;
 pub use catalogue::{Catalogue, DEFAULT_MODEL, Entry, Source, WheelPart};
 pub use digest::Digest;
 pub use error::{Error, Result, human_bytes};
 pub use manifest::{FileRecord, Manifest, Origin};
 pub use progress::Progress;
-pub use pull::{PullOptions, pull};
+pub use pull::{Check, Preview, PullOptions, pull};
 pub use reference::{ModelId, Reference};
-pub use store::{Incomplete, Installed, MODELS_DIR_VARIABLE, Removed, Resolved, Store};
+pub use store::{Incomplete, Installed, Removed, Resolved, Store};
 pub use variants::{PREFERENCE, SAFETENSORS};

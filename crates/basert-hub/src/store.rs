@@ -1,20 +1,22 @@
 //! The models on this machine: finding, listing, removing.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
+use basert_system::folders;
 use jiff::Timestamp;
 
 use crate::catalogue::{Catalogue, Entry};
+use crate::digest;
 use crate::error::{Error, Result, human_bytes, list};
 use crate::lock::ModelLock;
-use crate::manifest::Manifest;
+use crate::manifest::{FileRecord, Manifest};
+use crate::progress::Progress;
 use crate::reference::{ModelId, Reference, component};
 use crate::variants;
-
-/// Environment variable that names the store's folder.
-pub const MODELS_DIR_VARIABLE: &str = "BASERT_MODELS_DIR";
 
 /// A folder of models, and the catalogue that gives some of them short names.
 #[derive(Clone, Debug)]
@@ -81,6 +83,38 @@ impl Installed {
         format!("{}:{}", self.id, self.variant)
     }
 
+    /// A file that was changed after it was pulled, by the time that the file system keeps of it. It may still be right, for
+    /// a copy of it has a later time too: [`Installed::verify`] tells.
+    pub fn changed(&self) -> Option<&str> {
+        // Times of files may be of whole seconds, or of two.
+        let pulled = SystemTime::from(self.pulled) + Duration::from_secs(2);
+        let later = |file: &&FileRecord| {
+            let time = fs::metadata(self.dir.join(&file.name)).and_then(|meta| meta.modified());
+            time.is_ok_and(|time| time > pulled)
+        };
+        self.manifest.files.iter().find(later).map(|file| file.name.as_str())
+    }
+
+    /// Reads all files, and compares them with the checksums of their pull. Where they are right, none counts as
+    /// [`Installed::changed`] any more.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for the first that is not what was pulled, or when one cannot be read.
+    pub fn verify(&self, progress: &dyn Progress) -> Result<()> {
+        for FileRecord { name, size, sha256 } in &self.manifest.files {
+            let path = self.dir.join(name);
+            progress.begin(&format!("verify {name}"), *size);
+            digest::verify(Some(sha256), &path, |bytes| progress.advance(bytes)).map_err(|error| match error {
+                Error::Checksum { expected, got, .. } => Error::Damaged { path: path.clone(), expected, got },
+                other => other,
+            })?;
+            progress.finish();
+            // A store that cannot be written to is told of again.
+            let _ = fs::File::options().append(true).open(&path).and_then(|file| file.set_modified(self.pulled.into()));
+        }
+        Ok(())
+    }
+
     fn new(id: ModelId, variant: String, dir: PathBuf, manifest: Manifest) -> Installed {
         let names = manifest.files.iter().map(|f| f.name.as_str());
         let path = match names.filter(|n| n.to_ascii_lowercase().ends_with(".gguf")).min() {
@@ -100,11 +134,9 @@ impl From<Installed> for Resolved {
 }
 
 impl Store {
-    /// The store in `$BASERT_MODELS_DIR`, or else in `~/.cache/baseRT/models`.
+    /// The store in the user's folder of models ([`basert_system::folders::models`]).
     pub fn open_default() -> Result<Store> {
-        let named = std::env::var_os(MODELS_DIR_VARIABLE).filter(|d| !d.is_empty()).map(PathBuf::from);
-        let root = named.or_else(|| Some(std::env::home_dir()?.join(".cache/baseRT/models"))).ok_or(Error::NoHome)?;
-        Ok(Store::at(root))
+        folders::models().map(Store::at).ok_or(Error::NoHome)
     }
 
     /// The store in `root`, with the built-in catalogue. The folder need not exist; the first pull makes it.
@@ -140,8 +172,10 @@ impl Store {
     /// What to open for a reference that a user typed.
     ///
     /// Names of the catalogue and installed models come first; what is neither may still be a path.
-    pub fn resolve(&self, reference: &str) -> Result<Resolved> {
-        let parsed: Reference = reference.parse()?;
+    pub fn resolve(&self, reference: impl AsRef<OsStr>) -> Result<Resolved> {
+        let given = reference.as_ref();
+        // Names are ASCII; what is not even UTF-8 can only be a path.
+        let parsed = given.to_str().map_or_else(|| Ok(Reference::Path(given.into())), str::parse)?;
         if let Reference::Path(path) = parsed {
             let exists = path.exists();
             return if exists { Ok(Resolved { path, installed: None }) } else { Err(Error::NoSuchPath(path)) };
@@ -151,7 +185,7 @@ impl Store {
             return Ok(found.clone().into());
         }
         let in_catalogue = self.catalogue_entries(&parsed)?;
-        let path = PathBuf::from(reference);
+        let path = PathBuf::from(given);
         if in_catalogue.is_empty() && path.exists() {
             return Ok(Resolved { path, installed: None });
         }
@@ -279,7 +313,8 @@ impl Store {
     fn not_found(&self, reference: &Reference, entries: &[&Entry], installed: &[Installed]) -> Error {
         if let Some(entry) = entries.first() {
             let hint = format!("`basert pull {reference}` fetches it ({})", human_bytes(entry.size));
-            return Error::NotInstalled { reference: reference.to_string(), hint };
+            let size = Some(entry.size);
+            return Error::NotInstalled { reference: reference.to_string(), hint, size };
         }
         let have = match installed {
             [] => "nothing is installed yet".to_owned(),
@@ -287,7 +322,7 @@ impl Store {
         };
         if let Reference::Hub { .. } = reference {
             let hint = format!("`basert pull {reference}` fetches it; {have}");
-            return Error::NotInstalled { reference: reference.to_string(), hint };
+            return Error::NotInstalled { reference: reference.to_string(), hint, size: None };
         }
         let name = reference.to_string();
         let near = self.near_misses(&name, installed);

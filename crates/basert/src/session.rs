@@ -1,7 +1,9 @@
 //! A timeline of tokens.
 
 use basert_engine::Sequence;
+use basert_text::Preface;
 
+use crate::chat::{ChatPrompt, Parts};
 use crate::generate::{Generation, Pieces};
 use crate::{Error, Model};
 
@@ -88,7 +90,15 @@ impl<'m> Session<'m> {
     /// # Errors
     /// When the prompt is empty or too long, a setting is out of range, or the device fails.
     pub fn generate(&mut self, prompt: &[u32], options: &Generation) -> Result<Pieces<'_, 'm>, Error> {
-        Pieces::new(self, prompt, options)
+        Pieces::new(self, prompt, options, &Preface::None, Vec::new())
+    }
+
+    /// Answers a chat, part by part: what the model thinks, and what it says.
+    ///
+    /// # Errors
+    /// As for [`Session::generate`].
+    pub fn answer(&mut self, prompt: &ChatPrompt, options: &Generation) -> Result<Parts<'_, 'm>, Error> {
+        Parts::new(self, prompt, options)
     }
 }
 

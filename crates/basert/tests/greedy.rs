@@ -5,7 +5,7 @@
 //! 2.5 % (Gemma 3) of the tokens, and by up to 0.5 where its top two logits are apart. So its answer is fed back token
 //! by token, and compared are the choice wherever the gap is beyond that noise, and how often the rest differs.
 
-use basert::{DeviceKind, Generation, KvFormat, Model, Options, Sampling};
+use basert::{DeviceKind, Generation, KvFormat, Model, Options};
 use basert_testkit::{gemma3, smollm2};
 use serde_json::Value;
 
@@ -96,12 +96,7 @@ fn gpu_agrees_with_cpu(path: &std::path::Path, prompts: &str) {
         Model::open(path, Options { device, ..Options::default() }).unwrap()
     });
     let prompts: Value = serde_json::from_str(prompts).unwrap();
-    let options = Generation {
-        max_tokens: 64,
-        ignore_end: true,
-        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
-        ..Generation::default()
-    };
+    let options = Generation { max_tokens: 64, ignore_end: true, ..Generation::greedy() };
     const FAR: f64 = 1.0;
     let mut choices = Choices::default();
     for prompt in prompts["prompts"].as_array().unwrap() {

@@ -149,7 +149,7 @@ fn a_seed_gives_the_same_text() {
     let model = open(smollm2(), 2);
     let sampling = Sampling { temperature: 0.9, top_p: 0.95, seed: 7, ..Sampling::default() };
     let text = |sampling: &Sampling| {
-        let options = Generation { max_tokens: 24, sampling: sampling.clone(), ..Generation::default() };
+        let options = Generation { max_tokens: 24, sampling: sampling.clone().into(), ..Generation::default() };
         model.generate("Once upon a time", &options, |_| true).unwrap().text
     };
     assert_eq!(text(&sampling), text(&sampling));
@@ -176,7 +176,7 @@ fn what_is_refused_leaves_the_model_usable() {
 #[test]
 fn stop_texts_end_an_answer_wherever_tokens_end() {
     let model = open(smollm2(), 2);
-    let options = Generation { max_tokens: 40, ..Generation::default() };
+    let options = Generation { max_tokens: 40, ..Generation::greedy() };
     let whole = model.generate("Count: one, two, three,", &options, |_| true).unwrap().text;
     for (start, len) in [(1, 3), (4, 6), (9, 9)] {
         let stop: String = whole.chars().skip(start).take(len).collect();
@@ -192,7 +192,7 @@ fn a_chat_continues_from_what_is_computed() {
     let model = open(smollm2(), 2);
     let mut messages = vec![Message::system("Be brief."), Message::user("Name a colour.")];
     let mut session = model.session();
-    let options = Generation { max_tokens: 12, ..Generation::default() };
+    let options = Generation { max_tokens: 12, ..Generation::greedy() };
     let first = model.chat_tokens(&messages, None).unwrap();
     let mut pieces = session.generate(&first, &options).unwrap();
     pieces.by_ref().for_each(drop);
@@ -278,14 +278,20 @@ fn guesses_change_no_text() {
     let (copying, plain) = ("one two three one two three one two three one two", "The capital of France is");
     let warm = Sampling { temperature: 0.8, top_p: 0.95, seed: 3, ..Sampling::default() };
     let cases = [
-        (copying, Generation::default()),
-        (plain, Generation::default()),
-        (copying, Generation { sampling: warm.clone(), ..Generation::default() }),
-        (plain, Generation { sampling: Sampling { repeat_penalty: 1.1, top_k: 20, ..warm }, ..Generation::default() }),
-        (copying, Generation { stop: vec!["ee on".to_owned()], ..Generation::default() }),
+        (copying, Generation::greedy()),
+        (plain, Generation::greedy()),
+        (copying, Generation { sampling: warm.clone().into(), ..Generation::default() }),
+        (
+            plain,
+            Generation {
+                sampling: Sampling { repeat_penalty: 1.1, top_k: 20, ..warm }.into(),
+                ..Generation::default()
+            },
+        ),
+        (copying, Generation { stop: vec!["ee on".to_owned()], ..Generation::greedy() }),
         (
             copying,
-            Generation { grammar: Some(Grammar::Regex("( (one|two|three)){6}".to_owned())), ..Generation::default() },
+            Generation { grammar: Some(Grammar::Regex("( (one|two|three)){6}".to_owned())), ..Generation::greedy() },
         ),
     ];
     for (prompt, options) in cases {
@@ -298,7 +304,8 @@ fn guesses_change_no_text() {
             let found = model.generate(prompt, &options, |_| true).unwrap();
             assert_eq!((&found.text, &found.tokens, found.finish), (&expected.text, &expected.tokens, expected.finish));
             assert!(found.accepted <= found.proposed);
-            let many = prompt == copying && options.sampling.temperature == 0.0 && speculation != Speculation::Auto;
+            let many =
+                prompt == copying && options.sampling.temperature == Some(0.0) && speculation != Speculation::Auto;
             assert!(!many || found.accepted > 0, "{} of {}", found.accepted, found.proposed);
         }
     }

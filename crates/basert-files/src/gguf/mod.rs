@@ -10,7 +10,7 @@ mod split;
 mod write;
 
 pub use cursor::Type;
-pub use parse::{Header, parse};
+pub use parse::{Header, architecture, parse};
 pub use write::{Field, Writer};
 
 pub(crate) use cursor::Cursor;

@@ -90,6 +90,28 @@ pub fn parse(bytes: &[u8]) -> Result<Header, Problem> {
     Ok(header)
 }
 
+/// What a GGUF file calls its architecture, as far as its first bytes tell.
+pub fn architecture(head: &[u8]) -> Option<&str> {
+    let mut cursor = Cursor::new(head);
+    if cursor.take(4).ok()? != MAGIC {
+        return None;
+    }
+    check_version(cursor.u32().ok()?).ok()?;
+    let (_, keys) = (cursor.u64().ok()?, cursor.u64().ok()?);
+    for _ in 0..keys {
+        let key = cursor.string().ok()?;
+        let ty = cursor.ty().ok()?;
+        let value = cursor.checked_value(ty).ok()?;
+        if key == b"general.architecture" {
+            return match value {
+                Value::Str(text) => Some(text),
+                _ => None,
+            };
+        }
+    }
+    None
+}
+
 /// `range`, which counts from `data`, counted from the start of the file; `None` if it is not inside the file.
 fn place(range: &Range<usize>, data: usize, file: usize) -> Option<Range<usize>> {
     let end = data.checked_add(range.end)?;

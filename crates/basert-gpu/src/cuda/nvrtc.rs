@@ -4,9 +4,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::fs;
 use std::iter::once_with;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::ptr;
 
+use basert_system::programs;
 use libloading::Library;
 
 use super::source::CudaSource;
@@ -293,7 +293,9 @@ fn virtual_environment() -> Vec<PathBuf> {
 }
 
 fn python() -> Vec<PathBuf> {
-    let asked = Command::new("python3").args(["-c", r"import sys; print('\n'.join(sys.path))"]).output();
+    // Isolated, Python leaves out the user's own packages, where pip puts the library too.
+    const ASK: &str = r"import site, sys; print('\n'.join([*sys.path, site.getusersitepackages()]))";
+    let asked = programs::python("python3").and_then(|mut python| python.args(["-c", ASK]).output());
     let said = asked.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     said.lines().map(Path::new).filter(|folder| folder.is_absolute()).flat_map(in_site).collect()
 }

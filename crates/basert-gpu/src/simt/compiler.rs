@@ -1,8 +1,8 @@
 //! The machine's C++ compiler, which makes a shared library of each kernel.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use basert_system::programs;
 use libloading::Library;
 
 use super::source::Source;
@@ -25,7 +25,8 @@ const OPTIONS: &[&str] = &[
 /// A compiler of C++, and where what it makes is kept.
 pub struct Compiler {
     /// The program and its first arguments.
-    command: Vec<String>,
+    program: PathBuf,
+    arguments: Vec<String>,
     version: String,
     options: Vec<&'static str>,
     cache: Cache,
@@ -52,12 +53,14 @@ impl Compiler {
         let named = std::env::var("CXX").ok().filter(|name| !name.trim().is_empty());
         let candidates = named.as_deref().map_or(vec!["c++", "g++", "clang++"], |name| vec![name]);
         let found = candidates.iter().find_map(|candidate| {
-            let command: Vec<String> = candidate.split_whitespace().map(str::to_owned).collect();
-            let output = Command::new(&command[0]).args(&command[1..]).arg("--version").output().ok()?;
+            let mut words = candidate.split_whitespace();
+            let program = programs::find(words.next()?).ok()?;
+            let arguments: Vec<String> = words.map(str::to_owned).collect();
+            let output = programs::command(&program).ok()?.args(&arguments).arg("--version").output().ok()?;
             let version = String::from_utf8_lossy(&output.stdout).into_owned();
-            output.status.success().then_some((command, version))
+            output.status.success().then_some((program, arguments, version))
         });
-        let (command, version) = found.ok_or_else(|| {
+        let (program, arguments, version) = found.ok_or_else(|| {
             GpuError::Missing(match named {
                 Some(name) => format!("simt compiles kernels with the C++ compiler in CXX, but `{name}` does not run"),
                 None => {
@@ -67,12 +70,13 @@ impl Compiler {
                 }
             })
         })?;
-        Ok(Compiler { command, version, options: OPTIONS.iter().copied().chain(instructions()).collect(), cache })
+        let options = OPTIONS.iter().copied().chain(instructions()).collect();
+        Ok(Compiler { program, arguments, version, options, cache })
     }
 
     /// What it calls itself.
     pub fn name(&self) -> String {
-        self.version.lines().next().unwrap_or(&self.command[0]).to_owned()
+        self.version.lines().next().map_or_else(|| self.program.display().to_string(), str::to_owned)
     }
 
     /// Compiles a kernel, or finds it compiled.
@@ -83,9 +87,9 @@ impl Compiler {
         let failed = |log: String| GpuError::Compile { kernel: kernel.to_string(), log };
         let Source { text, signature } = Source::of(kernel)?;
         let key = CacheKey::new(
-            [&text, &self.version]
+            [&text, &self.version, &self.program.display().to_string()]
                 .into_iter()
-                .chain(&self.command)
+                .chain(&self.arguments)
                 .map(String::as_str)
                 .chain(self.options.iter().copied()),
         );
@@ -93,7 +97,9 @@ impl Compiler {
             Some(file) => load(&file),
             None => {
                 let folder = tempfile::tempdir().map_err(|e| failed(format!("no temporary folder: {e}")))?;
-                let made = self.make(&text, folder.path()).map_err(failed)?;
+                // The compiler runs elsewhere.
+                let place = std::path::absolute(folder.path()).map_err(|e| failed(e.to_string()))?;
+                let made = self.make(&text, &place).map_err(failed)?;
                 if let Ok(bytes) = std::fs::read(&made) {
                     self.cache.put(&key, &bytes);
                 }
@@ -111,9 +117,10 @@ impl Compiler {
     fn make(&self, text: &str, folder: &Path) -> Result<PathBuf, String> {
         let (source, library) = (folder.join("kernel.cc"), folder.join("kernel.so"));
         std::fs::write(&source, text).map_err(|e| format!("cannot write {}: {e}", source.display()))?;
-        let mut command = Command::new(&self.command[0]);
-        command.args(&self.command[1..]).args(&self.options).arg("-o").arg(&library).arg(&source);
-        let output = command.output().map_err(|e| format!("cannot run {}: {e}", self.command[0]))?;
+        let output = programs::command(&self.program).and_then(|mut command| {
+            command.args(&self.arguments).args(&self.options).arg("-o").arg(&library).arg(&source).output()
+        });
+        let output = output.map_err(|e| format!("cannot run {}: {e}", self.program.display()))?;
         if output.status.success() { Ok(library) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
     }
 }

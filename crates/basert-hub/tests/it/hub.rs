@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use basert_hub::{Error, Origin, pull};
+use basert_hub::{Check, Error, Origin, PullOptions, pull};
 
 use crate::server::{Reply, Repo, Server, sha256};
 use crate::{Recorder, noise, quick, temp_store};
@@ -276,22 +276,101 @@ fn hostile_listings() {
         assert_eq!(server.file_requests().len(), 0);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
-    // No checksum; and more bytes than any disk has.
-    for (file, expected) in [
-        (serde_json::json!({"rfilename": "m-Q4_0.gguf", "size": 10}), "no checksum"),
-        (serde_json::json!({"rfilename": "m-Q4_0.gguf", "lfs": {"sha256": "c0ffee", "size": 10}}), "no checksum"),
+    // More bytes than any disk has.
+    let file = serde_json::json!({"rfilename": "m-Q4_0.gguf", "lfs": {"sha256": digest, "size": u64::MAX}});
+    let listing = serde_json::json!({"sha": "c0ffee", "siblings": [file]}).to_string();
+    let server = Server::start(move |_| Reply { body: listing.clone().into(), ..Reply::status(200) });
+    let (_dir, store) = temp_store();
+    let error = pull(&store, MODEL, &quick(&server.address), &()).unwrap_err().to_string();
+    assert!(error.contains("the download needs 18.4 EB"), "{error}");
+    assert_eq!(server.file_requests().len(), 0);
+}
+
+#[test]
+fn mirrors_that_say_less_than_the_hub() {
+    let name = "my model (v1) Q4_0.gguf";
+    let content = noise(150_000, 8);
+    let digest = sha256(&content);
+    for (listed, tag, notes) in [
+        // Names alone; the tag of the file is its sha256, as the hub's own tags are.
+        (serde_json::json!({"rfilename": name}), format!("\"{digest}\""), 0),
+        (serde_json::json!({"rfilename": name}), "\"some-tag\"".to_owned(), 1),
+        (serde_json::json!({"rfilename": name, "size": content.len()}), "\"some-tag\"".to_owned(), 1),
         (
-            serde_json::json!({"rfilename": "m-Q4_0.gguf", "lfs": {"sha256": digest, "size": u64::MAX}}),
-            "the download needs 18.4 EB",
+            serde_json::json!({"rfilename": name, "lfs": {"oid": format!("sha256:{digest}"), "size": content.len()}}),
+            "\"some-tag\"".to_owned(),
+            0,
         ),
     ] {
-        let listing = serde_json::json!({"sha": "c0ffee", "siblings": [file]}).to_string();
-        let server = Server::start(move |_| Reply { body: listing.clone().into(), ..Reply::status(200) });
+        let listing = serde_json::json!({"siblings": [listed]}).to_string();
+        let served = content.clone();
+        let server = Server::start(move |r| match r.is_file() {
+            true => Reply::ranged(r, &served, &tag),
+            false => Reply { body: listing.clone().into(), ..Reply::status(200) },
+        });
+        let (_dir, store) = temp_store();
+        let recorder = Recorder::default();
+        let model = pull(&store, MODEL, &quick(&server.address), &recorder).unwrap();
+        assert_eq!((model.variant.as_str(), fs::read(&model.path).unwrap()), ("Q4_0", content.clone()));
+        let told = recorder.notes.lock().unwrap();
+        assert_eq!(told.iter().filter(|note| note.contains("cannot be checked")).count(), notes, "{told:?}");
+        assert!(server.file_requests().iter().all(|r| r.path.contains("/resolve/main/my%20model%20(v1)%20Q4_0.gguf")));
+        // What was not checked is known again by its size.
+        server.forget();
+        pull(&store, MODEL, &quick(&server.address), &()).unwrap();
+        assert!(server.bytes_asked() <= 1);
+    }
+}
+
+#[test]
+fn a_page_is_not_a_model() {
+    let repo = Repo::new(&[("model-Q4_0.gguf", noise(50_000, 1))]);
+    let page = || {
+        Reply { body: b"\n <!DOCTYPE html>Log in".to_vec(), ..Reply::status(200) }.header("Content-Type", "text/html")
+    };
+    for of_files in [false, true] {
+        let repo = repo.clone();
+        let server = Server::start(move |r| if r.is_file() == of_files { page() } else { repo.reply(r) });
         let (_dir, store) = temp_store();
         let error = pull(&store, MODEL, &quick(&server.address), &()).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-        assert_eq!(server.file_requests().len(), 0);
+        assert!(error.contains("an HTML page came instead") && error.contains("login"), "{error}");
     }
+}
+
+#[test]
+fn a_model_is_looked_at_before_it_is_fetched() {
+    let content = noise(1_000_000, 4);
+    let repo = Repo::new(&[("model-Q4_0.gguf", content.clone())]);
+    let server = Server::start(move |r| repo.reply(r));
+    let (_dir, store) = temp_store();
+    let refusing: Check = |preview| {
+        assert_eq!((preview.size, preview.file), (1_000_000, "model-Q4_0.gguf"));
+        assert!(preview.head.len() >= 4096 && preview.head == &noise(1_000_000, 4)[..preview.head.len()]);
+        Err("it is not for us".into())
+    };
+    let options = PullOptions { check: Some(refusing), ..quick(&server.address) };
+    let error = pull(&store, MODEL, &options, &()).unwrap_err().to_string();
+    assert_eq!(error, "`org/model:Q4_0` is not fetched: it is not for us");
+    assert!(server.bytes_asked() <= 1 << 16);
+    assert_eq!(store.incomplete().unwrap().len(), 0, "nothing is left behind");
+    let options = PullOptions { check: Some(|_| Ok(())), ..options };
+    let model = pull(&store, MODEL, &options, &()).unwrap();
+    assert_eq!(fs::read(&model.path).unwrap(), content);
+    // What is here already is not looked at again.
+    let options = PullOptions { check: Some(refusing), ..options };
+    pull(&store, MODEL, &options, &()).unwrap();
+}
+
+#[test]
+fn nothing_is_fetched_offline() {
+    let server = Server::start(|_| Reply::status(200));
+    let (_dir, store) = temp_store();
+    let options = PullOptions { offline: Some("HF_HUB_OFFLINE"), ..quick(&server.address) };
+    for model in [MODEL, "smollm2-135m"] {
+        let error = pull(&store, model, &options, &()).unwrap_err().to_string();
+        assert_eq!(error, "HF_HUB_OFFLINE is set, so nothing is fetched; unset it to pull");
+    }
+    assert_eq!(server.requests().len(), 0);
 }
 
 #[test]

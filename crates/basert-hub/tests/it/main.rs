@@ -42,6 +42,8 @@ fn quick(endpoint: &str) -> PullOptions {
         max_wait: Duration::from_secs(2),
         pythons: Vec::new(),
         token: None,
+        offline: None,
+        check: None,
     }
 }
 

@@ -4,6 +4,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
+use basert_engine::Sampling;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -33,6 +34,22 @@ fn describe(listed: &Listed<'_>) -> Value {
         "display_name": listed.name,
         "loaded": listed.loaded.is_some(),
         "context_length": listed.loaded.as_ref().map(|model| model.context),
+        "default_sampling": listed.loaded.as_ref().map(|model| sampling(&model.sampling)),
+    })
+}
+
+/// What requests of this model that say nothing are answered with, by the names of their fields.
+fn sampling(sampling: &Sampling) -> Value {
+    // As short as people write it: 0.95, where the nearest f32 is 0.949999988.
+    let short = |number: f32| number.to_string().parse::<f64>().ok();
+    json!({
+        "temperature": short(sampling.temperature),
+        "top_k": sampling.top_k,
+        "top_p": short(sampling.top_p),
+        "min_p": short(sampling.min_p),
+        "repeat_penalty": short(sampling.repeat_penalty),
+        "presence_penalty": short(sampling.presence_penalty),
+        "frequency_penalty": short(sampling.frequency_penalty),
     })
 }
 

@@ -17,14 +17,14 @@ type Fields = &'static [&'static str];
 /// How an answer is generated, wherever one is.
 const SAMPLING: Fields = &[
     "model string the first one, if left out",
-    "temperature number from 0, which takes the likeliest token, to 2; 1 if left out",
+    "temperature number from 0, which takes the likeliest token, to 2; this and the next ones are the model's default_sampling if left out",
     "top_p number tokens that have this share of the probability",
     "top_k integer so many of the likeliest tokens; 0 and -1 are all",
     "min_p number tokens that are at least this share as likely as the likeliest",
     "repeat_penalty number divides the logits of tokens that came before; 1 changes nothing",
     "presence_penalty number",
     "frequency_penalty number",
-    "seed integer the same one gives the same text",
+    "seed integer the same one gives the same text; -1 is any",
     "stream boolean",
     "ignore_eos boolean goes on where the model would end",
 ];

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use basert_engine::Sampling;
+use basert_engine::{Sampling, SamplingOptions};
 use serde::{Deserialize, Deserializer};
 
 use crate::body::Fields;
 use crate::error::ApiError;
-use crate::identity;
 use crate::model::Model;
 
 /// Fields of OpenAI's endpoints, and those that others have added to them.
@@ -93,7 +92,7 @@ impl Options {
         self.stream_options.as_ref().is_some_and(|options| options.include_usage)
     }
 
-    /// How tokens are chosen, checked for this model. The APIs' temperature is 1 where a request says nothing.
+    /// How tokens are chosen, checked for this model: as it recommends where a request says nothing.
     pub fn sampling(&self, model: &Model) -> Result<Sampling, ApiError> {
         let within = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
             Some(value) if !(least..=most).contains(&value) => {
@@ -108,9 +107,10 @@ impl Options {
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
         within("repeat_penalty", self.repeat_penalty, 0.01, 100.0)?;
         let top_k = match self.top_k {
+            None => None,
             // Some clients say -1 for all.
-            None | Some(-1) => 0,
-            Some(k) => usize::try_from(k).map_err(|_| ApiError::field("top_k", format!("{k} is less than 0")))?,
+            Some(-1) => Some(0),
+            Some(k) => Some(usize::try_from(k).map_err(|_| ApiError::field("top_k", format!("{k} is less than 0")))?),
         };
         let mut logit_bias = BTreeMap::new();
         for (token, &bias) in self.logit_bias.iter().flatten() {
@@ -125,18 +125,19 @@ impl Options {
             })?;
             logit_bias.insert(id, bias);
         }
-        let unset = Sampling::default();
-        Ok(Sampling {
-            temperature: self.temperature.unwrap_or(1.0),
+        let asked = SamplingOptions {
+            temperature: self.temperature,
             top_k,
-            top_p: self.top_p.unwrap_or(unset.top_p),
-            min_p: self.min_p.unwrap_or(unset.min_p),
-            repeat_penalty: self.repeat_penalty.unwrap_or(unset.repeat_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(unset.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(unset.frequency_penalty),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repeat_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             logit_bias,
-            seed: self.seed.map_or_else(identity::seed, |seed| seed as u64),
-        })
+            // Many say -1 for any.
+            seed: self.seed.filter(|&seed| seed != -1).map(|seed| seed as u64),
+        };
+        Ok(asked.over(&model.sampling))
     }
 }
 

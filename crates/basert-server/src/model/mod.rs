@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Draft, Engine, EngineError, Request, Sampler};
+use basert_engine::{Draft, Engine, EngineError, Request, Sampler, Sampling};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::oneshot;
@@ -34,6 +34,8 @@ pub struct Loaded {
     pub template: Option<(ChatTemplate, String)>,
     /// Guesses its tokens, if not the text itself does.
     pub draft: Option<Draft>,
+    /// How its tokens are drawn where a request says nothing.
+    pub sampling: Sampling,
 }
 
 /// A model that can be opened.
@@ -67,6 +69,8 @@ pub struct Model {
     pub context: usize,
     /// The most answers to one prompt: they are computed together.
     most_answers: usize,
+    /// How its tokens are drawn where a request says nothing.
+    pub sampling: Sampling,
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
@@ -78,7 +82,7 @@ pub struct Model {
 impl Model {
     /// Starts the thread.
     pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
-        let Loaded { engine, tokenizer, template, draft } = loaded;
+        let Loaded { engine, tokenizer, template, draft, sampling } = loaded;
         let context = engine.context();
         let most_answers = config.parallel.min(engine.limits().wanted).max(1);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
@@ -98,6 +102,7 @@ impl Model {
             markers,
             context,
             most_answers,
+            sampling,
             orders,
             thread,
             answered,

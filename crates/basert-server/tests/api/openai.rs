@@ -525,3 +525,21 @@ fn guesses_change_no_answer_and_are_counted() {
     assert!(proposed > 0.0 && accepted > 0.0 && accepted <= proposed, "{accepted} of {proposed}");
     assert_eq!(plain.metric("basert_proposed_tokens_total"), 0.0);
 }
+
+#[test]
+fn what_a_request_leaves_open_is_what_the_models_are_listed_with() {
+    let server = Running::start("left-open");
+    let listed = server.get("/v1/models").send().unwrap().text().unwrap();
+    let listed: Value = serde_json::from_str(&listed).unwrap();
+    let sampling = &listed["data"][0]["default_sampling"];
+    let usual = json!({
+        "temperature": 0.7, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
+        "repeat_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+    });
+    assert_eq!(*sampling, usual);
+    let body = chat("Something.");
+    let text = |body: &Value| server.ask(CHAT, body)["choices"][0]["message"]["content"].clone();
+    assert_eq!(text(&with(body.clone(), usual)), text(&body));
+    let any = with(body, json!({ "temperature": 2, "top_k": -1, "min_p": 0, "seed": -1 }));
+    assert_ne!(text(&any), text(&any));
+}

@@ -35,8 +35,9 @@ pub fn tiny() -> Loaded {
         ..Options::default()
     };
     let model = Model::open(basert_testkit::tiny().join("llama.gguf"), options).unwrap();
+    let sampling = model.sampling().clone();
     let (engine, tokenizer, template) = model.into_parts();
-    Loaded { engine, tokenizer, template, draft: None }
+    Loaded { engine, tokenizer, template, draft: None, sampling }
 }
 
 /// On a free port, with nothing that others have set.

@@ -1,32 +1,50 @@
 //! An answer, shown while it is generated.
 
-use std::io::{self, Write};
 use std::time::Instant;
 
-use basert::{Answer, Error, Finish, Generation, Session};
+use basert::{Answer, ChatPrompt, Error, Event, Finish, Generation, Session};
 
 use super::progress::LateBar;
+use super::terminal::Screen;
 use super::units;
 
 /// Tokens of a prompt that are computed between two looks at whether to go on.
 const CHUNK: usize = 256;
 
-/// Continues `prompt` and writes the answer to stdout as it comes, until it ends or `go_on` says no. None when that was
-/// before the first token.
+/// What is answered.
+pub enum Prompt {
+    /// A text to be continued, as tokens.
+    Text(Vec<u32>),
+    /// A chat.
+    Chat(ChatPrompt),
+}
+
+impl Prompt {
+    fn tokens(&self) -> &[u32] {
+        match self {
+            Prompt::Text(tokens) => tokens,
+            Prompt::Chat(chat) => &chat.tokens,
+        }
+    }
+}
+
+/// Answers `prompt` and writes the answer to stdout as it comes, until it ends or `go_on` says no. None when that was before
+/// the first token.
 pub fn show(
     session: &mut Session<'_>,
-    prompt: &[u32],
+    prompt: &Prompt,
     generation: &Generation,
     go_on: &dyn Fn() -> bool,
 ) -> anyhow::Result<Option<Answer>> {
-    if prompt.is_empty() {
+    let tokens = prompt.tokens();
+    if tokens.is_empty() {
         return Err(Error::EmptyPrompt.into());
     }
-    let known = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let known = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
     let (mut bar, began, mut computed) = (LateBar::tokens("reading the prompt"), Instant::now(), 0);
-    session.sync_in_chunks(prompt, CHUNK, &mut |done| {
+    session.sync_in_chunks(tokens, CHUNK, &mut |done| {
         computed = done;
-        bar.set(done, prompt.len().saturating_sub(known));
+        bar.set(done, tokens.len().saturating_sub(known));
         go_on()
     })?;
     drop(bar);
@@ -35,42 +53,67 @@ pub fn show(
         return Ok(None);
     }
 
-    let mut pieces = session.generate(prompt, generation)?;
-    let mut out = io::stdout().lock();
-    for piece in pieces.by_ref() {
-        // The error gets a line of its own.
-        let piece = piece.inspect_err(|_| drop(writeln!(out)))?;
-        out.write_all(piece.as_bytes())?;
-        out.flush()?;
+    let mut screen = Screen::new();
+    let written = match prompt {
+        Prompt::Text(tokens) => {
+            let mut pieces = session.generate(tokens, generation)?;
+            write(&mut screen, pieces.by_ref().map(|piece| piece.map(Event::Content)), go_on)
+                .map(|()| pieces.into_answer())
+        }
+        Prompt::Chat(chat) => {
+            let mut parts = session.answer(chat, generation)?;
+            write(&mut screen, parts.by_ref(), go_on).map(|()| parts.into_answer())
+        }
+    };
+    // An error gets a line of its own.
+    screen.finish()?;
+    Ok(Some(Answer { prompt_time, computed_tokens: computed, ..written? }))
+}
+
+fn write(
+    screen: &mut Screen,
+    events: impl Iterator<Item = Result<Event, Error>>,
+    go_on: &dyn Fn() -> bool,
+) -> anyhow::Result<()> {
+    for event in events {
+        match event? {
+            Event::Content(text) => screen.say(&text)?,
+            Event::Reasoning(text) => screen.think(&text)?,
+            // Without tools nothing is a call.
+            _ => {}
+        }
         if !go_on() {
             break;
         }
     }
-    let answer = Answer { prompt_time, computed_tokens: computed, ..pieces.into_answer() };
-    if !answer.text.ends_with('\n') {
-        writeln!(out)?;
-    }
-    Ok(Some(answer))
+    Ok(())
 }
 
-/// How fast it went, in one line.
-pub fn speeds(answer: &Answer) -> String {
-    let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+fn rate(tokens: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
+}
+
+/// How fast the answer came.
+pub fn speed(answer: &Answer) -> String {
     // The first token of an answer comes with the prompt.
-    let steps = answer.tokens.len().saturating_sub(1);
+    format!("{:.1} tok/s", rate(answer.tokens.len().saturating_sub(1), answer.answer_time.as_secs_f64()))
+}
+
+/// How fast all went, in one line.
+pub fn speeds(answer: &Answer) -> String {
     let guessed = match answer.proposed {
         0 => String::new(),
         proposed => format!("; {} of {proposed} guesses right", answer.accepted),
     };
     format!(
-        "prompt {} tokens, {} computed in {} ({:.0} tok/s); answer {} tokens in {} ({:.1} tok/s){guessed}",
+        "prompt {} tokens, {} computed in {} ({:.0} tok/s); answer {} tokens in {} ({}){guessed}",
         answer.prompt_tokens,
         answer.computed_tokens,
         units::seconds(answer.prompt_time),
         rate(answer.computed_tokens, answer.prompt_time.as_secs_f64()),
         answer.tokens.len(),
         units::seconds(answer.answer_time),
-        rate(steps, answer.answer_time.as_secs_f64()),
+        speed(answer),
     )
 }
 

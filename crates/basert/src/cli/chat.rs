@@ -6,19 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use basert::{Error, Finish, Generation, Message, Model, Session};
+use basert_system::folders;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
+use super::answer::{self, Prompt};
 use super::failure::{self, mistake};
 use super::model::{ModelArgs, RunArgs};
-use super::sampling::SamplingArgs;
-use super::{answer, count};
+use super::sampling::{SamplingArgs, max_tokens};
+use super::terminal::{remark, visible};
 
 const HELP: &str = "\
 /clear         begin a new chat
 /system TEXT   give instructions for the whole chat, and begin a new one; without TEXT there are none
-/help          show this
-/exit          leave; Ctrl-D does too
+/help, /?      show this
+/exit, /bye    leave; Ctrl-D does too
 A line that ends in \\ goes on in the next. A message of several lines may stand between two lines of \"\"\".
 Ctrl-C stops an answer; once more, the program.";
 
@@ -30,20 +32,20 @@ Examples:
   basert chat ./model.gguf --system \"Answer like a pirate.\" --temp 1
   printf 'Hello!\\nWhat did I say?\\n' | basert chat --temp 0
 
-In the chat, /help shows the commands: /clear, /system TEXT, /exit. A line that ends in \\ goes on in the next, and a \
+In the chat, /help shows the commands: /clear, /system TEXT, /exit. What a model thinks before it answers is shown in grey. A line that ends in \\ goes on in the next, and a \
 message may stand between two lines of \"\"\". Ctrl-C stops an answer, Ctrl-D leaves.
 
 When stdin is not a terminal, each line is answered in turn, and only the answers are printed.")]
 pub struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// The most tokens of an answer [default: what the context has room for]
-    #[arg(long, value_name = "N", value_parser = count(1))]
-    max_tokens: Option<usize>,
+    pub model: ModelArgs,
+    /// The most tokens of an answer; -1 is what the context has room for [default: -1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = max_tokens)]
+    pub max_tokens: Option<usize>,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub sampling: SamplingArgs,
 }
 
 /// Runs the command.
@@ -51,10 +53,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = args.run.open(&args.model)?;
     let most = args.max_tokens.unwrap_or(usize::MAX);
     let speculation = args.run.speculation.speculate;
-    let generation = Generation { speculation, ..args.sampling.generation(&model, 0.7, most)? };
+    let generation = Generation { speculation, ..args.sampling.generation(&model, most)? };
     let mut chat = Chat::new(&model, args, generation);
     // A model without a template cannot chat: say so before the first message is written.
-    args.run.chat_tokens(&model, &[Message::user("")])?;
+    args.run.chat_prompt(&model, &[Message::user("Hello")])?;
     if io::stdin().is_terminal() { chat.on_terminal() } else { chat.through_pipe() }
 }
 
@@ -74,8 +76,8 @@ fn parse(text: &str) -> Input<'_> {
     match first {
         "/clear" => Input::Clear,
         "/system" => Input::System(rest.trim()),
-        "/help" => Input::Help,
-        "/exit" | "/quit" => Input::Exit,
+        "/help" | "/?" => Input::Help,
+        "/exit" | "/quit" | "/bye" => Input::Exit,
         // A path such as /etc/hosts is no command.
         _ if first.strip_prefix('/').is_some_and(|name| name.chars().all(char::is_alphabetic)) => Input::Unknown(first),
         _ => Input::Message(text),
@@ -138,7 +140,7 @@ impl<'m> Chat<'m> {
 
     /// Answers the last message; whether there is an answer.
     fn answer_last(&mut self) -> anyhow::Result<bool> {
-        let prompt = self.args.run.chat_tokens(self.session.model(), &self.messages)?;
+        let prompt = Prompt::Chat(self.args.run.chat_prompt(self.session.model(), &self.messages)?);
         let go_on = || !self.stop.load(Ordering::Relaxed);
         let Some(answer) = answer::show(&mut self.session, &prompt, &self.generation, &go_on)? else {
             return Ok(false);
@@ -153,11 +155,14 @@ impl<'m> Chat<'m> {
         if self.args.run.stats || (notes.is_terminal() && io::stdin().is_terminal()) {
             let used = self.session.tokens().len();
             let context = self.session.model().context();
-            writeln!(notes, "[{}; context {used} of {context}]", answer::speeds(&answer))?;
+            let told = if self.args.run.stats { answer::speeds(&answer) } else { answer::speed(&answer) };
+            writeln!(notes, "{}", remark(&format!("[{told}; context {used} of {context}]"), notes.is_terminal()))?;
         }
+        // What was thought is not said again.
         self.messages.push(Message::assistant(&answer.text));
         // The next answer draws other random numbers.
-        self.generation.sampling.seed = self.generation.sampling.seed.wrapping_add(1);
+        let seed = &mut self.generation.sampling.seed;
+        *seed = seed.map(|seed| seed.wrapping_add(1));
         Ok(true)
     }
 
@@ -192,7 +197,7 @@ impl<'m> Chat<'m> {
             let _ = editor.load_history(path);
         }
         let name = self.session.model().file().path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        writeln!(io::stderr(), "{name}: write a message, or /help")?;
+        writeln!(io::stderr(), "{}: write a message, or /help", visible(&name))?;
         loop {
             let read = read_message(|first| match editor.readline(if first { "> " } else { ". " }) {
                 Ok(line) => Ok(Some(line)),
@@ -229,8 +234,15 @@ impl<'m> Chat<'m> {
                         other => other?,
                     }
                 }
-                Input::Clear => self.begin_again(self.system()),
-                Input::System(text) => self.begin_again((!text.is_empty()).then(|| Message::system(text))),
+                Input::Clear => {
+                    self.begin_again(self.system());
+                    writeln!(io::stderr(), "a new chat begins")?;
+                }
+                Input::System(text) => {
+                    self.begin_again((!text.is_empty()).then(|| Message::system(text)));
+                    let what = if text.is_empty() { "no instructions" } else { "these instructions" };
+                    writeln!(io::stderr(), "a new chat begins, with {what}")?;
+                }
                 Input::Help => writeln!(io::stdout(), "{HELP}")?,
                 Input::Exit => break,
                 Input::Unknown(command) => writeln!(io::stderr(), "{}", unknown(command))?,
@@ -250,7 +262,7 @@ fn unknown(command: &str) -> String {
 }
 
 fn history_path() -> Option<PathBuf> {
-    Some(std::env::home_dir()?.join(".cache/baseRT/chat-history"))
+    Some(folders::state()?.join("chat-history"))
 }
 
 #[cfg(test)]
@@ -277,7 +289,7 @@ mod tests {
         assert_eq!(parse("/system be brief"), Input::System("be brief"));
         assert_eq!(parse("/system"), Input::System(""));
         assert_eq!(parse("/clear"), Input::Clear);
-        assert_eq!(parse("/quit"), Input::Exit);
+        assert_eq!((parse("/quit"), parse("/bye"), parse("/?")), (Input::Exit, Input::Exit, Input::Help));
         assert_eq!(parse("/nope"), Input::Unknown("/nope"));
         assert_eq!(parse("/etc/hosts is what?"), Input::Message("/etc/hosts is what?"));
         assert_eq!(parse("hello /clear"), Input::Message("hello /clear"));

@@ -1,70 +1,87 @@
 //! `basert complete`.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
-use basert::{Finish, Generation, Message};
+use basert::{Error, Finish, Generation, Message};
 
+use super::answer::{self, Prompt};
 use super::failure::mistake;
 use super::grammar::GrammarArgs;
 use super::model::{ModelArgs, RunArgs, read_text};
-use super::sampling::SamplingArgs;
-use super::{answer, count};
+use super::sampling::{SamplingArgs, max_tokens};
+use super::stdin;
+use super::terminal::remark;
 
-/// Continues a text and writes the continuation to stdout.
+/// The most tokens that a text is continued by without being told: it may never end by itself.
+const MOST_OF_TEXT: usize = 256;
+
+/// Answers one prompt, or continues a text, and writes that to stdout.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  basert complete -p \"The capital of France is\"
-  basert complete -p \"Name three primary colours.\" --chat --system \"Answer in one line.\"
-  basert complete ./model.gguf --file story.txt --temp 0.8 --seed 7 --max-tokens 400
-  basert complete -p \"A city and its country: \" --json-schema city.json
-  git diff | basert complete qwen2.5-0.5b --chat --system \"Describe this change.\"
+  basert complete -p \"Explain photosynthesis in one sentence.\"
+  basert complete -p \"Name three primary colours.\" --system \"Answer in one line.\"
+  basert complete ./model.gguf --raw --file story.txt --temp 0.8 --seed 7 --max-tokens 400
+  basert complete -p \"A city and its country, as JSON\" --json-schema city.json
+  git diff | basert complete -p \"Describe this change.\"
 
-The prompt comes from -p, from --file, or from stdin; the line feed that a file or stdin ends with is left out. \
-Without --temp the most likely text is written, which is the same every time.")]
+The prompt comes from stdin or --file, and from -p: where there are both, the text comes first, then an empty line, and then \
+what -p says. The line feed that a file or stdin ends with is left out.
+
+A model with a chat template answers the prompt as what a user says, and what it thinks before is shown on a terminal only, \
+in grey. Other models, and all with --raw, continue the prompt as a text.")]
 pub struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// The text to be continued
-    #[arg(short, long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
-    prompt: Option<String>,
-    /// Continue the text of this file
+    pub model: ModelArgs,
+    /// The prompt, or the end of one that begins with a file or stdin
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: Option<String>,
+    /// Take the prompt from this file instead of stdin
     #[arg(short, long, value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// The most tokens of the answer
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(1))]
-    max_tokens: usize,
-    /// Take the prompt as what a user says, and answer it by the model's chat template
-    #[arg(long, help_heading = "Chat")]
-    chat: bool,
+    pub file: Option<PathBuf>,
+    /// The most tokens of the answer; -1 is what the context has room for [default: -1, or 256 where a text is continued]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = max_tokens)]
+    pub max_tokens: Option<usize>,
+    /// Continue the prompt as a text, even if the model has a chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// What is done without --raw anyway, where the model has a chat template
+    #[arg(long, hide = true, conflicts_with = "raw")]
+    pub chat: bool,
     #[command(flatten)]
-    run: RunArgs,
+    pub run: RunArgs,
     #[command(flatten)]
-    grammar: GrammarArgs,
+    pub grammar: GrammarArgs,
     #[command(flatten)]
-    sampling: SamplingArgs,
+    pub sampling: SamplingArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    if let Some(option) = args.run.of_chat().filter(|_| !args.chat) {
-        return Err(mistake(format!("{option} is for chats: give --chat too")));
+    let of_chat = args.run.of_chat();
+    if let Some(option) = of_chat.filter(|_| args.raw) {
+        return Err(mistake(format!("{option} is for chats, and --raw continues a text")));
     }
     let text = prompt(args)?;
     let grammar = args.grammar.grammar()?;
     let model = args.run.open(&args.model)?;
+    let chats = !args.raw && (model.chat_template().is_some() || args.chat || of_chat.is_some());
     let speculation = args.run.speculation.speculate;
-    let generation = Generation { grammar, speculation, ..args.sampling.generation(&model, 0.0, args.max_tokens)? };
-    let tokens = if args.chat {
+    let most = args.max_tokens.unwrap_or(if chats { usize::MAX } else { MOST_OF_TEXT });
+    let generation = Generation { grammar, speculation, ..args.sampling.generation(&model, most)? };
+    let prompt = if chats {
+        if text.trim().is_empty() {
+            return Err(Error::EmptyPrompt.into());
+        }
         let system = args.run.system.as_deref().map(Message::system);
         let messages: Vec<_> = system.into_iter().chain([Message::user(&text)]).collect();
-        args.run.chat_tokens(&model, &messages)?
+        Prompt::Chat(args.run.chat_prompt(&model, &messages)?)
     } else {
-        model.text_tokens(&text)?
+        Prompt::Text(model.text_tokens(&text)?)
     };
     let mut session = model.session();
-    let Some(shown) = answer::show(&mut session, &tokens, &generation, &|| true)? else { return Ok(()) };
+    let Some(shown) = answer::show(&mut session, &prompt, &generation, &|| true)? else { return Ok(()) };
     let mut notes = io::stderr();
     if answer::filled_context(&shown, &generation) {
         writeln!(notes, "note: {}", answer::full_context(&session))?;
@@ -74,29 +91,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             Finish::Stop => "complete",
             Finish::Length | Finish::Cancelled => "cut off",
         };
-        writeln!(notes, "[{}; {end}; seed {}]", answer::speeds(&shown), generation.sampling.seed)?;
+        let seed = generation.sampling.seed.unwrap_or_default();
+        let told = if args.run.stats { answer::speeds(&shown) } else { answer::speed(&shown) };
+        writeln!(notes, "{}", remark(&format!("[{told}; {end}; seed {seed}]"), notes.is_terminal()))?;
     }
     Ok(())
 }
 
+/// What comes from a file or stdin, and after an empty line what -p says.
 fn prompt(args: &Args) -> anyhow::Result<String> {
-    if let Some(text) = &args.prompt {
-        return Ok(text.clone());
-    }
-    let mut text = match &args.file {
+    let text = match &args.file {
         Some(path) => read_text(path)?,
-        None => {
-            let mut bytes = Vec::new();
-            if !io::stdin().is_terminal() {
-                io::stdin().read_to_end(&mut bytes)?;
-            }
-            if bytes.is_empty() {
-                return Err(mistake("there is no prompt; give one with -p TEXT or --file FILE, or through a pipe"));
-            }
-            String::from_utf8(bytes).map_err(|_| mistake("the prompt from stdin is not UTF-8 text"))?
-        }
+        None if args.prompt.is_none() => stdin::read()?,
+        None => stdin::read_if_given()?,
     };
     let content = text.strip_suffix('\n').unwrap_or(&text);
-    text.truncate(content.strip_suffix('\r').unwrap_or(content).len());
-    Ok(text)
+    let content = content.strip_suffix('\r').unwrap_or(content);
+    match &args.prompt {
+        None if content.is_empty() => {
+            Err(mistake("there is no prompt; give one with -p TEXT or --file FILE, or through a pipe"))
+        }
+        None => Ok(content.to_owned()),
+        Some(prompt) if content.is_empty() => Ok(prompt.clone()),
+        Some(prompt) => Ok(format!("{content}\n\n{prompt}")),
+    }
 }

@@ -9,6 +9,8 @@ use basert::{Error, GrammarError, hub};
 use basert_convert::SynthError;
 use basert_engine::EngineError;
 
+use super::terminal::visible;
+
 /// Something that the user asked for cannot be, and another command line would be right.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -32,7 +34,7 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 /// Prints the error as one line on stderr.
 pub fn say(error: &anyhow::Error) {
     // Where stderr is closed, there is nobody to be told.
-    let _ = writeln!(io::stderr(), "error: {}", one_line(error));
+    let _ = writeln!(io::stderr(), "error: {}", visible(&one_line(error)));
 }
 
 /// The error and its causes in one line; a cause that an error has in its own text is not said again.

@@ -27,6 +27,12 @@ pub struct GrammarArgs {
 }
 
 impl GrammarArgs {
+    /// A chat takes none.
+    pub fn refuse_in_chat(&self) -> anyhow::Result<()> {
+        let given = self.json || self.json_schema.is_some() || self.grammar.is_some() || self.regex.is_some();
+        if given { Err(mistake("what an answer has to be is for one prompt, and there is none")) } else { Ok(()) }
+    }
+
     /// The grammar, if one was asked for.
     pub fn grammar(&self) -> anyhow::Result<Option<Grammar>> {
         if let Some(path) = &self.json_schema {

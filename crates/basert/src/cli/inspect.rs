@@ -1,6 +1,7 @@
 //! `basert inspect`.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -10,6 +11,7 @@ use basert::hub::Store;
 use basert::{Model, Options};
 use serde_json::json;
 
+use super::terminal::visible;
 use super::units;
 
 /// Shows what is in a model file: kind, architecture, sizes, formats, metadata, tensors. Nothing is computed, and the
@@ -22,7 +24,7 @@ Examples:
   basert inspect ./folder --json | jq .metadata")]
 pub struct Args {
     /// The model: a path, a hub id org/name[:variant], or a name that `basert list` shows
-    model: String,
+    model: OsString,
     /// List all tensors, with format, shape and bytes
     #[arg(long)]
     tensors: bool,
@@ -78,7 +80,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         facts.push(("vocabulary", format!("{} tokens", plan.graph.vocabulary)));
         facts.push(("layers", plan.graph.caches.len().to_string()));
     }
-    let facts: Vec<_> = facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    let facts: Vec<_> = facts.into_iter().map(|(name, value)| vec![name.to_owned(), cut(&value)]).collect();
     write!(out, "{}", units::table(&facts, 1))?;
 
     let mut rows = vec![["format", "tensors", "values", "bytes"].map(str::to_owned).to_vec()];
@@ -87,14 +89,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }));
     write!(out, "\n{}\nmetadata\n", units::table(&rows, 1))?;
     for (key, value) in file.metadata() {
-        writeln!(out, "  {key} = {}", cut(&value.to_string()))?;
+        writeln!(out, "  {} = {}", cut(&key), cut(&value.to_string()))?;
     }
     if args.tensors {
         let rows: Vec<_> = file
             .tensors()
             .map(|tensor| {
                 let shape = tensor.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
-                vec![tensor.name.to_owned(), tensor.format.to_string(), shape, tensor.bytes.len().to_string()]
+                vec![cut(tensor.name), tensor.format.to_string(), shape, tensor.bytes.len().to_string()]
             })
             .collect();
         write!(out, "\ntensors\n{}", units::table(&rows, 3))?;
@@ -114,12 +116,13 @@ fn declared(file: &ModelFile) -> Option<&str> {
     ["general.architecture", "model_type"].into_iter().find_map(|key| file.get(key)).and_then(Value::as_str)
 }
 
-/// The beginning of a long text.
+/// The beginning of a long text of the file, of which nothing is a command to the terminal.
 fn cut(text: &str) -> String {
+    let text = visible(text);
     const SHOWN: usize = 160;
     let total = text.chars().count();
     if total <= SHOWN {
-        return text.to_owned();
+        return text.into_owned();
     }
     format!("{} … {total} characters in all", text.chars().take(SHOWN).collect::<String>())
 }

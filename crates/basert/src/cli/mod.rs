@@ -13,18 +13,22 @@ mod model;
 mod plan;
 mod profile;
 mod progress;
+mod run;
 mod sampling;
 mod serve;
 mod signals;
+mod stdin;
 mod store;
 mod synth;
 mod system;
+mod terminal;
 mod tune;
 mod units;
 
 use std::io;
 use std::process::ExitCode;
 
+use basert_system::folders;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -36,14 +40,14 @@ use clap::{CommandFactory, Parser, Subcommand};
     max_term_width = 110,
     after_help = "\
 Examples:
-  basert complete -p \"The capital of France is\"
+  basert complete -p \"Explain photosynthesis in one sentence.\"
   basert chat
   basert serve smollm2-135m
   basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
   basert bench smollm2-135m -p 128,512 -n 64
 
 A MODEL is a .gguf file, a folder in the Hugging Face layout, a hub id org/name[:variant], or a name that \
-`basert list` shows. Models are kept in $BASERT_MODELS_DIR, by default ~/.cache/baseRT/models.
+`basert list` shows. Models are kept in $BASERT_MODELS_DIR, by default ~/.local/share/basert/models.
 
 The exit code is 0 for success, 1 for a failure, and 2 for a mistake in what was asked."
 )]
@@ -54,10 +58,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Continue a text, or answer one prompt
+    /// Answer one prompt, or continue a text
     Complete(complete::Args),
     /// Talk with a model
     Chat(chat::Args),
+    /// Answer a prompt, or talk with a model where there is none
+    Run(run::Args),
     /// Answer requests over HTTP, on the APIs of OpenAI and Anthropic
     Serve(serve::Args),
     /// Measure how fast a model runs here
@@ -80,6 +86,8 @@ enum Command {
     List(store::ListArgs),
     /// Delete a model that was pulled
     Rm(store::RmArgs),
+    /// Check that a model is what was pulled
+    Verify(store::VerifyArgs),
     /// Print a script that makes a shell complete this command's arguments
     #[command(after_help = "Example:\n  basert completions bash > ~/.local/share/bash-completion/completions/basert")]
     Completions {
@@ -90,9 +98,16 @@ enum Command {
 
 /// Runs the command that the arguments ask for.
 pub fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    system::prefer_errors();
+    let command = Cli::parse().command;
+    if let Some(moved) = folders::leave_old() {
+        // Where stderr is closed, there is nobody to be told.
+        let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("note: {moved}\n"));
+    }
+    let result = match command {
         Command::Complete(args) => complete::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Run(args) => run::run(args),
         Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),
@@ -104,6 +119,7 @@ pub fn main() -> ExitCode {
         Command::Pull(args) => store::pull(&args),
         Command::List(args) => store::list(&args),
         Command::Rm(args) => store::remove(&args),
+        Command::Verify(args) => store::verify(&args),
         Command::Completions { shell } => completions(shell),
     };
     match result {

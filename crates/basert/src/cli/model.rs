@@ -1,21 +1,23 @@
 //! From what the user calls a model to an open one.
 
-use std::io::{self, Write};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use basert::hub::{self, DEFAULT_MODEL, Store};
+use basert::hub::{self, DEFAULT_MODEL, Installed, Store};
 use basert::plan::Device;
-use basert::{DeviceKind, KvFormat, Message, Model, Options, Speculation, Stage};
+use basert::{ChatPrompt, DeviceKind, KvFormat, Message, Model, Options, Speculation, Stage};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
-use super::{count, progress, store};
+use super::terminal::visible;
+use super::{count, progress, store, units};
 
 /// Which model.
 #[derive(clap::Args)]
 pub struct ModelArgs {
     /// The model: a path, a hub id org/name[:variant], or a name that `basert list` shows [default: smollm2-135m]
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Describe the model's architecture by this TOML file; may be given several times
     #[arg(long, value_name = "FILE")]
     pub arch_file: Vec<PathBuf>,
@@ -99,24 +101,46 @@ impl ModelArgs {
 
 /// Says something that is no failure. Where stderr is closed, there is nobody to be told.
 fn note(line: &str) {
-    let _ = writeln!(io::stderr(), "note: {line}");
+    let _ = writeln!(io::stderr(), "note: {}", visible(line));
 }
 
-/// Where the model of this name is. The default one is fetched when it is not there yet.
-pub fn path(model: Option<&str>) -> anyhow::Result<PathBuf> {
+/// Where the model of this name is. One that is not there yet is fetched: the default one, and on a terminal any other, if
+/// the user wants that.
+pub fn path(model: Option<&OsStr>) -> anyhow::Result<PathBuf> {
     let store = Store::open_default()?;
-    let found = store.resolve(model.unwrap_or(DEFAULT_MODEL));
-    match (model, found) {
-        (_, Ok(found)) => Ok(found.path),
+    let found = store.resolve(model.unwrap_or(OsStr::new(DEFAULT_MODEL)));
+    match (model.map(OsStr::to_string_lossy), found) {
+        (_, Ok(found)) => {
+            if let Some(changed) = found.installed.as_ref().and_then(Installed::changed) {
+                let name = model.map_or(DEFAULT_MODEL.into(), OsStr::to_string_lossy);
+                note(&format!("{changed} was changed after it was pulled; `basert verify {name}` checks it"));
+            }
+            Ok(found.path)
+        }
         (None, Err(hub::Error::NotInstalled { .. })) => {
             note(&format!("fetching the default model, {DEFAULT_MODEL}, which is not here yet"));
             Ok(store::fetch(&store, DEFAULT_MODEL)?.path)
         }
-        (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => {
-            Err(mistake(format!("'{text}' is not the name of a model; a prompt is given with -p")))
+        (Some(name), Err(hub::Error::NotInstalled { size, .. }))
+            if io::stdin().is_terminal() && io::stderr().is_terminal() && wants(&name, size)? =>
+        {
+            Ok(store::fetch(&store, &name)?.path)
         }
+        (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => Err(mistake(format!(
+            "'{text}' is not the name of a model; a prompt is given with -p, or behind the model to run"
+        ))),
         (_, Err(error)) => Err(error.into()),
     }
+}
+
+/// Asks whether a model is to be fetched.
+fn wants(name: &str, size: Option<u64>) -> io::Result<bool> {
+    let size = size.map_or(String::new(), |bytes| format!(" ({})", units::bytes(bytes as f64)));
+    write!(io::stderr(), "{name}{size} is not here yet; fetch it now? [Y/n] ")?;
+    let mut answer = String::new();
+    // The end of the input is no consent.
+    let answered = io::stdin().read_line(&mut answer)? > 0;
+    Ok(answered && matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
 }
 
 /// Bars for what takes long when a model is brought to a device, as what it is told about.
@@ -134,6 +158,9 @@ pub fn loading() -> impl FnMut(Stage, usize, usize) {
 /// Opens a model, with a bar when that takes long.
 fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Model> {
     let model = Model::open_on(device, path, options, &mut loading())?;
+    for warning in model.warnings() {
+        note(warning);
+    }
     let (context, trained) = (model.context(), model.plan().graph.context);
     if context > trained {
         note(&format!("the model was trained for {trained} tokens of context, not for {context}"));
@@ -151,7 +178,7 @@ pub struct SpeculationArgs {
     pub speculate: Speculation,
     /// Let this smaller model of the same vocabulary guess instead
     #[arg(long, value_name = "MODEL")]
-    draft: Option<String>,
+    draft: Option<OsString>,
 }
 
 impl SpeculationArgs {
@@ -217,12 +244,12 @@ impl RunArgs {
         .find_map(|(given, name)| given.then_some(name))
     }
 
-    /// Tokens of a chat, up to where the answer begins.
-    pub fn chat_tokens(&self, model: &Model, messages: &[Message]) -> Result<Vec<u32>, basert::Error> {
+    /// A chat, up to where the answer begins.
+    pub fn chat_prompt(&self, model: &Model, messages: &[Message]) -> Result<ChatPrompt, basert::Error> {
         let thinking = (self.think || self.no_think).then_some(self.think);
         let variables: Map<_, _> =
             thinking.map(|think| ("enable_thinking".to_owned(), Value::Bool(think))).into_iter().collect();
-        model.chat_tokens(messages, Some(&variables))
+        model.chat_prompt(messages, Some(&variables))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Bars on a terminal.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -103,9 +103,9 @@ impl Progress for PullBars {
 
     fn note(&self, message: &str) {
         match self.current() {
-            Some(bar) => bar.println(message),
-            None if io::stderr().is_terminal() => eprintln!("{message}"),
-            None => {}
+            Some(bar) if io::stderr().is_terminal() => bar.println(message),
+            // Where stderr is closed, there is nobody to be told.
+            _ => drop(writeln!(io::stderr(), "{message}")),
         }
     }
 }

@@ -1,8 +1,6 @@
 //! How the next token is chosen, as arguments.
 
-use std::hash::{BuildHasher, RandomState};
-
-use basert::{Generation, Model, Sampling};
+use basert::{Generation, Model, SamplingOptions};
 
 use super::failure::mistake;
 
@@ -10,33 +8,33 @@ use super::failure::mistake;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Temperature: 0 takes the most likely token always, and higher values dare more [default: 0 to complete, 0.7 to chat]
-    #[arg(long, value_name = "X")]
+    /// Temperature: 0 takes the most likely token always, and higher values dare more [default: the model's, else 0.7]
+    #[arg(long, visible_alias = "temperature", value_name = "X", allow_negative_numbers = true)]
     temp: Option<f32>,
-    /// Choose among the N most likely tokens only; 0 means all
-    #[arg(long, value_name = "N", default_value_t = 40)]
-    top_k: usize,
-    /// Choose among the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    top_p: f32,
-    /// Choose among tokens that are at least P times as likely as the most likely one
-    #[arg(long, value_name = "P", default_value_t = 0.05)]
-    min_p: f32,
-    /// Make tokens that are already in the text less likely; 1 is off
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repeat_penalty: f32,
-    /// Subtract X from the logits of tokens that are already in the answer
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    presence_penalty: f32,
-    /// Subtract X from a token's logit for every time it is already in the answer
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
-    frequency_penalty: f32,
+    /// Choose among the N most likely tokens only; 0 or -1 means all [default: the model's, else 40]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = top_k)]
+    top_k: Option<usize>,
+    /// Choose among the most likely tokens that together have this probability [default: the model's, else 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Choose among tokens that are at least P times as likely as the most likely one [default: the model's, else 0.05]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Make tokens that are already in the text less likely [default: the model's, else 1, which is off]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    repeat_penalty: Option<f32>,
+    /// Subtract X from the logits of tokens that are already in the answer [default: the model's, else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Subtract X from a token's logit for every time it is already in the answer [default: the model's, else 0]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
     /// Add VALUE to the logit of the token with this id; may be given several times
     #[arg(long, value_name = "ID=VALUE", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// The same seed gives the same text [default: another one every time]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    /// The same seed gives the same text; -1 is another one every time [default: -1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
+    seed: Option<Seed>,
     /// End the answer before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -46,14 +44,14 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// The settings, checked for `model`, with this temperature unless another was given.
-    pub fn generation(&self, model: &Model, temperature: f32, max_tokens: usize) -> anyhow::Result<Generation> {
+    /// The settings, checked for `model`. The seed is chosen.
+    pub fn generation(&self, model: &Model, max_tokens: usize) -> anyhow::Result<Generation> {
         let vocabulary = model.plan().graph.vocabulary;
         if let Some((id, _)) = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
             return Err(mistake(format!("--logit-bias: token {id} is not one of the {vocabulary} of the vocabulary")));
         }
-        let sampling = Sampling {
-            temperature: self.temp.unwrap_or(temperature),
+        let asked = SamplingOptions {
+            temperature: self.temp,
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
@@ -61,17 +59,45 @@ impl SamplingArgs {
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias: self.logit_bias.iter().copied().collect(),
-            seed: self.seed.unwrap_or_else(any_seed),
+            seed: self.seed.and_then(|Seed(seed)| seed),
         };
+        let sampling = asked.over(model.sampling());
         sampling.check().map_err(basert::Error::from)?;
         let (stop, ignore_end) = (self.stop.clone(), self.ignore_eos);
-        Ok(Generation { max_tokens, sampling, stop, ignore_end, ..Generation::default() })
+        Ok(Generation { max_tokens, sampling: sampling.into(), stop, ignore_end, ..Generation::default() })
     }
 }
 
-/// A seed that nobody chose, short enough to be typed again.
-fn any_seed() -> u64 {
-    RandomState::new().hash_one(()) >> 32
+/// A seed; none is another one every time.
+#[derive(Clone, Copy)]
+struct Seed(Option<u64>);
+
+fn seed(text: &str) -> Result<Seed, String> {
+    match text.parse() {
+        Ok(-1_i128) => Ok(Seed(None)),
+        Ok(seed) => u64::try_from(seed)
+            .map(|seed| Seed(Some(seed)))
+            .map_err(|_| "expected a number from 0 to 2^64-1, or -1".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The most tokens of an answer; -1 is as many as there is room for.
+pub fn max_tokens(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(-1_i64) => Ok(usize::MAX),
+        Ok(most @ 1..) => usize::try_from(most).map_err(|error| error.to_string()),
+        Ok(_) => Err("expected a number of tokens from 1, or -1 for what the context has room for".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn top_k(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(-1_i64) => Ok(0),
+        Ok(k) => usize::try_from(k).map_err(|_| "expected a number of tokens, or -1 for all".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn bias(text: &str) -> Result<(u32, f32), String> {

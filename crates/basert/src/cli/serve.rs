@@ -1,8 +1,9 @@
 //! `basert serve`.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,10 +34,10 @@ signal ends the process at once.")]
 pub struct Args {
     /// The models: paths, hub ids org/name[:variant], or names that `basert list` shows [default: smollm2-135m]
     #[arg(value_name = "MODEL")]
-    models: Vec<String>,
+    models: Vec<OsString>,
     /// Another model; may be given several times
     #[arg(long = "model", value_name = "MODEL")]
-    more_models: Vec<String>,
+    more_models: Vec<OsString>,
     /// Describe a model's architecture by this TOML file; may be given several times
     #[arg(long, value_name = "FILE")]
     arch_file: Vec<PathBuf>,
@@ -85,8 +86,8 @@ pub struct Args {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Network")]
 struct NetworkArgs {
-    /// The address to listen on
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    /// The address to listen on, or a name of this machine such as localhost
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
     host: IpAddr,
     /// The port to listen on; 0 takes one that is free
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
@@ -268,22 +269,22 @@ impl Args {
             prefix_cache: true,
             ..Options::default()
         };
-        let mut models: Vec<&str> = self.models.iter().chain(&self.more_models).map(String::as_str).collect();
+        let mut models: Vec<&OsStr> = self.models.iter().chain(&self.more_models).map(OsString::as_os_str).collect();
         if models.is_empty() {
-            models.push(DEFAULT_MODEL);
+            models.push(OsStr::new(DEFAULT_MODEL));
         }
         let several = models.len() > 1;
         let draft = self.speculation.draft()?;
         models.into_iter().map(|name| self.source(name, several, draft.clone(), options.clone())).collect()
     }
 
-    fn source(&self, name: &str, several: bool, draft: Option<PathBuf>, options: Options) -> anyhow::Result<Source> {
+    fn source(&self, name: &OsStr, several: bool, draft: Option<PathBuf>, options: Options) -> anyhow::Result<Source> {
         let asked = (name != DEFAULT_MODEL).then_some(name);
         let path = model::path(asked)?;
         let given = Path::new(name);
         let name = match given.file_stem() {
             Some(stem) if given.exists() => stem.to_string_lossy().into_owned(),
-            _ => name.to_owned(),
+            _ => name.to_string_lossy().into_owned(),
         };
         let prefixes = self.prefix_cache_file.as_deref();
         let prefixes = prefixes.map(|file| if several { prefix_file_of(file, &name) } else { file.to_owned() });
@@ -302,7 +303,7 @@ impl Args {
             if let Some(draft) = &draft {
                 model = model.with_draft(device.open(draft, options.clone())?)?;
             }
-            let draft = model.take_draft();
+            let (draft, sampling) = (model.take_draft(), model.sampling().clone());
             let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
             let (engine, tokenizer, template) = model.into_parts();
             let mut engine = bounded(engine);
@@ -315,10 +316,25 @@ impl Args {
                 Some(Err(error @ PrefixFileError::InUse { .. })) => tracing::warn!("{error}; nothing is saved"),
                 Some(Err(error)) => return Err(error.into()),
             }
-            Ok(Loaded { engine, tokenizer, template, draft })
+            Ok(Loaded { engine, tokenizer, template, draft, sampling })
         };
         Ok(Source { name, open: Box::new(open) })
     }
+}
+
+/// An address, or what a name stands for: one of IPv4, where there is one.
+fn host(text: &str) -> Result<IpAddr, String> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    if let Ok(address) = bare.parse() {
+        return Ok(address);
+    }
+    let unknown = |why: String| format!("it is no address, and no name that stands for one: {why}");
+    let found: Vec<IpAddr> = match (text, 0).to_socket_addrs() {
+        Ok(found) => found.map(|address| address.ip()).collect(),
+        Err(error) => return Err(unknown(error.to_string())),
+    };
+    let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    address.copied().ok_or_else(|| unknown("it has none".to_owned()))
 }
 
 /// The file of one model among several: its name is added, with what cannot be in the name of a file as in a URL.

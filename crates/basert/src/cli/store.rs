@@ -1,11 +1,16 @@
 //! `basert pull`, `list` and `rm`.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
-use basert::hub::{self, Installed, PullOptions, Store};
-use serde_json::json;
+use basert::files::{Kind, gguf};
+use basert::graph::Architecture;
+use basert::hub::{self, Check, Installed, Preview, PullOptions, Store};
+use serde_json::{Value, json};
 
+use super::failure::mistake;
 use super::progress::PullBars;
+use super::system::Memory;
+use super::terminal::visible;
 use super::units;
 
 /// Fetches a model, or brings an installed one up to date. What an interrupted pull left is not fetched again.
@@ -14,11 +19,15 @@ use super::units;
 Examples:
   basert pull smollm2-135m
   basert pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M
+  basert pull https://huggingface.co/bartowski/Qwen2.5-0.5B-Instruct-GGUF
   HF_TOKEN=... basert pull org/private-model")]
 pub struct PullArgs {
-    /// A name of the catalogue, or a hub id org/name[:variant]
+    /// A name of the catalogue, a hub id org/name[:variant], or the address of a model on huggingface.co
     #[arg(value_name = "REF")]
     reference: String,
+    /// Fetch it even if its architecture is not known here
+    #[arg(long)]
+    force: bool,
 }
 
 /// Lists the models that are installed, those that are incomplete, and those of the catalogue that are not here.
@@ -39,16 +48,73 @@ pub struct RmArgs {
     reference: String,
 }
 
-/// Pulls a model, with bars on a terminal.
+/// Pulls a model that can be used here, with bars on a terminal.
 pub fn fetch(store: &Store, reference: &str) -> hub::Result<Installed> {
-    hub::pull(store, reference, &PullOptions::from_env(), &PullBars::default())
+    pull_with(store, reference, Some(check))
+}
+
+fn pull_with(store: &Store, reference: &str, check: Option<Check>) -> hub::Result<Installed> {
+    hub::pull(store, reference, &PullOptions { check, ..PullOptions::from_env() }, &PullBars::default())
+}
+
+/// Whether the architecture is a known one. That the memory is too small is told, for it may be another machine's model.
+fn check(preview: &Preview<'_>) -> Result<(), String> {
+    let memory = Memory::now();
+    if let Some(most) = memory.limit.or(memory.total).filter(|most| preview.size > *most) {
+        let [files, most] = [preview.size, most].map(|bytes| units::bytes(bytes as f64));
+        let _ = writeln!(io::stderr(), "note: its files have {files}, and the memory of this machine is {most}");
+    }
+    let config;
+    let (found, kind) = if preview.file == "config.json" {
+        config = serde_json::from_slice::<Value>(preview.head).unwrap_or_default();
+        // Of a model that also sees or hears, the text part is opened.
+        let types = [&config["text_config"]["model_type"], &config["model_type"]];
+        (types.into_iter().find_map(Value::as_str), Kind::HuggingFace)
+    } else if preview.head.starts_with(&gguf::MAGIC) {
+        (gguf::architecture(preview.head), Kind::Gguf)
+    } else {
+        return Err(format!("{} is no GGUF file", preview.file));
+    };
+    // Where the first bytes do not tell, opening it will.
+    let Some(found) = found else { return Ok(()) };
+    let families = Architecture::built_in().map_err(|error| error.to_string())?;
+    let known: Vec<&str> = families.iter().flat_map(|family| family.names(kind)).map(String::as_str).collect();
+    if known.contains(&found) {
+        return Ok(());
+    }
+    let known = known.join(", ");
+    Err(format!("its architecture '{}' is not known; known are {known}; --force fetches it anyway", visible(found)))
 }
 
 /// Runs `basert pull`.
 pub fn pull(args: &PullArgs) -> anyhow::Result<()> {
-    let model = fetch(&Store::open_default()?, &args.reference)?;
+    let check: Option<Check> = if args.force { None } else { Some(check) };
+    let model = pull_with(&Store::open_default()?, &args.reference, check)?;
     let (name, size, path) = (model.reference(), units::bytes(model.size as f64), model.path.display());
-    Ok(writeln!(io::stdout(), "{name} ({size}) is at {path}")?)
+    writeln!(io::stdout(), "{name} ({size}) is at {path}")?;
+    if io::stdout().is_terminal() {
+        writeln!(io::stdout(), "basert run {name} talks with it")?;
+    }
+    Ok(())
+}
+
+/// Compares the files of a model that was pulled with the checksums of then.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  basert verify smollm2-135m")]
+pub struct VerifyArgs {
+    /// The model, as `basert list` shows it
+    #[arg(value_name = "REF")]
+    reference: String,
+}
+
+/// Runs `basert verify`.
+pub fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
+    let found = Store::open_default()?.resolve(&args.reference)?;
+    let Some(model) = found.installed else {
+        return Err(mistake(format!("'{}' was not pulled, so nothing is known of what it should be", args.reference)));
+    };
+    model.verify(&PullBars::default())?;
+    Ok(writeln!(io::stdout(), "{} is what was pulled", model.reference())?)
 }
 
 /// Runs `basert rm`.
@@ -114,7 +180,9 @@ pub fn list(args: &ListArgs) -> anyhow::Result<()> {
             .collect();
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?);
     }
-    let cells =
-        |row: &Row| vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), row.note.clone()];
+    let cells = |row: &Row| {
+        let note = visible(&row.note).into_owned();
+        vec![row.reference.clone(), row.status.to_owned(), units::bytes(row.size as f64), note]
+    };
     Ok(write!(out, "{}", units::table(&rows.iter().map(cells).collect::<Vec<_>>(), 2))?)
 }

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+
+use basert_system::programs;
 
 /// The machine's memory, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -88,6 +89,16 @@ pub fn processor() -> Option<String> {
     Some(name.trim_start_matches([' ', '\t', ':']).to_owned())
 }
 
+/// Has a write beyond the limit of a file's size (`ulimit -f`) fail, instead of ending the process without a word. A pipe
+/// that nobody reads is an error already.
+pub fn prefer_errors() {
+    // SAFETY: nothing else handles this signal, and no thread was started yet.
+    #[cfg(unix)]
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
 /// Has all threads to come take memory from one heap where the C library is glibc, which otherwise keeps heaps for each of
 /// them. The holes that large grammars leave there add up.
 pub fn share_heap() {
@@ -100,7 +111,8 @@ pub fn share_heap() {
 
 /// What a command prints, if it does.
 fn said(command: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(command).args(arguments).output().ok().filter(|output| output.status.success())?;
+    let output =
+        programs::command(command).ok()?.args(arguments).output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned()).filter(|text| !text.is_empty())
 }
 

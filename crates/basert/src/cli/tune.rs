@@ -21,7 +21,7 @@ Examples:
 
 On a GPU, every variant of a kernel computes small models of single ops; one whose results differ from the oracle's by more \
 than rounding explains, or that does not compile, is dropped and named. The others are timed on weights that no cache holds. \
-The table of the best is kept in $BASERT_CACHE_DIR/tuning, by default ~/.cache/baseRT/tuning, for this chip, driver or system, \
+The table of the best is kept in $BASERT_CACHE_DIR/tuning, by default ~/.cache/basert/tuning, for this chip, driver or system, \
 and version of the kernels; all commands use it from then on. A short form runs by itself the first time that a GPU is used. \
 On the CPU, every instruction set that it has is checked and timed; the best is used in any case. On simt, checks are real, and \
 times say nothing, so nothing is chosen by them.")]

@@ -39,12 +39,11 @@ pub fn table(rows: &[Vec<String>], left: usize) -> String {
     for row in rows {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            // Not by a format's width, which has a limit.
+            let space = " ".repeat(width - cell.chars().count());
             let gap = if column == 0 { "" } else { "  " };
-            if column < left || column + 1 == columns {
-                line.push_str(&format!("{gap}{cell:<width$}"));
-            } else {
-                line.push_str(&format!("{gap}{cell:>width$}"));
-            }
+            let (before, after) = if column < left || column + 1 == columns { ("", &*space) } else { (&*space, "") };
+            line.extend([gap, before, cell, after]);
         }
         text.push_str(line.trim_end());
         text.push('\n');

@@ -3,6 +3,7 @@
 mod bench;
 mod doctor;
 mod profile;
+mod pull;
 mod serve;
 mod synth;
 mod tune;
@@ -96,6 +97,7 @@ fn every_command_explains_itself() {
     for name in [
         "complete",
         "chat",
+        "run",
         "bench",
         "doctor",
         "inspect",
@@ -105,6 +107,7 @@ fn every_command_explains_itself() {
         "pull",
         "list",
         "rm",
+        "verify",
         "completions",
     ] {
         assert!(overview.contains(&format!("  {name} ")), "{name}");
@@ -120,7 +123,21 @@ fn guesses_change_no_text() {
     let model = model();
     let complete = |more: &[&str]| {
         let prompt = "red, green, blue, red, green, blue, red, green, blue, red,";
-        let begin = ["complete", &model, "--device", "cpu", "-p", prompt, "--max-tokens", "12", "--max-context", "64"];
+        let begin = [
+            "complete",
+            &model,
+            "--device",
+            "cpu",
+            "--raw",
+            "--temp",
+            "0",
+            "-p",
+            prompt,
+            "--max-tokens",
+            "12",
+            "--max-context",
+            "64",
+        ];
         run(command(&[&begin[..], more].concat()), "")
     };
     let plain = complete(&["--speculate", "off"]).ok();
@@ -142,7 +159,7 @@ fn mistakes_are_told_from_failures() {
     let latin1 = folder.path().join("latin1");
     fs::write(&latin1, b"caf\xe9").unwrap();
     let latin1 = latin1.display().to_string();
-    let mistakes: [(&[&str], &str); 19] = [
+    let mistakes: [(&[&str], &str); 20] = [
         (&["complete", &model], "there is no prompt"),
         (&["complete", "/no/such.gguf", "-p", "x"], "/no/such.gguf"),
         (&["complete", "smolm2", "-p", "x"], "did you mean `smollm2`"),
@@ -150,11 +167,12 @@ fn mistakes_are_told_from_failures() {
         (&["complete", "Once upon a time", "-p", "x"], "a prompt is given with -p"),
         (&["complete", &model, "-p", "x", "--top-p", "3"], "top-p is 3"),
         (&["complete", &model, "-p", ""], "the prompt has no tokens"),
+        (&["complete", &model, "--raw", "-p", ""], "the prompt has no tokens"),
         (&["complete", &model, "-p", "one two three", "--max-context", "2"], "context of 2"),
-        (&["complete", &model, "-p", "x", "--system", "y"], "--chat"),
+        (&["complete", &model, "-p", "x", "--raw", "--system", "y"], "--system is for chats"),
         (&["complete", &model, "-p", "x", "--logit-bias", "99999=1"], "token 99999"),
         (&["complete", &model, "-p", "x", "--arch-file", "/no/arch.toml"], "/no/arch.toml"),
-        (&["complete", &model, "-p", "x", "--chat", "--chat-template", "/no/template"], "/no/template"),
+        (&["complete", &model, "-p", "x", "--chat-template", "/no/template"], "/no/template"),
         (&["complete", &model, "--file", &latin1], "UTF-8"),
         (&["complete", &model, "-p", "x", "--regex", "(a"], "regular expression"),
         (&["complete", &model, "-p", "x", "--json-schema", "/no/schema"], "/no/schema"),
@@ -192,7 +210,11 @@ fn a_damaged_file_is_a_failure_that_names_it() {
 #[test]
 fn the_default_model_answers_and_a_seed_fixes_the_text() {
     let store = store();
-    let answer = in_store(store.path(), &["complete", "-p", "The capital of France is", "--max-tokens", "4"]).ok();
+    let answer = in_store(
+        store.path(),
+        &["complete", "--raw", "-p", "The capital of France is", "--temp", "0", "--max-tokens", "4"],
+    )
+    .ok();
     assert!(answer.starts_with(" Paris"), "{answer}");
     let with_seed = |seed| {
         let arguments = ["complete", "-p", "Once", "--max-tokens", "10", "--temp", "1.5", "--seed", seed];
@@ -222,18 +244,25 @@ fn the_store_is_listed_and_emptied() {
 #[test]
 fn prompts_come_from_stdin_and_files_too() {
     let model = model();
-    let arguments = ["complete", &model, "--max-tokens", "3"];
+    let arguments = ["complete", &model, "--raw", "--temp", "0", "--max-tokens", "3"];
     let given = basert(&[&arguments[..], &["-p", "One, two, three,"]].concat()).ok();
     assert_eq!(run(command(&arguments), "One, two, three,\n").ok(), given);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), "One, two, three,\r\n").unwrap();
-    assert_eq!(basert(&[&arguments[..], &["--file", file.path().to_str().unwrap()]].concat()).ok(), given);
+    let from_file = ["--file", file.path().to_str().unwrap()];
+    assert_eq!(basert(&[&arguments[..], &from_file].concat()).ok(), given);
+
+    // With -p, what comes first is what the prompt is about.
+    let both = basert(&[&arguments[..], &["-p", "One, two, three,\n\nOne, two,"]].concat()).ok();
+    let asked = [&arguments[..], &["-p", "One, two,"]].concat();
+    assert_eq!(run(command(&asked), "One, two, three,\n").ok(), both);
+    assert_eq!(basert(&[&asked[..], &from_file].concat()).ok(), both);
 }
 
 #[test]
 fn stop_texts_end_the_answer_and_stats_are_asked_for() {
     let model = model();
-    let arguments = ["complete", &model, "-p", "One, two, three,", "--max-tokens", "12"];
+    let arguments = ["complete", &model, "--raw", "--temp", "0", "-p", "One, two, three,", "--max-tokens", "12"];
     let whole = basert(&arguments);
     assert_eq!(whole.err, "");
     let whole = whole.ok();
@@ -258,7 +287,7 @@ fn answers_follow_schemas_and_grammars() {
     );
     let gbnf = file("list.gbnf", "root ::= [a-c] (\", \" [a-c]){2}");
     let lark = file("list.lark", "start: \"yes\" | \"no\"");
-    let arguments = ["complete", &model, "-p", "Answer: ", "--max-tokens", "60"];
+    let arguments = ["complete", &model, "--raw", "--temp", "0", "-p", "Answer: ", "--max-tokens", "60"];
     let answer = |more: &[&str]| basert(&[&arguments, more].concat()).ok().trim_end().to_owned();
     let object: serde_json::Value = serde_json::from_str(&answer(&["--json-schema", &schema])).unwrap();
     assert!(object["n"] == 1 || object["n"] == 2);
@@ -277,7 +306,7 @@ fn answers_follow_schemas_and_grammars() {
 #[test]
 fn a_full_context_is_told() {
     let model = model();
-    let arguments = ["complete", &model, "-p", "One, two, three,", "--max-context", "12"];
+    let arguments = ["complete", &model, "--raw", "--temp", "0", "-p", "One, two, three,", "--max-context", "12"];
     let full = basert(&arguments);
     assert!(full.err.contains("the context of 12 tokens is full") && full.err.contains("--max-context"));
     assert!(full.ok().starts_with(" four"));
@@ -418,7 +447,7 @@ fn templates_get_their_variables() {
         .unwrap();
     let template = template.path().to_str().unwrap();
     let prompt_tokens = |more: &[&str]| {
-        let arguments = ["complete", &model, "--chat", "--chat-template", template, "-p", "x", "--max-tokens", "1"];
+        let arguments = ["complete", &model, "--chat-template", template, "-p", "x", "--max-tokens", "1"];
         let run = basert(&[&arguments[..], &["--stats"], more].concat());
         assert_eq!(run.code, Some(0), "{}", run.err);
         counts(&run).0
@@ -432,11 +461,84 @@ fn templates_get_their_variables() {
 #[test]
 fn an_answer_ends_where_the_model_says_unless_told_otherwise() {
     let model = model();
-    let arguments = ["complete", &model, "--chat", "-p", "Hi", "--max-tokens", "16", "--stats"];
+    let arguments = ["complete", &model, "-p", "Hi", "--temp", "0", "--max-tokens", "16", "--stats"];
     let more = |more: &[&str]| basert(&[&arguments[..], more].concat());
     let ended = counts(&more(&[])).1;
     assert!(ended < 16, "{ended}");
     assert_eq!(counts(&more(&["--ignore-eos"])).1, 16);
     // The token that ends an answer, forbidden.
     assert!(counts(&more(&["--logit-bias", "2=-inf"])).1 > ended);
+}
+
+#[test]
+fn a_model_with_a_template_answers_and_raw_continues() {
+    let model = model();
+    let begin =
+        ["complete", &model, "-p", "What is the capital of France?", "--temp", "0", "--max-tokens", "8", "--stats"];
+    let answered = basert(&begin);
+    let continued = basert(&[&begin[..], &["--raw"]].concat());
+    assert!(counts(&answered).0 > counts(&continued).0 + 10, "{}", answered.err);
+    let run = ["run", &model, "What is the capital", "of France?", "--temp", "0", "--max-tokens", "8"];
+    let answered = answered.ok();
+    assert_eq!(basert(&run).ok(), answered);
+    assert_eq!(basert(&[&begin[..], &["--chat"]].concat()).ok(), answered);
+    let tiny = basert_testkit::tiny().join("llama.gguf").display().to_string();
+    assert!(basert(&["complete", &tiny, "-p", "x", "--max-tokens", "2"]).code == Some(0), "without a template too");
+    assert!(basert(&["complete", &tiny, "-p", "x", "--system", "y"]).fails(2).contains("has no chat template"));
+}
+
+#[test]
+fn thoughts_are_not_part_of_the_answer() {
+    let model = model();
+    let begin = ["complete", &model, "-p", "2 + 2?", "--regex", "<think>two and two</think>four"];
+    assert_eq!(basert(&begin).ok(), "four\n");
+    assert_eq!(basert(&[&begin[..], &["--raw"]].concat()).ok(), "<think>two and two</think>four\n");
+}
+
+#[test]
+fn settings_that_are_left_open_are_the_usual_ones() {
+    let model = basert_testkit::tiny().join("llama.gguf").display().to_string();
+    let complete = |more: &[&str]| basert(&[&["complete", &model, "-p", "A B C", "--max-tokens", "12"], more].concat());
+    let open = complete(&["--seed", "1"]).ok();
+    let said = ["--seed", "1", "--temp", "0.7", "--top-k", "40", "--top-p", "0.95", "--min-p", "0.05"];
+    assert_eq!(complete(&said).ok(), open);
+    let wild = ["--temp", "5", "--top-k", "-1", "--top-p", "1", "--min-p", "0", "--seed=-1"];
+    assert_ne!(complete(&wild).ok(), complete(&wild).ok());
+    for (option, value) in [("--temp", "-1"), ("--seed", "-2"), ("--top-k", "-7")] {
+        let refused = complete(&[option, value]);
+        assert!(refused.code == Some(2) && refused.err.contains(value), "{option}: {}", refused.err);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn names_of_files_and_what_is_in_them_are_only_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(std::ffi::OsStr::from_bytes(b"caf\xe9.gguf"));
+    let mut bytes = fs::read(basert_testkit::tiny().join("llama.gguf")).unwrap();
+    let at = bytes.windows(5).position(|bytes| bytes == b"llama").unwrap();
+    bytes[at..at + 5].copy_from_slice(b"ll\x1b[m");
+    fs::write(&path, bytes).unwrap();
+    for arguments in [&["inspect"][..], &["plan"], &["complete", "-p", "x"]] {
+        let mut command = command(arguments);
+        command.arg(&path);
+        let run = run(command, "");
+        let said = format!("{}{}", run.out, run.err);
+        assert!(said.contains("ll␛[m") && !said.contains('\x1b'), "{arguments:?}: {said}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_may_not_grow_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    let mut command = Command::new("sh");
+    let synth = r#"ulimit -f 1; exec "$0" synth --arch qwen3 --size 0.6b --quant q8_0 "$1""#;
+    command.args(["-c", synth, env!("CARGO_BIN_EXE_basert")]).arg(&file);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let run = run(command, "");
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(run.err.starts_with("error: ") && run.err.to_lowercase().contains("too large"), "{}", run.err);
 }

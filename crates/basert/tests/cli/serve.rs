@@ -13,6 +13,8 @@ use super::{basert, command, model};
 fn what_is_not_safe_or_not_there_is_a_mistake() {
     let error = basert(&["serve", &model(), "--host", "0.0.0.0", "--log", "off"]).fails(2);
     assert!(error.contains("0.0.0.0:8080") && error.contains("API key"), "{error}");
+    let error = basert(&["serve", &model(), "--host", "no such host", "--log", "off"]);
+    assert!(error.code == Some(2) && error.err.contains("no name that stands for one"), "{}", error.err);
     let error = basert(&["serve", &model(), "--cors", "example", "--log", "off"]).fails(2);
     assert!(error.contains("'example' is not an origin"), "{error}");
     let error = basert(&["serve", "./nothing.gguf", "--log", "off"]).fails(2);
@@ -32,7 +34,8 @@ struct Served {
 #[cfg(unix)]
 impl Served {
     fn start(arguments: &[&str]) -> Served {
-        let begin = ["serve", &model(), "--port", "0", "--device", "cpu", "--max-context", "256"];
+        let begin =
+            ["serve", &model(), "--host", "localhost", "--port", "0", "--device", "cpu", "--max-context", "256"];
         let mut process = command(&begin).args(arguments).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
         let address = |line: String| line.split_once("serving ")?.1.split_once("http://").map(|(_, a)| a.to_owned());

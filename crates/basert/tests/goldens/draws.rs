@@ -208,7 +208,7 @@ fn a_gpu_answers_by_a_schema_as_the_cpu_does() {
     for (schema, temperature, max_tokens) in [(&city, 0.0, 40), (&name, 1.0, 40)] {
         let options = Generation {
             max_tokens,
-            sampling: Sampling { temperature, seed: 5, repeat_penalty: 1.3, ..Sampling::default() },
+            sampling: Sampling { temperature, seed: 5, repeat_penalty: 1.3, ..Sampling::default() }.into(),
             grammar: Some(Grammar::JsonSchema(schema.clone())),
             ..Generation::default()
         };

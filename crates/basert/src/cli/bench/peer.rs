@@ -3,10 +3,11 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
+use basert_system::programs;
 use serde_json::{Value, json};
 
 use super::workload::{Engine, Kind, Test};
@@ -30,10 +31,10 @@ pub struct Peer {
 impl Peer {
     /// Starts it, without a model.
     pub fn start(python: &Path) -> anyhow::Result<Peer> {
-        let mut child =
-            Command::new(python).args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(
-                |error| mistake(format!("cannot run '{}': {error}; --python names another", python.display())),
-            )?;
+        let started = programs::python(python)
+            .and_then(|mut python| python.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn());
+        let mut child = started
+            .map_err(|error| mistake(format!("cannot run '{}': {error}; --python names another", python.display())))?;
         let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
             bail!("the peer has no stdin or stdout");
         };
@@ -53,6 +54,7 @@ impl Peer {
 
     /// Loads a model, to be run by that many threads.
     pub fn load(&mut self, model: &Path, threads: usize) -> anyhow::Result<()> {
+        let model = std::path::absolute(model)?;
         let path = model.to_str().ok_or_else(|| mistake(format!("'{}' is not UTF-8 text", model.display())))?;
         self.ask(&json!({ "model": path, "threads": threads }))?;
         Ok(())

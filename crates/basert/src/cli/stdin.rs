@@ -1,0 +1,45 @@
+//! Prompts that come through stdin.
+
+use std::io::{self, IsTerminal, Read};
+
+use super::failure::mistake;
+
+/// All of stdin, unless somebody would have to type it.
+pub fn read() -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    if !io::stdin().is_terminal() {
+        io::stdin().read_to_end(&mut bytes)?;
+    }
+    String::from_utf8(bytes).map_err(|_| mistake("the prompt from stdin is not UTF-8 text"))
+}
+
+/// The same where a prompt is given already: what a pipe or a file brings belongs to it.
+#[cfg(unix)]
+pub fn read_if_given() -> anyhow::Result<String> {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileTypeExt;
+    let Ok(stdin) = io::stdin().as_fd().try_clone_to_owned() else { return Ok(String::new()) };
+    let kind = std::fs::File::from(stdin).metadata()?.file_type();
+    if !(kind.is_fifo() || kind.is_socket() || kind.is_file()) {
+        return Ok(String::new());
+    }
+    if !comes_soon() {
+        use io::Write;
+        let _ =
+            writeln!(io::stderr(), "note: waiting for the rest of the prompt from stdin; < /dev/null if there is none");
+    }
+    read()
+}
+
+#[cfg(not(unix))]
+pub fn read_if_given() -> anyhow::Result<String> {
+    read()
+}
+
+/// Whether there is something to read, or the end of it, within two seconds.
+#[cfg(unix)]
+fn comes_soon() -> bool {
+    let mut stdin = libc::pollfd { fd: libc::STDIN_FILENO, events: libc::POLLIN, revents: 0 };
+    // SAFETY: one descriptor is looked at, and the kernel writes nothing but its `revents`.
+    unsafe { libc::poll(&mut stdin, 1, 2000) != 0 }
+}
