@@ -26,7 +26,7 @@ pub async fn check(State(shared): State<Shared>, mut request: Request, next: Nex
     let open = OPEN.contains(&request.uri().path()) || api::page::has(request.uri().path());
     let client = if shared.config.api_keys.is_empty() {
         if shared.config.address.ip().is_loopback() {
-            check_host(request.headers(), request.uri())?;
+            check_host(request.headers(), request.uri(), &shared.config.hosts)?;
         }
         peer.map_or(0, number)
     } else {
@@ -78,21 +78,54 @@ fn number_of_key(key: &[u8]) -> u64 {
     Sha256::digest(key).iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Where no key is asked for, a page of another site must not get in by a name that leads here (DNS rebinding).
-fn check_host(headers: &HeaderMap, uri: &Uri) -> Result<(), ApiError> {
+/// Endings of names that no name server of the internet gives out: those of the loopback (RFC 6761), and of private
+/// networks (RFC 6762, RFC 8375, and ICANN for `internal`, where containers find their host).
+const LOOPBACK: &str = "localhost";
+const PRIVATE: [&str; 3] = ["local", "home.arpa", "internal"];
+
+/// Where no key is asked for, a page of another site must not get in by a name that leads here (DNS rebinding). So the name
+/// has to be one of this machine. In a private network others can give a name to it; programs are let in by such a name,
+/// and pages, whose requests say of which origin they are, are not.
+fn check_host(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> Result<(), ApiError> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(uri.authority().map(|a| a.as_str()));
     let Some(host) = host else { return Ok(()) };
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
         _ => host,
     };
-    let name = name.trim_start_matches('[').trim_end_matches(']');
-    let local = name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok();
-    if local {
+    let name = name.trim_start_matches('[').trim_end_matches(']').trim_end_matches('.').to_ascii_lowercase();
+    let ends = |ending: &str| name.strip_suffix(ending).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let is_own = || {
+        let own = own_name().to_ascii_lowercase();
+        let label = own.split('.').next().unwrap_or_default();
+        !label.is_empty() && (name == own || name == label || name.strip_suffix(".local") == Some(label))
+    };
+    let is_allowed = |given: &String| given == "*" || given.trim_end_matches('.').eq_ignore_ascii_case(&name);
+    let by_program = !headers.contains_key(header::ORIGIN);
+    if name.parse::<IpAddr>().is_ok()
+        || ends(LOOPBACK)
+        || by_program && PRIVATE.into_iter().any(ends)
+        || allowed.iter().any(is_allowed)
+        || is_own()
+    {
         return Ok(());
     }
-    let message = format!("'{host}' is not a name of this machine; ask by localhost or an address, or use an API key");
+    let message = format!(
+        "'{host}' is not a name of this machine; ask by localhost or an address, serve with --allow-host {name}, or use an \
+         API key"
+    );
     Err(ApiError::new(StatusCode::FORBIDDEN, message))
+}
+
+/// What this machine calls itself.
+#[cfg(unix)]
+fn own_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(not(unix))]
+fn own_name() -> String {
+    std::env::var("COMPUTERNAME").unwrap_or_default()
 }
 
 fn number(address: IpAddr) -> u64 {
@@ -129,17 +162,31 @@ mod tests {
 
     #[test]
     fn only_names_of_this_machine_are_asked_without_a_key() {
-        for (host, good) in [
-            ("localhost:8080", true),
-            ("127.0.0.1:8080", true),
-            ("[::1]:8080", true),
-            ("LOCALHOST", true),
-            ("evil.example:8080", false),
-            ("localhost.evil.example", false),
+        let own = own_name();
+        for (host, program, page) in [
+            ("localhost:8080", true, true),
+            ("localhost.:8080", true, true),
+            ("127.0.0.1:8080", true, true),
+            ("[::1]:8080", true, true),
+            ("LOCALHOST", true, true),
+            ("chat.localhost", true, true),
+            (own.as_str(), true, true),
+            ("llm.example", true, true),
+            ("host.docker.internal:8080", true, false),
+            ("somebody.local", true, false),
+            ("evil.example:8080", false, false),
+            ("localhost.evil.example", false, false),
+            ("evillocalhost", false, false),
+            ("local.evil.example", false, false),
+            ("llm.example.evil.example", false, false),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::HOST, host.parse().unwrap());
-            assert_eq!(check_host(&headers, &Uri::from_static("/")).is_ok(), good, "{host}");
+            let is_let_in =
+                |headers: &HeaderMap| check_host(headers, &Uri::from_static("/"), &["llm.example".into()]).is_ok();
+            assert_eq!(is_let_in(&headers), program, "{host}");
+            headers.insert(header::ORIGIN, "http://evil.local".parse().unwrap());
+            assert_eq!(is_let_in(&headers), page, "{host}");
         }
     }
 }

@@ -2,41 +2,25 @@
 
 use axum::body::to_bytes;
 use axum::extract::{FromRequest, Request};
-use axum::http::{StatusCode, header};
-use serde::de::{DeserializeOwned, Error};
-use serde::{Deserialize, Deserializer};
+use axum::http::StatusCode;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
+use crate::fields::{self, Place, Warnings};
+use crate::json;
 use crate::server::Shared;
-
-/// Fields that do not change an answer: the APIs say that they may be ignored.
-const IGNORED: [&str; 9] = [
-    "user",
-    "metadata",
-    "client_metadata",
-    "store",
-    "service_tier",
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "safety_identifier",
-];
 
 /// A JSON object from a request's body.
 #[derive(Debug, Default)]
-pub struct Fields(pub Map<String, Value>);
+pub struct Fields(pub Map<String, Value>, pub Warnings);
 
 impl FromRequest<Shared> for Fields {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Fields, ApiError> {
-        let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        // A browser asks before it sends JSON to another origin, and does not before it sends text.
-        if !kind.trim().to_ascii_lowercase().starts_with("application/json") {
-            let message = format!("the content type is '{kind}', and has to be application/json");
-            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
-        }
+        json::check_headers(request.headers())?;
+        let warnings = request.extensions().get::<Warnings>().cloned();
         let (limit, patience) = (shared.config.body_limit, shared.config.header_timeout);
         let bytes = tokio::time::timeout(patience, to_bytes(request.into_body(), limit)).await;
         let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body of the request did not come in time");
@@ -49,47 +33,68 @@ impl FromRequest<Shared> for Fields {
                 ApiError::bad(format!("the body could not be read: {error}"))
             }
         })?;
-        Fields::parse(&bytes)
+        let warnings = warnings.unwrap_or_default();
+        Ok(Fields(Fields::parse(&bytes)?.0, warnings))
     }
 }
 
 impl Fields {
-    /// Reads a JSON object. Fields that are null count as absent.
+    /// Reads a JSON object. Fields that are null count as absent, and a number without a fraction is a whole one.
     pub fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
-        let value: Value =
-            serde_json::from_slice(bytes).map_err(|error| ApiError::bad(format!("the body is not JSON: {error}")))?;
-        let Value::Object(mut map) = value else {
+        let Value::Object(mut map) = json::parse(bytes)? else {
             return Err(ApiError::bad("the body has to be a JSON object"));
         };
+        // As Ollama's own API has it: settings of an answer in an object of their own.
+        if let Some(Value::Object(options)) = map.shift_remove("options") {
+            for (name, value) in options {
+                map.entry(name).or_insert(value);
+            }
+        }
         map.retain(|_, value| !value.is_null());
-        Ok(Fields(map))
+        map.values_mut().for_each(whole);
+        Ok(Fields(map, Warnings::default()))
     }
 
-    /// Takes the fields of these names out and reads them.
-    pub fn take<T: DeserializeOwned>(&mut self, names: &[&str]) -> Result<T, ApiError> {
+    /// Takes the fields that a type reads out and reads them, but for those that its endpoint does not have.
+    pub fn take<T: DeserializeOwned>(&mut self, but: &[&str]) -> Result<T, ApiError> {
+        let names: Vec<&str> = fields::names::<T>().iter().copied().filter(|name| !but.contains(name)).collect();
+        fields::rename(&mut self.0, &names, Place::Request)?;
         let taken = names.iter().filter_map(|&name| Some((name.to_owned(), self.0.shift_remove(name)?))).collect();
-        read(Value::Object(taken), "")
+        read(Value::Object(taken), "", Place::Request)
     }
 
-    /// Reads all that are left; any that is unknown is refused by name.
-    pub fn rest<T: DeserializeOwned>(mut self) -> Result<T, ApiError> {
-        self.0.retain(|name, _| !IGNORED.contains(&name.as_str()));
-        read(Value::Object(self.0), "")
+    /// Reads all that are left; any that would change the answer and is not read is refused by name.
+    pub fn rest<T: DeserializeOwned>(self) -> Result<T, ApiError> {
+        fields::part(Value::Object(self.0), "", Place::Request, &self.1)
     }
 }
 
-/// A field that is not supported, and that programs send as null all the same.
-#[derive(Debug)]
-pub enum Unsupported {}
-
-impl<'de> Deserialize<'de> for Unsupported {
-    fn deserialize<D: Deserializer<'de>>(_: D) -> Result<Unsupported, D::Error> {
-        Err(D::Error::custom("this field is not supported"))
+/// Makes 16.0 the whole number that it is.
+fn whole(value: &mut Value) {
+    // Up to there, floats are whole numbers without gaps.
+    let exact = |x: &f64| x.fract() == 0.0 && x.abs() < 9e15;
+    if let Some(x) = value.as_f64().filter(exact).filter(|_| value.is_f64()) {
+        *value = Value::from(x as i64);
     }
+}
+
+/// What serde says of a value of the wrong type, without Rust's names of types.
+fn in_plain_words(message: String) -> String {
+    let words = [
+        (["usize", "u64", "u32"].as_slice(), "a whole number that is not negative"),
+        (&["i64", "i32"], "a whole number"),
+        (&["f32", "f64"], "a number"),
+        (&["a boolean"], "true or false"),
+    ];
+    let found = words.iter().find_map(|(types, words)| {
+        let expected = message.split_once(", expected ")?;
+        types.contains(&expected.1).then(|| format!("{}, expected {words}", expected.0))
+    });
+    found.unwrap_or(message)
 }
 
 /// Reads a part of a body, whose place there is `at`.
-pub fn read<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ApiError> {
+pub fn read<T: DeserializeOwned>(value: Value, at: &str, place: Place) -> Result<T, ApiError> {
     let mut track = serde_path_to_error::Track::new();
     T::deserialize(serde_path_to_error::Deserializer::new(value, &mut track)).map_err(|error| {
         let path = match track.path().to_string() {
@@ -97,12 +102,12 @@ pub fn read<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ApiError> 
             path if path == "." => at.to_owned(),
             path => format!("{at}.{path}"),
         };
-        let message = error.to_string();
+        let message = in_plain_words(error.to_string());
         match message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
             Some((name, _)) => {
                 let path = if path.ends_with(name) { path } else { format!("{path}.{name}") };
                 let path = path.trim_start_matches(['.', '?']).to_owned();
-                ApiError::field(path, "this field is not supported").with_code("unknown_parameter")
+                ApiError::field(path, fields::refusal(name, place)).with_code("unknown_parameter")
             }
             None if path == "." => ApiError::bad(message),
             None => ApiError::field(path, message),
@@ -137,7 +142,7 @@ mod tests {
             (r#"{"inner": [{"name": "a"}, {"name": "b", "colour": 1}]}"#, Some("inner[1].colour"), "not supported"),
             (r#"{"inner": [], "colour": 1}"#, Some("colour"), "not supported"),
             (r#"{"inner": [{"name": 3}]}"#, Some("inner[0].name"), "expected a string"),
-            (r#"{"inner": [], "number": -1}"#, Some("number"), "u32"),
+            (r#"{"inner": [], "number": -1}"#, Some("number"), "not negative"),
             (r#"{"number": 1}"#, None, "missing field `inner`"),
             ("[]", None, "JSON object"),
             ("{", None, "not JSON"),

@@ -13,8 +13,12 @@ pub struct Config {
     pub address: SocketAddr,
     /// Any of these lets a client in; without any, everybody who can connect is let in.
     pub api_keys: Vec<String>,
-    /// Web pages from these origins may use the server; `*` is all.
+    /// Web pages from these origins may use the server; `*` is all, and in the place of a port any port.
     pub cors: Vec<String>,
+    /// Names of this machine by which it may be asked without a key, beside those that it has in any case; `*` is all.
+    pub hosts: Vec<String>,
+    /// More names for the first model; `*` is every name that no model has.
+    pub aliases: Vec<String>,
     /// The largest body of a request, in bytes.
     pub body_limit: usize,
     /// How long a client may take to send the head of a request, and as long again for its body.
@@ -53,6 +57,8 @@ impl Default for Config {
             address: SocketAddr::from(([127, 0, 0, 1], 8080)),
             api_keys: Vec::new(),
             cors: Vec::new(),
+            hosts: Vec::new(),
+            aliases: Vec::new(),
             body_limit: 32 << 20,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),

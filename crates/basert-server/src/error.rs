@@ -20,11 +20,14 @@ pub struct ApiError {
     pub param: Option<String>,
     /// What programs tell errors of one status apart by.
     pub code: Option<&'static str>,
+    /// Tokens of a prompt that is longer than the context, and those of the context. Programs that shorten conversations
+    /// know that by the words that an API has for it.
+    pub overflow: Option<(usize, usize)>,
 }
 
 impl ApiError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code: None }
+        ApiError { status, message: message.into(), param: None, code: None, overflow: None }
     }
 
     /// The request is wrong.
@@ -56,7 +59,14 @@ impl ApiError {
             400..=499 => "invalid_request_error",
             _ => "server_error",
         };
-        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": self.code } })
+        let message = match self.overflow {
+            None => self.message.clone(),
+            Some((tokens, context)) => format!(
+                "This model's maximum context length is {context} tokens. However, the prompt has {tokens} tokens. \
+                 Please shorten it, or serve the model with a larger --max-context."
+            ),
+        };
+        json!({ "error": { "message": message, "type": kind, "param": self.param, "code": self.code } })
     }
 
     /// As Anthropic's API says it.
@@ -71,16 +81,23 @@ impl ApiError {
             400..=499 => "invalid_request_error",
             _ => "api_error",
         };
-        json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+        let message = match self.overflow {
+            None => self.message.clone(),
+            Some((tokens, context)) => format!(
+                "prompt is too long: {tokens} tokens > {context} maximum; shorten it, or serve the model with a larger \
+                 --max-context"
+            ),
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": message } })
     }
 }
 
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> ApiError {
         match &error {
-            EngineError::ContextFull { .. } => {
-                ApiError { param: Some("messages".to_owned()), ..ApiError::bad(error.to_string()) }
-                    .with_code("context_length_exceeded")
+            &EngineError::ContextFull { tokens, context } => {
+                let bad = ApiError::bad(error.to_string()).with_code("context_length_exceeded");
+                ApiError { param: Some("messages".to_owned()), overflow: Some((tokens, context)), ..bad }
             }
             // What takes more than the limits of a step, or leaves no token, is the request's grammar.
             EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } | EngineError::Constraint(_) => {
@@ -118,6 +135,15 @@ pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
         }
         None => return response,
     };
+    let mut error = error;
+    if error.overflow.is_some() {
+        let field = match path.as_str() {
+            "/v1/responses" | "/v1/embeddings" => "input",
+            "/v1/completions" => "prompt",
+            _ => "messages",
+        };
+        error.param = Some(field.to_owned());
+    }
     let body = if path.starts_with("/v1/messages") { error.anthropic() } else { error.openai() };
     let mut worded = (error.status, axum::Json(body)).into_response();
     for (name, value) in response.headers().iter().filter(|(name, _)| *name == header::ALLOW) {

@@ -73,17 +73,27 @@ impl Registry {
         })
     }
 
+    /// What the first model is called beside its name.
+    pub fn aliases(&self) -> impl Iterator<Item = &str> {
+        self.config.aliases.iter().map(String::as_str).filter(|alias| *alias != "*")
+    }
+
     fn entry(&self, name: Option<&str>) -> Result<&Entry, ApiError> {
         let found = match name {
             None => self.entries.first(),
-            Some(name) => self.entries.iter().find(|entry| entry.source.name == name),
+            Some(name) => {
+                let alias = |alias: &String| alias == name || alias == "*";
+                let named = self.entries.iter().find(|entry| entry.source.name == name);
+                named.or_else(|| self.entries.first().filter(|_| self.config.aliases.iter().any(alias)))
+            }
         };
         found.ok_or_else(|| self.unknown(name.unwrap_or_default()))
     }
 
     /// That there is no model of that name.
     pub fn unknown(&self, name: &str) -> ApiError {
-        let names: Vec<_> = self.entries.iter().map(|entry| format!("'{}'", entry.source.name)).collect();
+        let names = self.entries.iter().map(|entry| entry.source.name.as_str()).chain(self.aliases());
+        let names: Vec<_> = names.map(|name| format!("'{name}'")).collect();
         let message = format!("there is no model '{name}'; there is {}", names.join(", "));
         let error = ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) };
         error.with_code("model_not_found")

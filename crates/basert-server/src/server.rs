@@ -1,6 +1,5 @@
 //! The server: connections, what every request passes, and the end.
 
-use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,18 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use hyper::body::Incoming;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tower::ServiceExt;
-use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::api::batches::{self, Batches};
 use crate::api::responses::Kept;
@@ -30,8 +24,7 @@ use crate::files::Files;
 use crate::limits::Limits;
 use crate::model::Source;
 use crate::registry::Registry;
-use crate::stall::Stalling;
-use crate::{api, auth, error, log, telemetry};
+use crate::{api, auth, connection, cors, error, fields, log, telemetry};
 
 /// How often models and limits are looked after.
 const TIDY: Duration = Duration::from_secs(5);
@@ -54,7 +47,7 @@ pub enum ServeError {
         address: SocketAddr,
     },
     /// An origin that is none.
-    #[error("'{0}' is not an origin; one looks like https://example.org, and * is all")]
+    #[error("'{0}' is not an origin; one looks like https://example.org or http://localhost:*, and * is all")]
     Origin(String),
     /// The folder for files cannot be used.
     #[error("files cannot be kept in '{}': {source}", folder.display())]
@@ -166,14 +159,14 @@ impl Server {
             return Err(ServeError::NoModels);
         }
         for (i, source) in sources.iter().enumerate() {
-            if sources[..i].iter().any(|other| other.name == source.name) {
+            if sources[..i].iter().any(|other| other.name == source.name) || config.aliases.contains(&source.name) {
                 return Err(ServeError::SameName(source.name.clone()));
             }
         }
         if !address.ip().is_loopback() && config.api_keys.iter().all(String::is_empty) {
             return Err(ServeError::Open { address });
         }
-        let cors = cors(&config.cors)?;
+        let cors = cors::layer(&config.cors)?;
         let files = config.files.clone().map(|folder| {
             Files::open(folder.clone()).map(Arc::new).map_err(|source| ServeError::Files { folder, source })
         });
@@ -200,6 +193,7 @@ impl Server {
             .layer(middleware::from_fn_with_state(shared.clone(), refuse_when_draining))
             .layer(middleware::from_fn_with_state(shared.clone(), auth::check))
             .layer(middleware::from_fn(error::in_its_own_shape))
+            .layer(middleware::from_fn(fields::warn))
             .layer(cors)
             .layer(middleware::from_fn(log::request))
             .with_state(shared.clone());
@@ -236,7 +230,7 @@ impl Server {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, peer)) => {
-                        let connection = connection(stream, peer, router.clone(), &shared.config);
+                        let connection = connection::serve(stream, peer, router.clone(), &shared.config);
                         let connection = connections.watch(connection);
                         tokio::spawn(async move {
                             if let Err(error) = connection.await {
@@ -276,28 +270,6 @@ impl Server {
     }
 }
 
-fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    router: Router,
-    config: &Config,
-) -> hyper::server::conn::http1::Connection<
-    TokioIo<Stalling<TcpStream>>,
-    impl hyper::service::HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send> + use<>,
-> {
-    // Events are small, and each is waited for.
-    let _ = stream.set_nodelay(true);
-    let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(peer);
-        router.clone().oneshot(request)
-    });
-    hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(config.header_timeout)
-        .serve_connection(TokioIo::new(Stalling::new(stream, config.write_timeout)), service)
-}
-
 async fn refuse_when_draining(
     State(shared): State<Shared>,
     request: Request,
@@ -320,29 +292,4 @@ async fn tidy(shared: Shared) {
             recorder.run_upkeep();
         }
     }
-}
-
-/// Lets pages of these origins in, if any.
-fn cors(origins: &[String]) -> Result<CorsLayer, ServeError> {
-    if origins.is_empty() {
-        return Ok(CorsLayer::new());
-    }
-    let origin = |text: &String| match text.parse::<axum::http::Uri>() {
-        Ok(uri) if uri.scheme().is_some() && matches!(uri.path(), "" | "/") => {
-            HeaderValue::from_str(text.trim_end_matches('/')).map_err(|_| ServeError::Origin(text.clone()))
-        }
-        _ => Err(ServeError::Origin(text.clone())),
-    };
-    let allowed = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(origins.iter().map(origin).collect::<Result<Vec<_>, _>>()?)
-    };
-    let headers = ["x-api-key", "anthropic-version", "anthropic-beta", "x-request-id"].map(HeaderName::from_static);
-    let headers = [header::AUTHORIZATION, header::CONTENT_TYPE].into_iter().chain(headers);
-    Ok(CorsLayer::new()
-        .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(headers.collect::<Vec<_>>())
-        .expose_headers([HeaderName::from_static("x-request-id")]))
 }

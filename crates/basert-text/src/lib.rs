@@ -33,7 +33,7 @@ mod tokenizer;
 pub use detokenizer::Detokenizer;
 pub use dialect::{CallGrammar, Conversation, Dialect, DialectError, Event, Parser, ParserOptions};
 pub use error::{TemplateError, TokenizerError};
-pub use grammar::{Constraint, Grammar, GrammarCompiler, GrammarError, Preface};
+pub use grammar::{Constraint, Grammar, GrammarCompiler, GrammarError, Preface, relaxed};
 pub use stop::StopTexts;
 pub use template::{ChatRequest, ChatTemplate};
 pub use tokenizer::{EncodeOptions, GgufVocabulary, HuggingFaceFiles, Tokenizer};

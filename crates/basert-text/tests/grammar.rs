@@ -141,6 +141,66 @@ fn schemas_that_cannot_be_honoured_are_refused_where() {
 }
 
 #[test]
+fn what_refers_to_itself_without_an_end_is_refused() {
+    let (_, compiler) = bytes();
+    let itself = json!({"$ref": "#/$defs/a"});
+    for (schema, fine) in [
+        (json!({"$defs": {"a": itself}, "type": "object", "properties": {"x": itself}, "required": ["x"]}), false),
+        (json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": itself}, "anyOf": [itself]}), false),
+        (json!({"type": "object", "properties": {"x": {"$ref": "#"}}, "required": ["x"]}), false),
+        (json!({"type": "array", "items": {"$ref": "#"}, "minItems": 1}), false),
+        (json!({"type": "object", "properties": {"x": {"$ref": "#"}}}), true),
+        (json!({"type": "array", "items": {"$ref": "#"}}), true),
+        (
+            json!({"$defs": {"a": {"anyOf": [{"type": "null"}, {"type": "array", "items": itself, "minItems": 1}]}}, "anyOf": [itself]}),
+            true,
+        ),
+    ] {
+        match compiler.compile(&Grammar::JsonSchema(schema.clone())) {
+            Ok(_) => assert!(fine, "{schema}"),
+            Err(error) => assert!(!fine && error.to_string().contains("round in a circle"), "{schema}: {error}"),
+        }
+    }
+}
+
+/// Schemas as programs make them of types: what is relaxed compiles, and still lets through what it should.
+#[test]
+fn keywords_that_no_mask_holds_are_taken_out_with_a_note() {
+    let text = json!({"type": "string"});
+    let part = |tag: &str| json!({"type": "object", "properties": {"k": {"const": tag}}, "required": ["k"]});
+    for (schema, notes, good, bad) in [
+        (json!({"type": "string", "format": "password"}), &["format 'password'"][..], "\"x\"", "1"),
+        (json!({"type": "string", "format": "date"}), &[], "\"2020-01-01\"", "\"x\""),
+        (json!({"type": "array", "items": text, "uniqueItems": true}), &["uniqueItems"], "[\"a\"]", "[1]"),
+        (json!({"type": "array", "items": text, "uniqueItems": false}), &[], "[\"a\"]", "[1]"),
+        (json!({"type": "object", "propertyNames": {"type": "string"}}), &[], "{\"a\":1}", "1"),
+        (
+            json!({"type": "object", "propertyNames": {"$ref": "#/$defs/n"}, "additionalProperties": {"type": "integer"},
+                "$defs": {"n": {"enum": ["a", "b"]}}}),
+            &[],
+            "{\"b\":1}",
+            "{\"c\":1}",
+        ),
+        (json!({"type": "object", "propertyNames": {"pattern": "^[a-z]$"}}), &[], "{\"a\":1}", "{\"A\":1}"),
+        (json!({"type": "object", "propertyNames": {"minLength": 2}}), &["propertyNames"], "{\"a\":1}", "1"),
+        (json!({"type": "object", "properties": {"a": {"not": {}}, "b": text}}), &[], "{\"b\":\"\"}", "{\"a\":1}"),
+        (json!({"type": "string", "not": {"const": "x"}}), &["not"], "\"y\"", "1"),
+        (json!({"oneOf": [text, {"type": "integer"}]}), &[], "1", "null"),
+        (json!({"oneOf": [part("a"), part("b")]}), &[], "{\"k\":\"b\"}", "{\"k\":\"c\"}"),
+        (
+            json!({"items": {"oneOf": [{"type": "integer"}, {"type": "number", "minimum": 0}]}, "type": "array"}),
+            &["that only one part of oneOf holds at /items"],
+            "[1.5]",
+            "[null]",
+        ),
+    ] {
+        let (relaxed, found) = basert_text::relaxed(&schema);
+        assert_eq!(found, notes, "{schema}");
+        check(Grammar::JsonSchema(relaxed), &[good], &[bad]);
+    }
+}
+
+#[test]
 fn bombs_are_refused_in_time() {
     let (_, compiler) = bytes();
     let mut doubling = json!({"type": "object", "properties": {}});

@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+pub struct Request {
     input_file_id: String,
     endpoint: String,
     /// The APIs know only one.

@@ -7,13 +7,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::format::{Asked, Format};
+use super::format::Formats;
 use super::items::{Call, Items};
 use super::options::Options;
-use super::prompt::{Chat, Message, Rendered};
-use super::tools::{Tool, Tools};
+use super::prompt::{Chat, Rendered};
+use super::thinking::Thinking;
+use super::tools::Tools;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
@@ -30,23 +31,31 @@ pub fn router() -> Router<Shared> {
 /// The fields that only chats have.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
-    messages: Vec<Message>,
+pub struct Request {
+    messages: Vec<Value>,
     max_tokens: Option<usize>,
     max_completion_tokens: Option<usize>,
     #[serde(default)]
-    logprobs: bool,
+    logprobs: Logprobs,
     top_logprobs: Option<usize>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-    enable_thinking: Option<bool>,
-    reasoning_effort: Option<String>,
-    tools: Option<Vec<Tool>>,
+    tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
-    response_format: Option<Asked>,
-    /// A grammar as llama.cpp writes them.
-    grammar: Option<String>,
     modalities: Option<Vec<String>>,
+}
+
+/// Whether log probabilities are wanted; completions say of how many tokens.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "expected true, false or a whole number")]
+pub enum Logprobs {
+    Wanted(bool),
+    Of(usize),
+}
+
+impl Default for Logprobs {
+    fn default() -> Logprobs {
+        Logprobs::Wanted(false)
+    }
 }
 
 /// The most of the likeliest tokens that are told.
@@ -54,22 +63,17 @@ pub const MOST_LOGPROBS: usize = 20;
 
 impl Request {
     fn logprobs(&self) -> Result<Option<usize>, ApiError> {
-        match self.top_logprobs {
+        let (wanted, top) = match self.logprobs {
+            Logprobs::Wanted(wanted) => (wanted, self.top_logprobs),
+            Logprobs::Of(top) => (top > 0, self.top_logprobs.or(Some(top))),
+        };
+        match top {
             Some(top) if top > MOST_LOGPROBS => {
                 Err(ApiError::field("top_logprobs", format!("{top} is more than {MOST_LOGPROBS}")))
             }
-            Some(_) if !self.logprobs => Err(ApiError::field("top_logprobs", "logprobs has to be true for that")),
-            top => Ok(self.logprobs.then_some(top.unwrap_or(0))),
+            Some(top) if top > 0 && !wanted => Err(ApiError::field("top_logprobs", "logprobs has to be true for that")),
+            top => Ok(wanted.then_some(top.unwrap_or(0))),
         }
-    }
-
-    /// What the template is told.
-    fn variables(&mut self) -> Map<String, Value> {
-        let mut variables = self.chat_template_kwargs.take().unwrap_or_default();
-        let thinking = self.enable_thinking.map(|think| ("enable_thinking".to_owned(), Value::Bool(think)));
-        let effort = self.reasoning_effort.take().map(|effort| ("reasoning_effort".to_owned(), Value::String(effort)));
-        variables.extend(thinking.into_iter().chain(effort));
-        variables
     }
 }
 
@@ -78,8 +82,11 @@ async fn complete(
     Extension(Client(client)): Extension<Client>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
+    let warnings = fields.1.clone();
     let options = Options::take(&mut fields, &[])?;
-    let mut request: Request = fields.rest()?;
+    let thinking = Thinking::take(&mut fields)?;
+    let format = Formats::take(&mut fields)?.format()?;
+    let request: Request = fields.rest()?;
     let logprobs = request.logprobs()?;
     if request.modalities.as_ref().is_some_and(|modalities| modalities.iter().any(|kind| kind != "text")) {
         return Err(ApiError::field("modalities", "only text is answered"));
@@ -87,18 +94,11 @@ async fn complete(
     let model = shared.registry.get(options.model.as_deref()).await?;
     let n = options.n.unwrap_or(1);
     model.answers(1, n)?;
-    let variables = request.variables();
-    let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
-    let format = match request.grammar {
-        None => Format::new("response_format", request.response_format)?,
-        Some(_) if request.response_format.is_some() => {
-            return Err(ApiError::field("grammar", "an answer has one format; response_format says another"));
-        }
-        Some(grammar) => Format::new("grammar", Some(Asked::Gbnf { grammar }))?,
-    };
-    let chat = Chat { tools, format, ..Chat::new(request.messages, variables)? };
+    let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
+    let variables = thinking.variables(&warnings);
+    let chat = Chat { tools, format, variables, ..Chat::new(request.messages, &warnings)? };
     let sampling = options.sampling(&model)?;
-    let Rendered { tokens, answer } = chat.render(model.clone()).await?;
+    let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let job = Job {
         client,
         salt: shared.salt(client),
@@ -107,6 +107,7 @@ async fn complete(
         sampling,
         max_tokens: request.max_completion_tokens.or(request.max_tokens),
         stop: options.stop.clone(),
+        constraint,
         chat: Some(answer),
         logprobs,
         ignore_end: options.ignore_eos,

@@ -9,9 +9,10 @@ use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::chat::{MOST_LOGPROBS, finite};
+use super::chat::{Logprobs, MOST_LOGPROBS, finite};
+use super::format::Formats;
 use super::options::Options;
-use super::prompt::Prompts;
+use super::prompt::{Prompts, elsewhere};
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
@@ -28,10 +29,11 @@ pub fn router() -> Router<Shared> {
 /// The fields that only completions have.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+pub struct Request {
     prompt: Prompts,
     max_tokens: Option<usize>,
-    logprobs: Option<usize>,
+    #[serde(default)]
+    logprobs: Logprobs,
     #[serde(default)]
     echo: bool,
 }
@@ -46,9 +48,15 @@ async fn complete(
     Extension(Client(client)): Extension<Client>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
+    let warnings = fields.1.clone();
     let options = Options::take(&mut fields, &[])?;
+    let format = Formats::take(&mut fields)?.format()?;
     let request: Request = fields.rest()?;
-    if let Some(top) = request.logprobs.filter(|&top| top > MOST_LOGPROBS) {
+    let wanted = match request.logprobs {
+        Logprobs::Wanted(wanted) => wanted.then_some(1),
+        Logprobs::Of(top) => Some(top),
+    };
+    if let Some(top) = wanted.filter(|&top| top > MOST_LOGPROBS) {
         return Err(ApiError::field("logprobs", format!("{top} is more than {MOST_LOGPROBS}")));
     }
     let model = shared.registry.get(options.model.as_deref()).await?;
@@ -59,8 +67,17 @@ async fn complete(
     let n = options.n.unwrap_or(1);
     let answers = model.answers(request.prompt.len(), n)?;
     let echoes = if request.echo { request.prompt.texts(&model) } else { Vec::new() };
-    let prompts = request.prompt.tokens(&model).await?;
-    let prompt_logprobs = request.echo && request.logprobs.is_some();
+    let prompts = request.prompt.tokens(&model, "prompt").await?;
+    let constraint = match format.grammar(&warnings) {
+        None => None,
+        Some(grammar) => {
+            let (model, field) = (model.clone(), format.field());
+            let compiled =
+                elsewhere(move || model.plain_constraint(&grammar).map_err(|error| ApiError::field(field, error)));
+            Some(compiled.await?)
+        }
+    };
+    let prompt_logprobs = request.echo && wanted.is_some();
     let scored = |i: usize| if prompt_logprobs { prompts[i / n].len() } else { 0 };
     let (usage, prompt_tokens) = (Usage::new(prompts.len(), n), (0..answers).map(scored).collect());
     let events = model.begin(Job {
@@ -71,8 +88,9 @@ async fn complete(
         sampling: options.sampling(&model)?,
         max_tokens: Some(request.max_tokens.unwrap_or(UNASKED_TOKENS)),
         stop: options.stop.clone(),
+        constraint,
         chat: None,
-        logprobs: request.logprobs,
+        logprobs: wanted,
         ignore_end: options.ignore_eos,
         pooling: None,
         prompt_logprobs,
@@ -85,7 +103,7 @@ async fn complete(
         choices: (0..answers).map(|i| echoes.get(i / n).cloned().unwrap_or_default()).collect(),
         prompt_tokens,
         include_usage: options.include_usage(),
-        logprobs: request.logprobs.is_some(),
+        logprobs: wanted.is_some(),
     };
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));

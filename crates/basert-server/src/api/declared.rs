@@ -1,5 +1,8 @@
-//! Tools as a request for a response declares them: functions, by themselves or in namespaces, and what OpenAI's service
-//! runs itself.
+//! Tools as a request for a response declares them: functions, by themselves or in namespaces, tools of free text, the
+//! shell of the client, and what OpenAI's service runs itself.
+//!
+//! A model knows functions alone. What is called otherwise is declared to it as a function, and its calls are told in the
+//! words of what was declared.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +11,8 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::tools::{self, Function, Tools};
-use crate::body;
 use crate::error::ApiError;
+use crate::fields::{self, Place, Warnings};
 
 /// What the service runs itself, and agents declare whether or not there is a service: a model is not told of it. With
 /// `tool_search` a model would ask for functions that are deferred; here it has them all.
@@ -24,8 +27,16 @@ struct Declared {
     description: Option<String>,
     parameters: Option<Map<String, Value>>,
     strict: Option<bool>,
-    #[serde(rename = "defer_loading")]
-    _defer_loading: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Custom {
+    #[serde(rename = "type")]
+    _kind: IgnoredAny,
+    name: String,
+    description: Option<String>,
+    format: Option<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -38,44 +49,119 @@ struct Namespace {
     tools: Vec<Value>,
 }
 
-/// Functions of namespaces by the names that the model knows them by: the namespace, and their own.
-#[derive(Debug, Default)]
-pub struct Namespaces(BTreeMap<String, (String, String)>);
+/// What the API calls something that the model calls as a function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Called<'a> {
+    Function {
+        namespace: Option<&'a str>,
+        name: &'a str,
+    },
+    /// Its argument is a text.
+    Custom {
+        name: &'a str,
+    },
+    Shell,
+}
 
-impl Namespaces {
-    /// What the API calls a function: its namespace, if it is in one, and its name there.
-    pub fn split<'a>(&'a self, known: &'a str) -> (Option<&'a str>, &'a str) {
+#[derive(Debug)]
+enum Kind {
+    InNamespace { namespace: String, name: String },
+    Custom,
+    Shell,
+}
+
+/// Functions by the names that the model knows them by, where the API says something else.
+#[derive(Debug, Default)]
+pub struct Known(BTreeMap<String, Kind>);
+
+impl Known {
+    /// What the API calls it.
+    pub fn called<'a>(&'a self, known: &'a str) -> Called<'a> {
         match self.0.get(known) {
-            Some((namespace, name)) => (Some(namespace), name),
-            None => (None, known),
+            Some(Kind::InNamespace { namespace, name }) => Called::Function { namespace: Some(namespace), name },
+            Some(Kind::Custom) => Called::Custom { name: known },
+            Some(Kind::Shell) => Called::Shell,
+            None => Called::Function { namespace: None, name: known },
         }
     }
 }
 
-/// The tools of a request, those of them that are in namespaces, and all as a response repeats them.
+/// What the model knows the client's shell by.
+pub const SHELL: &str = "local_shell";
+/// The argument of a tool that takes free text.
+pub const INPUT: &str = "input";
+
+/// The schema of one text.
+fn of_text(description: String) -> Map<String, Value> {
+    let input = json!({ "type": "string", "description": description });
+    let schema = json!({ "type": "object", "properties": { INPUT: input }, "required": [INPUT] });
+    schema.as_object().cloned().unwrap_or_default()
+}
+
+fn shell() -> Function {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "command": { "type": "array", "items": { "type": "string" }, "description": "the program and its arguments" },
+            "working_directory": { "type": "string" },
+            "timeout_ms": { "type": "integer" },
+        },
+        "required": ["command"],
+    });
+    Function {
+        name: SHELL.to_owned(),
+        description: Some("Runs a command on the user's machine, and gives its output.".to_owned()),
+        parameters: schema.as_object().cloned(),
+    }
+}
+
+/// The tools of a request, what the API calls them, and all as a response repeats them.
 pub fn read(
     declared: Vec<Value>,
     choice: Option<&Value>,
     parallel: Option<bool>,
-) -> Result<(Tools, Namespaces, Vec<Value>), ApiError> {
-    let (mut functions, mut namespaces, mut listed) = (Vec::new(), Namespaces::default(), Vec::new());
+    warnings: &Warnings,
+) -> Result<(Tools, Known, Vec<Value>), ApiError> {
+    let (mut functions, mut names, mut listed) = (Vec::new(), Known::default(), Vec::new());
     for (i, tool) in declared.into_iter().enumerate() {
         let path = format!("tools[{i}]");
         match kind(&tool, &path)? {
             "function" => {
-                let (function, repeated) = function(tool, &path)?;
+                let (function, repeated) = function(tool, &path, warnings)?;
                 functions.push(function);
                 listed.push(repeated);
             }
+            "custom" => {
+                let Custom { name, description, format, .. } = fields::part(tool, &path, Place::Tool, warnings)?;
+                // The grammar of a text tells the model what to write, but what it writes is not held to that.
+                let definition = format.as_ref().and_then(|format| format["definition"].as_str());
+                let meaning = definition.map_or("the whole input, as text".to_owned(), |definition| {
+                    warnings.add(format!("{path}.format"));
+                    format!("the whole input, as text of this grammar:\n{definition}")
+                });
+                names.0.insert(name.clone(), Kind::Custom);
+                listed.push(json!({
+                    "type": "custom", "name": name, "description": description,
+                    "format": format.unwrap_or_else(|| json!({ "type": "text" })),
+                }));
+                functions.push(Function { name, description, parameters: Some(of_text(meaning)) });
+            }
+            "local_shell" => {
+                names.0.insert(SHELL.to_owned(), Kind::Shell);
+                functions.push(shell());
+                listed.push(json!({ "type": "local_shell" }));
+            }
             "namespace" => {
-                let Namespace { name: namespace, description, tools, .. } = body::read(tool, &path)?;
+                let Namespace { name: namespace, description, tools, .. } =
+                    fields::part(tool, &path, Place::Tool, warnings)?;
                 let mut within = Vec::new();
                 for (j, tool) in tools.into_iter().enumerate() {
                     let path = format!("{path}.tools[{j}]");
                     let "function" = kind(&tool, &path)? else { return Err(unsupported(&tool, &path)) };
-                    let (function, repeated) = function(tool, &path)?;
+                    let (function, repeated) = function(tool, &path, warnings)?;
                     let known = tools::known_name(Some(&namespace), &function.name);
-                    namespaces.0.insert(known.clone(), (namespace.clone(), function.name.clone()));
+                    let name = function.name.clone();
+                    names.0.insert(known.clone(), Kind::InNamespace { namespace: namespace.clone(), name });
                     functions.push(Function { name: known, ..function });
                     within.push(repeated);
                 }
@@ -84,12 +170,14 @@ pub fn read(
                 }));
             }
             // Some have a date behind their names.
-            kind if OF_THE_SERVICE.iter().any(|name| kind.starts_with(name)) => {}
+            kind if OF_THE_SERVICE.iter().any(|name| kind.starts_with(name)) => {
+                warnings.add(format!("{path} ({kind})"));
+            }
             _ => return Err(unsupported(&tool, &path)),
         }
     }
     let tools = Tools::of_functions(functions, tools::chosen(choice)?, parallel.unwrap_or(true))?;
-    Ok((tools, namespaces, listed))
+    Ok((tools, names, listed))
 }
 
 fn kind<'a>(tool: &'a Value, path: &str) -> Result<&'a str, ApiError> {
@@ -97,17 +185,19 @@ fn kind<'a>(tool: &'a Value, path: &str) -> Result<&'a str, ApiError> {
 }
 
 fn unsupported(tool: &Value, path: &str) -> ApiError {
-    let message =
-        format!("tools of type {} are not supported; there are functions, and namespaces of them", tool["type"]);
+    let message = format!(
+        "tools of type {} are not supported; there are functions, custom tools, local_shell, and namespaces of functions",
+        tool["type"]
+    );
     ApiError::field(format!("{path}.type"), message)
 }
 
 /// A function, and how a response repeats it.
-fn function(tool: Value, path: &str) -> Result<(Function, Value), ApiError> {
-    let Declared { name, description, parameters, strict, .. } = body::read(tool, path)?;
+fn function(tool: Value, path: &str, warnings: &Warnings) -> Result<(Function, Value), ApiError> {
+    let Declared { name, description, parameters, strict, .. } = fields::part(tool, path, Place::Tool, warnings)?;
     let repeated = json!({
         "type": "function", "name": name, "description": description, "parameters": parameters,
         "strict": strict.unwrap_or(false),
     });
-    Ok((Function { name, description, parameters, _strict: strict }, repeated))
+    Ok((Function { name, description, parameters }, repeated))
 }

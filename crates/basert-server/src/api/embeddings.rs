@@ -23,7 +23,7 @@ pub fn router() -> Router<Shared> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+pub struct Request {
     model: Option<String>,
     input: Prompts,
     #[serde(default)]
@@ -63,7 +63,7 @@ async fn embed(
         let message = format!("{} inputs; {MOST_INPUTS} are the most", request.input.len());
         return Err(ApiError::field("input", message));
     }
-    let prompts = request.input.tokens(&model).await?;
+    let prompts = request.input.tokens(&model, "input").await?;
     let pooling = match request.pooling {
         How::Mean => Pooling::Mean,
         How::Last => Pooling::Last,

@@ -7,18 +7,20 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::blocks::{self, Content};
 use super::format::{Asked, Format};
 use super::items::{Change, Item, Items};
 use super::options::Options;
 use super::prompt::{Chat, Rendered};
+use super::thinking::Thinking;
 use super::tools::{Choice, Function, Tools};
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
 use crate::error::ApiError;
+use crate::fields::{self, Place, Warnings};
 use crate::identity;
 use crate::model::{Event, Events, Finish, Job};
 use crate::server::Shared;
@@ -29,50 +31,21 @@ pub fn router() -> Router<Shared> {
 }
 
 /// Fields of OpenAI's endpoints that this one has under other names, or not at all.
-const OTHERS: [&str; 4] = ["n", "stop", "stream_options", "return_progress"];
+pub const OTHERS: [&str; 4] = ["n", "best_of", "stop", "return_progress"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
-    messages: Vec<Message>,
+pub struct Request {
+    messages: Vec<Value>,
     max_tokens: Option<usize>,
     system: Option<Content>,
     #[serde(default)]
     stop_sequences: Vec<String>,
-    tools: Option<Vec<Tool>>,
+    tools: Option<Vec<Value>>,
     tool_choice: Option<ToolChoice>,
-    thinking: Option<Thinking>,
     output_config: Option<OutputConfig>,
-    /// What of a long conversation may be left out; all of it is read here.
-    #[serde(rename = "context_management")]
-    _context_management: Option<IgnoredAny>,
-    /// Where a cache may begin; here it finds that out itself.
-    #[serde(rename = "cache_control")]
-    _cache_control: Option<IgnoredAny>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Message {
-    role: String,
-    content: Content,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a text, or a list of blocks that are text, tool_use, tool_result or thinking")]
-enum Content {
-    Text(String),
-    Blocks(Vec<Block>),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Block {
-    Text { text: String },
-    ToolUse { id: String, name: String, input: Map<String, Value> },
-    ToolResult { tool_use_id: String, content: Option<Content> },
-    Thinking { thinking: String },
-    RedactedThinking {},
+    /// What is in the output's configuration by now.
+    output_format: Option<Asked>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,14 +54,8 @@ struct Tool {
     name: String,
     description: Option<String>,
     input_schema: Option<Map<String, Value>>,
-    strict: Option<bool>,
-    /// Tools that the server would bring have other types, and are refused.
     #[serde(rename = "type")]
-    kind: Option<String>,
-    #[serde(rename = "cache_control")]
-    _cache_control: Option<IgnoredAny>,
-    #[serde(rename = "eager_input_streaming")]
-    _eager_input_streaming: Option<IgnoredAny>,
+    _kind: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,22 +67,6 @@ enum ToolChoice {
     None {},
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-enum Thinking {
-    Enabled {
-        #[serde(rename = "budget_tokens")]
-        _budget: Option<usize>,
-        #[serde(rename = "display")]
-        _display: Option<IgnoredAny>,
-    },
-    Adaptive {
-        #[serde(rename = "display")]
-        _display: Option<IgnoredAny>,
-    },
-    Disabled {},
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OutputConfig {
@@ -124,15 +75,25 @@ struct OutputConfig {
 }
 
 impl Request {
-    fn tools(&mut self) -> Result<Tools, ApiError> {
+    fn tools(&mut self, warnings: &Warnings) -> Result<Tools, ApiError> {
         let mut functions = Vec::new();
         for (i, tool) in self.tools.take().unwrap_or_default().into_iter().enumerate() {
-            if let Some(kind) = tool.kind.filter(|kind| kind != "custom") {
-                let message = format!("tools of type '{kind}' are not supported; there are those of the client");
-                return Err(ApiError::field(format!("tools[{i}].type"), message));
+            let path = format!("tools[{i}]");
+            match tool["type"].as_str() {
+                None | Some("custom") => {}
+                // The model has all tools, those that are deferred too.
+                Some(kind) if kind.starts_with("tool_search") => {
+                    warnings.add(format!("{path} ({kind})"));
+                    continue;
+                }
+                Some(kind) => {
+                    let message = format!("tools of type '{kind}' are not supported; there are those of the client");
+                    return Err(ApiError::field(format!("{path}.type"), message));
+                }
             }
-            let Tool { name, description, input_schema: parameters, strict: _strict, .. } = tool;
-            functions.push(Function { name, description, parameters, _strict });
+            let Tool { name, description, input_schema: parameters, .. } =
+                fields::part(tool, &path, Place::Tool, warnings)?;
+            functions.push(Function { name, description, parameters });
         }
         let (choice, alone) = match self.tool_choice.take() {
             None => (Choice::Auto, None),
@@ -147,107 +108,16 @@ impl Request {
     }
 
     /// The conversation as templates want it.
-    fn chat(self, tools: Tools) -> Result<Chat, ApiError> {
-        let mut messages = Vec::new();
-        if let Some(system) = self.system {
-            messages.push(json!({ "role": "system", "content": text(system, "system")? }));
-        }
-        if self.messages.is_empty() {
-            return Err(ApiError::field("messages", "there are none; a conversation needs one at least"));
-        }
-        for (index, message) in self.messages.into_iter().enumerate() {
-            let path = format!("messages[{index}]");
-            match message.role.as_str() {
-                "user" => user(message.content, &path, &mut messages)?,
-                "assistant" => messages.push(assistant(message.content, &path)?),
-                "system" => messages.push(json!({ "role": "system", "content": text(message.content, &path)? })),
-                role => {
-                    let message = format!("'{role}' is not one of user and assistant");
-                    return Err(ApiError::field(format!("{path}.role"), message));
-                }
-            }
-        }
-        let mut variables = Map::new();
-        if let Some(thinking) = &self.thinking {
-            variables.insert("enable_thinking".into(), (!matches!(thinking, Thinking::Disabled {})).into());
-        }
+    fn chat(self, tools: Tools, thinking: Thinking, warnings: &Warnings) -> Result<Chat, ApiError> {
+        let messages = blocks::conversation(self.system, self.messages, warnings)?;
         let config = self.output_config.unwrap_or_default();
-        if let Some(effort) = config.effort {
-            variables.insert("reasoning_effort".into(), effort.into());
-        }
-        let format = Format::new("output_config.format", config.format)?;
-        Ok(Chat { messages, tools, format, variables })
+        let variables = thinking.with_effort(config.effort).variables(warnings);
+        let format = match config.format {
+            None => Format::new("output_format", self.output_format)?,
+            format => Format::new("output_config.format", format)?,
+        };
+        Ok(Chat { messages, tools, format, variables, warnings: warnings.clone() })
     }
-}
-
-/// Blocks that are all text, as one text.
-fn text(content: Content, path: &str) -> Result<String, ApiError> {
-    let blocks = match content {
-        Content::Text(text) => return Ok(text),
-        Content::Blocks(blocks) => blocks,
-    };
-    let texts = blocks.into_iter().enumerate().map(|(i, block)| match block {
-        Block::Text { text } => Ok(text),
-        _ => Err(ApiError::field(format!("{path}[{i}].type"), "only text can be here")),
-    });
-    Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
-}
-
-/// What a user says; what tools said comes as messages of their own, before it.
-fn user(content: Content, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
-    let blocks = match content {
-        Content::Text(text) => {
-            messages.push(json!({ "role": "user", "content": text }));
-            return Ok(());
-        }
-        Content::Blocks(blocks) => blocks,
-    };
-    let mut said: Vec<String> = Vec::new();
-    for (i, block) in blocks.into_iter().enumerate() {
-        let path = format!("{path}.content[{i}]");
-        match block {
-            Block::Text { text } => said.push(text),
-            Block::ToolResult { tool_use_id, content } => {
-                let content = content.map(|content| text(content, &path)).transpose()?.unwrap_or_default();
-                messages.push(json!({ "role": "tool", "tool_call_id": tool_use_id, "content": content }));
-            }
-            _ => return Err(ApiError::field(format!("{path}.type"), "a user's blocks are text and tool_result")),
-        }
-    }
-    if !said.is_empty() {
-        messages.push(json!({ "role": "user", "content": said.join("\n") }));
-    }
-    Ok(())
-}
-
-fn assistant(content: Content, path: &str) -> Result<Value, ApiError> {
-    let blocks = match content {
-        Content::Text(text) => return Ok(json!({ "role": "assistant", "content": text })),
-        Content::Blocks(blocks) => blocks,
-    };
-    let (mut said, mut thought, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, block) in blocks.into_iter().enumerate() {
-        match block {
-            Block::Text { text } => said.push(text),
-            Block::Thinking { thinking } => thought.push(thinking),
-            Block::RedactedThinking {} => {}
-            Block::ToolUse { id, name, input } => {
-                calls.push(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": input } }));
-            }
-            Block::ToolResult { .. } => {
-                let message = "results of tools are a user's";
-                return Err(ApiError::field(format!("{path}.content[{i}].type"), message));
-            }
-        }
-    }
-    let mut message = json!({ "role": "assistant", "content": said.join("\n") });
-    if !thought.is_empty() {
-        message["reasoning_content"] = thought.join("\n").into();
-    }
-    if !calls.is_empty() {
-        message["tool_calls"] = calls.into();
-    }
-    Ok(message)
 }
 
 async fn create(
@@ -255,15 +125,18 @@ async fn create(
     Extension(Client(client)): Extension<Client>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
+    let warnings = fields.1.clone();
     let options = Options::take(&mut fields, &OTHERS)?;
+    let thinking = Thinking::take(&mut fields)?;
     let mut request: Request = fields.rest()?;
     let Some(max_tokens) = request.max_tokens.filter(|&tokens| tokens > 0) else {
         return Err(ApiError::field("max_tokens", "a number of 1 or more is required"));
     };
-    let tools = request.tools()?;
+    let tools = request.tools(&warnings)?;
     let model = shared.registry.get(options.model.as_deref()).await?;
     let stop = request.stop_sequences.clone();
-    let Rendered { tokens, answer } = request.chat(tools)?.render(model.clone()).await?;
+    let Rendered { tokens, answer, constraint } =
+        request.chat(tools, thinking, &warnings)?.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
         salt: shared.salt(client),
@@ -272,6 +145,7 @@ async fn create(
         sampling: options.sampling(&model)?,
         max_tokens: Some(max_tokens),
         stop,
+        constraint,
         chat: Some(answer),
         logprobs: None,
         ignore_end: false,
@@ -293,11 +167,13 @@ async fn create(
 }
 
 async fn count(State(shared): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+    let warnings = fields.1.clone();
     let options = Options::take(&mut fields, &OTHERS)?;
+    let thinking = Thinking::take(&mut fields)?;
     let mut request: Request = fields.rest()?;
-    let tools = request.tools()?;
+    let tools = request.tools(&warnings)?;
     let model = shared.registry.get(options.model.as_deref()).await?;
-    let rendered = request.chat(tools)?.render(model).await?;
+    let rendered = request.chat(tools, thinking, &warnings)?.render(model).await?;
     Ok(Json(json!({ "input_tokens": rendered.tokens.len() })))
 }
 

@@ -1,8 +1,11 @@
 //! The endpoints, a file for each family.
 
 pub mod batches;
+mod blocks;
 mod chat;
+mod codex;
 mod completions;
+mod content;
 mod declared;
 mod docs;
 mod embeddings;
@@ -17,6 +20,8 @@ mod options;
 pub mod page;
 mod prompt;
 pub mod responses;
+mod said;
+mod thinking;
 mod tokenize;
 mod tools;
 mod usage;

@@ -8,6 +8,7 @@ use basert_engine::Sampling;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::codex;
 use crate::auth::{self, Client};
 use crate::body::Fields;
 use crate::error::ApiError;
@@ -53,13 +54,27 @@ fn sampling(sampling: &Sampling) -> Value {
     })
 }
 
+/// All models, the first one by its other names too.
+fn all(shared: &Shared) -> Vec<Value> {
+    let mut all: Vec<Value> = shared.registry.list().map(|listed| describe(&listed)).collect();
+    for alias in shared.registry.aliases() {
+        let mut other = all[0].clone();
+        (other["id"], other["display_name"]) = (alias.into(), alias.into());
+        all.push(other);
+    }
+    all
+}
+
 async fn list(State(shared): State<Shared>) -> Json<Value> {
-    let data: Vec<_> = shared.registry.list().map(|listed| describe(&listed)).collect();
-    Json(json!({ "object": "list", "data": data, "has_more": false }))
+    let data = all(&shared);
+    let context = |model: &Value| model["context_length"].as_u64().and_then(|context| usize::try_from(context).ok());
+    let of_codex = |model: &Value| codex::describe(model["id"].as_str().unwrap_or_default(), context(model));
+    let models: Vec<Value> = data.iter().map(of_codex).collect();
+    Json(json!({ "object": "list", "data": data, "models": models, "has_more": false }))
 }
 
 async fn one(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let found = shared.registry.list().find(|listed| listed.name == name).map(|listed| describe(&listed));
+    let found = all(&shared).into_iter().find(|model| model["id"] == name);
     found.map(Json).ok_or_else(|| shared.registry.unknown(&name))
 }
 
@@ -74,7 +89,7 @@ fn check_first(shared: &Shared, client: Client) -> Result<(), ApiError> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Named {
+pub struct Named {
     model: String,
 }
 

@@ -1,134 +1,184 @@
 //! `/openapi.json`: what there is, in a form that programs read.
 
+use std::collections::BTreeMap;
+
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
+use super::format::Formats;
+use super::options::Options;
+use super::thinking::Thinking;
+use super::{batches, chat, completions, embeddings, messages, models, responses, tokenize};
+use crate::fields::names;
 use crate::server::Shared;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/openapi.json", get(async || Json(document())))
 }
 
-/// Fields of a request, in a form that is short to write: `name type meaning`, with `*` behind the name of what is
-/// required. Where the APIs say what a field means, nothing is said here.
-type Fields = &'static [&'static str];
-
-/// How an answer is generated, wherever one is.
-const SAMPLING: Fields = &[
-    "model string the first one, if left out",
-    "temperature number from 0, which takes the likeliest token, to 2; this and the next ones are the model's default_sampling if left out",
-    "top_p number tokens that have this share of the probability",
-    "top_k integer so many of the likeliest tokens; 0 and -1 are all",
-    "min_p number tokens that are at least this share as likely as the likeliest",
-    "repeat_penalty number divides the logits of tokens that came before; 1 changes nothing",
-    "presence_penalty number",
-    "frequency_penalty number",
-    "seed integer the same one gives the same text; -1 is any",
-    "stream boolean",
-    "ignore_eos boolean goes on where the model would end",
-];
-/// What OpenAI's chats and completions have beside that.
-const OPENAI: Fields = &[
-    "n integer",
-    "stop any up to 16 texts",
-    "stream_options object",
-    "logit_bias object",
-    "return_progress boolean adds chunks to a stream that tell how far the prompt is",
-];
-const CHAT: Fields = &[
-    "messages* array",
-    "max_completion_tokens integer",
-    "max_tokens integer",
-    "logprobs boolean",
-    "top_logprobs integer up to 20",
-    "tools array functions",
-    "tool_choice any",
-    "parallel_tool_calls boolean",
-    "response_format object type text, json_object, json_schema, gbnf, lark or regex",
-    "grammar string GBNF, as llama.cpp has it",
-    "reasoning_effort string for the template",
-    "enable_thinking boolean for the template",
-    "chat_template_kwargs object for the template",
-    "modalities array text alone",
-];
-const COMPLETION: Fields = &[
-    "prompt* any a text, texts, tokens, or lists of tokens",
-    "max_tokens integer",
-    "logprobs integer up to 20",
-    "echo boolean",
-];
-const EMBEDDING: Fields = &[
-    "model string",
-    "input* any a text, texts, tokens, or lists of tokens",
-    "encoding_format string float or base64",
-    "dimensions integer those of the model",
-    "pooling string mean or last",
-];
-const MESSAGES: Fields = &[
-    "messages* array",
-    "max_tokens* integer",
-    "system any",
-    "stop_sequences array",
-    "tools array those of the client",
-    "tool_choice object",
-    "thinking object",
-    "output_config object",
-];
-const RESPONSES: Fields = &[
-    "input* any",
-    "instructions string",
-    "max_output_tokens integer",
-    "previous_response_id string an answer that was kept in memory",
-    "tools array functions",
-    "tool_choice any",
-    "parallel_tool_calls boolean",
-    "reasoning object",
-    "text object",
-    "truncation string disabled alone",
+/// What fields are, in a form that is short to write: name, type, meaning. Which of them an endpoint has, the type of its
+/// request says. Where the APIs say what a field means, nothing is said here.
+const MEANINGS: &[&str] = &[
     "background boolean false alone",
-];
-const TOKENIZE: Fields = &[
-    "model string the first one, if left out",
-    "text string",
-    "messages array as they are rendered for the model",
+    "best_of integer n at most",
     "chat_template_kwargs object for the template",
+    "choice array texts, of which the answer is one",
+    "completion_window string",
+    "content string text, by another name",
+    "dimensions integer those of the model",
+    "echo boolean",
+    "enable_thinking boolean for the template",
+    "encoding_format string float or base64",
+    "endpoint string",
+    "frequency_penalty number",
+    "grammar any GBNF, or Lark",
+    "ignore_eos boolean goes on where the model would end",
+    "input any texts or tokens, one or more; of a response, a text or items",
+    "input_file_id string",
+    "instructions string",
+    "json_schema any a schema",
+    "logit_bias object",
+    "logprobs any",
+    "max_completion_tokens integer",
+    "max_output_tokens integer",
+    "max_tokens integer",
+    "messages array",
+    "metadata object",
+    "min_p number tokens that are at least this share as likely as the likeliest",
+    "modalities array text alone",
+    "model string the first one, if left out",
+    "n integer",
+    "output_config object",
+    "output_format object",
+    "parallel_tool_calls boolean",
+    "pooling string mean or last",
+    "presence_penalty number",
+    "previous_response_id string an answer that was kept in memory",
+    "prompt any a text, texts, tokens, or lists of tokens",
+    "reasoning object effort and switch, for the template",
+    "reasoning_budget integer 0 switches thinking off",
+    "reasoning_effort string for the template",
+    "regex string what the answer matches as a whole",
+    "repeat_last_n integer -1 alone: penalties are of all tokens",
+    "repeat_penalty number divides the logits of tokens that came before; 1 changes nothing",
+    "response_format object type text, json_object, json_schema, grammar or regex",
+    "return_progress boolean adds chunks to a stream that tell how far the prompt is",
+    "seed integer the same one gives the same text; -1 is a new one",
+    "stop any up to 16 texts",
+    "stop_sequences array",
+    "store boolean",
+    "stream boolean",
+    "stream_options object",
+    "structured_outputs object json, regex, choice, grammar or json_object",
+    "system any",
+    "temperature number from 0, which takes the likeliest token, to 2; as the other settings of sampling, the model's default_sampling if left out",
+    "text any of a response: its format",
+    "think any true, false or an effort, for the template",
+    "thinking object for the template",
+    "tokens array",
+    "tool_choice any",
+    "tools array functions",
+    "top_k integer so many of the likeliest tokens; 0 and -1 are all",
+    "top_logprobs integer up to 20",
+    "top_p number tokens that have this share of the probability",
+    "truncation string disabled alone",
 ];
-const BATCH: Fields = &["input_file_id* string", "endpoint* string", "completion_window* string", "metadata object"];
-const MODEL: Fields = &["model* string"];
 
-/// Method, path, what it does, and the fields of its body.
-const ENDPOINTS: &[(&str, &str, &str, &[Fields])] = &[
-    ("post", "/v1/chat/completions", "Answer a chat", &[CHAT, SAMPLING, OPENAI]),
-    ("post", "/v1/completions", "Continue texts", &[COMPLETION, SAMPLING, OPENAI]),
-    ("post", "/v1/messages", "Answer a conversation, on Anthropic's API", &[MESSAGES, SAMPLING]),
-    ("post", "/v1/messages/count_tokens", "Count the tokens of a conversation", &[MESSAGES]),
-    ("post", "/v1/responses", "Answer, and keep the conversation", &[RESPONSES, SAMPLING]),
-    ("get", "/v1/responses/{id}", "An answer that was kept", &[]),
-    ("delete", "/v1/responses/{id}", "Forget an answer", &[]),
-    ("post", "/v1/embeddings", "Vectors of texts", &[EMBEDDING]),
-    ("get", "/v1/files", "The files", &[]),
-    ("get", "/v1/files/{id}", "A file", &[]),
-    ("delete", "/v1/files/{id}", "Remove a file", &[]),
-    ("get", "/v1/files/{id}/content", "What is in a file", &[]),
-    ("get", "/v1/batches", "The batches", &[]),
-    ("post", "/v1/batches", "Answer a file of requests", &[BATCH]),
-    ("get", "/v1/batches/{id}", "A batch", &[]),
-    ("get", "/v1/models", "The models", &[]),
-    ("get", "/v1/models/{name}", "A model", &[]),
-    ("post", "/v1/models/load", "Open a model", &[MODEL]),
-    ("post", "/v1/models/unload", "Let go of a model", &[MODEL]),
-    ("post", "/v1/tokenize", "The tokens of a text or of a chat", &[TOKENIZE]),
-    ("post", "/v1/detokenize", "The text of tokens", &[&["model string", "tokens* array"]]),
-    ("get", "/health", "Whether the server runs", &[]),
-    ("get", "/ready", "Whether it takes requests", &[]),
-    ("get", "/metrics", "Measurements for Prometheus", &[]),
+/// The body of a request.
+enum Body {
+    None,
+    /// JSON with these fields, of which some are required.
+    Json(fn() -> Vec<&'static str>, &'static [&'static str]),
+    /// A form with a file.
+    Form,
+}
+
+/// The names of all fields of some types, but for those that an endpoint does not have.
+macro_rules! fields {
+    ($($part:ty),+ $(; but $but:expr)? $(; and $and:expr)?) => {
+        || {
+            #[allow(unused_mut)]
+            let mut all: Vec<&'static str> = [$(names::<$part>()),+].concat();
+            $(all.retain(|name| !$but.contains(name));)?
+            $(all.extend($and);)?
+            all
+        }
+    };
+}
+
+/// Method, path, what it does, and its body.
+const ENDPOINTS: &[(&str, &str, &str, Body)] = &[
+    (
+        "post",
+        "/v1/chat/completions",
+        "Answer a chat",
+        Body::Json(fields!(chat::Request, Options, Thinking, Formats), &["messages"]),
+    ),
+    (
+        "post",
+        "/v1/completions",
+        "Continue texts",
+        Body::Json(fields!(completions::Request, Options, Formats), &["prompt"]),
+    ),
+    (
+        "post",
+        "/v1/messages",
+        "Answer a conversation, on Anthropic's API",
+        Body::Json(fields!(messages::Request, Thinking, Options; but messages::OTHERS), &["messages", "max_tokens"]),
+    ),
+    (
+        "post",
+        "/v1/messages/count_tokens",
+        "Count the tokens of a conversation",
+        Body::Json(fields!(messages::Request, Thinking, Options; but messages::OTHERS), &["messages"]),
+    ),
+    (
+        "post",
+        "/v1/responses",
+        "Answer, and keep the conversation",
+        Body::Json(
+            fields!(responses::Request, Thinking, Options; but responses::OTHERS; and ["store", "metadata"]),
+            &["input"],
+        ),
+    ),
+    ("get", "/v1/responses/{id}", "An answer that was kept", Body::None),
+    ("delete", "/v1/responses/{id}", "Forget an answer", Body::None),
+    ("post", "/v1/embeddings", "Vectors of texts", Body::Json(fields!(embeddings::Request), &["input"])),
+    ("get", "/v1/files", "The files", Body::None),
+    ("post", "/v1/files", "Keep a file", Body::Form),
+    ("get", "/v1/files/{id}", "A file", Body::None),
+    ("delete", "/v1/files/{id}", "Remove a file", Body::None),
+    ("get", "/v1/files/{id}/content", "What is in a file", Body::None),
+    ("get", "/v1/batches", "The batches", Body::None),
+    (
+        "post",
+        "/v1/batches",
+        "Answer a file of requests",
+        Body::Json(fields!(batches::Request; and ["metadata"]), &["input_file_id", "endpoint", "completion_window"]),
+    ),
+    ("get", "/v1/batches/{id}", "A batch", Body::None),
+    ("post", "/v1/batches/{id}/cancel", "End a batch", Body::None),
+    ("get", "/v1/models", "The models", Body::None),
+    ("get", "/v1/models/{name}", "A model", Body::None),
+    ("post", "/v1/models/load", "Open a model", Body::Json(fields!(models::Named), &["model"])),
+    ("post", "/v1/models/unload", "Let go of a model", Body::Json(fields!(models::Named), &["model"])),
+    (
+        "post",
+        "/v1/tokenize",
+        "The tokens of a text or of a chat",
+        Body::Json(fields!(tokenize::Request, Thinking), &[]),
+    ),
+    ("post", "/v1/detokenize", "The text of tokens", Body::Json(fields!(tokenize::Tokens), &["tokens"])),
+    ("get", "/health", "Whether the server runs", Body::None),
+    ("get", "/ready", "Whether it takes requests", Body::None),
+    ("get", "/metrics", "Measurements for Prometheus", Body::None),
 ];
 
 /// The document.
 pub fn document() -> Value {
     let mut paths = Map::new();
-    for (method, path, summary, fields) in ENDPOINTS {
+    for (method, path, summary, body) in ENDPOINTS {
         let mut operation = json!({
             "summary": summary,
             "responses": {
@@ -136,10 +186,18 @@ pub fn document() -> Value {
                 "default": { "description": "What is wrong, in the shape of the API" },
             },
         });
-        if *method == "post" {
-            let schema = schema(fields);
-            operation["requestBody"] =
-                json!({ "required": true, "content": { "application/json": { "schema": schema } } });
+        let content = match body {
+            Body::None => None,
+            Body::Json(names, required) => Some(("application/json", schema(&names(), required))),
+            Body::Form => {
+                let file = json!({ "type": "string", "format": "binary" });
+                let properties = json!({ "file": file, "purpose": { "type": "string" } });
+                let schema = json!({ "type": "object", "properties": properties, "required": ["file", "purpose"] });
+                Some(("multipart/form-data", schema))
+            }
+        };
+        if let Some((kind, schema)) = content {
+            operation["requestBody"] = json!({ "required": true, "content": { kind: { "schema": schema } } });
         }
         let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
         let parameters: Vec<_> = names
@@ -156,7 +214,7 @@ pub fn document() -> Value {
         "info": {
             "title": "basert",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Fields that are not listed are refused by name, but for those that the APIs call ignorable.",
+            "description": "Fields that are not listed are refused by name, but for those that change no answer.",
         },
         "paths": paths,
         "components": { "securitySchemes": { "key": { "type": "http", "scheme": "bearer" } } },
@@ -164,20 +222,60 @@ pub fn document() -> Value {
     })
 }
 
-fn schema(fields: &[Fields]) -> Value {
-    let (mut properties, mut required) = (Map::new(), Vec::new());
-    for field in fields.iter().copied().flatten() {
-        let mut words = field.splitn(3, ' ');
-        let (name, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let bare = name.trim_end_matches('*');
-        if bare != name {
-            required.push(bare);
-        }
+fn schema(names: &[&str], required: &[&str]) -> Value {
+    let meanings: BTreeMap<&str, &str> = MEANINGS.iter().filter_map(|line| line.split_once(' ')).collect();
+    let mut properties = Map::new();
+    for name in names {
+        let (kind, meaning) = meanings.get(name).map_or(("any", ""), |rest| rest.split_once(' ').unwrap_or((rest, "")));
         let mut property = if kind == "any" { json!({}) } else { json!({ "type": kind }) };
-        if let Some(meaning) = words.next() {
+        if !meaning.is_empty() {
             property["description"] = meaning.into();
         }
-        properties.insert(bare.to_owned(), property);
+        properties.insert((*name).to_owned(), property);
     }
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_field_has_a_meaning_and_every_meaning_a_field() {
+        let read: BTreeSet<&str> = ENDPOINTS
+            .iter()
+            .filter_map(|(_, _, _, body)| if let Body::Json(names, _) = body { Some(names()) } else { None })
+            .flatten()
+            .collect();
+        let meant: Vec<&str> = MEANINGS.iter().filter_map(|line| line.split(' ').next()).collect();
+        assert!(meant.is_sorted());
+        assert_eq!(read, BTreeSet::from_iter(meant));
+    }
+
+    /// But for pages and what they are made of.
+    #[test]
+    fn every_route_is_in_the_document() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api");
+        let documented: BTreeSet<String> =
+            ENDPOINTS.iter().map(|(method, path, ..)| format!("{method} {path}")).collect();
+        let mut routes = BTreeSet::new();
+        for file in std::fs::read_dir(folder).unwrap() {
+            let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+            for route in text.split(".route(\"").skip(1) {
+                let (path, handlers) = route.split_once('"').unwrap();
+                let handlers = handlers.split(".route(").next().unwrap().lines().next().unwrap();
+                for method in ["get", "post", "delete"] {
+                    if handlers.contains(&format!("{method}(")) {
+                        routes.insert(format!("{method} {}", path.replace("{*", "{")));
+                    }
+                }
+            }
+        }
+        routes.remove("get /openapi.json");
+        assert!(routes.len() > 20);
+        assert_eq!(routes, documented);
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use basert_engine::{Sampling, SamplingOptions};
+use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use crate::body::Fields;
@@ -18,13 +19,16 @@ pub struct Options {
     top_p: Option<f32>,
     top_k: Option<i64>,
     min_p: Option<f32>,
-    #[serde(alias = "repetition_penalty")]
     repeat_penalty: Option<f32>,
+    /// Of how many of the last tokens penalties are: of all.
+    repeat_last_n: Option<i64>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
-    seed: Option<i64>,
+    seed: Option<Seed>,
     pub n: Option<usize>,
+    /// Of how many answers the best are given: of those that are asked for.
+    best_of: Option<usize>,
     #[serde(default, deserialize_with = "one_or_more")]
     pub stop: Vec<String>,
     #[serde(default)]
@@ -40,56 +44,68 @@ pub struct Options {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StreamOptions {
-    #[serde(default)]
-    include_usage: bool,
+    include_usage: Option<bool>,
+    /// What was used is told at the end alone.
+    #[serde(rename = "continuous_usage_stats")]
+    _continuous_usage_stats: Option<Unwanted>,
     /// Padding that hides lengths: without it there is nothing to hide behind it.
-    #[serde(default, rename = "include_obfuscation")]
-    _include_obfuscation: bool,
+    #[serde(rename = "include_obfuscation")]
+    _include_obfuscation: Option<bool>,
+}
+
+/// Any whole number of 64 bits.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(untagged, expecting = "expected a whole number")]
+enum Seed {
+    Positive(u64),
+    Any(i64),
+}
+
+/// False, for what there is not.
+#[derive(Debug)]
+pub struct Unwanted;
+
+impl<'de> Deserialize<'de> for Unwanted {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Unwanted, D::Error> {
+        if bool::deserialize(deserializer)? { Err(D::Error::custom("this is not supported")) } else { Ok(Unwanted) }
+    }
 }
 
 /// The most stop texts of a request.
 const MOST_STOPS: usize = 16;
 
 impl Options {
-    const FIELDS: [&str; 17] = [
-        "model",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repeat_penalty",
-        "repetition_penalty",
-        "presence_penalty",
-        "frequency_penalty",
-        "logit_bias",
-        "seed",
-        "n",
-        "stop",
-        "stream",
-        "stream_options",
-        "ignore_eos",
-        "return_progress",
-    ];
-
     /// Takes them out of the fields of a request, but for those that its endpoint does not have.
     pub fn take(fields: &mut Fields, but: &[&str]) -> Result<Options, ApiError> {
-        let names: Vec<&str> = Options::FIELDS.into_iter().filter(|name| !but.contains(name)).collect();
-        let options: Options = fields.take(&names)?;
+        let mut options: Options = fields.take(but)?;
+        options.stop.retain(|stop| !stop.is_empty());
         if options.stop.len() > MOST_STOPS {
             return Err(ApiError::field("stop", format!("{} texts; {MOST_STOPS} are the most", options.stop.len())));
         }
-        if options.stream_options.is_some() && !options.stream {
-            return Err(ApiError::field("stream_options", "only a stream has options; set stream"));
-        }
         if options.n == Some(0) {
             return Err(ApiError::field("n", "0 answers; at least 1 has to be asked for"));
+        }
+        if let Some(of) = options.best_of.filter(|&of| of > options.n.unwrap_or(1)) {
+            return Err(ApiError::field(
+                "best_of",
+                format!("{of} is more than n; every answer that is written is given"),
+            ));
+        }
+        // At 0 penalties are off, with the other settings they are of all tokens.
+        if let Some(last) = options.repeat_last_n.filter(|&last| last >= 0) {
+            let penalties = [options.presence_penalty, options.frequency_penalty];
+            let off = penalties.iter().all(|penalty| penalty.is_none_or(|penalty| penalty == 0.0));
+            if !off || options.repeat_penalty.is_some_and(|penalty| penalty != 1.0) {
+                let message = format!("{last} tokens; penalties are of all tokens, which is -1");
+                return Err(ApiError::field("repeat_last_n", message));
+            }
         }
         Ok(options)
     }
 
     /// Whether the stream is to end with what was used.
     pub fn include_usage(&self) -> bool {
-        self.stream_options.as_ref().is_some_and(|options| options.include_usage)
+        self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
 
     /// How tokens are chosen, checked for this model: as it recommends where a request says nothing.
@@ -101,7 +117,7 @@ impl Options {
             _ => Ok(()),
         };
         within("temperature", self.temperature, 0.0, 2.0)?;
-        within("top_p", self.top_p, f32::MIN_POSITIVE, 1.0)?;
+        within("top_p", self.top_p, 0.0, 1.0)?;
         within("min_p", self.min_p, 0.0, 1.0)?;
         within("presence_penalty", self.presence_penalty, -2.0, 2.0)?;
         within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)?;
@@ -128,14 +144,17 @@ impl Options {
         let asked = SamplingOptions {
             temperature: self.temperature,
             top_k,
-            top_p: self.top_p,
+            // The likeliest token is always among those that may be taken.
+            top_p: self.top_p.map(|share| share.max(f32::MIN_POSITIVE)),
             min_p: self.min_p,
             repeat_penalty: self.repeat_penalty,
             presence_penalty: self.presence_penalty,
             frequency_penalty: self.frequency_penalty,
             logit_bias,
-            // Many say -1 for any.
-            seed: self.seed.filter(|&seed| seed != -1).map(|seed| seed as u64),
+            seed: self.seed.map(|seed| match seed {
+                Seed::Positive(seed) => seed,
+                Seed::Any(seed) => seed as u64,
+            }),
         };
         Ok(asked.over(&model.sampling))
     }

@@ -1,152 +1,148 @@
 //! From messages to the tokens of a prompt.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar, GrammarError};
+use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar, GrammarError, relaxed};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::content::{Content, Unread, without_attribution};
 use super::format::Format;
 use super::tools::{Choice, Tools};
-use crate::body::Unsupported;
 use crate::error::ApiError;
+use crate::fields::{self, Place, Warnings};
 use crate::model::{ChatAnswer, Model};
 
 /// A message of a chat, as OpenAI's API has it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Message {
+struct Message {
     role: String,
     content: Option<Content>,
     /// Who says it; the models' templates know no names.
     #[serde(rename = "name")]
-    _name: Option<String>,
-    /// What the model thought before it answered.
-    #[serde(alias = "reasoning")]
+    _name: Option<IgnoredAny>,
+    /// What the model thought before it answered, by the names that servers have for it.
     reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    thinking: Option<String>,
     /// Why the model did not answer.
     refusal: Option<String>,
     /// Tools that the model called.
-    tool_calls: Option<Vec<Call>>,
+    #[serde(default)]
+    tool_calls: Vec<Value>,
     /// The call that a tool's message answers.
     tool_call_id: Option<String>,
-    /// What a client's library made of the content, or of links in it: answers are sent back with that.
-    #[serde(rename = "parsed")]
-    _parsed: Option<IgnoredAny>,
-    #[serde(rename = "annotations")]
-    _annotations: Option<IgnoredAny>,
-    #[serde(rename = "audio")]
-    _audio: Option<Unsupported>,
-    #[serde(rename = "function_call")]
-    _function_call: Option<Unsupported>,
 }
 
 /// A call of a tool.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Call {
-    id: String,
+    id: Option<String>,
     #[serde(rename = "type")]
-    _kind: Option<String>,
-    function: CalledFunction,
-    /// Its place; clients that join a stream's deltas leave it there.
-    #[serde(rename = "index")]
-    _index: Option<usize>,
+    _kind: Option<IgnoredAny>,
+    function: Value,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CalledFunction {
     name: String,
-    /// A JSON object, as text.
-    arguments: String,
-    /// The same, as a client's library read it.
-    #[serde(rename = "parsed_arguments")]
-    _parsed_arguments: Option<IgnoredAny>,
+    /// A JSON object, as text or as it is.
+    #[serde(default)]
+    arguments: Value,
 }
 
-/// What a message says.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a text or a list of parts")]
-pub enum Content {
-    Text(String),
-    Parts(Vec<Part>),
+/// The messages of a chat as they are read, one after the other.
+struct Reading<'a> {
+    warnings: &'a Warnings,
+    /// The message that is to be answered: what cannot be read of it is refused.
+    last_of_user: Option<usize>,
+    /// Calls that are not answered yet.
+    open: VecDeque<String>,
+    calls: usize,
 }
 
-/// A part of a message.
-#[derive(Debug, Deserialize)]
-pub struct Part {
-    #[serde(rename = "type")]
-    kind: String,
-    text: Option<String>,
+/// The messages as templates want them.
+pub fn messages(messages: Vec<Value>, warnings: &Warnings) -> Result<Vec<Value>, ApiError> {
+    let last_of_user = messages.iter().rposition(|message| message["role"] == "user");
+    let mut reading = Reading { warnings, last_of_user, open: VecDeque::new(), calls: 0 };
+    messages.into_iter().enumerate().map(|(index, message)| reading.message(index, message)).collect()
 }
 
-impl Content {
-    /// As one text.
-    pub fn text(self, path: &str) -> Result<String, ApiError> {
-        let parts = match self {
-            Content::Text(text) => return Ok(text),
-            Content::Parts(parts) => parts,
-        };
-        let texts = parts.into_iter().enumerate().map(|(i, part)| match (part.kind.as_str(), part.text) {
-            ("text" | "input_text" | "output_text" | "reasoning_text", Some(text)) => Ok(text),
-            ("text" | "input_text" | "output_text" | "reasoning_text", None) => {
-                Err(ApiError::field(format!("{path}[{i}].text"), "a part of type text needs a text"))
-            }
-            (kind, _) => {
-                let message = format!("parts of type '{kind}' are not supported; this model reads text");
-                Err(ApiError::field(format!("{path}[{i}].type"), message))
-            }
-        });
-        Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))
-    }
-}
-
-impl Message {
-    /// As templates want it.
-    fn into_value(self, index: usize) -> Result<Value, ApiError> {
-        let path = |field: &str| format!("messages[{index}].{field}");
-        let role = match self.role.as_str() {
-            "system" | "user" | "assistant" | "tool" => self.role.as_str(),
+impl Reading<'_> {
+    fn message(&mut self, index: usize, message: Value) -> Result<Value, ApiError> {
+        let at = format!("messages[{index}]");
+        let message: Message = fields::part(message, &at, Place::Message, self.warnings)?;
+        let path = |field: &str| format!("{at}.{field}");
+        let role = match message.role.as_str() {
+            role @ ("system" | "user" | "assistant" | "tool") => role,
             "developer" => "system",
+            // As it was before there were tools.
+            "function" => "tool",
             role => {
                 let message = format!("'{role}' is not one of system, developer, user, assistant and tool");
                 return Err(ApiError::field(path("role"), message));
             }
         };
-        if self.tool_calls.is_some() && role != "assistant" {
+        if !message.tool_calls.is_empty() && role != "assistant" {
             return Err(ApiError::field(path("tool_calls"), "only the assistant calls tools"));
         }
-        if self.tool_call_id.is_some() != (role == "tool") {
-            let message = "a message of role tool, and no other, says which call it answers";
-            return Err(ApiError::field(path("tool_call_id"), message));
-        }
-        let calls = self.tool_calls.unwrap_or_default();
-        let content = match (self.content, self.refusal) {
-            (Some(content), _) => content.text(&path("content"))?,
+        let call_id = message.tool_call_id.filter(|id| !id.is_empty());
+        let answered = match (role, call_id) {
+            ("tool", Some(id)) => {
+                self.open.retain(|open| *open != id);
+                Some(id)
+            }
+            // Results come in the order of the calls, where they do not say which.
+            ("tool", None) => Some(self.open.pop_front().ok_or_else(|| {
+                ApiError::field(path("tool_call_id"), "a message of role tool says which call it answers")
+            })?),
+            (_, Some(_)) => {
+                return Err(ApiError::field(path("tool_call_id"), "only a message of role tool answers a call"));
+            }
+            (_, None) => None,
+        };
+        let unread = if self.last_of_user == Some(index) { Unread::Refused } else { Unread::Noted(self.warnings) };
+        let mut content = match (message.content, message.refusal) {
+            (Some(content), _) => content.text(&path("content"), unread)?,
             (None, Some(refusal)) if role == "assistant" => refusal,
-            (None, None) if !calls.is_empty() => String::new(),
+            (None, _) if matches!(role, "assistant" | "tool") => String::new(),
             _ => return Err(ApiError::field(path("content"), "a message needs a content")),
         };
-        let mut message = json!({ "role": role, "content": content });
-        if let Some(id) = self.tool_call_id {
-            message["tool_call_id"] = id.into();
+        if role == "system" {
+            content = without_attribution(&content).to_owned();
         }
-        let calls: Vec<Value> = calls
-            .into_iter()
-            .map(|call| {
-                let function = json!({ "name": call.function.name, "arguments": call.function.arguments });
-                json!({ "id": call.id, "type": "function", "function": function })
-            })
-            .collect();
+        let mut said = json!({ "role": role, "content": content });
+        if let Some(id) = answered {
+            said["tool_call_id"] = id.into();
+        }
+        let calls = message.tool_calls.into_iter().enumerate();
+        let calls = calls.map(|(i, call)| self.call(call, &format!("{at}.tool_calls[{i}]")));
+        let calls = calls.collect::<Result<Vec<Value>, _>>()?;
         if !calls.is_empty() {
-            message["tool_calls"] = calls.into();
+            said["tool_calls"] = calls.into();
         }
-        if let Some(reasoning) = self.reasoning_content.filter(|_| role == "assistant") {
-            message["reasoning_content"] = reasoning.into();
+        let thoughts = [message.reasoning_content, message.reasoning, message.thinking];
+        let thought = thoughts.into_iter().flatten().find(|thought| !thought.is_empty());
+        if let Some(thought) = thought.filter(|_| role == "assistant") {
+            said["reasoning_content"] = thought.into();
         }
-        Ok(message)
+        Ok(said)
+    }
+
+    fn call(&mut self, call: Value, at: &str) -> Result<Value, ApiError> {
+        let Call { id, function, .. } = fields::part(call, at, Place::Call, self.warnings)?;
+        let CalledFunction { name, arguments } =
+            fields::part(function, &format!("{at}.function"), Place::Call, self.warnings)?;
+        // Nine letters and digits: some templates insist on that.
+        let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call{:05}", self.calls));
+        self.calls += 1;
+        self.open.push_back(id.clone());
+        Ok(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))
     }
 }
 
@@ -157,6 +153,7 @@ pub struct Chat {
     pub tools: Tools,
     pub format: Format,
     pub variables: Map<String, Value>,
+    pub warnings: Warnings,
 }
 
 /// A prompt as the model gets it.
@@ -165,15 +162,16 @@ pub struct Rendered {
     pub tokens: Vec<u32>,
     /// How what follows is read.
     pub answer: ChatAnswer,
+    /// What it has to be.
+    pub constraint: Option<Constraint>,
 }
 
 impl Chat {
-    pub fn new(messages: Vec<Message>, variables: Map<String, Value>) -> Result<Chat, ApiError> {
+    pub fn new(messages: Vec<Value>, warnings: &Warnings) -> Result<Chat, ApiError> {
         if messages.is_empty() {
             return Err(ApiError::field("messages", "there are none; a chat needs one at least"));
         }
-        let messages = messages.into_iter().enumerate().map(|(index, message)| message.into_value(index));
-        Ok(Chat { messages: messages.collect::<Result<_, _>>()?, variables, ..Chat::default() })
+        Ok(Chat { messages: self::messages(messages, warnings)?, warnings: warnings.clone(), ..Chat::default() })
     }
 
     /// The prompt, up to where the answer begins. That may take a while, and does so elsewhere.
@@ -197,7 +195,7 @@ impl Chat {
             let tokens = encode(&model, &text, false)?;
             let constraint = self.constraint(&model, &tools, &text)?;
             let (names, one_call) = (self.tools.names(), !self.tools.parallel);
-            Ok(Rendered { tokens, answer: ChatAnswer { prompt: text, tools: names, one_call, constraint } })
+            Ok(Rendered { tokens, answer: ChatAnswer { prompt: text, tools: names, one_call }, constraint })
         })
         .await
     }
@@ -211,11 +209,14 @@ impl Chat {
             Choice::Required => Some(None),
             Choice::Auto | Choice::None => None,
         };
-        let calls = |named| CallGrammar::new(model.dialect.clone(), tools, named, self.tools.parallel);
-        let grammar = match (named, self.format.grammar()) {
+        let calls = |named| {
+            let tools: Vec<Value> = tools.iter().map(|tool| self.relaxed_tool(tool.clone())).collect();
+            CallGrammar::new(model.dialect.clone(), &tools, named, self.tools.parallel)
+        };
+        let grammar = match (named, self.format.grammar(&self.warnings)) {
             (None, None) => return Ok(None),
-            (None, Some(format)) if tools.is_empty() => Ok(format.clone()),
-            (None, Some(format)) => calls(None).map(|calls| Grammar::CallsOr(calls, Box::new(format.clone()))),
+            (None, Some(format)) if tools.is_empty() => Ok(format),
+            (None, Some(format)) => calls(None).map(|calls| Grammar::CallsOr(calls, Box::new(format))),
             // Of an answer that only calls, nothing is text that could have a format.
             (Some(named), _) => calls(named).map(Grammar::Calls),
         };
@@ -223,9 +224,21 @@ impl Chat {
         let reasons = model.reasons && asked.unwrap_or(true);
         let constraint = grammar.and_then(|grammar| model.constraint(&grammar, prompt, reasons));
         constraint.map(Some).map_err(|error| {
-            let of_tools = matches!(error, GrammarError::Tools { .. }) || self.format.grammar().is_none();
+            let of_tools = matches!(error, GrammarError::Tools { .. }) || !self.format.is_asked();
             ApiError::field(if of_tools { "tools" } else { self.format.field() }, error)
         })
+    }
+}
+
+impl Chat {
+    /// A tool whose arguments are held to what a mask can hold them to.
+    fn relaxed_tool(&self, mut tool: Value) -> Value {
+        let function = &mut tool["function"];
+        let (parameters, notes) = relaxed(&function["parameters"]);
+        let name = function["name"].as_str().unwrap_or_default();
+        notes.into_iter().for_each(|note| self.warnings.add(format!("{name}: {note}")));
+        function["parameters"] = parameters;
+        tool
     }
 }
 
@@ -260,17 +273,27 @@ impl Prompts {
         }
     }
 
-    /// The tokens of each.
-    pub async fn tokens(self, model: &Arc<Model>) -> Result<Vec<Vec<u32>>, ApiError> {
-        let texts = match self {
-            Prompts::Tokens(tokens) => return Ok(vec![tokens]),
-            Prompts::ManyTokens(tokens) => return Ok(tokens),
-            Prompts::Text(text) => vec![text],
-            Prompts::Texts(texts) => texts,
+    /// The tokens of each, of which there has to be one; a field of this name has them.
+    pub async fn tokens(self, model: &Arc<Model>, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+        let many = matches!(self, Prompts::Texts(_) | Prompts::ManyTokens(_));
+        let all = match self {
+            Prompts::Tokens(tokens) => vec![tokens],
+            Prompts::ManyTokens(tokens) => tokens,
+            Prompts::Text(text) => texts_tokens(model.clone(), vec![text]).await?,
+            Prompts::Texts(texts) => texts_tokens(model.clone(), texts).await?,
         };
-        let model = model.clone();
-        elsewhere(move || texts.iter().map(|text| encode(&model, text, true)).collect()).await
+        match all.iter().position(Vec::is_empty) {
+            None => Ok(all),
+            Some(place) => {
+                let path = if many { format!("{field}[{place}]") } else { field.to_owned() };
+                Err(ApiError::field(path, "this has no tokens; there is nothing to read"))
+            }
+        }
     }
+}
+
+async fn texts_tokens(model: Arc<Model>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
+    elsewhere(move || texts.iter().map(|text| encode(&model, text, true)).collect()).await
 }
 
 /// Tokens of a plain text.

@@ -12,12 +12,13 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::declared::{self, Namespaces};
+use super::declared::{self, Called, Known};
 use super::format::{Asked, Format};
 use super::items::{Call, Change, Item, Items};
 use super::options::Options;
-use super::prompt::{Chat, Content, Rendered};
-use super::tools;
+use super::prompt::{Chat, Rendered};
+use super::said;
+use super::thinking::Thinking;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
@@ -32,11 +33,11 @@ pub fn router() -> Router<Shared> {
 }
 
 /// Fields of chats and completions that this endpoint does not have.
-const OTHERS: [&str; 5] = ["n", "stop", "stream_options", "return_progress", "logit_bias"];
+pub const OTHERS: [&str; 4] = ["n", "stop", "return_progress", "best_of"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+pub struct Request {
     input: Input,
     instructions: Option<String>,
     max_output_tokens: Option<usize>,
@@ -44,14 +45,10 @@ struct Request {
     tools: Option<Vec<Value>>,
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
-    reasoning: Option<Reasoning>,
     text: Option<Text>,
     truncation: Option<String>,
     #[serde(default)]
     background: bool,
-    /// More of what is told anyway, or of what there is not.
-    #[serde(rename = "include")]
-    _include: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -65,26 +62,8 @@ enum Input {
 #[serde(deny_unknown_fields)]
 struct Text {
     format: Option<Asked>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Reasoning {
-    effort: Option<String>,
-    #[serde(rename = "summary")]
-    _summary: Option<IgnoredAny>,
-    #[serde(rename = "generate_summary")]
-    _generate_summary: Option<IgnoredAny>,
-}
-
-/// Something that was said, in a request or in an answer before.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Said {
-    Message { role: String, content: Content },
-    FunctionCall { call_id: String, namespace: Option<String>, name: String, arguments: String },
-    FunctionCallOutput { call_id: String, output: Content },
-    Reasoning { content: Option<Content> },
+    /// A hint to models that were trained for it.
+    verbosity: Option<IgnoredAny>,
 }
 
 /// Bytes of conversations that later requests may go on from. Then the oldest is forgotten.
@@ -167,7 +146,9 @@ async fn create(
 ) -> Result<Response, ApiError> {
     let metadata = fields.0.shift_remove("metadata").unwrap_or_else(|| json!({}));
     let store = fields.0.shift_remove("store").is_none_or(|store| store != false);
+    let warnings = fields.1.clone();
     let options = Options::take(&mut fields, &OTHERS)?;
+    let thinking = Thinking::take(&mut fields)?;
     let request: Request = fields.rest()?;
     if request.truncation.as_deref().is_some_and(|how| how != "disabled") {
         return Err(ApiError::field("truncation", "a conversation is never cut; only 'disabled' is supported"));
@@ -176,19 +157,15 @@ async fn create(
         return Err(ApiError::field("background", "answers are not computed in the background"));
     }
     let declared = request.tools.unwrap_or_default();
-    let (tools, namespaces, listed) =
-        declared::read(declared, request.tool_choice.as_ref(), request.parallel_tool_calls)?;
+    let (tools, known, listed) =
+        declared::read(declared, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let mut messages = match &request.previous_response_id {
         Some(id) => shared.responses.get(id, client)?.messages.clone(),
         None => vec![],
     };
     match request.input {
         Input::Text(text) => messages.push(json!({ "role": "user", "content": text })),
-        Input::Items(items) => {
-            for (index, item) in items.into_iter().enumerate() {
-                add(item, &format!("input[{index}]"), &mut messages)?;
-            }
-        }
+        Input::Items(items) => said::add(items, &mut messages, &warnings)?,
     }
     // Instructions are those of this request alone.
     let instructions = request.instructions.as_ref().map(|text| json!({ "role": "system", "content": text }));
@@ -196,13 +173,15 @@ async fn create(
     if all.is_empty() {
         return Err(ApiError::field("input", "there is nothing to answer"));
     }
-    let effort = request.reasoning.and_then(|reasoning| reasoning.effort);
-    let variables = effort.map(|effort| ("reasoning_effort".to_owned(), Value::String(effort))).into_iter().collect();
     let model = shared.registry.get(options.model.as_deref()).await?;
     let parallel = tools.parallel;
+    if request.text.as_ref().is_some_and(|text| text.verbosity.is_some()) {
+        warnings.add("text.verbosity");
+    }
     let format = Format::new("text.format", request.text.and_then(|text| text.format))?;
-    let chat = Chat { messages: all, tools, format, variables };
-    let Rendered { tokens, answer } = chat.render(model.clone()).await?;
+    let variables = thinking.variables(&warnings);
+    let chat = Chat { messages: all, tools, format, variables, warnings };
+    let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
         salt: shared.salt(client),
@@ -211,6 +190,7 @@ async fn create(
         sampling: options.sampling(&model)?,
         max_tokens: request.max_output_tokens,
         stop: vec![],
+        constraint,
         chat: Some(answer),
         logprobs: None,
         ignore_end: options.ignore_eos,
@@ -242,7 +222,7 @@ async fn create(
         shared: shared.clone(),
         usage: Usage::new(1, 1),
         items: Items::default(),
-        namespaces,
+        known,
         names: vec![],
         finish: None,
         sequence: 0,
@@ -251,70 +231,6 @@ async fn create(
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
     }
     reply.whole(events).await.map(IntoResponse::into_response)
-}
-
-/// Adds an item of the input to the messages.
-fn add(mut item: Value, path: &str, messages: &mut Vec<Value>) -> Result<(), ApiError> {
-    if let Some(object) = item.as_object_mut()
-        && object.contains_key("role")
-        && !object.contains_key("type")
-    {
-        object.insert("type".into(), "message".into());
-    }
-    let said: Said = serde_json::from_value(item).map_err(|error| ApiError::field(path, error))?;
-    match said {
-        Said::Message { role, content } => {
-            let role = match role.as_str() {
-                "developer" => "system",
-                "user" | "assistant" | "system" => &role,
-                role => {
-                    let message = format!("'{role}' is not one of system, developer, user and assistant");
-                    return Err(ApiError::field(format!("{path}.role"), message));
-                }
-            };
-            let content = content.text(&format!("{path}.content"))?;
-            // What the model said after it thought or called belongs to the same message.
-            match messages.last_mut().filter(|last| role == "assistant" && is_open(last)) {
-                Some(last) => last["content"] = content.into(),
-                None => messages.push(json!({ "role": role, "content": content })),
-            }
-        }
-        Said::FunctionCall { call_id, namespace, name, arguments } => {
-            let name = tools::known_name(namespace.as_deref(), &name);
-            let call =
-                json!({ "id": call_id, "type": "function", "function": { "name": name, "arguments": arguments } });
-            let message = assistant(messages);
-            match message["tool_calls"].as_array_mut() {
-                Some(calls) => calls.push(call),
-                None => message["tool_calls"] = json!([call]),
-            }
-        }
-        Said::FunctionCallOutput { call_id, output } => {
-            let content = output.text(&format!("{path}.output"))?;
-            messages.push(json!({ "role": "tool", "tool_call_id": call_id, "content": content }));
-        }
-        Said::Reasoning { content } => {
-            if let Some(content) = content {
-                let text = content.text(&format!("{path}.content"))?;
-                messages.push(json!({ "role": "assistant", "content": "", "reasoning_content": text }));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether a message is the assistant's and has no text yet.
-fn is_open(message: &Value) -> bool {
-    message["role"] == "assistant" && message["content"] == "" && message["tool_calls"].is_null()
-}
-
-/// The assistant's message that is the last one, or a new one.
-fn assistant(messages: &mut Vec<Value>) -> &mut Value {
-    if messages.last().is_none_or(|last| last["role"] != "assistant") {
-        messages.push(json!({ "role": "assistant", "content": "" }));
-    }
-    let last = messages.len() - 1;
-    &mut messages[last]
 }
 
 struct Reply {
@@ -327,7 +243,7 @@ struct Reply {
     shared: Shared,
     usage: Usage,
     items: Items,
-    namespaces: Namespaces,
+    known: Known,
     /// The items' ids.
     names: Vec<String>,
     finish: Option<Finish>,
@@ -358,7 +274,11 @@ impl Reply {
             let prefix = match &self.items.all()[*index] {
                 Item::Text(_) => "msg_",
                 Item::Reasoning(_) => "rs_",
-                Item::Call(_) => "fc_",
+                Item::Call(call) => match self.known.called(&call.name) {
+                    Called::Function { .. } => "fc_",
+                    Called::Custom { .. } => "ctc_",
+                    Called::Shell => "lsh_",
+                },
             };
             self.names.push(identity::unique(prefix));
         }
@@ -399,21 +319,36 @@ impl Reply {
                 json!({ "id": id, "type": "reasoning", "summary": [], "content": content, "status": status })
             }
             Item::Call(call) => {
-                let (namespace, name) = self.namespaces.split(&call.name);
-                let mut item = json!({
-                    "id": id,
-                    "type": "function_call",
-                    "status": status,
-                    "call_id": call.id,
-                    "name": name,
-                    "arguments": call.arguments,
-                });
-                if let Some(namespace) = namespace {
-                    item["namespace"] = namespace.into();
-                }
+                let mut item = match self.known.called(&call.name) {
+                    Called::Function { namespace, name } => {
+                        let mut item = json!({ "type": "function_call", "name": name, "arguments": call.arguments });
+                        if let Some(namespace) = namespace {
+                            item["namespace"] = namespace.into();
+                        }
+                        item
+                    }
+                    Called::Custom { name } => {
+                        let input = if status == "in_progress" { String::new() } else { free_text(call) };
+                        json!({ "type": "custom_tool_call", "name": name, "input": input })
+                    }
+                    Called::Shell => json!({ "type": "local_shell_call", "action": action(call) }),
+                };
+                item["id"] = id.as_str().into();
+                item["status"] = status.into();
+                item["call_id"] = call.id.as_str().into();
                 item
             }
         }
+    }
+
+    /// Whether an item is complete, or was cut off.
+    fn status(&self, index: usize) -> &'static str {
+        let items = self.items.all();
+        let cut = match &items[index] {
+            Item::Call(call) => !call.whole,
+            _ => self.finish == Some(Finish::Length) && index + 1 == items.len(),
+        };
+        if cut { "incomplete" } else { "completed" }
     }
 
     /// The whole response, which is kept if that was asked for.
@@ -421,7 +356,7 @@ impl Reply {
         let status = if self.finish == Some(Finish::Length) { "incomplete" } else { "completed" };
         let is_whole = |item: &Item| !matches!(item, Item::Call(call) if !call.whole);
         let all = self.items.all().iter().enumerate();
-        let output = all.filter(|(_, item)| is_whole(item)).map(|(i, _)| self.item(i, status)).collect();
+        let output = all.filter(|(_, item)| is_whole(item)).map(|(i, _)| self.item(i, self.status(i))).collect();
         let response = self.response(status, output);
         if let Some(mut messages) = self.messages.take() {
             let mut message = json!({ "role": "assistant", "content": self.items.text() });
@@ -481,11 +416,13 @@ impl Reply {
                 let data = of(json!({ "content_index": 0, "delta": delta }));
                 self.send("response.reasoning_text.delta", data, out);
             }
-            (Change::Grew(_, delta), Item::Call(_)) => {
-                self.send("response.function_call_arguments.delta", of(json!({ "delta": delta })), out);
+            (Change::Grew(_, delta), Item::Call(call)) => {
+                // Other calls are told when they are whole: their arguments are no text of JSON.
+                if let Called::Function { .. } = self.known.called(&call.name) {
+                    self.send("response.function_call_arguments.delta", of(json!({ "delta": delta })), out);
+                }
             }
             (Change::Closed(_), item) => {
-                let mut status = "completed";
                 match &item {
                     Item::Text(text) => {
                         let done = of(json!({ "content_index": 0, "text": text, "logprobs": [] }));
@@ -497,18 +434,43 @@ impl Reply {
                         let done = of(json!({ "content_index": 0, "text": text }));
                         self.send("response.reasoning_text.done", done, out);
                     }
-                    Item::Call(call) if call.whole => {
-                        let (_, name) = self.namespaces.split(&call.name);
-                        let done = of(json!({ "name": name, "arguments": call.arguments }));
-                        self.send("response.function_call_arguments.done", done, out);
-                    }
-                    Item::Call(_) => status = "incomplete",
+                    Item::Call(call) if call.whole => match self.known.called(&call.name) {
+                        Called::Function { name, .. } => {
+                            let done = of(json!({ "name": name, "arguments": call.arguments }));
+                            self.send("response.function_call_arguments.done", done, out);
+                        }
+                        Called::Custom { .. } => {
+                            let input = free_text(call);
+                            self.send("response.custom_tool_call_input.delta", of(json!({ "delta": input })), out);
+                            self.send("response.custom_tool_call_input.done", of(json!({ "input": input })), out);
+                        }
+                        Called::Shell => {}
+                    },
+                    Item::Call(_) => {}
                 }
+                let status = self.status(index);
                 let done = json!({ "output_index": index, "item": self.item(index, status) });
                 self.send("response.output_item.done", done, out);
             }
         }
     }
+}
+
+/// The text that a tool is called with which takes nothing else.
+fn free_text(call: &Call) -> String {
+    let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
+    arguments[declared::INPUT].as_str().map_or_else(|| call.arguments.clone(), str::to_owned)
+}
+
+/// What the client's shell is to do.
+fn action(call: &Call) -> Value {
+    let mut action = json!({ "type": "exec", "command": [], "env": {} });
+    if let (Some(action), Ok(Value::Object(arguments))) =
+        (action.as_object_mut(), serde_json::from_str(&call.arguments))
+    {
+        action.extend(arguments);
+    }
+    action
 }
 
 fn text_part(text: &str) -> Value {

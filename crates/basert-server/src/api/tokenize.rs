@@ -4,9 +4,11 @@ use axum::extract::State;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::prompt::{self, Chat, Message};
+use super::prompt::{self, Chat};
+use super::thinking::Thinking;
+use super::tools::Tools;
 use crate::body::Fields;
 use crate::error::ApiError;
 use crate::server::Shared;
@@ -17,21 +19,25 @@ pub fn router() -> Router<Shared> {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Request {
+pub struct Request {
     model: Option<String>,
     #[serde(alias = "prompt", alias = "content", alias = "input")]
     text: Option<String>,
-    messages: Option<Vec<Message>>,
-    chat_template_kwargs: Option<Map<String, Value>>,
+    messages: Option<Vec<Value>>,
+    tools: Option<Vec<Value>>,
 }
 
-async fn tokenize(State(shared): State<Shared>, fields: Fields) -> Result<Json<Value>, ApiError> {
+async fn tokenize(State(shared): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
+    let warnings = fields.1.clone();
+    let thinking = Thinking::take(&mut fields)?;
     let request: Request = fields.rest()?;
     let model = shared.registry.get(request.model.as_deref()).await?;
     let tokens = match (request.text, request.messages) {
         (Some(text), None) => prompt::text_tokens(model.clone(), text).await?,
         (None, Some(messages)) => {
-            let chat = Chat::new(messages, request.chat_template_kwargs.unwrap_or_default())?;
+            let tools = Tools::new(request.tools, None, None, &warnings)?;
+            let variables = thinking.variables(&warnings);
+            let chat = Chat { tools, variables, ..Chat::new(messages, &warnings)? };
             chat.render(model.clone()).await?.tokens
         }
         _ => return Err(ApiError::bad("either text or messages has to be given")),
@@ -41,7 +47,7 @@ async fn tokenize(State(shared): State<Shared>, fields: Fields) -> Result<Json<V
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Tokens {
+pub struct Tokens {
     model: Option<String>,
     tokens: Vec<u32>,
 }

@@ -4,14 +4,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
+use crate::fields::{self, Place, Warnings};
 
 /// A tool, as OpenAI's chats have it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Tool {
+struct Tool {
     #[serde(rename = "type")]
-    kind: String,
-    function: Function,
+    _kind: Option<String>,
+    function: Value,
 }
 
 /// A function: what it is called, and the JSON schema of its arguments.
@@ -20,10 +21,8 @@ pub struct Tool {
 pub struct Function {
     pub name: String,
     pub description: Option<String>,
+    #[serde(alias = "input_schema")]
     pub parameters: Option<Map<String, Value>>,
-    /// Whether arguments have to be as the schema says.
-    #[serde(rename = "strict")]
-    pub _strict: Option<bool>,
 }
 
 /// Which tools may or have to be called.
@@ -61,14 +60,29 @@ const LONGEST_NAME: usize = 128;
 
 impl Tools {
     /// Checks what a request says.
-    pub fn new(tools: Option<Vec<Tool>>, choice: Option<&Value>, parallel: Option<bool>) -> Result<Tools, ApiError> {
+    pub fn new(
+        tools: Option<Vec<Value>>,
+        choice: Option<&Value>,
+        parallel: Option<bool>,
+        warnings: &Warnings,
+    ) -> Result<Tools, ApiError> {
         let mut functions = Vec::new();
         for (i, tool) in tools.unwrap_or_default().into_iter().enumerate() {
-            if tool.kind != "function" {
-                let message = format!("tools of type '{}' are not supported; there are functions", tool.kind);
-                return Err(ApiError::field(format!("tools[{i}].type"), message));
+            let at = format!("tools[{i}]");
+            // Some programs leave out what is around the function.
+            let bare = tool.get("function").is_none() && tool.get("name").is_some_and(Value::is_string);
+            let tool = if bare { json!({ "type": tool["type"], "function": tool }) } else { tool };
+            let kind = tool["type"].as_str().unwrap_or("function");
+            if !matches!(kind, "function" | "custom") || kind == "custom" && !bare {
+                let message = format!("tools of type '{kind}' are not supported; there are functions");
+                return Err(ApiError::field(format!("{at}.type"), message));
             }
-            functions.push(tool.function);
+            let Tool { mut function, .. } = fields::part(tool, &at, Place::Tool, warnings)?;
+            if bare && let Some(function) = function.as_object_mut() {
+                function.shift_remove("type");
+            }
+            let at = if bare { at } else { format!("{at}.function") };
+            functions.push(fields::part(function, &at, Place::Tool, warnings)?);
         }
         Tools::of_functions(functions, chosen(choice)?, parallel.unwrap_or(true))
     }
@@ -146,18 +160,20 @@ pub fn chosen(choice: Option<&Value>) -> Result<(Choice, Option<Vec<String>>), A
     let word = |word: &Value| match word.as_str() {
         Some("auto") => Ok(Choice::Auto),
         Some("none") => Ok(Choice::None),
-        Some("required") => Ok(Choice::Required),
+        // Anthropic's and Mistral's word for the same.
+        Some("required" | "any") => Ok(Choice::Required),
         _ => Err(wrong(&format!("{word} is not one of auto, none and required"))),
     };
     // Chats have a function's name within the function, responses beside its type.
     let name = |of: &Value| {
-        let name = of["function"]["name"].as_str().or(of["name"].as_str())?;
+        let within = [&of["function"], &of["custom"], of];
+        let name = within.into_iter().find_map(|of| of["name"].as_str())?;
         Some(known_name(of["namespace"].as_str(), name))
     };
     let Some(choice) = choice else { return Ok((Choice::Auto, None)) };
     match choice["type"].as_str() {
         None if choice.is_string() => Ok((word(choice)?, None)),
-        Some("function") => match name(choice) {
+        Some("function" | "tool" | "custom") => match name(choice) {
             Some(name) => Ok((Choice::Named(name), None)),
             None => Err(wrong("a function needs a name")),
         },
@@ -169,6 +185,7 @@ pub fn chosen(choice: Option<&Value>) -> Result<(Choice, Option<Vec<String>>), A
                 None => Err(wrong("allowed tools are a list of functions with names")),
             }
         }
+        Some("auto" | "none" | "required" | "any") => Ok((word(&choice["type"])?, None)),
         _ => Err(wrong("expected a word, or an object of type function or allowed_tools")),
     }
 }

@@ -25,6 +25,8 @@ pub struct Job {
     pub max_tokens: Option<usize>,
     /// Texts that end an answer.
     pub stop: Vec<String>,
+    /// What each answer has to be.
+    pub constraint: Option<Constraint>,
     /// How answers are taken apart; they are plain text where this is none.
     pub chat: Option<ChatAnswer>,
     /// Whether log probabilities are wanted, and of how many tokens in each place.
@@ -59,8 +61,6 @@ pub struct ChatAnswer {
     pub tools: Vec<String>,
     /// Whether the answer ends after a call.
     pub one_call: bool,
-    /// What the answer has to be.
-    pub constraint: Option<Constraint>,
 }
 
 /// A token by itself, with its log probability.

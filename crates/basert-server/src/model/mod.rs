@@ -113,12 +113,18 @@ impl Model {
 
     /// What an answer has to be after this prompt, with reasoning before it if the model may. That may take a while.
     pub fn constraint(&self, grammar: &Grammar, prompt: &str, reasons: bool) -> Result<Constraint, GrammarError> {
-        let compiler = self.grammars.get_or_init(|| GrammarCompiler::new(self.tokenizer.clone()));
         let (dialect, prompt) = (self.dialect.clone(), prompt.to_owned());
-        compiler
-            .as_ref()
-            .map_err(Clone::clone)?
-            .compile_after(grammar, &Preface::OfDialect { dialect, prompt, reasons })
+        self.grammars()?.compile_after(grammar, &Preface::OfDialect { dialect, prompt, reasons })
+    }
+
+    /// What an answer has to be that is plain text. That may take a while.
+    pub fn plain_constraint(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
+        self.grammars()?.compile(grammar)
+    }
+
+    fn grammars(&self) -> Result<&GrammarCompiler, GrammarError> {
+        let compiler = self.grammars.get_or_init(|| GrammarCompiler::new(self.tokenizer.clone()));
+        compiler.as_ref().map_err(Clone::clone)
     }
 
     /// Whether the thread is no more.

@@ -141,7 +141,7 @@ impl TextReader {
             detokenizer: Some(detokenizer),
             text,
             calls: Calls { one: job.chat.as_ref().is_some_and(|chat| chat.one_call), ..Calls::default() },
-            constraint: job.chat.as_ref().and_then(|chat| chat.constraint.clone()),
+            constraint: job.constraint.clone(),
             ignore_end: job.ignore_end,
             echo,
             burst: BURST * job.n * job.prompts.len(),

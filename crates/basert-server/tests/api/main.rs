@@ -2,6 +2,7 @@
 
 mod anthropic;
 mod batches;
+mod clients;
 mod life;
 mod limits;
 mod openai;

@@ -115,7 +115,7 @@ fn functions_in_namespaces_are_called_by_both_names() {
     let wrong =
         |tools: Value| server.refused(RESPONSES, &with(body.clone(), json!({ "tools": tools, "tool_choice": "auto" })));
     for (tools, place, part) in [
-        (json!([{ "type": "computer" }]), "tools[0].type", "functions, and namespaces"),
+        (json!([{ "type": "computer" }]), "tools[0].type", "namespaces of functions"),
         (json!([{ "name": "x" }]), "tools[0].type", "needs a type"),
         (json!([{ "type": "function" }]), "tools[0]", "missing field `name`"),
         (json!([{ "type": "namespace", "name": "a", "tools": [{ "type": "mcp" }] }]), "tools[0].tools[0].type", "mcp"),

@@ -5,6 +5,7 @@
 //! regular expressions.
 
 mod gbnf;
+mod relaxed;
 mod schema;
 mod vocabulary;
 
@@ -16,6 +17,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{InferenceCapabilities, TokEnv};
 
+pub use self::relaxed::relaxed;
 use self::vocabulary::Vocabulary;
 use crate::{CallGrammar, Dialect, Tokenizer};
 
@@ -297,8 +299,8 @@ impl Constraint {
     /// When the limits of one step do not suffice.
     pub fn mask(&mut self) -> Result<&[u32], GrammarError> {
         if self.mask.is_none() {
-            let mask =
-                guarded(|| self.matcher.compute_mask_or_eos()).map_err(|reason| GrammarError::Step { reason })?;
+            let mask = guarded(|| self.matcher.compute_mask_or_eos())
+                .map_err(|reason| GrammarError::Step { reason: schema::in_plain_words(&reason) })?;
             self.mask = Some(mask.into());
         }
         Ok(self.mask.as_deref().unwrap_or_default())

@@ -98,9 +98,15 @@ struct NetworkArgs {
     /// Let in who has one of the keys in this file, a key on each line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Let web pages of this origin in, or of all with *; may be given several times
+    /// Let web pages of this origin in, of all its ports with :*, or of all origins with *; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
+    /// Let in, without a key, who asks for this machine by this name, or by any with *; may be given several times
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// Another name for the first model, or with * all that no model has; may be given several times
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<String>,
     /// Requests a minute, for each key, or for each address without keys
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate_limit: Option<u32>,
@@ -228,6 +234,8 @@ impl Args {
             address: SocketAddr::new(network.host, network.port),
             api_keys,
             cors: network.cors.clone(),
+            hosts: network.allow_host.clone(),
+            aliases: network.alias.clone(),
             body_limit: network.body_limit << 20,
             header_timeout: seconds(network.header_timeout),
             write_timeout: seconds(network.write_timeout),

@@ -1,0 +1,99 @@
+//! What a message says: texts, and what this server's models cannot read.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::ApiError;
+use crate::fields::Warnings;
+
+/// What a message says.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "expected a text or a list of parts")]
+pub enum Content {
+    Text(String),
+    Parts(Vec<Value>),
+}
+
+/// What becomes of a part that is an image, a sound or a file.
+#[derive(Clone, Copy)]
+pub enum Unread<'a> {
+    /// An answer to it would be made up.
+    Refused,
+    /// A note stands in its place: it belongs to a turn before, or is what a tool said, and the conversation goes on.
+    Noted(&'a Warnings),
+}
+
+impl Unread<'_> {
+    /// What stands in the place of a part of this kind.
+    pub fn stand_in(self, kind: &str, path: &str) -> Result<String, ApiError> {
+        let what = ["image", "audio", "video", "document", "file"].into_iter().find(|what| kind.contains(what));
+        match (self, what) {
+            (Unread::Noted(warnings), Some(what)) => {
+                warnings.add(format!("{path} ({what})"));
+                Ok(format!("[{what} left out: this model reads text alone]"))
+            }
+            (Unread::Refused, Some(what)) => {
+                let message =
+                    format!("this model reads text alone, and cannot see the {what} (a part of type '{kind}')");
+                Err(ApiError::field(path, message))
+            }
+            (_, None) => {
+                Err(ApiError::field(format!("{path}.type"), format!("parts of type '{kind}' are not supported")))
+            }
+        }
+    }
+}
+
+impl Content {
+    /// As one text.
+    pub fn text(self, path: &str, unread: Unread<'_>) -> Result<String, ApiError> {
+        let parts = match self {
+            Content::Text(text) => return Ok(text),
+            Content::Parts(parts) => parts,
+        };
+        let mut texts = Vec::with_capacity(parts.len());
+        for (i, part) in parts.into_iter().enumerate() {
+            let path = format!("{path}[{i}]");
+            let kind = part["type"].as_str().unwrap_or("text");
+            match kind {
+                // What was thought in a turn before is no part of what was said.
+                "thinking" | "redacted_thinking" | "reasoning" => {}
+                "text" | "input_text" | "output_text" | "reasoning_text" | "summary_text" | "refusal" => {
+                    let text = part["text"].as_str().or(part["refusal"].as_str()).or(part.as_str());
+                    let missing = || ApiError::field(format!("{path}.text"), "a part of type text needs a text");
+                    texts.push(text.ok_or_else(missing)?.to_owned());
+                }
+                kind => texts.push(unread.stand_in(kind, &path)?),
+            }
+        }
+        Ok(texts.join("\n"))
+    }
+}
+
+/// A system text without the line that Claude Code begins it with to say who pays. It is not meant for the model, and is
+/// another one in every request, so that no prefix of a prompt with it would ever be found in the cache.
+pub fn without_attribution(text: &str) -> &str {
+    let is_attribution = |line: &str| line.trim_start().starts_with("x-anthropic-billing-header:");
+    match text.split_once('\n') {
+        Some((line, rest)) if is_attribution(line) => rest.trim_start_matches('\n'),
+        None if is_attribution(text) => "",
+        _ => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_pays_is_not_said_to_the_model() {
+        for (text, expected) in [
+            ("x-anthropic-billing-header: cc_version=2.1; cch=97bd6;", ""),
+            ("x-anthropic-billing-header: cch=1;\n\nYou are an agent.\nx", "You are an agent.\nx"),
+            ("You are an agent.", "You are an agent."),
+            ("Never write x-anthropic-billing-header:\nor so", "Never write x-anthropic-billing-header:\nor so"),
+        ] {
+            assert_eq!(without_attribution(text), expected);
+        }
+    }
+}
