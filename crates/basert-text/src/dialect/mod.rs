@@ -5,7 +5,7 @@
 //! generated.
 
 mod call;
-mod history;
+pub(crate) mod history;
 mod json;
 mod parser;
 mod write;
@@ -14,10 +14,9 @@ use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 
-pub use self::history::Conversation;
 pub use self::parser::{Event, Parser, ParserOptions};
 pub use self::write::CallGrammar;
-use crate::Tokenizer;
+use crate::{ChatTemplate, Tokenizer};
 
 /// The dialects that are built in, in the order in which templates are compared with them.
 const BUILT_IN: [(&str, &str); 8] = [
@@ -309,6 +308,31 @@ impl Dialect {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    /// What reasoning stands between.
+    pub(crate) fn reasoning_markers(&self) -> impl Iterator<Item = &str> {
+        self.reasoning.iter().flat_map(|pair| [pair.open.as_str(), pair.close.as_str()])
+    }
+
+    /// Whether models with this template write down what they think before they answer.
+    pub fn reasons(&self, template: &ChatTemplate) -> bool {
+        let in_channels = self.channels.as_ref().is_some_and(|channels| !channels.reasoning.is_empty());
+        in_channels || self.reasoning_markers().any(|marker| template.source().contains(marker))
+    }
+
+    /// An id of a call, in this dialect's form, by a seed and the call's index.
+    fn made_up_id(&self, seed: u64, index: u64) -> String {
+        const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        let mut id = self.id.prefix.clone();
+        for place in 0..self.id.length as u64 {
+            // SplitMix64 (Steele et al. 2014).
+            let mut x = seed.wrapping_add((index << 8 | place).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            id.push(char::from(DIGITS[((x ^ (x >> 31)) % 62) as usize]));
+        }
+        id
     }
 
     /// A parser for an answer.

@@ -412,7 +412,7 @@ impl Parser {
                         return;
                     }
                     self.calls += 1;
-                    let id = id.unwrap_or_else(|| self.made_up_id());
+                    let id = id.unwrap_or_else(|| self.dialect.made_up_id(self.seed, self.calls as u64));
                     Event::CallBegan { index: self.calls - 1, id, name }
                 }
                 Found::Arguments(delta) => match self.events.last_mut() {
@@ -464,21 +464,5 @@ impl Parser {
             Some(Event::Content(before)) => before.push_str(&text),
             _ => self.events.push(Event::Content(text)),
         }
-    }
-
-    /// An id of the dialect's form, by seed and index.
-    fn made_up_id(&self) -> String {
-        const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        let style = &self.dialect.id;
-        let mut id = style.prefix.clone();
-        for place in 0..style.length as u64 {
-            // SplitMix64 (Steele et al. 2014).
-            let counter = (self.calls as u64) << 8 | place;
-            let mut x = self.seed.wrapping_add(counter.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            id.push(char::from(DIGITS[((x ^ (x >> 31)) % 62) as usize]));
-        }
-        id
     }
 }
