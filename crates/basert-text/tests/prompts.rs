@@ -42,11 +42,16 @@ fn harmless_text_is_tokenised_as_ever() {
     let goldens: Value = serde_json::from_str(&common::data("templates.json")).unwrap();
     let corpus = common::corpus();
     for (template, dialect, tokenizer) in families() {
-        for (name, request) in goldens["requests"].as_object().unwrap() {
+        let requests = goldens["requests"].as_object().unwrap().iter();
+        let parse = EncodeOptions { add_special: false, parse_special: true };
+        let is_harmless =
+            |text: &&String| tokenizer.encode(text, parse).unwrap().iter().all(|&id| !tokenizer.is_special(id));
+        let texts: Vec<&String> = corpus.iter().filter(is_harmless).collect();
+        for (i, (name, request)) in requests.filter(|(_, request)| !request.to_string().contains("<|")).enumerate() {
             let mut messages = request["messages"].as_array().unwrap().clone();
-            if let Some(content) = messages.last_mut().filter(|last| last["role"] == "user") {
-                let texts = corpus.iter().filter(|text| !text.contains("<|") && !text.contains("<s>"));
-                content["content"] = texts.cloned().collect::<Vec<_>>().join(" ").into();
+            if let Some(last) = messages.last_mut().filter(|last| last["role"] == "user") {
+                last["content"] =
+                    texts.iter().skip(i).step_by(20).map(|text| text.as_str()).collect::<Vec<_>>().join(" ").into();
             }
             let messages: Vec<Value> = messages
                 .into_iter()
@@ -54,12 +59,11 @@ fn harmless_text_is_tokenised_as_ever() {
                 .collect();
             let request = ChatRequest { messages: &messages, add_generation_prompt: true, ..ChatRequest::default() };
             let Ok(rendered) = template.render(&request) else { continue };
-            let expected =
-                tokenizer.encode(&rendered, EncodeOptions { add_special: false, parse_special: true }).unwrap();
+            let expected = tokenizer.encode(&rendered, parse).unwrap();
             let asked = Chat { ending: Ending::Answer, ..chat(&messages) };
             let prompt = dialect.prompt(&template, &tokenizer, &asked).unwrap();
             assert_eq!(prompt.text, rendered, "{} {name}", dialect.name());
-            assert_eq!(prompt.tokens(&tokenizer).unwrap(), expected, "{} {name}", dialect.name());
+            assert!(prompt.tokens(&tokenizer).unwrap() == expected, "{} {name}", dialect.name());
         }
     }
 }
@@ -72,7 +76,7 @@ fn controls(family: &(ChatTemplate, std::sync::Arc<Dialect>, Tokenizer), said: &
         json!({"role": "system", "content": said}),
         json!({"role": "user", "content": said}),
         json!({"role": "assistant", "content": said}),
-        json!({"role": "user", "content": [{"type": "text", "text": said}, {"type": "text", "text": said}]}),
+        json!({"role": "user", "content": said}),
         json!({"role": "assistant", "content": "", "tool_calls": [call]}),
         json!({"role": "tool", "tool_call_id": "call12345", "name": "add", "content": said}),
     ];

@@ -53,7 +53,7 @@ fn prompt(dialect: &Dialect, template: &ChatTemplate, messages: &[Value], ending
 /// The next prompt after an answer, which has to begin with the prompt before it and the answer.
 fn next(dialect: &Arc<Dialect>, template: &ChatTemplate, messages: &[Value], answer: &str) -> (String, String) {
     let before = prompt(dialect, template, messages, Ending::Answer);
-    let mut parser = dialect.parser(ParserOptions { prompt: &before, tools: &["add", "time"], ..Default::default() });
+    let mut parser = dialect.parser(ParserOptions { prompt: &before, tools: &tools(), ..Default::default() });
     let mut events = parser.push(answer);
     events.extend(parser.finish());
     let all = [messages, &[message(&events)]].concat();

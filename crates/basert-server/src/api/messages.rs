@@ -176,7 +176,7 @@ impl Request {
             variables.insert("reasoning_effort".into(), effort.into());
         }
         let format = Format::new("output_config.format", config.format)?;
-        Ok(Chat { messages, tools, format, variables })
+        Ok(Chat { messages, tools, format, variables, ..Chat::default() })
     }
 }
 

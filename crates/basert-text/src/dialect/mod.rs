@@ -7,24 +7,33 @@
 mod call;
 pub(crate) mod history;
 mod json;
+mod parameters;
 mod parser;
+mod schema;
 mod write;
 
 use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 
+use self::parameters::Markers;
 pub use self::parser::{Event, Parser, ParserOptions};
 pub use self::write::CallGrammar;
 use crate::{ChatTemplate, Tokenizer};
 
 /// The dialects that are built in, in the order in which templates are compared with them.
-const BUILT_IN: [(&str, &str); 8] = [
+const BUILT_IN: [(&str, &str); 14] = [
     ("harmony", include_str!("../../dialects/harmony.toml")),
     ("deepseek", include_str!("../../dialects/deepseek.toml")),
+    ("deepseek-plain", include_str!("../../dialects/deepseek-plain.toml")),
     ("mistral-args", include_str!("../../dialects/mistral-args.toml")),
     ("mistral", include_str!("../../dialects/mistral.toml")),
+    ("minimax", include_str!("../../dialects/minimax.toml")),
+    ("glm", include_str!("../../dialects/glm.toml")),
+    ("seed", include_str!("../../dialects/seed.toml")),
+    ("qwen-coder", include_str!("../../dialects/qwen-coder.toml")),
     ("hermes", include_str!("../../dialects/hermes.toml")),
+    ("tool-list", include_str!("../../dialects/tool-list.toml")),
     ("llama3", include_str!("../../dialects/llama3.toml")),
     ("gemma", include_str!("../../dialects/gemma.toml")),
     ("generic", include_str!("../../dialects/generic.toml")),
@@ -116,6 +125,8 @@ struct CallStyle {
     /// What stands around all calls of an answer.
     #[serde(default)]
     around: Between,
+    /// What a call is written with, for [`Form::Parameters`].
+    parameters: Option<Markers>,
 }
 
 /// What stands between the markers of a call.
@@ -128,6 +139,8 @@ enum Form {
     List,
     /// The name as plain text, a separator, and the arguments as a JSON object.
     Named,
+    /// A marker around the name of each argument, and around its value.
+    Parameters,
 }
 
 /// An answer as a sequence of messages, each with a header that says whom it is for.
@@ -148,6 +161,8 @@ struct Channels {
     reasoning: Vec<String>,
     /// Comes before the recipient, who makes a message a call.
     recipient: String,
+    /// Recipients that are no tools.
+    people: Vec<String>,
     /// The namespace of tools, left out of their names.
     namespace: String,
     /// The channel of the answer.
@@ -236,6 +251,12 @@ impl Dialect {
             if style.forms.contains(&Form::Named) == style.separator.is_empty() {
                 return Some("call.separator belongs to the form named".into());
             }
+            if style.forms.contains(&Form::Parameters) != style.parameters.is_some() {
+                return Some("call.parameters belong to the form parameters".into());
+            }
+            if let Some(fault) = style.parameters.as_ref().and_then(Markers::fault) {
+                return Some(fault);
+            }
             if style.open.is_empty() && (style.forms.contains(&Form::Named) || !style.ambiguous) {
                 return Some("a call without call.open is an ambiguous object or list".into());
             }
@@ -297,7 +318,10 @@ impl Dialect {
         let pairs = self.reasoning.iter().flat_map(|pair| [&pair.open, &pair.close]);
         let calls = self.call.iter().flat_map(|style| {
             let Between { open, close } = &style.around;
+            let parameters = style.parameters.iter().flat_map(Markers::texts);
             [&style.open, &style.close, &style.separator, &style.id_separator, open, close]
+                .into_iter()
+                .chain(parameters)
         });
         let channels = self
             .channels
@@ -362,7 +386,7 @@ mod tests {
         assert!(fault("[[call]]\nforms = ['object']").contains("ambiguous"));
         assert_eq!(
             Dialect::named("klingon").unwrap_err().to_string(),
-            "there is no dialect klingon; there are harmony, deepseek, mistral-args, mistral, hermes, llama3, gemma, generic"
+            "there is no dialect klingon; there are harmony, deepseek, deepseek-plain, mistral-args, mistral, minimax, glm, seed, qwen-coder, hermes, tool-list, llama3, gemma, generic"
         );
     }
 }
