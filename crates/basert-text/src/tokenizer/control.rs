@@ -1,5 +1,7 @@
 //! The texts of control tokens, and how text from outside is kept from becoming one.
 
+use std::collections::BTreeSet;
+
 use aho_corasick::{AhoCorasick, Input};
 
 use super::vocabulary::Vocabulary;
@@ -18,6 +20,9 @@ pub(crate) struct ControlTexts {
     /// The places of those texts, and of what each of them ends with, both in the order of the text there.
     wholes: Vec<(u32, u32)>,
     ends: Vec<(u32, u32)>,
+    /// The characters that they begin with, and that they end with.
+    first: BTreeSet<char>,
+    last: BTreeSet<char>,
 }
 
 impl ControlTexts {
@@ -37,6 +42,8 @@ impl ControlTexts {
             let end = joined.len() as u32;
             at.push((begin, end));
             found.ends.extend(text.char_indices().map(|(i, _)| (begin + i as u32, end)));
+            found.first.extend(text.chars().next());
+            found.last.extend(text.chars().next_back());
         }
         let text = |&(begin, end): &(u32, u32)| &joined[begin as usize..end as usize];
         at.sort_unstable_by_key(text);
@@ -85,16 +92,15 @@ impl ControlTexts {
         if trimmed.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-')) {
             return;
         }
-        let len_at = |i: usize| trimmed[i..].chars().next().map_or(1, char::len_utf8);
-        let near = trimmed.char_indices().map(|(i, _)| i);
-        for i in near.clone().rev().take_while(|i| trimmed.len() - i < LONGEST) {
-            let end = &trimmed[i..];
+        let near = trimmed.char_indices();
+        for (i, c) in near.clone().rev().take_while(|(i, _)| trimmed.len() - i < LONGEST) {
+            let end = if self.first.contains(&c) { &trimmed[i..] } else { continue };
             if self.from(&self.wholes, end).is_some_and(|whole| whole.len() > end.len() && whole.starts_with(end)) {
-                places.push(begin + i + len_at(i));
+                places.push(begin + i + c.len_utf8());
             }
         }
-        for i in near.take_while(|&i| i < LONGEST) {
-            let start = &trimmed[..i + len_at(i)];
+        for (i, c) in near.take_while(|(i, _)| *i < LONGEST) {
+            let start = if self.last.contains(&c) { &trimmed[..i + c.len_utf8()] } else { continue };
             let is_end = self.from(&self.ends, start) == Some(start);
             if is_end && self.from(&self.wholes, start) != Some(start) {
                 places.push(begin + i);
@@ -102,7 +108,7 @@ impl ControlTexts {
         }
         let is_inside = |end: &str| end.len() > trimmed.len() && end.starts_with(trimmed);
         if trimmed.len() < LONGEST && self.from(&self.ends, trimmed).is_some_and(is_inside) {
-            places.push(begin + len_at(0));
+            places.push(begin + trimmed.chars().next().map_or(0, char::len_utf8));
         }
     }
 
