@@ -3,12 +3,18 @@
 
 use basert_text::{Dialect, Event, ParserOptions};
 use libfuzzer_sys::fuzz_target;
+use serde_json::json;
 
 /// The events of a text that comes in these pieces, with what grew piece by piece joined.
 fn events(dialect: &str, prompt: &str, pieces: &[&str]) -> Vec<Event> {
     let dialect = Dialect::named(dialect).expect("it is built in");
     let stop = ["END".to_owned()];
-    let mut parser = dialect.parser(ParserOptions { prompt, tools: &["add", "get_weather"], stop: &stop, seed: 1 });
+    let tool = |name: &str| {
+        let parameters = json!({"type": "object", "properties": {"n": {"type": "integer"}, "zone": {"type": "string"}}});
+        json!({"type": "function", "function": {"name": name, "parameters": parameters}})
+    };
+    let tools = ["add", "get_weather"].map(tool);
+    let mut parser = dialect.parser(ParserOptions { prompt, tools: &tools, stop: &stop, seed: 1 });
     let mut all: Vec<Event> = pieces.iter().flat_map(|piece| parser.push(piece)).collect();
     all.extend(parser.finish());
     all.into_iter().fold(Vec::new(), |mut joined: Vec<Event>, event| {

@@ -25,15 +25,17 @@ mod detokenizer;
 mod dialect;
 mod error;
 mod grammar;
+mod prompt;
 mod stack;
 mod stop;
 mod template;
 mod tokenizer;
 
 pub use detokenizer::Detokenizer;
-pub use dialect::{CallGrammar, Conversation, Dialect, DialectError, Event, Parser, ParserOptions};
+pub use dialect::{CallGrammar, Dialect, DialectError, Event, Parser, ParserOptions};
 pub use error::{TemplateError, TokenizerError};
 pub use grammar::{Constraint, Grammar, GrammarCompiler, GrammarError, Preface, relaxed};
+pub use prompt::{Chat, Ending, Prompt};
 pub use stop::StopTexts;
 pub use template::{ChatRequest, ChatTemplate};
 pub use tokenizer::{EncodeOptions, GgufVocabulary, HuggingFaceFiles, Tokenizer};

@@ -6,10 +6,12 @@ use serde_json::Value;
 
 use crate::common;
 
-const TOOLS: [&str; 3] = ["get_weather", "time", "add"];
+fn tools() -> Vec<Value> {
+    ["get_weather", "time", "add"].map(common::tool).into()
+}
 
 fn parser(dialect: &str, prompt: &str, stop: &[String]) -> Parser {
-    Dialect::named(dialect).unwrap().parser(ParserOptions { prompt, tools: &TOOLS, stop, seed: 7 })
+    Dialect::named(dialect).unwrap().parser(ParserOptions { prompt, tools: &tools(), stop, seed: 7 })
 }
 
 /// The events of a text cut at these places, with neighbours of one kind joined.
@@ -80,13 +82,104 @@ const ANSWERS: &[(&str, &str, &str)] = &[
         "add{\"a\": \"x\\ny\"}.",
     ),
     ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {}}", "add{}."),
-    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {}", "add{}BROKEN"),
-    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1", "add{\"a\": 1BROKEN"),
+    // Brackets that a model forgot are added.
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {}", "add{}."),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1", "add{\"a\": 1}."),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": [1]\n</tool_call>", "add{\"a\": [1]\n}."),
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": {}}\n</tool_call> x",
+        "add{\"a\": {}\n}. | content:  x",
+    ),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": \"1", "add{\"a\": \"1BROKEN"),
+    // Several calls in one pair of tags, and tags that come twice.
+    (
+        "hermes",
+        "<tool_call>\n{\"name\": \"add\", \"arguments\": {}}\n{\"name\": \"time\", \"arguments\": {}}\n</tool_call>",
+        "add{}. | time{}.",
+    ),
+    ("hermes", "<tool_call>\n<tool_call>\n{\"name\": \"add\"}</tool_call></tool_call>\nx", "add{}. | content: x"),
+    // Without tags, where it names a tool.
+    ("hermes", "{\"name\": \"add\", \"arguments\": {}}", "add{}."),
+    ("hermes", "{\"name\": \"sub\", \"arguments\": {}}", "content: {\"name\": \"sub\", \"arguments\": {}}"),
+    ("hermes", "I add.\n```json\n{\"name\": \"add\", \"arguments\": {}}\n```", "content: I add. | add{}."),
+    ("hermes", "```\n{\"name\": \"add\", \"arguments\": {}}\n```", "add{}."),
+    ("hermes", "```python\nadd()\n```", "content: ```python\nadd()\n```"),
+    // A call in a thought is one if the thought never ends.
+    ("hermes", "<think>Hm.\n<tool_call>{\"name\": \"add\"}</tool_call>", "reasoning: Hm. | add{}."),
+    (
+        "hermes",
+        "<think>Hm.\n<tool_call>{\"name\": \"add\"}</tool_call></think>No.",
+        "reasoning: Hm.\n<tool_call>{\"name\": \"add\"}</tool_call> | content: No.",
+    ),
+    ("hermes", "<think>a <tool_call> is", "reasoning: a  | content: <tool_call> is"),
+    ("llama3", "Sure:\n{\"name\": \"add\", \"parameters\": {}}", "content: Sure:\n | add{}."),
+    (
+        "deepseek-plain",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "add{\"a\": 1}.",
+    ),
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "add{}.",
+    ),
+    (
+        "tool-list",
+        "<|tool_call|>[{\"name\": \"add\", \"arguments\": {}}, {\"name\": \"time\", \"arguments\": {}}]",
+        "add{}. | time{}.",
+    ),
+    ("harmony", "<|channel|>commentary to=assistant<|message|>Hello", "content: Hello"),
+    ("harmony", "<|channel|>commentary to=functions.add<|message|>Hello", "content: Hello"),
+    // Arguments that are no JSON: by the schema.
+    (
+        "qwen-coder",
+        "I call.\n<tool_call>\n<function=add>\n<parameter=zone>\nKöln\n</parameter>\n<parameter=n>\n3\n</parameter>\n</function>\n</tool_call>",
+        "content: I call. | add{\"zone\": \"Köln\", \"n\": 3}.",
+    ),
+    (
+        "qwen-coder",
+        "<function=add>\n<parameter=n>\n3.0\n</parameter>\n<parameter=on>\nTrue\n</parameter>\n<parameter=list>\n[1, {}]\n</parameter>\n</function>\n</tool_call>",
+        "add{\"n\": 3, \"on\": true, \"list\": [1, {}]}.",
+    ),
+    (
+        "qwen-coder",
+        "<function=add><parameter=zone>\n\n <p>\\\"1\" < 2</parameter>\n\n</parameter><parameter=perhaps>null</parameter><parameter=any>x</parameter></function>",
+        "add{\"zone\": \"\\n <p>\\\\\\\"1\\\" < 2</parameter>\\n\", \"perhaps\": null, \"any\": \"x\"}.",
+    ),
+    ("qwen-coder", "<function=add><parameter=n>\nmany\n</parameter></function>", "add{\"n\": \"many\"}."),
+    (
+        "qwen-coder",
+        "<tool_call><function=time>\n</function></tool_call><tool_call>\n<function=add></function></tool_call>",
+        "time{}. | add{}.",
+    ),
+    ("qwen-coder", "<tool_call><function=time></function><function=add></function></tool_call>", "time{}. | add{}."),
+    ("qwen-coder", "<tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>", "add{}."),
+    ("qwen-coder", "<function=add>\n<parameter=zone>\nx\n</parameter>\n", "add{\"zone\": \"x\"}."),
+    ("qwen-coder", "<function=add>\n<parameter=zone>\nx", "add{\"zone\": \"xBROKEN"),
+    ("qwen-coder", "a <function=b c>", "content: a <function=b c>"),
+    (
+        "seed",
+        "<seed:think>Hm.</seed:think><seed:tool_call>\n<function=add>\n<parameter=zone>x</parameter>\n</function>\n</seed:tool_call>",
+        "reasoning: Hm. | add{\"zone\": \"x\"}.",
+    ),
+    (
+        "glm",
+        "<tool_call>add\n<arg_key>zone</arg_key>\n<arg_value>\nx</arg_value>\n<arg_key>n</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>time\n</tool_call>",
+        "add{\"zone\": \"\\nx\", \"n\": 3}. | time{}.",
+    ),
+    ("glm", "<tool_call>time</tool_call>", "time{}."),
+    ("glm", "<tool_call> is a tag", "content: <tool_call> is a tag"),
+    (
+        "minimax",
+        "<minimax:tool_call>\n<invoke name=\"add\">\n<parameter name=\"n\">3</parameter>\n</invoke>\n<invoke name=\"time\">\n</invoke>\n</minimax:tool_call>",
+        "add{\"n\": 3}. | time{}.",
+    ),
     ("hermes", "<tool_call>{\"name\": \"ad", "content: <tool_call>{\"name\": \"ad"),
     ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1]}", "add{\"a\": 1BROKEN | content: ]}"),
     ("hermes", "a <tool_cal", "content: a <tool_cal"),
     ("hermes", "a <tool_call> b", "content: a <tool_call> b"),
-    ("hermes", "<tool_call><tool_call>{\"name\": \"add\"}</tool_call>", "content: <tool_call> | add{}."),
+    ("hermes", "<tool_call><tool_call>{\"name\": \"add\"}</tool_call>", "add{}."),
     ("hermes", "<tool_call>[1]</tool_call>", "content: <tool_call>[1]</tool_call>"),
     (
         "hermes",
@@ -201,14 +294,19 @@ fn an_answer_may_be_cut_between_any_two_characters() {
 fn a_call_is_whole_only_when_its_text_is() {
     for (dialect, text, _) in ANSWERS {
         let ended = |text: &str| {
-            let events = events(parser(dialect, "", &[]), &[text]);
+            let mut parser = parser(dialect, "", &[]);
+            let events = [parser.push(text), parser.cut_off()].concat();
             events.iter().filter(|event| matches!(event, Event::CallEnded { .. })).count()
         };
         let mut before = 0;
         for (at, c) in text.char_indices() {
             let now = ended(&text[..at + c.len_utf8()]);
-            // A call ends with the brace that closes it.
-            assert!(now == before || (now == before + 1 && c == '}'), "{dialect}: {}", &text[..=at]);
+            // A call ends with the brace or tag that closes it, or with the tag that comes in place of a brace.
+            assert!(
+                now == before || (now == before + 1 && matches!(c, '}' | '>' | '<')),
+                "{dialect}: {}",
+                &text[..=at]
+            );
             before = now;
         }
     }

@@ -326,7 +326,7 @@ fn tools() -> Vec<Value> {
 
 /// What an answer says, as it would be streamed.
 fn parse(dialect: &Arc<Dialect>, tokenizer: &Tokenizer, prompt: &str, ids: &[u32]) -> Vec<Event> {
-    let mut parser = dialect.parser(ParserOptions { prompt, tools: &["add", "time"], ..Default::default() });
+    let mut parser = dialect.parser(ParserOptions { prompt, tools: &tools(), ..Default::default() });
     let mut detokenizer = Detokenizer::continuing(tokenizer, true).showing(dialect.tokens(tokenizer));
     let mut events = Vec::new();
     let mut text = String::new();

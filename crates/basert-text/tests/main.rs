@@ -4,6 +4,7 @@ mod common;
 mod conformance;
 mod dialects;
 mod grammar;
+mod prompts;
 mod properties;
 mod robustness;
 mod schemas;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use basert_text::{ChatRequest, ChatTemplate, Dialect, Event, ParserOptions};
+use basert_text::{Chat, ChatTemplate, Dialect, Ending, Event, ParserOptions};
 use serde_json::{Map, Value, json};
 
 use crate::common;
@@ -45,27 +45,19 @@ fn tools() -> Vec<Value> {
     vec![tool("add"), tool("time")]
 }
 
+fn prompt(dialect: &Dialect, template: &ChatTemplate, messages: &[Value], ending: Ending) -> String {
+    let chat = Chat { messages, tools: &tools(), ending, ..Chat::default() };
+    dialect.prompt(template, &common::byte_tokenizer(&["<|im_end|>"]), &chat).unwrap().text
+}
+
 /// The next prompt after an answer, which has to begin with the prompt before it and the answer.
 fn next(dialect: &Arc<Dialect>, template: &ChatTemplate, messages: &[Value], answer: &str) -> (String, String) {
-    let render = |messages: &[Value], add_generation_prompt| {
-        let tools = tools();
-        let conversation = dialect.conversation(template, messages, &tools).unwrap();
-        let tools = conversation.tools_in_template.then_some(tools.as_slice());
-        template
-            .render(&ChatRequest {
-                messages: &conversation.messages,
-                tools,
-                add_generation_prompt,
-                ..Default::default()
-            })
-            .unwrap()
-    };
-    let prompt = render(messages, true);
-    let mut parser = dialect.parser(ParserOptions { prompt: &prompt, tools: &["add", "time"], ..Default::default() });
+    let before = prompt(dialect, template, messages, Ending::Answer);
+    let mut parser = dialect.parser(ParserOptions { prompt: &before, tools: &tools(), ..Default::default() });
     let mut events = parser.push(answer);
     events.extend(parser.finish());
     let all = [messages, &[message(&events)]].concat();
-    (prompt + answer, render(&all, false))
+    (before + answer, prompt(dialect, template, &all, Ending::Nothing))
 }
 
 #[test]
@@ -117,11 +109,7 @@ fn templates_without_tools_are_told_of_them() {
             json!({"role": "tool", "tool_call_id": "call12345", "content": "two"}),
             json!({"role": "tool", "tool_call_id": "call12345", "content": [{"type": "text", "text": "deux"}]}),
         ];
-        let conversation = dialect.conversation(&template, &messages, &tools()).unwrap();
-        assert!(!conversation.tools_in_template);
-        let request =
-            ChatRequest { messages: &conversation.messages, add_generation_prompt: true, ..Default::default() };
-        let prompt = template.render(&request).unwrap();
+        let prompt = prompt(&dialect, &template, &messages, Ending::Answer);
         for part in ["\"name\":\"add\"", "\"name\":\"time\"", "{\"a\": 1}", "two", "deux", "What is 1 + 1?"] {
             assert_eq!(
                 prompt.matches(part).count(),
@@ -130,23 +118,4 @@ fn templates_without_tools_are_told_of_them() {
             );
         }
     }
-}
-
-#[test]
-fn conversations_are_checked() {
-    let (source, _) = template("qwen3");
-    let template = ChatTemplate::new(&source).unwrap();
-    let dialect = Dialect::of_template(&source);
-    let error = |call: Value| {
-        let message = json!({"role": "assistant", "tool_calls": [call]});
-        dialect.conversation(&template, &[message], &[]).unwrap_err().to_string()
-    };
-    assert_eq!(
-        error(json!({"function": {}})),
-        "messages[0].tool_calls[0].function.name: null; expected the name of a tool"
-    );
-    assert_eq!(
-        error(json!({"function": {"name": "a", "arguments": "[1"}})),
-        "messages[0].tool_calls[0].function.arguments: \"[1\"; expected the text of a JSON object"
-    );
 }

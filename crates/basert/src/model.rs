@@ -10,8 +10,7 @@ use basert_files::ModelFile;
 use basert_graph::{Architecture, Graph};
 use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert_text::{
-    ChatRequest, ChatTemplate, Constraint, Dialect, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Preface,
-    Tokenizer,
+    Chat, ChatTemplate, Constraint, Dialect, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer,
 };
 use serde_json::{Map, Value};
 
@@ -324,7 +323,8 @@ impl Model {
         self.tokens(text, EncodeOptions { add_special: true, parse_special: true })
     }
 
-    /// Tokens of a chat, up to where the answer begins. `variables` go to the template, such as `enable_thinking`.
+    /// Tokens of a chat, up to where the answer begins, or where it goes on if the last message is the assistant's.
+    /// `variables` go to the template, such as `enable_thinking`. What the messages say never becomes a control token.
     ///
     /// # Errors
     /// When the model has no template, or the template refuses the messages.
@@ -344,17 +344,15 @@ impl Model {
     ) -> Result<ChatPrompt, Error> {
         let file = || self.file.path().display().to_string();
         let (template, source) = self.template.as_ref().ok_or_else(|| Error::NoTemplate { file: file() })?;
-        let refused = |source| Error::Template { file: file(), source };
         let dialect = Dialect::of_template(source);
         let messages: Vec<_> = messages.iter().map(|message| message.0.clone()).collect();
-        let messages = dialect.conversation(template, &messages, &[]).map_err(refused)?.messages;
-        let request =
-            ChatRequest { messages: &messages, add_generation_prompt: true, variables, ..ChatRequest::default() };
-        let text = template.render(&request).map_err(refused)?;
-        let tokens = self.tokens(&text, EncodeOptions { add_special: false, parse_special: true })?;
+        let chat = Chat { messages: &messages, variables, ..Chat::default() };
+        let prompt = dialect.prompt(template, &self.tokenizer, &chat);
+        let prompt = prompt.map_err(|source| Error::Template { file: file(), source })?;
+        let tokens = prompt.tokens(&self.tokenizer).map_err(|source| Error::Tokenizer { file: file(), source })?;
         let asked = variables.and_then(|variables| variables.get("enable_thinking")).and_then(Value::as_bool);
-        let reasons = source.contains("think") && asked.unwrap_or(true);
-        Ok(ChatPrompt { text, tokens, dialect, reasons })
+        let reasons = dialect.reasons(template) && asked.unwrap_or(true);
+        Ok(ChatPrompt { text: prompt.text, tokens, dialect, reasons })
     }
 
     /// What an answer that follows a grammar may be. The first call arranges the vocabulary for it.

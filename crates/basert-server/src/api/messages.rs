@@ -116,7 +116,7 @@ impl Request {
             None => Format::new("output_format", self.output_format)?,
             format => Format::new("output_config.format", format)?,
         };
-        Ok(Chat { messages, tools, format, variables, warnings: warnings.clone() })
+        Ok(Chat { messages, tools, format, variables, warnings: warnings.clone(), ..Chat::default() })
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use basert_text::{CallGrammar, ChatRequest, Constraint, EncodeOptions, Grammar, GrammarError, relaxed};
+use basert_text::{CallGrammar, Constraint, EncodeOptions, Ending, Grammar, GrammarError, relaxed};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
@@ -154,6 +154,7 @@ pub struct Chat {
     pub format: Format,
     pub variables: Map<String, Value>,
     pub warnings: Warnings,
+    pub ending: Ending,
 }
 
 /// A prompt as the model gets it.
@@ -174,28 +175,28 @@ impl Chat {
         Ok(Chat { messages: self::messages(messages, warnings)?, warnings: warnings.clone(), ..Chat::default() })
     }
 
-    /// The prompt, up to where the answer begins. That may take a while, and does so elsewhere.
+    /// The prompt, up to where the answer begins or goes on. That may take a while, and does so elsewhere.
     pub async fn render(self, model: Arc<Model>) -> Result<Rendered, ApiError> {
         elsewhere(move || {
             let Some(template) = &model.template else {
                 let message = format!("'{}' has no chat template; it completes text at /v1/completions", model.name);
                 return Err(ApiError::bad(message));
             };
-            let wrong = |error| ApiError::field("messages", error);
             let tools = self.tools.for_template();
-            let conversation = model.dialect.conversation(template, &self.messages, &tools).map_err(wrong)?;
-            let request = ChatRequest {
-                messages: &conversation.messages,
-                tools: (conversation.tools_in_template && !tools.is_empty()).then_some(&tools),
-                add_generation_prompt: true,
+            let chat = basert_text::Chat {
+                messages: &self.messages,
+                tools: &tools,
                 variables: Some(&self.variables),
-                ..ChatRequest::default()
+                ending: self.ending,
+                ..basert_text::Chat::default()
             };
-            let text = template.render(&request).map_err(wrong)?;
-            let tokens = encode(&model, &text, false)?;
+            let prompt = model.dialect.prompt(template, &model.tokenizer, &chat);
+            let prompt = prompt.map_err(|error| ApiError::field("messages", error))?;
+            let tokens = prompt.tokens(&model.tokenizer).map_err(|error| ApiError::bad(error.to_string()))?;
+            let text = prompt.text;
             let constraint = self.constraint(&model, &tools, &text)?;
-            let (names, one_call) = (self.tools.names(), !self.tools.parallel);
-            Ok(Rendered { tokens, answer: ChatAnswer { prompt: text, tools: names, one_call }, constraint })
+            let one_call = !self.tools.parallel;
+            Ok(Rendered { tokens, answer: ChatAnswer { prompt: text, tools, one_call }, constraint })
         })
         .await
     }
@@ -293,16 +294,16 @@ impl Prompts {
 }
 
 async fn texts_tokens(model: Arc<Model>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
-    elsewhere(move || texts.iter().map(|text| encode(&model, text, true)).collect()).await
+    elsewhere(move || texts.iter().map(|text| encode(&model, text)).collect()).await
 }
 
 /// Tokens of a plain text.
 pub async fn text_tokens(model: Arc<Model>, text: String) -> Result<Vec<u32>, ApiError> {
-    elsewhere(move || encode(&model, &text, true)).await
+    elsewhere(move || encode(&model, &text)).await
 }
 
-fn encode(model: &Model, text: &str, add_special: bool) -> Result<Vec<u32>, ApiError> {
-    let options = EncodeOptions { add_special, parse_special: true };
+fn encode(model: &Model, text: &str) -> Result<Vec<u32>, ApiError> {
+    let options = EncodeOptions { add_special: true, parse_special: true };
     model.tokenizer.encode(text, options).map_err(|error| ApiError::bad(error.to_string()))
 }
 

@@ -180,7 +180,7 @@ async fn create(
     }
     let format = Format::new("text.format", request.text.and_then(|text| text.format))?;
     let variables = thinking.variables(&warnings);
-    let chat = Chat { messages: all, tools, format, variables, warnings };
+    let chat = Chat { messages: all, tools, format, variables, warnings, ..Chat::default() };
     let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let events = model.begin(Job {
         client,

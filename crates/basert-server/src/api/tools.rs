@@ -134,11 +134,6 @@ impl Tools {
         self.callable().iter().map(tool).collect()
     }
 
-    /// Their names; none where none may be called.
-    pub fn names(&self) -> Vec<String> {
-        self.callable().iter().map(|function| function.name.clone()).collect()
-    }
-
     fn callable(&self) -> &[Function] {
         if self.choice == Choice::None { &[] } else { &self.functions }
     }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use axum::http::StatusCode;
 use basert_engine::{Pooling, Prompt, Sampling};
 use basert_text::{Constraint, Event as Part};
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::error::ApiError;
@@ -57,8 +58,8 @@ pub enum Finish {
 pub struct ChatAnswer {
     /// The text of the prompt.
     pub prompt: String,
-    /// Names of the tools that may be called.
-    pub tools: Vec<String>,
+    /// The tools that may be called.
+    pub tools: Vec<Value>,
     /// Whether the answer ends after a call.
     pub one_call: bool,
 }

@@ -59,7 +59,7 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
     /// How it writes calls of tools and reasoning.
     pub dialect: Arc<Dialect>,
-    /// Whether the template knows of reasoning.
+    /// Whether it may think before it answers.
     pub reasons: bool,
     /// Makes constraints; it arranges the whole vocabulary, so it is made when it is needed.
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
@@ -86,7 +86,7 @@ impl Model {
         let context = engine.context();
         let most_answers = config.parallel.min(engine.limits().wanted).max(1);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
-        let reasons = template.as_ref().is_some_and(|(_, source)| source.contains("think"));
+        let reasons = template.as_ref().is_some_and(|(template, _)| dialect.reasons(template));
         let markers = dialect.tokens(&tokenizer);
         let template = template.map(|(template, _)| template);
         let (orders, thread) = worker::start(name, engine, draft, &config)?;

@@ -56,10 +56,9 @@ impl Text {
     /// That of a job's answers before their first token. Copies share what is large.
     pub fn new(model: &Model, job: &Job) -> Text {
         let Some(chat) = &job.chat else { return Text::Plain(StopTexts::new(&job.stop)) };
-        let tools: Vec<&str> = chat.tools.iter().map(String::as_str).collect();
         Text::Chat(model.dialect.parser(ParserOptions {
             prompt: &chat.prompt,
-            tools: &tools,
+            tools: &chat.tools,
             stop: &job.stop,
             seed: 0,
         }))
@@ -76,8 +75,8 @@ impl Text {
         }
     }
 
-    /// The last text, and what was held back till then.
-    fn finish(&mut self, text: &str) -> Vec<Part> {
+    /// The last text, and what was held back till then. `ended` where the model said that it is the last.
+    fn finish(&mut self, text: &str, ended: bool) -> Vec<Part> {
         let mut parts = self.push(text);
         match std::mem::replace(self, Text::Plain(StopTexts::default())) {
             Text::Plain(mut stop) => {
@@ -85,7 +84,7 @@ impl Text {
                 stop.flush(&mut ready);
                 parts.extend(content(ready));
             }
-            Text::Chat(parser) => parts.extend(parser.finish()),
+            Text::Chat(parser) => parts.extend(if ended { parser.finish() } else { parser.cut_off() }),
         }
         parts
     }
@@ -207,10 +206,11 @@ impl TextReader {
         if let Some(detokenizer) = self.detokenizer.take() {
             detokenizer.finish(&mut rest);
         }
-        let parts = self.text.finish(&rest);
+        let parts = self.text.finish(&rest, finish == Finish::End);
         self.piece(parts, tokens);
         let finish = match finish {
             // A call that is not whole must not look like one.
+            Finish::End if self.calls.broken > 0 => Finish::End,
             _ if self.calls.broken > 0 => Finish::Length,
             Finish::End if self.calls.ended > 0 => Finish::Calls,
             finish => finish,

@@ -1,12 +1,31 @@
 //! One marker's calls, character by character.
 
+use std::sync::Arc;
+
 use serde_json::Value as Json;
 
 use super::json::{Step, Value, is_space};
+use super::parameters::Reading;
 use super::{CallStyle, Form};
 
 /// The longest name of a tool, in bytes.
-const LONGEST_NAME: usize = 256;
+pub(super) const LONGEST_NAME: usize = 256;
+
+/// A tool that may be called.
+#[derive(Clone, Debug)]
+pub(super) struct Tool {
+    pub name: String,
+    /// The JSON schema of its arguments.
+    pub parameters: Arc<Json>,
+}
+
+impl Tool {
+    /// As APIs have it.
+    pub fn new(function: &Json) -> Self {
+        let name = function["name"].as_str().unwrap_or_default().to_owned();
+        Self { name, parameters: Arc::new(function["parameters"].clone()) }
+    }
+}
 
 /// What a character brought about.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,11 +66,13 @@ pub(super) struct Calls {
 
 #[derive(Clone, Debug)]
 enum Stage {
-    /// Before the first character that is not space.
-    Opening,
+    /// Before a call, with what there is of a marker.
+    Opening(String),
     /// In a list, before an object.
     Item,
     Object(Box<Object>),
+    /// A call whose arguments are no JSON.
+    Parameters(Box<Reading>),
     /// After an object of a list.
     Next,
     /// In a name that is plain text.
@@ -72,27 +93,54 @@ impl Calls {
         // Where nothing closes a call, what stands between two of them may follow.
         let close = if style.close.is_empty() { style.gap.trim() } else { &style.close };
         let closes = if close.is_empty() { vec![] } else { vec![close.into()] };
-        Self { stage: Stage::Opening, raw: open.into(), begun: false, closes, in_list: false }
+        let stage = match &style.parameters {
+            // The marker is that before the name.
+            Some(markers) if markers.name.open.is_empty() && style.close.is_empty() => {
+                Stage::Parameters(Box::new(Reading::new()))
+            }
+            _ => Stage::Opening(String::new()),
+        };
+        Self { stage, raw: open.into(), begun: false, closes, in_list: false }
     }
 
-    /// After a header that names the tool.
-    pub fn named(name: &str, header: &str, closes: Vec<String>) -> Self {
+    /// After a header that names the tool, and is no text in any case.
+    pub fn named(name: &str, closes: Vec<String>) -> Self {
         let stage = Stage::Arguments { id: None, name: name.into(), value: Value::new() };
-        Self { stage, raw: header.into(), begun: false, closes, in_list: false }
+        Self { stage, raw: String::new(), begun: false, closes, in_list: false }
     }
 
-    /// Nothing more comes.
-    pub fn finish(&mut self, found: &mut Vec<Found>) {
-        if std::mem::take(&mut self.begun) {
-            found.push(Found::Broken);
+    /// Nothing more comes. Where the model said so itself, brackets that are missing are added.
+    pub fn finish(&mut self, style: Option<&CallStyle>, tools: &[Tool], ended: bool, found: &mut Vec<Found>) {
+        let is_whole = ended
+            && match (&mut self.stage, style) {
+                (Stage::Object(object), Some(style)) => object.complete(style, tools, found),
+                (Stage::Parameters(reading), _) => reading.finish(found),
+                (Stage::Arguments { value, .. }, _) if self.begun => match value.missing() {
+                    Some(rest) => {
+                        say(found, &rest);
+                        true
+                    }
+                    None => false,
+                },
+                _ => false,
+            };
+        match (is_whole, &self.stage) {
+            (true, Stage::Parameters(_)) => {}
+            (true, _) => found.push(Found::Ended),
+            (false, _) if self.begun => found.push(Found::Broken),
+            (false, _) => return,
         }
+        self.begun = false;
+        self.raw.clear();
     }
 
     /// The next character. `tools` are the names that exist.
-    pub fn push(&mut self, c: char, style: Option<&CallStyle>, tools: &[String], found: &mut Vec<Found>) -> Flow {
+    pub fn push(&mut self, c: char, style: Option<&CallStyle>, tools: &[Tool], found: &mut Vec<Found>) -> Flow {
         let flow = self.step(c, style, tools, found);
         if flow == Flow::Refused {
-            self.finish(found);
+            if std::mem::take(&mut self.begun) {
+                found.push(Found::Broken);
+            }
         } else if !self.begun {
             match found.last() {
                 Some(Found::Ended) => self.raw.clear(),
@@ -102,21 +150,33 @@ impl Calls {
         flow
     }
 
-    fn step(&mut self, c: char, style: Option<&CallStyle>, tools: &[String], found: &mut Vec<Found>) -> Flow {
+    fn step(&mut self, c: char, style: Option<&CallStyle>, tools: &[Tool], found: &mut Vec<Found>) -> Flow {
         match &mut self.stage {
-            Stage::Opening if is_space(c) => Flow::Stay,
-            Stage::Opening => {
+            Stage::Opening(read) if read.is_empty() && is_space(c) => Flow::Stay,
+            Stage::Opening(read) => {
                 let Some(style) = style else { return Flow::Refused };
-                let may_be = |form: Form| style.forms.contains(&form);
-                match c {
-                    '{' if may_be(Form::Object) => self.go(Stage::Object(Box::default())),
-                    '[' if may_be(Form::List) => {
-                        self.in_list = true;
-                        self.go(Stage::Item)
-                    }
-                    _ if may_be(Form::Named) && is_of_name(c) => self.go(Stage::Name(c.into())),
-                    _ => Flow::Refused,
+                read.push(c);
+                // A marker may come twice.
+                if *read == style.open {
+                    return self.go(Stage::Opening(String::new()));
                 }
+                let name = style.parameters.as_ref().map_or("", |markers| markers.name.open.trim());
+                if *read == name {
+                    return self.go(Stage::Parameters(Box::new(Reading::new())));
+                }
+                if style.open.starts_with(read.as_str()) || name.starts_with(read.as_str()) {
+                    return Flow::Stay;
+                }
+                // What is no marker begins a call, or is none.
+                let text = std::mem::take(read);
+                let mut chars = text.chars();
+                let mut flow = chars.next().map_or(Flow::Refused, |first| self.open(first, style, tools, found));
+                for c in chars {
+                    if flow == Flow::Stay {
+                        flow = self.step(c, Some(style), tools, found);
+                    }
+                }
+                flow
             }
             Stage::Item | Stage::Next if is_space(c) => Flow::Stay,
             Stage::Item if c == '{' => self.go(Stage::Object(Box::default())),
@@ -140,7 +200,36 @@ impl Calls {
                         self.begun = false;
                         if self.in_list { self.go(Stage::Next) } else { self.close() }
                     }
+                    // A bracket is missing before what closes the call.
+                    Step::After | Step::Wrong if style.close.starts_with(c) && object.complete(style, tools, found) => {
+                        found.push(Found::Ended);
+                        self.begun = false;
+                        self.raw.clear();
+                        self.stage = Stage::Closing(String::new());
+                        self.step(c, Some(style), tools, found)
+                    }
                     Step::After | Step::Wrong => Flow::Refused,
+                }
+            }
+            Stage::Parameters(reading) => {
+                let Some((style, markers)) = style.and_then(|style| Some((style, style.parameters.as_ref()?))) else {
+                    return Flow::Refused;
+                };
+                let before = found.len();
+                let flow = reading.push(c, markers, style.close.trim(), tools, found);
+                if found.iter().skip(before).any(|found| matches!(found, Found::Began { .. })) {
+                    self.begun = true;
+                    self.raw.clear();
+                }
+                if flow != Flow::Over {
+                    return flow;
+                }
+                self.begun = false;
+                // Without a marker of its own, what closed the call closes all.
+                if markers.end.trim().is_empty() || reading.closed_all(style.close.trim()) {
+                    Flow::Over
+                } else {
+                    self.close()
                 }
             }
             Stage::Name(text) => {
@@ -167,7 +256,15 @@ impl Calls {
                 }
                 let escaped = value.escaped(c);
                 match value.push(c) {
-                    Step::After | Step::Wrong => Flow::Refused,
+                    Step::After | Step::Wrong => {
+                        let closes = style.is_some_and(|style| style.close.starts_with(c));
+                        let Some(rest) = value.missing().filter(|_| closes) else { return Flow::Refused };
+                        say(found, &rest);
+                        found.push(Found::Ended);
+                        self.begun = false;
+                        self.stage = Stage::Closing(String::new());
+                        self.step(c, style, tools, found)
+                    }
                     step => {
                         argument(found, c, escaped);
                         if step == Step::More {
@@ -187,12 +284,44 @@ impl Calls {
                 if self.closes.contains(read) {
                     return Flow::Over;
                 }
-                if self.closes.iter().any(|close| close.starts_with(read.as_str())) {
+                // Several calls may stand in one pair of markers.
+                let again = style.filter(|style| !style.close.is_empty());
+                let has_objects = again.is_some_and(|style| style.forms.contains(&Form::Object));
+                match read.as_str() {
+                    "{" if has_objects => return self.go(Stage::Object(Box::default())),
+                    "," if has_objects => return self.go(Stage::Closing(String::new())),
+                    _ => {}
+                }
+                let name = again.and_then(|style| style.parameters.as_ref());
+                let name = name.map_or("", |markers| markers.name.open.trim());
+                if *read == name {
+                    return self.go(Stage::Parameters(Box::new(Reading::new())));
+                }
+                let closes = self.closes.iter().map(String::as_str);
+                if closes.chain([name]).any(|marker| marker.starts_with(read.as_str())) {
                     Flow::Stay
                 } else {
                     Flow::Refused
                 }
             }
+        }
+    }
+
+    /// The first character of a call.
+    fn open(&mut self, c: char, style: &CallStyle, tools: &[Tool], found: &mut Vec<Found>) -> Flow {
+        let may_be = |form: Form| style.forms.contains(&form);
+        match c {
+            '{' if may_be(Form::Object) => self.go(Stage::Object(Box::default())),
+            '[' if may_be(Form::List) => {
+                self.in_list = true;
+                self.go(Stage::Item)
+            }
+            _ if style.parameters.as_ref().is_some_and(|markers| markers.name.open.is_empty()) => {
+                self.stage = Stage::Parameters(Box::new(Reading::new()));
+                self.step(c, Some(style), tools, found)
+            }
+            _ if may_be(Form::Named) && is_of_name(c) => self.go(Stage::Name(c.into())),
+            _ => Flow::Refused,
         }
     }
 
@@ -207,7 +336,7 @@ impl Calls {
 }
 
 /// Whether tools may have this character in their names.
-fn is_of_name(c: char) -> bool {
+pub(super) fn is_of_name(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '_' | '-' | '.')
 }
 
@@ -223,15 +352,16 @@ fn begins_name(text: &str, style: &CallStyle) -> bool {
 }
 
 /// Adds to the arguments.
+pub(super) fn say(found: &mut Vec<Found>, more: &str) {
+    match found.last_mut() {
+        _ if more.is_empty() => {}
+        Some(Found::Arguments(text)) => text.push_str(more),
+        _ => found.push(Found::Arguments(more.into())),
+    }
+}
+
 fn argument(found: &mut Vec<Found>, c: char, escaped: Option<&str>) {
-    if !matches!(found.last(), Some(Found::Arguments(_))) {
-        found.push(Found::Arguments(String::new()));
-    }
-    let Some(Found::Arguments(text)) = found.last_mut() else { return };
-    match escaped {
-        Some(escaped) => text.push_str(escaped),
-        None => text.push(c),
-    }
+    say(found, escaped.unwrap_or(c.encode_utf8(&mut [0; 4])));
 }
 
 /// A JSON object with a name and arguments.
@@ -274,7 +404,7 @@ enum Role {
 
 impl Object {
     /// The next character after the opening brace.
-    fn push(&mut self, c: char, style: &CallStyle, tools: &[String], found: &mut Vec<Found>) -> Step {
+    fn push(&mut self, c: char, style: &CallStyle, tools: &[Tool], found: &mut Vec<Found>) -> Step {
         match &mut self.place {
             Place::FirstKey | Place::Key | Place::Colon | Place::Before | Place::Next if is_space(c) => Step::More,
             Place::FirstKey | Place::Key if c == '"' => {
@@ -332,7 +462,7 @@ impl Object {
         is_new && (self.role != Role::Other || !style.ambiguous || matches!(key, "type" | "id"))
     }
 
-    fn value(&mut self, c: char, style: &CallStyle, tools: &[String], found: &mut Vec<Found>) -> Step {
+    fn value(&mut self, c: char, style: &CallStyle, tools: &[Tool], found: &mut Vec<Found>) -> Step {
         let Place::In(value) = &mut self.place else { return Step::Wrong };
         let streams = self.begun && self.role == Role::Arguments;
         let escaped = value.escaped(c);
@@ -357,7 +487,7 @@ impl Object {
     }
 
     /// Keeps the value that is whole. Whether it is what its key is for.
-    fn take_value(&mut self, style: &CallStyle, tools: &[String]) -> bool {
+    fn take_value(&mut self, style: &CallStyle, tools: &[Tool]) -> bool {
         match self.role {
             Role::Other => true,
             Role::Id => {
@@ -367,7 +497,9 @@ impl Object {
             Role::Name => {
                 self.name = serde_json::from_str(&self.text).ok();
                 let is_good = |name: &String| {
-                    !name.is_empty() && name.len() <= LONGEST_NAME && (!style.ambiguous || tools.contains(name))
+                    !name.is_empty()
+                        && name.len() <= LONGEST_NAME
+                        && (!style.ambiguous || tools.iter().any(|tool| tool.name == *name))
                 };
                 self.name.as_ref().is_some_and(is_good)
             }
@@ -382,6 +514,26 @@ impl Object {
         let name = self.name.clone().unwrap_or_default();
         found.push(Found::Began { id: self.id.take(), name });
         self.begun = true;
+    }
+
+    /// Adds the brackets that are missing, if nothing else is. Whether that is a call.
+    fn complete(&mut self, style: &CallStyle, tools: &[Tool], found: &mut Vec<Found>) -> bool {
+        match &mut self.place {
+            Place::In(value) if self.role == Role::Arguments => {
+                let Some(rest) = value.missing() else { return false };
+                if self.begun {
+                    say(found, &rest);
+                } else {
+                    self.text.push_str(&rest);
+                    if !self.take_value(style, tools) {
+                        return false;
+                    }
+                }
+            }
+            Place::Next if self.begun || self.arguments.is_some() => {}
+            _ => return false,
+        }
+        self.end(style, found) == Step::Last
     }
 
     fn end(&mut self, style: &CallStyle, found: &mut Vec<Found>) -> Step {

@@ -1,119 +1,111 @@
 //! Conversations with tools, for templates that know tools and those that do not.
 
-use serde_json::{Map, Value, json};
+use std::collections::{HashMap, VecDeque};
+
+use serde_json::{Value, json};
 
 use super::Dialect;
-use crate::template::Traits;
-use crate::{ChatTemplate, TemplateError};
+use crate::TemplateError;
+use crate::template::{CallForm, Traits};
 
-/// Messages ready for a template.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Conversation {
-    /// The messages.
-    pub messages: Vec<Value>,
-    /// Whether the tools are to be given to the template. If not, the messages tell of them.
-    pub tools_in_template: bool,
-}
+/// What a call's arguments stand under where they are no object and the template takes nothing else.
+const BROKEN: &str = "arguments";
 
 impl Dialect {
-    /// The messages of an API, in the form that the template takes them in.
+    /// The messages of an API, with calls in the form that the template takes them in.
     ///
-    /// Arguments of past calls, which APIs pass as text, become objects where the template wants to write them itself. Where
-    /// the template has no place for tools, they are described in the system message, past calls are written into the
-    /// content as this dialect writes them, and results are what the user says.
+    /// Arguments, which APIs pass as text, become objects where the template wants to write them itself. Those that a model
+    /// left unfinished stay the text that they are. What is missing of ids is made up, and where the template takes one call
+    /// in a message, each gets its own.
     ///
     /// # Errors
-    /// When a past call is not of the form `{"function": {"name": …, "arguments": …}}`.
-    pub fn conversation(
-        &self,
-        template: &ChatTemplate,
-        messages: &[Value],
-        tools: &[Value],
-    ) -> Result<Conversation, TemplateError> {
-        let traits = template.traits();
-        let mut prepared: Vec<Value> = Vec::with_capacity(messages.len());
+    /// When a call has no name.
+    pub(crate) fn with_calls(&self, traits: &Traits, messages: &[Value]) -> Result<Vec<Value>, TemplateError> {
+        let mut prepared = Vec::with_capacity(messages.len());
+        let mut unanswered: VecDeque<Value> = VecDeque::new();
         for (index, message) in messages.iter().enumerate() {
-            let Value::Object(message) = message else {
-                prepared.push(message.clone());
-                continue;
-            };
-            let has_calls = message.get("tool_calls").and_then(Value::as_array).is_some_and(|calls| !calls.is_empty());
-            if has_calls {
-                prepared.push(self.calls(&traits, message.clone(), index)?);
-            } else if traits.calls.is_none() && message.get("role").is_some_and(|role| role == "tool") {
+            let mut message = message.clone();
+            if !calls_of(&message).is_empty() {
+                self.check_calls(traits, &mut message, index)?;
+                unanswered = calls_of(&message).iter().map(|call| call["id"].clone()).collect();
+            } else if message["role"] == "tool" {
+                let next = unanswered.pop_front();
+                if let (Value::Object(message), Some(next)) = (&mut message, next)
+                    && message.get("tool_call_id").is_none_or(Value::is_null)
+                {
+                    message.insert("tool_call_id".into(), next);
+                }
+            }
+            prepared.push(message);
+        }
+        let splits = traits.calls.is_some_and(|form| !form.several);
+        Ok(if splits { one_call_each(prepared) } else { prepared })
+    }
+
+    fn check_calls(&self, traits: &Traits, message: &mut Value, index: usize) -> Result<(), TemplateError> {
+        let null_content = traits.calls.is_some_and(|form| form.null_content);
+        if message["content"].is_null() || message["content"] == "" {
+            message["content"] = if null_content { Value::Null } else { "".into() };
+        }
+        let Some(calls) = message["tool_calls"].as_array_mut() else { return Ok(()) };
+        for (i, call) in calls.iter_mut().enumerate() {
+            if !call["function"]["name"].is_string() {
+                return Err(TemplateError::Request {
+                    field: format!("messages[{index}].tool_calls[{i}].function.name"),
+                    found: call["function"]["name"].to_string(),
+                    expected: "the name of a tool".into(),
+                });
+            }
+            if call["id"].as_str().is_none_or(str::is_empty) {
+                call["id"] = self.made_up_id(index as u64, i as u64).into();
+            }
+            let arguments = &mut call["function"]["arguments"];
+            *arguments = given(arguments, traits.calls.as_ref());
+        }
+        Ok(())
+    }
+
+    /// Messages for a template that takes no calls: they are written into the content as this dialect writes them, and
+    /// results are what the user says.
+    pub(crate) fn without_calls(&self, messages: Vec<Value>) -> Vec<Value> {
+        let mut prepared: Vec<Value> = Vec::with_capacity(messages.len());
+        let mut was_result = false;
+        for mut message in messages {
+            let is_result = message["role"] == "tool";
+            if is_result {
                 let text = self.prompt.result.replace("{content}", &text_of(message.get("content")));
-                let was_result = index > 0 && messages[index - 1]["role"] == "tool";
-                match prepared.last_mut().and_then(|last| last.get_mut("content")) {
-                    Some(Value::String(before)) if was_result => {
+                match prepared.last_mut().filter(|_| was_result).map(|last| &mut last["content"]) {
+                    Some(Value::String(before)) => {
                         before.push('\n');
                         before.push_str(&text);
                     }
                     _ => prepared.push(json!({"role": "user", "content": text})),
                 }
             } else {
-                prepared.push(message.clone().into());
-            }
-        }
-        let tools_in_template = traits.tools;
-        if !tools_in_template && !tools.is_empty() {
-            self.describe(&traits, &mut prepared, tools);
-        }
-        Ok(Conversation { messages: prepared, tools_in_template })
-    }
-
-    /// A message with calls.
-    fn calls(&self, traits: &Traits, mut message: Map<String, Value>, index: usize) -> Result<Value, TemplateError> {
-        let mut calls = message.get("tool_calls").and_then(Value::as_array).cloned().unwrap_or_default();
-        let mut written = Vec::new();
-        for (i, call) in calls.iter_mut().enumerate() {
-            let wrong = |what: &str, found: &Value, expected: &str| TemplateError::Request {
-                field: format!("messages[{index}].tool_calls[{i}].{what}"),
-                found: found.to_string(),
-                expected: expected.into(),
-            };
-            let id = call["id"].as_str().unwrap_or_default().to_owned();
-            let function = &mut call["function"];
-            let Some(name) = function["name"].as_str().map(str::to_owned) else {
-                return Err(wrong("function.name", &function["name"], "the name of a tool"));
-            };
-            let given = &function["arguments"];
-            let object = match given {
-                Value::String(text) if text.trim().is_empty() => Some(json!({})),
-                Value::String(text) => serde_json::from_str(text).ok().filter(Value::is_object),
-                Value::Null => Some(json!({})),
-                other => Some(other.clone()).filter(Value::is_object),
-            };
-            let object = object.ok_or_else(|| wrong("function.arguments", given, "the text of a JSON object"))?;
-            let text =
-                given.as_str().filter(|text| !text.trim().is_empty()).map_or_else(|| object.to_string(), str::to_owned);
-            written.push((name, text.clone(), id));
-            function["arguments"] = match &traits.calls {
-                Some(form) if form.takes_text => text.into(),
-                _ => object,
-            };
-        }
-        let content = message.get("content").filter(|content| !content.is_null() && **content != "").cloned();
-        match &traits.calls {
-            Some(form) => {
-                let empty = if form.null_content { Value::Null } else { "".into() };
-                message.insert("content".into(), content.unwrap_or(empty));
-                message.insert("tool_calls".into(), calls.into());
-            }
-            None => {
-                let calls: Vec<_> = written.iter().map(|(n, a, i)| (n.as_str(), a.as_str(), i.as_str())).collect();
-                let mut text = text_of(content.as_ref());
-                if !text.is_empty() {
-                    text.push_str(self.call.first().map_or("", |style| style.gap.as_str()));
+                let calls = calls_of(&message).iter().map(|call| {
+                    let [name, id] = [&call["function"]["name"], &call["id"]].map(|text| text.as_str().unwrap_or(""));
+                    (name, text_of(Some(&call["function"]["arguments"])), id)
+                });
+                let calls: Vec<_> = calls.collect();
+                if !calls.is_empty() {
+                    let mut text = text_of(message.get("content"));
+                    if !text.is_empty() {
+                        text.push_str(self.call.first().map_or("", |style| style.gap.as_str()));
+                    }
+                    let calls: Vec<_> = calls.iter().map(|(name, text, id)| (*name, text.as_str(), *id)).collect();
+                    text.push_str(&self.write_calls(&calls));
+                    message["content"] = text.into();
+                    message.as_object_mut().map(|message| message.remove("tool_calls"));
                 }
-                message.remove("tool_calls");
-                message.insert("content".into(), (text + &self.write_calls(&calls)).into());
+                prepared.push(message);
             }
+            was_result = is_result;
         }
-        Ok(message.into())
+        prepared
     }
 
     /// Tells of the tools in the first message.
-    fn describe(&self, traits: &Traits, messages: &mut Vec<Value>, tools: &[Value]) {
+    pub(crate) fn describe(&self, traits: &Traits, messages: &mut Vec<Value>, tools: &[Value]) {
         let listed: Vec<String> = tools.iter().map(Value::to_string).collect();
         let example = self.write_calls(&[("NAME", "{\"ARGUMENT\": \"VALUE\"}", "ID")]);
         let text = self.prompt.tools.replace("{call}", &example).replace("{tools}", &listed.join("\n"));
@@ -132,8 +124,61 @@ impl Dialect {
     }
 }
 
+/// The calls in a message.
+pub(crate) fn calls_of(message: &Value) -> &[Value] {
+    message["tool_calls"].as_array().map_or(&[], Vec::as_slice)
+}
+
+/// A call's arguments as a template wants them.
+fn given(arguments: &Value, form: Option<&CallForm>) -> Value {
+    let (object, text) = match arguments {
+        Value::Null => (Some(json!({})), "{}".into()),
+        Value::String(text) if matches!(text.trim(), "" | "null") => (Some(json!({})), "{}".into()),
+        Value::String(text) => (serde_json::from_str(text).ok().filter(Value::is_object), text.clone()),
+        other => (Some(other.clone()).filter(Value::is_object), other.to_string()),
+    };
+    match (object, form) {
+        (_, None) => text.into(),
+        (_, Some(form)) if form.takes_text => text.into(),
+        (Some(object), _) => object,
+        (None, Some(form)) if form.broken => text.into(),
+        (None, _) => json!({ BROKEN: text }),
+    }
+}
+
+/// Messages of several calls cut into some of one, each with its results.
+fn one_call_each(messages: Vec<Value>) -> Vec<Value> {
+    let mut cut = Vec::with_capacity(messages.len());
+    let mut messages = messages.into_iter().peekable();
+    while let Some(mut message) = messages.next() {
+        let calls = match message.get_mut("tool_calls") {
+            Some(Value::Array(calls)) if calls.len() > 1 => std::mem::take(calls),
+            _ => {
+                cut.push(message);
+                continue;
+            }
+        };
+        let mut results: Vec<Option<Value>> = Vec::new();
+        let mut of_call: HashMap<String, Vec<usize>> = HashMap::new();
+        while let Some(result) = messages.next_if(|next| next["role"] == "tool") {
+            of_call.entry(text_of(result.get("tool_call_id"))).or_default().push(results.len());
+            results.push(Some(result));
+        }
+        let other =
+            json!({"role": "assistant", "content": if message["content"].is_null() { Value::Null } else { "".into() }});
+        for call in calls {
+            let own = of_call.remove(call["id"].as_str().unwrap_or_default()).unwrap_or_default();
+            message["tool_calls"] = json!([call]);
+            cut.push(std::mem::replace(&mut message, other.clone()));
+            cut.extend(own.into_iter().filter_map(|i| results[i].take()));
+        }
+        cut.extend(results.into_iter().flatten());
+    }
+    cut
+}
+
 /// The text of a content: itself, or its parts that are text.
-fn text_of(content: Option<&Value>) -> String {
+pub(crate) fn text_of(content: Option<&Value>) -> String {
     match content {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),

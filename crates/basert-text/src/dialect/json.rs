@@ -118,6 +118,16 @@ impl Value {
         CONTROL.get(c as usize).filter(|_| is_text).copied()
     }
 
+    /// The brackets that are missing at the end, if nothing else is.
+    pub fn missing(&self) -> Option<String> {
+        let is_whole = match self.state {
+            State::Next => true,
+            State::Number(at) => at.is_whole(),
+            _ => false,
+        };
+        is_whole.then(|| self.open.iter().rev().map(|&is_object| if is_object { '}' } else { ']' }).collect())
+    }
+
     /// The next character.
     pub fn push(&mut self, c: char) -> Step {
         match self.state {

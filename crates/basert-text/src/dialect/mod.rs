@@ -5,27 +5,35 @@
 //! generated.
 
 mod call;
-mod history;
+pub(crate) mod history;
 mod json;
+mod parameters;
 mod parser;
+mod schema;
 mod write;
 
 use std::sync::{Arc, LazyLock};
 
 use serde::Deserialize;
 
-pub use self::history::Conversation;
+use self::parameters::Markers;
 pub use self::parser::{Event, Parser, ParserOptions};
 pub use self::write::CallGrammar;
-use crate::Tokenizer;
+use crate::{ChatTemplate, Tokenizer};
 
 /// The dialects that are built in, in the order in which templates are compared with them.
-const BUILT_IN: [(&str, &str); 8] = [
+const BUILT_IN: [(&str, &str); 14] = [
     ("harmony", include_str!("../../dialects/harmony.toml")),
     ("deepseek", include_str!("../../dialects/deepseek.toml")),
+    ("deepseek-plain", include_str!("../../dialects/deepseek-plain.toml")),
     ("mistral-args", include_str!("../../dialects/mistral-args.toml")),
     ("mistral", include_str!("../../dialects/mistral.toml")),
+    ("minimax", include_str!("../../dialects/minimax.toml")),
+    ("glm", include_str!("../../dialects/glm.toml")),
+    ("seed", include_str!("../../dialects/seed.toml")),
+    ("qwen-coder", include_str!("../../dialects/qwen-coder.toml")),
     ("hermes", include_str!("../../dialects/hermes.toml")),
+    ("tool-list", include_str!("../../dialects/tool-list.toml")),
     ("llama3", include_str!("../../dialects/llama3.toml")),
     ("gemma", include_str!("../../dialects/gemma.toml")),
     ("generic", include_str!("../../dialects/generic.toml")),
@@ -117,6 +125,8 @@ struct CallStyle {
     /// What stands around all calls of an answer.
     #[serde(default)]
     around: Between,
+    /// What a call is written with, for [`Form::Parameters`].
+    parameters: Option<Markers>,
 }
 
 /// What stands between the markers of a call.
@@ -129,6 +139,8 @@ enum Form {
     List,
     /// The name as plain text, a separator, and the arguments as a JSON object.
     Named,
+    /// A marker around the name of each argument, and around its value.
+    Parameters,
 }
 
 /// An answer as a sequence of messages, each with a header that says whom it is for.
@@ -149,6 +161,8 @@ struct Channels {
     reasoning: Vec<String>,
     /// Comes before the recipient, who makes a message a call.
     recipient: String,
+    /// Recipients that are no tools.
+    people: Vec<String>,
     /// The namespace of tools, left out of their names.
     namespace: String,
     /// The channel of the answer.
@@ -237,6 +251,12 @@ impl Dialect {
             if style.forms.contains(&Form::Named) == style.separator.is_empty() {
                 return Some("call.separator belongs to the form named".into());
             }
+            if style.forms.contains(&Form::Parameters) != style.parameters.is_some() {
+                return Some("call.parameters belong to the form parameters".into());
+            }
+            if let Some(fault) = style.parameters.as_ref().and_then(Markers::fault) {
+                return Some(fault);
+            }
             if style.open.is_empty() && (style.forms.contains(&Form::Named) || !style.ambiguous) {
                 return Some("a call without call.open is an ambiguous object or list".into());
             }
@@ -298,7 +318,10 @@ impl Dialect {
         let pairs = self.reasoning.iter().flat_map(|pair| [&pair.open, &pair.close]);
         let calls = self.call.iter().flat_map(|style| {
             let Between { open, close } = &style.around;
+            let parameters = style.parameters.iter().flat_map(Markers::texts);
             [&style.open, &style.close, &style.separator, &style.id_separator, open, close]
+                .into_iter()
+                .chain(parameters)
         });
         let channels = self
             .channels
@@ -309,6 +332,31 @@ impl Dialect {
         ids.sort_unstable();
         ids.dedup();
         ids
+    }
+
+    /// What reasoning stands between.
+    pub(crate) fn reasoning_markers(&self) -> impl Iterator<Item = &str> {
+        self.reasoning.iter().flat_map(|pair| [pair.open.as_str(), pair.close.as_str()])
+    }
+
+    /// Whether models with this template write down what they think before they answer.
+    pub fn reasons(&self, template: &ChatTemplate) -> bool {
+        let in_channels = self.channels.as_ref().is_some_and(|channels| !channels.reasoning.is_empty());
+        in_channels || self.reasoning_markers().any(|marker| template.source().contains(marker))
+    }
+
+    /// An id of a call, in this dialect's form, by a seed and the call's index.
+    fn made_up_id(&self, seed: u64, index: u64) -> String {
+        const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+        let mut id = self.id.prefix.clone();
+        for place in 0..self.id.length as u64 {
+            // SplitMix64 (Steele et al. 2014).
+            let mut x = seed.wrapping_add((index << 8 | place).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            id.push(char::from(DIGITS[((x ^ (x >> 31)) % 62) as usize]));
+        }
+        id
     }
 
     /// A parser for an answer.
@@ -338,7 +386,7 @@ mod tests {
         assert!(fault("[[call]]\nforms = ['object']").contains("ambiguous"));
         assert_eq!(
             Dialect::named("klingon").unwrap_err().to_string(),
-            "there is no dialect klingon; there are harmony, deepseek, mistral-args, mistral, hermes, llama3, gemma, generic"
+            "there is no dialect klingon; there are harmony, deepseek, deepseek-plain, mistral-args, mistral, minimax, glm, seed, qwen-coder, hermes, tool-list, llama3, gemma, generic"
         );
     }
 }

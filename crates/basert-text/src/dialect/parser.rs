@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::call::{Calls, Flow, Found};
+use serde_json::Value;
+
+use super::call::{Calls, Flow, Found, Tool};
 use super::{CallStyle, Dialect, Form};
 use crate::StopTexts;
 
@@ -49,8 +51,8 @@ pub enum Event {
 pub struct ParserOptions<'a> {
     /// The text that the answer follows; its end may have opened a reasoning, or a message's header.
     pub prompt: &'a str,
-    /// The names of the tools. Without tools nothing is a call.
-    pub tools: &'a [&'a str],
+    /// The tools, `{"type": "function", "function": {…}}`. Without tools nothing is a call.
+    pub tools: &'a [Value],
     /// Texts that end the answer where they come in its content.
     pub stop: &'a [String],
     /// Chooses the ids of calls; to be different for every answer.
@@ -64,7 +66,7 @@ pub struct ParserOptions<'a> {
 #[derive(Clone, Debug)]
 pub struct Parser {
     dialect: Arc<Dialect>,
-    tools: Arc<[String]>,
+    tools: Arc<[Tool]>,
     seed: u64,
     stop: StopTexts,
     state: State,
@@ -88,6 +90,8 @@ enum State {
     Text,
     /// Reasoning, up to the marker of this pair, or in a channel.
     Reasoning(usize),
+    /// In reasoning, from what looks like a call on: it is one if the reasoning never ends.
+    Aside(usize, String),
     /// Calls of this style, or in a channel.
     Calls(Option<usize>, Box<Calls>),
     /// A message's header; of its text, so many bytes are the prompt's.
@@ -111,6 +115,8 @@ enum After {
 enum Mark {
     Reasoning(usize),
     Call(usize),
+    /// A call, unless the reasoning goes on.
+    Aside,
     Header {
         is_channel: bool,
     },
@@ -122,7 +128,7 @@ impl Parser {
     pub(super) fn new(dialect: Arc<Dialect>, options: ParserOptions<'_>) -> Self {
         let mut parser = Self {
             dialect,
-            tools: options.tools.iter().map(|&name| name.to_owned()).collect(),
+            tools: options.tools.iter().map(|tool| Tool::new(&tool["function"])).collect(),
             seed: options.seed,
             stop: StopTexts::default(),
             state: State::Text,
@@ -178,8 +184,39 @@ impl Parser {
         std::mem::take(&mut self.events)
     }
 
-    /// Ends the answer, whether the model said so or it was cut off, and returns what was held back.
-    pub fn finish(mut self) -> Vec<Event> {
+    /// Ends the answer, as the model said, and returns what was held back. Of a call that lacks nothing but brackets, they
+    /// are added.
+    pub fn finish(self) -> Vec<Event> {
+        self.last(true)
+    }
+
+    /// Ends an answer that was cut off, and returns what was held back.
+    pub fn cut_off(self) -> Vec<Event> {
+        self.last(false)
+    }
+
+    fn last(mut self, ended: bool) -> Vec<Event> {
+        if let State::Aside(pair, text) = &mut self.state {
+            let (pair, text) = (*pair, std::mem::take(text));
+            if ended {
+                self.state = State::Text;
+                self.after = After::Reasoning;
+                self.space.clear();
+                text.chars().for_each(|c| self.feed(c));
+            } else {
+                self.state = State::Reasoning(pair);
+                text.chars().for_each(|c| self.reasoning(c));
+            }
+        }
+        if let State::Calls(style, calls) = &mut self.state {
+            let style = style.and_then(|style| self.dialect.call.get(style));
+            let mut found = Vec::new();
+            calls.finish(style, &self.tools, ended, &mut found);
+            let raw = std::mem::take(&mut calls.raw);
+            self.report(found);
+            self.state = State::Text;
+            self.give_back(&raw);
+        }
         match std::mem::replace(&mut self.state, State::Text) {
             State::Text => {
                 self.give_back_held();
@@ -192,14 +229,8 @@ impl Parser {
                 let held = std::mem::take(&mut self.held);
                 held.chars().for_each(|c| self.reasoning(c));
             }
-            State::Calls(_, mut calls) => {
-                let mut found = Vec::new();
-                calls.finish(&mut found);
-                self.report(found);
-                self.give_back(&calls.raw);
-            }
             State::Header { text, prompt } => self.give_back(&text[prompt..]),
-            State::Over => {}
+            State::Over | State::Aside(..) | State::Calls(..) => {}
         }
         self.flush_content();
         let mut rest = String::new();
@@ -233,19 +264,33 @@ impl Parser {
                 text.push(c);
                 self.look_for_message();
             }
+            State::Aside(pair, text) => {
+                text.push(c);
+                let close = &self.dialect.reasoning[*pair].close;
+                if let Some(thought) = text.strip_suffix(close.as_str()) {
+                    let (pair, thought) = (*pair, thought.to_owned());
+                    self.state = State::Reasoning(pair);
+                    thought.chars().for_each(|c| self.reasoning(c));
+                    self.begin(Mark::Nothing, String::new());
+                }
+            }
         }
     }
 
     /// Looks whether what is held is a marker, may become one, or is text.
     fn look_for_marker(&mut self) {
         loop {
-            let mark = self.marks().find(|(text, _)| *text == self.held).map(|(_, mark)| mark);
-            if let Some(mark) = mark {
-                let text = std::mem::take(&mut self.held);
-                return self.begin(mark, text);
-            }
-            if self.held.is_empty() || self.marks().any(|(text, _)| text.starts_with(&self.held)) {
+            let is_longer = |text: &str| text.len() > self.held.len() && text.starts_with(&self.held);
+            if self.held.is_empty() || self.marks().any(|(text, _)| is_longer(text)) {
                 return;
+            }
+            let longest =
+                self.marks().filter(|(text, _)| self.held.starts_with(text)).max_by_key(|(text, _)| text.len());
+            if let Some((len, mark)) = longest.map(|(text, mark)| (text.len(), mark)) {
+                let rest = self.held.split_off(len);
+                let text = std::mem::take(&mut self.held);
+                self.begin(mark, text);
+                return rest.chars().for_each(|c| self.feed(c));
             }
             let first = self.held.remove(0);
             if matches!(self.state, State::Reasoning(_)) {
@@ -277,6 +322,14 @@ impl Parser {
         let has_calls = is_text && !self.tools.is_empty();
         let calls = call.iter().enumerate().filter(move |(_, style)| has_calls && !style.open.is_empty());
         let calls = calls.map(|(i, style)| (style.open.as_str(), Mark::Call(i)));
+        // In a thought, only what cannot be anything else.
+        let has_asides = !is_text && !self.tools.is_empty();
+        let asides = call.iter().filter(move |style| has_asides && !style.open.is_empty() && !style.ambiguous);
+        let asides = asides.map(|style| (style.open.as_str(), Mark::Aside));
+        // Some models close a call twice, or one that they did not open.
+        let after_call = has_calls && self.after == After::Call && !self.has_text;
+        let closed = call.iter().filter(move |style| after_call && !style.close.is_empty() && !style.ambiguous);
+        let closed = closed.map(|style| (style.close.as_str(), Mark::Nothing));
         let around = call.iter().filter(move |_| has_calls).flat_map(|style| [&style.around.open, &style.around.close]);
         let around = around.filter(|text| !text.is_empty()).map(|text| (text.as_str(), Mark::Nothing));
         let channels = channels.iter().flat_map(|channels| {
@@ -286,7 +339,7 @@ impl Parser {
                 (channels.channel.as_str(), Mark::Header { is_channel: true }),
             ])
         });
-        closes.chain(opens).chain(calls).chain(around).chain(channels)
+        closes.chain(opens).chain(calls).chain(asides).chain(closed).chain(around).chain(channels)
     }
 
     /// The style of a call that has no marker and may begin with this character.
@@ -296,7 +349,8 @@ impl Parser {
             '[' => Form::List,
             _ => return None,
         };
-        let may_begin = !self.has_text && !self.tools.is_empty();
+        let begins_line = !self.has_text || self.space.contains('\n');
+        let may_begin = begins_line && !self.tools.is_empty();
         self.dialect.call.iter().position(|style| may_begin && style.open.is_empty() && style.forms.contains(&form))
     }
 
@@ -307,6 +361,10 @@ impl Parser {
                 State::Reasoning(pair)
             }
             Mark::Call(style) => State::Calls(Some(style), Box::new(Calls::new(&self.dialect.call[style], &text))),
+            Mark::Aside => match self.state {
+                State::Reasoning(pair) => State::Aside(pair, text),
+                _ => State::Text,
+            },
             Mark::Header { is_channel: true } => State::Header { text, prompt: 0 },
             Mark::Header { is_channel: false } => State::Header { text: String::new(), prompt: 0 },
             Mark::Nothing => {
@@ -330,12 +388,14 @@ impl Parser {
                 let (_, rest) = head.split_once(mark)?;
                 rest.trim_start().split(|c: char| c.is_whitespace() || c == '<').next().filter(|word| !word.is_empty())
             };
-            let recipient = word(&channels.recipient).filter(|_| !self.tools.is_empty());
+            let recipient = word(&channels.recipient).filter(|recipient| {
+                !self.tools.is_empty() && !channels.people.iter().any(|person| person == recipient)
+            });
             let is_reasoning = word(&channels.channel).is_some_and(|name| channels.reasoning.iter().any(|r| r == name));
             self.state = match recipient {
                 Some(recipient) => {
                     let name = recipient.strip_prefix(channels.namespace.as_str()).unwrap_or(recipient);
-                    State::Calls(None, Box::new(Calls::named(name, &header[*prompt..], channels.end.clone())))
+                    State::Calls(None, Box::new(Calls::named(name, channels.end.clone())))
                 }
                 None => {
                     // Messages of one kind are told apart by a line feed.
@@ -412,7 +472,7 @@ impl Parser {
                         return;
                     }
                     self.calls += 1;
-                    let id = id.unwrap_or_else(|| self.made_up_id());
+                    let id = id.unwrap_or_else(|| self.dialect.made_up_id(self.seed, self.calls as u64));
                     Event::CallBegan { index: self.calls - 1, id, name }
                 }
                 Found::Arguments(delta) => match self.events.last_mut() {
@@ -464,21 +524,5 @@ impl Parser {
             Some(Event::Content(before)) => before.push_str(&text),
             _ => self.events.push(Event::Content(text)),
         }
-    }
-
-    /// An id of the dialect's form, by seed and index.
-    fn made_up_id(&self) -> String {
-        const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        let style = &self.dialect.id;
-        let mut id = style.prefix.clone();
-        for place in 0..style.length as u64 {
-            // SplitMix64 (Steele et al. 2014).
-            let counter = (self.calls as u64) << 8 | place;
-            let mut x = self.seed.wrapping_add(counter.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            id.push(char::from(DIGITS[((x ^ (x >> 31)) % 62) as usize]));
-        }
-        id
     }
 }

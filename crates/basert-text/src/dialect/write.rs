@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::parameters::Markers;
+use super::schema::Kinds;
 use super::{Between, Dialect, Form};
 use crate::grammar::Answer;
 use crate::{GrammarError, Tokenizer};
@@ -93,17 +95,20 @@ impl CallGrammar {
         let mut lark = format!("start: {} call {again} {}\n", text(&shape.around.open), text(&shape.around.close));
         let names: Vec<String> = (0..self.tools.len()).map(|i| format!("call{i}")).collect();
         let _ = writeln!(lark, "call: {}", names.join(" | "));
+        let markers = self.dialect.call.first().and_then(|style| style.parameters.as_ref());
         for (i, (name, parameters)) in self.tools.iter().enumerate() {
             let (before, id, after) = self.dialect.frame(name);
+            if let Some(markers) = markers {
+                let arguments = lark_parameters(tokenizer, markers, i, parameters, &mut lark);
+                let _ = writeln!(lark, "call{i}: {} {arguments} {}", text(&before), text(&after));
+                continue;
+            }
             let id = id.map_or(String::new(), |before| {
                 let style = &self.dialect.id;
                 format!("{} /[0-9A-Za-z]{{{}}}/", text(&(before + &style.prefix)), style.length)
             });
-            let mut parameters = parameters.clone();
-            parameters["x-guidance"] =
-                json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
             let _ = writeln!(lark, "call{i}: {} args{i} {id} {}", text(&before), text(&after));
-            let _ = writeln!(lark, "args{i}: %json {parameters}");
+            let _ = writeln!(lark, "args{i}: %json {}", spaced(parameters.clone()));
         }
         lark
     }
@@ -137,6 +142,12 @@ impl Dialect {
         match style.forms.first() {
             Some(Form::Named) => (format!("{}{name}{}{}", style.open, style.separator, style.pad.open), None, close),
             Some(Form::List) => (before, id, after.into()),
+            Some(Form::Parameters) => {
+                let markers = style.parameters.as_ref();
+                let begin = markers.map_or(String::new(), |markers| markers.begin(name));
+                let end = markers.map_or("", |markers| markers.end.as_str());
+                (open + &begin, None, format!("{end}{close}"))
+            }
             _ => (open + &before, id, format!("{after}{close}")),
         }
     }
@@ -148,6 +159,11 @@ impl Dialect {
             .iter()
             .map(|(name, arguments, id)| {
                 let (before, id_before, after) = self.frame(name);
+                let markers = self.call.first().and_then(|style| style.parameters.as_ref());
+                let arguments = match (markers, serde_json::from_str(arguments)) {
+                    (Some(markers), Ok(Value::Object(arguments))) => markers.write(&arguments),
+                    _ => (*arguments).to_owned(),
+                };
                 let id = id_before.map_or(String::new(), |before| format!("{before}{id}"));
                 format!("{before}{arguments}{id}{after}")
             })
@@ -198,11 +214,64 @@ fn lark_text(tokenizer: &Tokenizer, text: &str) -> String {
     pieces.join(" ")
 }
 
+/// Arguments in Lark, for the tool of this number; their rules are added. Texts may be any, if the schema lists none.
+fn lark_parameters(tokenizer: &Tokenizer, markers: &Markers, tool: usize, schema: &Value, lark: &mut String) -> String {
+    let text = |text: &str| lark_text(tokenizer, text);
+    let required = |name: &str| schema["required"].as_array().is_some_and(|names| names.iter().any(|n| n == name));
+    let mut all = Vec::new();
+    for (j, (name, part)) in schema["properties"].as_object().into_iter().flatten().enumerate() {
+        let close = text(&markers.value.close);
+        let rule = format!("p{tool}_{j}");
+        let listed = part["enum"].as_array().cloned().or_else(|| Some(vec![part.get("const")?.clone()]));
+        let _ = match listed {
+            _ if !Kinds::of(schema, name).may_be_text() => {
+                let mut part = part.clone();
+                for definitions in ["$defs", "definitions"] {
+                    if let (Value::Object(part), Some(given)) = (&mut part, schema.get(definitions)) {
+                        part.insert(definitions.into(), given.clone());
+                    }
+                }
+                writeln!(
+                    lark,
+                    "{rule}: {} j{rule} {close}\nj{rule}: %json {}",
+                    text(&markers.before(name)),
+                    spaced(part)
+                )
+            }
+            Some(values) => {
+                let write = |value: &Value| text(&value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+                let values: Vec<String> = values.iter().map(write).collect();
+                writeln!(lark, "{rule}: {} ({}) {close}", text(&markers.before(name)), values.join(" | "))
+            }
+            None => {
+                let until = lark_until(tokenizer, &format!("t{rule}"), &markers.value.close);
+                writeln!(lark, "{rule}: {} t{rule}\n{until}", text(&markers.before(name)))
+            }
+        };
+        all.push(if required(name) { rule } else { format!("{rule}?") });
+    }
+    all.join(" ")
+}
+
+/// A schema whose JSON is spaced as templates space it.
+fn spaced(mut schema: Value) -> Value {
+    if let Value::Object(schema) = &mut schema {
+        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        schema.insert("x-guidance".into(), style);
+    }
+    schema
+}
+
 /// A rule `thought` in Lark: any text up to the first `close`.
 fn lark_thought(tokenizer: &Tokenizer, close: &str) -> String {
-    if matches!(tokenizer.control_pieces(close).first(), Some(Ok(_))) {
-        return format!("thought: /(?s:.+)/? {}", lark_text(tokenizer, close));
+    lark_until(tokenizer, "thought", close)
+}
+
+/// A rule in Lark: any text up to the first `close`.
+fn lark_until(tokenizer: &Tokenizer, rule: &str, close: &str) -> String {
+    if tokenizer.control_pieces(close).iter().any(Result::is_ok) {
+        return format!("{rule}: /(?s:.+)/? {}", lark_text(tokenizer, close));
     }
     let close: String = close.chars().map(|c| format!("\\x{{{:x}}}", u32::from(c))).collect();
-    format!("thought[lazy]: /(?s:.*){close}/")
+    format!("{rule}[lazy]: /(?s:.*){close}/")
 }

@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use minijinja::{Environment, Value as Jinja, value::Serde};
 use serde_json::{Map, Value, json};
 
-pub(crate) use self::traits::Traits;
+pub(crate) use self::traits::{CallForm, Traits};
 
 use self::limits::{MOST_SOURCE, MOST_TEXT};
 use crate::TemplateError;
@@ -26,6 +26,7 @@ const NAME: &str = "chat_template";
 
 /// A parsed chat template.
 pub struct ChatTemplate {
+    source: String,
     environment: Environment<'static>,
     variables: Map<String, Value>,
     traits: OnceLock<Traits>,
@@ -59,7 +60,7 @@ impl ChatTemplate {
             environment
                 .add_template_owned(NAME, environment::prepared(source))
                 .map_err(|error| TemplateError::Parse { line: error.line().unwrap_or(1), reason: reason(&error) })?;
-            Ok(Self { environment, variables: Map::new(), traits: OnceLock::new() })
+            Ok(Self { source: source.into(), environment, variables: Map::new(), traits: OnceLock::new() })
         })
         .unwrap_or_else(|reason| Err(failed(reason)))
     }
@@ -69,6 +70,11 @@ impl ChatTemplate {
     pub fn with_variables(mut self, variables: Map<String, Value>) -> Self {
         self.variables = variables;
         self
+    }
+
+    /// The template itself.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// What the template can do.

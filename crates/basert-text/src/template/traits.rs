@@ -22,6 +22,10 @@ pub(crate) struct CallForm {
     pub takes_text: bool,
     /// A message without content has null; otherwise an empty text.
     pub null_content: bool,
+    /// A message may have several calls.
+    pub several: bool,
+    /// Arguments that are no object may be a text, even where others are an object.
+    pub broken: bool,
 }
 
 impl Traits {
@@ -37,22 +41,29 @@ impl Traits {
         }});
         // Not as any library would space it.
         let (text, object) = (r#"{"probed_key":  1}"#, json!({"probed_key": 1}));
-        let forms = [true, false]
-            .into_iter()
-            .flat_map(|takes_text| [false, true].map(|null_content| CallForm { takes_text, null_content }));
-        let writes = |form: &CallForm| {
-            let arguments = if form.takes_text { json!(text) } else { object.clone() };
-            let call =
-                json!({"id": "call12345", "type": "function", "function": {"name": name, "arguments": arguments}});
-            let content = if form.null_content { Value::Null } else { "".into() };
-            let calling = json!({"role": "assistant", "content": content, "tool_calls": [call]});
-            let messages = [user.clone(), calling];
-            let arguments = if form.takes_text { text } else { "probed_key" };
-            renders(&messages, None, name) && renders(&messages, None, arguments)
+        let call = |arguments: &Value| json!({"id": "call12345", "type": "function", "function": {"name": name, "arguments": arguments}});
+        let writes = |null_content: bool, calls: &[Value], needle: &str| {
+            let content = if null_content { Value::Null } else { "".into() };
+            let messages = [user.clone(), json!({"role": "assistant", "content": content, "tool_calls": calls})];
+            renders(&messages, None, name) && renders(&messages, None, needle)
         };
+        let form = |takes_text: bool, null_content: bool| {
+            let (arguments, needle) = if takes_text { (json!(text), text) } else { (object.clone(), "probed_key") };
+            writes(null_content, &[call(&arguments)], needle).then(|| {
+                let second = if takes_text { json!(r#"{"second_key":  1}"#) } else { json!({"second_key": 1}) };
+                let both = [call(&arguments), call(&second)];
+                CallForm {
+                    takes_text,
+                    null_content,
+                    several: writes(null_content, &both, needle) && writes(null_content, &both, "second_key"),
+                    broken: writes(null_content, &[call(&json!("probed text"))], "probed text"),
+                }
+            })
+        };
+        let forms = [(true, false), (true, true), (false, false), (false, true)];
         Self {
             tools: renders(std::slice::from_ref(&user), Some(&[tool]), name),
-            calls: { forms }.find(writes),
+            calls: forms.into_iter().find_map(|(takes_text, null_content)| form(takes_text, null_content)),
             system: renders(&[json!({"role": "system", "content": "probed_text"}), user.clone()], None, "probed_text"),
         }
     }

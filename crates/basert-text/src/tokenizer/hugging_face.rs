@@ -9,6 +9,7 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokenizers::{Encoding, Model as _, OffsetType, PreTokenizer};
 
 use super::special::SpecialTokens;
 use super::vocabulary::{Kind, Vocabulary};
@@ -75,7 +76,7 @@ impl Tokenizer {
         let model = HuggingFace(RwLock::new(library));
         // The tokens that tokenizer_config.json asks for, unless tokenizer.json adds them by itself.
         let mut ends_of_nothing = Vec::new();
-        model.encode("", EncodeOptions { add_special: true, parse_special: true }, &mut ends_of_nothing)?;
+        model.encode("", EncodeOptions { add_special: true, parse_special: true }, None, &mut ends_of_nothing)?;
         let add_bos = config.add_bos_token == Some(true) && bos.is_some() && ends_of_nothing.first().copied() != bos;
         let add_eos = config.add_eos_token == Some(true) && eos.is_some() && ends_of_nothing.last().copied() != eos;
         Ok(Self {
@@ -100,9 +101,22 @@ impl Tokenizer {
 pub(crate) struct HuggingFace(RwLock<tokenizers::Tokenizer>);
 
 impl HuggingFace {
-    pub fn encode(&self, text: &str, options: EncodeOptions, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    /// Appends the ids of a text. A marker in it is taken out after whole tokens are found.
+    pub fn encode(
+        &self,
+        text: &str,
+        options: EncodeOptions,
+        marker: Option<char>,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
         let encode = |library: &tokenizers::Tokenizer| {
-            guarded(|| library.encode_fast(text, options.add_special).map_err(|error| error.to_string()))
+            guarded(|| {
+                let encoding = match marker {
+                    Some(marker) => encode_without(library, text, marker),
+                    None => library.encode_fast(text, options.add_special),
+                };
+                encoding.map_err(|error| error.to_string())
+            })
         };
         let encoding = if options.parse_special {
             encode(&self.0.read().unwrap_or_else(PoisonError::into_inner))
@@ -116,6 +130,17 @@ impl HuggingFace {
         ids.extend_from_slice(encoding.map_err(TokenizerError::Encode)?.get_ids());
         Ok(())
     }
+}
+
+/// The library's own steps, with one between the first, which finds whole tokens, and the others.
+fn encode_without(library: &tokenizers::Tokenizer, text: &str, marker: char) -> tokenizers::Result<Encoding> {
+    let mut pieces = library.get_added_vocabulary().extract_and_normalize(library.get_normalizer(), text);
+    pieces.normalize(|piece| piece.replace(marker, ""))?;
+    if let Some(splitter) = library.get_pre_tokenizer() {
+        splitter.pre_tokenize(&mut pieces)?;
+    }
+    pieces.tokenize(|piece| library.get_model().tokenize(piece.get()))?;
+    pieces.into_encoding(None, 0, OffsetType::None)
 }
 
 /// Runs code of the library, which panics on some malformed files, and makes a panic an error.

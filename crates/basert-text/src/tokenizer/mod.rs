@@ -2,6 +2,7 @@
 
 mod byte_pair;
 mod charsmap;
+mod control;
 mod gguf;
 mod hugging_face;
 mod limits;
@@ -12,6 +13,7 @@ mod special;
 mod unigram;
 mod vocabulary;
 
+pub(crate) use control::ControlTexts;
 pub use gguf::GgufVocabulary;
 pub use hugging_face::HuggingFaceFiles;
 
@@ -66,18 +68,33 @@ pub struct EncodeOptions {
 impl Tokenizer {
     /// The ids of a text. Fails only if the vocabulary has neither tokens for some character nor an unknown token.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_without(text, options, None)
+    }
+
+    /// The ids of a text from which a marker is taken out once it has kept what it stands in from being a token.
+    pub(crate) fn encode_without(
+        &self,
+        text: &str,
+        options: EncodeOptions,
+        marker: Option<char>,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
         if options.add_special && self.add_bos {
             ids.extend(self.bos);
         }
         match &self.model {
-            Model::HuggingFace(model) => model.encode(text, options, &mut ids)?,
+            Model::HuggingFace(model) => model.encode(text, options, marker, &mut ids)?,
             model => {
                 let mut after_token = true;
                 self.special_tokens.split(&self.vocabulary, text, options.parse_special, |piece| {
                     match piece {
                         Piece::Token(id) => ids.push(id),
-                        Piece::Text(text) => self.encode_piece(model, text, after_token, &mut ids)?,
+                        Piece::Text(text) => match marker.filter(|&marker| text.contains(marker)) {
+                            Some(marker) => {
+                                self.encode_piece(model, &text.replace(marker, ""), after_token, &mut ids)?;
+                            }
+                            None => self.encode_piece(model, text, after_token, &mut ids)?,
+                        },
                     }
                     after_token = matches!(piece, Piece::Token(_));
                     Ok(())
@@ -174,6 +191,16 @@ impl Tokenizer {
         self.vocabulary.iter().find(|(_, bytes, kind)| is_whole(*kind) && *bytes == text.as_bytes()).map(|(id, ..)| id)
     }
 
+    /// Whether the token is structure or ends an answer.
+    fn is_control(&self, id: u32) -> bool {
+        self.is_special(id) || self.end_of_generation.contains(&id)
+    }
+
+    /// What control tokens are written as.
+    pub(crate) fn control_texts(&self) -> &ControlTexts {
+        self.special_tokens.control_texts(&self.vocabulary, |id| self.is_control(id))
+    }
+
     /// A text cut at the control tokens, and others that end an answer, that are written whole in it.
     pub(crate) fn control_pieces<'t>(&self, text: &'t str) -> Vec<Result<u32, &'t str>> {
         let mut pieces = Vec::new();
@@ -183,7 +210,7 @@ impl Tokenizer {
                 Piece::Text(piece) => at += piece.len(),
                 Piece::Token(id) => {
                     let end = at + self.token_bytes(id).map_or(0, <[u8]>::len);
-                    if self.is_special(id) || self.end_of_generation.contains(&id) {
+                    if self.is_control(id) {
                         pieces.extend((begin < at).then(|| Err(&text[begin..at])));
                         pieces.push(Ok(id));
                         begin = end;

@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
+use super::control::ControlTexts;
 use super::vocabulary::{Kind, Vocabulary};
 use crate::TokenizerError;
 
@@ -16,6 +17,7 @@ const MOST_BYTES: usize = 4 << 20;
 pub(crate) struct SpecialTokens {
     all: OnceLock<Matcher>,
     user_defined: OnceLock<Matcher>,
+    control: OnceLock<ControlTexts>,
 }
 
 struct Matcher {
@@ -41,6 +43,11 @@ impl SpecialTokens {
             return Err(TokenizerError::field(field, found, format!("at most {MOST_BYTES}")));
         }
         Ok(Self::default())
+    }
+
+    /// What the tokens are written as for which `is_control` holds.
+    pub fn control_texts(&self, vocabulary: &Vocabulary, is_control: impl Fn(u32) -> bool) -> &ControlTexts {
+        self.control.get_or_init(|| ControlTexts::new(vocabulary, is_control))
     }
 
     /// Cuts the text at user-defined tokens and, with `control`, at control and unknown tokens too.

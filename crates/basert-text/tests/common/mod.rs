@@ -189,3 +189,10 @@ pub fn wander(tokenizer: &Tokenizer, constraint: &Constraint, random: &mut Rando
     }
     (ids, false)
 }
+
+/// A tool of this name, whose arguments may be a number `n`, a text `zone`, and others.
+pub fn tool(name: &str) -> serde_json::Value {
+    let properties = serde_json::json!({"n": {"type": "integer"}, "zone": {"type": "string"}, "on": {"type": "boolean"},
+        "list": {"type": "array"}, "perhaps": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "any": {}});
+    serde_json::json!({"type": "function", "function": {"name": name, "description": "…", "parameters": {"type": "object", "properties": properties}}})
+}

@@ -1,0 +1,120 @@
+//! The texts of control tokens, and how text from outside is kept from becoming one.
+
+use std::collections::BTreeSet;
+
+use aho_corasick::{AhoCorasick, Input};
+
+use super::vocabulary::Vocabulary;
+
+/// The longest control token, in bytes, that is looked for across the ends of texts. Published ones have up to 50.
+const LONGEST: usize = 128;
+
+/// What control tokens are written as.
+#[derive(Default)]
+pub(crate) struct ControlTexts {
+    /// `None` if there are none.
+    automaton: Option<AhoCorasick>,
+    texts: Vec<Box<str>>,
+    /// Texts of up to [`LONGEST`] bytes, one after the other.
+    joined: Box<str>,
+    /// The places of those texts, and of what each of them ends with, both in the order of the text there.
+    wholes: Vec<(u32, u32)>,
+    ends: Vec<(u32, u32)>,
+    /// The characters that they begin with, and that they end with.
+    first: BTreeSet<char>,
+    last: BTreeSet<char>,
+}
+
+impl ControlTexts {
+    /// Of the tokens for which `is_control` holds. Those of one character cannot be taken apart, so they are left out.
+    pub fn new(vocabulary: &Vocabulary, is_control: impl Fn(u32) -> bool) -> Self {
+        let texts = vocabulary.iter().filter(|&(id, ..)| is_control(id));
+        let texts = texts.filter_map(|(_, bytes, _)| std::str::from_utf8(bytes).ok());
+        let texts: Vec<Box<str>> = texts.filter(|text| text.chars().nth(1).is_some()).map(Into::into).collect();
+        let mut found = Self::default();
+        if texts.is_empty() {
+            return found;
+        }
+        let (mut joined, mut at) = (String::new(), Vec::new());
+        for text in texts.iter().filter(|text| text.len() <= LONGEST) {
+            let begin = joined.len() as u32;
+            joined.push_str(text);
+            let end = joined.len() as u32;
+            at.push((begin, end));
+            found.ends.extend(text.char_indices().map(|(i, _)| (begin + i as u32, end)));
+            found.first.extend(text.chars().next());
+            found.last.extend(text.chars().next_back());
+        }
+        let text = |&(begin, end): &(u32, u32)| &joined[begin as usize..end as usize];
+        at.sort_unstable_by_key(text);
+        found.ends.sort_unstable_by_key(text);
+        // Whatever a template does to letters, it is still found.
+        let automaton = AhoCorasick::builder().ascii_case_insensitive(true).build(texts.iter().map(|text| &**text));
+        found.automaton =
+            Some(automaton.expect("patterns within MOST_BYTES are within the automaton's limit of 2 GiB"));
+        Self { texts, joined: joined.into(), wholes: at, ..found }
+    }
+
+    /// The text with `marker` inside every control token but those in `allowed`, and inside what may become a part of
+    /// one when other text follows or comes before. `None` where there is nothing of the kind.
+    pub fn broken(&self, text: &str, marker: char, allowed: &[&str]) -> Option<String> {
+        let automaton = self.automaton.as_ref()?;
+        let mut places = Vec::new();
+        let mut at = 0;
+        // What ends first begins last or holds no other: all that contain its first character are broken with it.
+        while let Some(found) = automaton.find(Input::new(text).range(at..)) {
+            at = found.start() + text[found.start()..].chars().next().map_or(1, char::len_utf8);
+            if !allowed.contains(&&*self.texts[found.pattern().as_usize()]) {
+                places.push(at);
+            }
+        }
+        self.at_ends(text, &mut places);
+        if places.is_empty() {
+            return None;
+        }
+        places.sort_unstable();
+        places.dedup();
+        let mut broken = String::with_capacity(text.len() + places.len() * marker.len_utf8());
+        let mut done = 0;
+        for place in places {
+            broken.push_str(&text[done..place]);
+            broken.push(marker);
+            done = place;
+        }
+        Some(broken + &text[done..])
+    }
+
+    /// The places in parts of a control token at the beginning and end of the text, which may be trimmed. Words are left
+    /// alone: templates compare them, and write `<|user|>` with the role in between.
+    fn at_ends(&self, text: &str, places: &mut Vec<usize>) {
+        let trimmed = text.trim();
+        let begin = text.len() - text.trim_start().len();
+        if trimmed.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-')) {
+            return;
+        }
+        let near = trimmed.char_indices();
+        for (i, c) in near.clone().rev().take_while(|(i, _)| trimmed.len() - i < LONGEST) {
+            let end = if self.first.contains(&c) { &trimmed[i..] } else { continue };
+            if self.from(&self.wholes, end).is_some_and(|whole| whole.len() > end.len() && whole.starts_with(end)) {
+                places.push(begin + i + c.len_utf8());
+            }
+        }
+        for (i, c) in near.take_while(|(i, _)| *i < LONGEST) {
+            let start = if self.last.contains(&c) { &trimmed[..i + c.len_utf8()] } else { continue };
+            let is_end = self.from(&self.ends, start) == Some(start);
+            if is_end && self.from(&self.wholes, start) != Some(start) {
+                places.push(begin + i);
+            }
+        }
+        let is_inside = |end: &str| end.len() > trimmed.len() && end.starts_with(trimmed);
+        if trimmed.len() < LONGEST && self.from(&self.ends, trimmed).is_some_and(is_inside) {
+            places.push(begin + trimmed.chars().next().map_or(0, char::len_utf8));
+        }
+    }
+
+    /// The first of these texts that does not come before `text`.
+    fn from(&self, places: &[(u32, u32)], text: &str) -> Option<&str> {
+        let at = |&(begin, end): &(u32, u32)| &self.joined[begin as usize..end as usize];
+        places.get(places.partition_point(|place| at(place) < text)).map(at)
+    }
+}
