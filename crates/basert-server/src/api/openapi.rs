@@ -63,7 +63,7 @@ const EMBEDDING: Fields = &[
     "input* any a text, texts, tokens, or lists of tokens",
     "encoding_format string float or base64",
     "dimensions integer those of the model",
-    "pooling string mean or last",
+    "pooling string mean, last or cls; what the model was trained for where it is absent",
 ];
 const MESSAGES: Fields = &[
     "messages* array",

@@ -79,19 +79,19 @@ pub(super) fn new() -> Environment<'static> {
     environment
 }
 
-/// Jinja's `truncate`: to `length` characters with `end`, unless no more than `leeway` are too many.
+/// Jinja's `truncate`: to `length` characters with `end`, unless no more than `leeway`, which has to be
+/// named, are too many.
 fn truncate(
     text: &str,
     length: Option<usize>,
     killwords: Option<bool>,
     end: Option<String>,
-    leeway: Option<usize>,
     named: Kwargs,
 ) -> Result<String, Error> {
     let length = length.or(named.get("length")?).unwrap_or(255);
     let killwords = killwords.or(named.get("killwords")?).unwrap_or(false);
     let end = end.or(named.get("end")?).unwrap_or_else(|| "...".into());
-    let leeway = leeway.or(named.get("leeway")?).unwrap_or(5);
+    let leeway = named.get::<Option<usize>>("leeway")?.unwrap_or(5);
     named.assert_all_used()?;
     if text.chars().count() <= length.saturating_add(leeway) {
         return Ok(text.into());
