@@ -31,8 +31,10 @@ fn tiny() -> Loaded {
         ..Options::default()
     };
     let model = Model::open(basert_testkit::tiny().join("llama.gguf"), options).expect("it is tested");
+    let sampling = model.sampling().clone();
+    let pooling = model.pooling().map_err(|error| error.to_string());
     let (engine, tokenizer, template) = model.into_parts();
-    Loaded { engine, tokenizer, template, draft: None }
+    Loaded { engine, tokenizer, template, draft: None, sampling, pooling }
 }
 
 /// A connection to a server that has begun.

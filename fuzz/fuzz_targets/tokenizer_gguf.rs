@@ -26,8 +26,10 @@ struct Input<'a> {
 #[derive(Arbitrary, Debug)]
 enum Model {
     BytePair,
+    Characters,
     SentencePiece,
     Unigram,
+    WordPiece,
     Unknown,
 }
 
@@ -90,8 +92,10 @@ fuzz_target!(|input: Input| {
     });
     let model = match input.model {
         Model::BytePair => "gpt2",
+        Model::Characters => "gemma4",
         Model::SentencePiece => "llama",
         Model::Unigram => "t5",
+        Model::WordPiece => "bert",
         Model::Unknown => "rwkv",
     };
     let all_but = |without: Option<u8>| without.map(|n| tokens.len().saturating_sub(n as usize / 64));

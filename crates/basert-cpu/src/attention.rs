@@ -23,7 +23,7 @@ use basert_core::{Format, KvFormat};
 use crate::Isa;
 use crate::dot::expand_floats;
 use crate::int14::Planes;
-use crate::kv::{BLOCK, Blocks, KvLayer, PAGE};
+use crate::kv::{BLOCK, Blocks, KvLayer, MAX_HEAD_DIM, PAGE, filled_up};
 use crate::page_products_float::{Ahead, keys_tile, values_tile};
 use crate::page_products_quantised::{key_codes, split_query, value_codes};
 use crate::partials::{Visible, clear, finish, merge, partial_len, softmax};
@@ -31,8 +31,6 @@ use crate::rows::Rows;
 use crate::simd::LANES;
 use crate::tiles::{TILE, tile_width};
 
-/// The largest supported head.
-const MAX_HEAD_DIM: usize = 512;
 /// About how many queries pass over a page together.
 const QUERIES: usize = 96;
 
@@ -57,7 +55,7 @@ pub struct Attention {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttentionError {
     /// The length of heads.
-    #[error("attention heads of {0} values; the CPU's kernels take multiples of 16 up to {MAX_HEAD_DIM}")]
+    #[error("attention heads of {0} values; the CPU's kernels take from 1 to {MAX_HEAD_DIM}")]
     HeadDim(usize),
     /// The number of heads.
     #[error("{q_heads} heads of queries cannot share {kv_heads} heads of keys evenly")]
@@ -76,7 +74,7 @@ impl Attention {
     /// What they do not support.
     pub fn check(&self) -> Result<(), AttentionError> {
         let Attention { head_dim, q_heads, kv_heads, .. } = *self;
-        if head_dim == 0 || head_dim > MAX_HEAD_DIM || !head_dim.is_multiple_of(LANES) {
+        if head_dim == 0 || head_dim > MAX_HEAD_DIM {
             return Err(AttentionError::HeadDim(head_dim));
         }
         if kv_heads == 0 || q_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
@@ -144,16 +142,15 @@ impl Scratch {
     /// Scratch memory for an attention op.
     pub fn new(attention: &Attention) -> Scratch {
         let queries = attention.row_block() * attention.group();
-        let partials = queries * partial_len(attention.head_dim);
-        let expanded = || vec![Line([0.0; LANES]); attention.head_dim * PAGE / LANES];
+        // As many as any format stores.
+        let dim = attention.head_dim.next_multiple_of(BLOCK);
+        let partials = queries * partial_len(dim);
+        let expanded = || vec![Line([0.0; LANES]); dim * PAGE / LANES];
         Scratch {
-            q: Queries {
-                floats: vec![0.0; queries * attention.head_dim],
-                split: vec![Planes::ZERO; queries * (attention.head_dim / BLOCK)],
-            },
+            q: Queries { floats: vec![0.0; queries * dim], split: vec![Planes::ZERO; queries * (dim / BLOCK)] },
             visible: vec![Visible::default(); queries],
             p: vec![0.0; TILE * PAGE],
-            page: vec![0.0; TILE * partial_len(attention.head_dim)],
+            page: vec![0.0; TILE * partial_len(dim)],
             merged: vec![0.0; partials],
             keys: expanded(),
             values: expanded(),
@@ -170,24 +167,26 @@ struct Queries {
 }
 
 impl Queries {
-    /// Copies the queries of some rows and one head of keys.
+    /// Copies the queries of some rows and one head of keys, of which the cache has `dim` values.
     fn load(
         &mut self,
         isa: Isa,
         attention: &Attention,
-        format: KvFormat,
+        (format, dim): (KvFormat, usize),
         q: Rows<'_>,
         kv_head: usize,
         rows: Range<usize>,
     ) {
-        let (dim, group) = (attention.head_dim, attention.group());
+        let (own, group) = (attention.head_dim, attention.group());
         let blocks = dim / BLOCK;
+        let mut full = [0.0; MAX_HEAD_DIM];
         let count = rows.len() * group;
         for tile in tiles(count) {
             for (i, query) in tile.clone().enumerate() {
                 let head = kv_head * group + query % group;
                 // SAFETY: callers of `attend` and `attend_pages` guarantee that nothing writes `q`.
-                let from = unsafe { q.columns(head * dim..(head + 1) * dim).row(rows.start + query / group) };
+                let from = unsafe { q.columns(head * own..(head + 1) * own).row(rows.start + query / group) };
+                let from = filled_up(from, &mut full, dim);
                 match format {
                     KvFormat::F16 => {
                         let to = &mut self.floats[tile.start * dim + i..tile.end * dim];
@@ -203,8 +202,8 @@ impl Queries {
     }
 
     /// Those of a tile.
-    fn tile(&self, attention: &Attention, tile: &Range<usize>) -> QueryTile {
-        let (dim, blocks) = (attention.head_dim, attention.head_dim / BLOCK);
+    fn tile(&self, dim: usize, tile: &Range<usize>) -> QueryTile {
+        let blocks = dim / BLOCK;
         QueryTile {
             floats: self.floats[tile.start * dim..tile.end * dim].as_ptr(),
             split: self.split[tile.start * blocks..tile.end * blocks].as_ptr(),
@@ -246,11 +245,11 @@ pub unsafe fn attend(
     assert!(rows.len() <= attention.row_block());
     check(attention, kv, q);
     let Some(last) = rows.clone().last() else { return };
-    let (dim, group) = (attention.head_dim, attention.group());
+    let (dim, group) = (kv.head_dim(), attention.group());
     let count = rows.len() * group;
-    scratch.q.load(isa, attention, kv.format(), q, kv_head, rows.clone());
+    scratch.q.load(isa, attention, (kv.format(), dim), q, kv_head, rows.clone());
     let sinks = sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]);
-    let merged = &mut scratch.merged[..count * partial_len(dim)];
+    let (own, merged) = (attention.head_dim, &mut scratch.merged[..count * partial_len(dim)]);
     clear(merged, dim);
 
     let first = sequence.position + rows.start;
@@ -269,23 +268,34 @@ pub unsafe fn attend(
         for tile in tiles(count) {
             // SAFETY: guaranteed by the caller.
             unsafe {
-                let q = scratch.q.tile(attention, &tile);
+                let q = scratch.q.tile(dim, &tile);
                 let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
                 let visible = &scratch.visible[tile.clone()];
-                partials(isa, attention, kv.format(), &page, q, visible, &mut scratch.p, partial, tile.start == 0);
+                partials(
+                    isa,
+                    attention,
+                    (kv.format(), dim),
+                    &page,
+                    q,
+                    visible,
+                    &mut scratch.p,
+                    partial,
+                    tile.start == 0,
+                );
                 merge(isa, &mut merged[tile.start * partial_len(dim)..], partial, dim);
             }
         }
     }
     for (row, merged) in rows.zip(merged.chunks_exact(group * partial_len(dim))) {
         // SAFETY: guaranteed by the caller.
-        unsafe { finish(isa, merged, dim, sinks, out.row_ptr(row).add(kv_head * group * dim)) };
+        unsafe { finish(isa, merged, dim, own, sinks, out.row_ptr(row).add(kv_head * group * own)) };
     }
 }
 
 /// The partials of `row` for some of the blocks that its query sees: the work of [`attend`] for one row, divided among
 /// workers. The partial of block b and head h of the group goes to row `(b − first) · group + h` of `partials`, where
-/// `first` is the first block of [`blocks`](Attention::blocks); rows have `head_dim + 2` columns.
+/// `first` is the first block of [`blocks`](Attention::blocks); rows have two columns more than
+/// the cache stores values of a head.
 ///
 /// # Safety
 /// Nobody writes `q` or the sequence's pages at the same time, or touches these rows of `partials`.
@@ -306,22 +316,32 @@ pub unsafe fn attend_pages(
     scratch: &mut Scratch,
 ) {
     check(attention, kv, q);
-    let (dim, group) = (attention.head_dim, attention.group());
+    let (dim, group) = (kv.head_dim(), attention.group());
     let position = sequence.position + row;
     let all = attention.blocks(position);
     assert!(all.start <= blocks.start && blocks.end <= all.end);
     assert_eq!(partials_out.cols(), partial_len(dim));
-    scratch.q.load(isa, attention, kv.format(), q, kv_head, row..row + 1);
+    scratch.q.load(isa, attention, (kv.format(), dim), q, kv_head, row..row + 1);
     for block in blocks.clone() {
         let page = Page::of(kv, sequence, kv_head, &blocks, block);
         scratch.visible[..group].fill(attention.visible(position, block));
         for tile in tiles(group) {
-            let q = scratch.q.tile(attention, &tile);
+            let q = scratch.q.tile(dim, &tile);
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
             // SAFETY: guaranteed by the caller.
             unsafe {
                 let visible = &scratch.visible[tile.clone()];
-                partials(isa, attention, kv.format(), &page, q, visible, &mut scratch.p, partial, tile.start == 0);
+                partials(
+                    isa,
+                    attention,
+                    (kv.format(), dim),
+                    &page,
+                    q,
+                    visible,
+                    &mut scratch.p,
+                    partial,
+                    tile.start == 0,
+                );
                 for (head, partial) in tile.zip(partial.chunks_exact(partial_len(dim))) {
                     partials_out.row_mut((block - all.start) * group + head).copy_from_slice(partial);
                 }
@@ -349,10 +369,11 @@ pub unsafe fn merge_pages(
     out: Rows<'_>,
     scratch: &mut Scratch,
 ) {
-    let (dim, group) = (attention.head_dim, attention.group());
+    let (own, group) = (attention.head_dim, attention.group());
     let sinks = sinks.map(|sinks| &sinks[kv_head * group..(kv_head + 1) * group]);
-    assert_eq!(partials.cols(), partial_len(dim));
-    assert_eq!(out.cols(), attention.q_heads * dim);
+    let dim = partials.cols() - partial_len(0);
+    assert!(own <= dim && dim <= own.next_multiple_of(BLOCK));
+    assert_eq!(out.cols(), attention.q_heads * own);
     let merged = &mut scratch.merged[..group * partial_len(dim)];
     clear(merged, dim);
     for block in 0..attention.blocks(sequence.position + row).len() {
@@ -367,12 +388,13 @@ pub unsafe fn merge_pages(
         }
     }
     // SAFETY: guaranteed by the caller.
-    unsafe { finish(isa, merged, dim, sinks, out.row_ptr(row).add(kv_head * group * dim)) };
+    unsafe { finish(isa, merged, dim, own, sinks, out.row_ptr(row).add(kv_head * group * own)) };
 }
 
 fn check(attention: &Attention, kv: KvLayer<'_>, q: Rows<'_>) {
     assert!(attention.check().is_ok());
-    assert_eq!((kv.heads(), kv.head_dim()), (attention.kv_heads, attention.head_dim));
+    let dim = KvLayer::stored_dim(kv.format(), attention.head_dim);
+    assert_eq!((kv.heads(), kv.head_dim()), (attention.kv_heads, dim));
     assert_eq!(q.cols(), attention.q_heads * attention.head_dim);
 }
 
@@ -436,7 +458,7 @@ impl Page {
 unsafe fn partials(
     isa: Isa,
     attention: &Attention,
-    format: KvFormat,
+    (format, dim): (KvFormat, usize),
     page: &Page,
     q: QueryTile,
     visible: &[Visible],
@@ -444,7 +466,6 @@ unsafe fn partials(
     out: &mut [f32],
     asks: bool,
 ) {
-    let dim = attention.head_dim;
     let (keys, values, is_expanded) = (page.keys, page.values, page.is_expanded);
     let [soon, next, next_values] = page.in_cache;
     let ahead = |soon, far| asks.then_some(Ahead { soon, far });

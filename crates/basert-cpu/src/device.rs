@@ -67,7 +67,6 @@ impl Device for CpuDevice {
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
         let LoadOptions { pages, kv, progress } = options;
         let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages, kv };
-        binder.check_cache()?;
         let (mut ready, total) = (0, plan.weight_bytes());
         let mut packed = |bytes| {
             ready += bytes;
@@ -305,21 +304,6 @@ impl Binder<'_> {
         Ok(Some(all))
     }
 
-    /// Refuses heads that are not whole blocks of the format of keys and values.
-    fn check_cache(&self) -> Result<(), DeviceError> {
-        let (kv, block) = (self.kv, self.kv.block());
-        match self.plan.graph.caches.iter().find(|cache| !cache.head_dim.is_multiple_of(block)) {
-            None => Ok(()),
-            Some(cache) => Err(DeviceError::Unsupported {
-                device: self.device.facts.name.clone(),
-                what: format!(
-                    "heads of {} values are not whole blocks of {block}, as keys and values in {kv} have to be; f16 would do",
-                    cache.head_dim
-                ),
-            }),
-        }
-    }
-
     fn page_bytes(&self, cache: &basert_graph::Cache) -> usize {
         KvLayer::page_bytes(self.kv, cache.kv_heads, cache.head_dim)
     }
@@ -370,7 +354,8 @@ impl Binder<'_> {
     fn partials(&self) -> Result<Buffer, DeviceError> {
         let ops = self.plan.ops.iter().filter_map(|op| match op.op {
             PlanOp::Attention { cache, heads, .. } => {
-                Some(heads * partial_len(self.plan.graph.caches[cache.0].head_dim))
+                let dim = KvLayer::stored_dim(self.kv, self.plan.graph.caches[cache.0].head_dim);
+                Some(heads * partial_len(dim))
             }
             _ => None,
         });
@@ -411,6 +396,7 @@ impl Binder<'_> {
         let width = self.widest().max(self.plan.values.iter().map(|value| value.width).max().unwrap_or(0));
         Ok(WorkerScratch {
             row: vec![0.0; self.widest()],
+            embedding: vec![0; 4 * self.plan.graph.weights.iter().map(|weight| weight.columns).max().unwrap_or(0)],
             row_floats: vec![0.0; FloatRows::len(1, self.widest())],
             panels: self.buffer(panels, "expanded weights")?,
             uses: self.uses(),

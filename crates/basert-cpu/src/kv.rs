@@ -11,6 +11,9 @@ use crate::simd::{LANES, Simd};
 /// Tokens in a page.
 pub const PAGE: usize = 64;
 
+/// The largest supported head: whole vectors, and whole blocks of every format.
+pub(crate) const MAX_HEAD_DIM: usize = 512;
+
 /// Values that share a scale in the quantised formats.
 pub(crate) const BLOCK: usize = 32;
 
@@ -76,9 +79,14 @@ impl Blocks {
 pub(crate) const SCALES: usize = PAGE * size_of::<u16>();
 
 impl<'a> KvLayer<'a> {
+    /// Values that are stored for a head of `head_dim`: zeros fill it up to whole vectors, and to whole blocks of the format.
+    pub fn stored_dim(format: KvFormat, head_dim: usize) -> usize {
+        head_dim.next_multiple_of(LANES.max(format.block()))
+    }
+
     /// Bytes that a layer has in a page.
     pub fn page_bytes(format: KvFormat, heads: usize, head_dim: usize) -> usize {
-        2 * heads * PAGE * format.bytes(head_dim)
+        2 * heads * PAGE * format.bytes(KvLayer::stored_dim(format, head_dim))
     }
 
     /// A layer whose part of page i begins at `start + i · page_stride`.
@@ -88,8 +96,7 @@ impl<'a> KvLayer<'a> {
     /// reached through views only in that time.
     ///
     /// # Panics
-    /// When `head_dim` is not a multiple of 16, or of the format's blocks, or a page does not begin at a multiple of 2, of
-    /// 64 where it is quantised.
+    /// When a page does not begin at a multiple of 2, of 64 where it is quantised.
     pub unsafe fn from_raw(
         start: *mut u8,
         pages: usize,
@@ -98,8 +105,7 @@ impl<'a> KvLayer<'a> {
         heads: usize,
         head_dim: usize,
     ) -> KvLayer<'a> {
-        assert!(head_dim.is_multiple_of(LANES), "heads of {head_dim} values are not whole vectors of {LANES}");
-        assert!(head_dim.is_multiple_of(format.block()), "heads of {head_dim} values are not whole blocks of {format}");
+        let head_dim = KvLayer::stored_dim(format, head_dim);
         assert!(page_stride >= KvLayer::page_bytes(format, heads, head_dim) || pages <= 1);
         let (dims, align) = if format == KvFormat::F16 { (head_dim, 2) } else { (BLOCK, 64) };
         assert!(start.addr().is_multiple_of(align) && (page_stride.is_multiple_of(align) || pages <= 1));
@@ -112,7 +118,7 @@ impl<'a> KvLayer<'a> {
         self.heads
     }
 
-    /// Values of a key, and of a value.
+    /// Values that are stored of a key, and of a value: see [`stored_dim`](KvLayer::stored_dim).
     pub fn head_dim(&self) -> usize {
         self.first.count * self.first.dims
     }
@@ -151,8 +157,11 @@ impl<'a> KvLayer<'a> {
     /// Nobody else reads or writes that slot at the same time.
     ///
     /// # Panics
-    /// When there is no such place, or `key` or `value` is not `head_dim` long.
+    /// When there is no such place, or `key` or `value` is longer than `head_dim`.
     pub unsafe fn write(&self, isa: Isa, head: usize, page: usize, slot: usize, key: &[f32], value: &[f32]) {
+        let (mut full_key, mut full_value) = ([0.0; MAX_HEAD_DIM], [0.0; MAX_HEAD_DIM]);
+        let (key, value) =
+            (filled_up(key, &mut full_key, self.head_dim()), filled_up(value, &mut full_value, self.head_dim()));
         assert!(slot < PAGE && key.len() == self.head_dim() && value.len() == self.head_dim());
         let (keys, values) = (self.keys(page, head), self.values(page, head));
         // SAFETY: in the view's memory.
@@ -164,6 +173,15 @@ impl<'a> KvLayer<'a> {
             }
         }
     }
+}
+
+/// The values of a head, with zeros behind them where it is stored with more.
+pub(crate) fn filled_up<'a>(head: &'a [f32], full: &'a mut [f32; MAX_HEAD_DIM], dim: usize) -> &'a [f32] {
+    if head.len() == dim {
+        return head;
+    }
+    full[..head.len()].copy_from_slice(head);
+    &full[..dim]
 }
 
 dispatch! {

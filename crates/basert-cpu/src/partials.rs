@@ -55,8 +55,10 @@ dispatch! {
     /// Merges a page's partials of some queries into their merged partials.
     pub(crate) unsafe fn merge(merged: &mut [f32], page: &[f32], dim: usize) = merge_kernel;
 
-    /// Divides the merged sums, stored contiguously, by their weights.
-    pub(crate) unsafe fn finish(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) = finish_kernel;
+    /// Divides the merged sums, stored contiguously, by their weights, and stores the first `taken` values of each contiguously.
+    pub(crate) unsafe fn finish(
+        merged: &[f32], dim: usize, taken: usize, sinks: Option<&[f32]>, out: *mut f32
+    ) = finish_kernel;
 }
 
 const LANE_NUMBERS: [f32; LANES] = [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.];
@@ -138,7 +140,7 @@ unsafe fn merge_kernel<S: Simd>(merged: &mut [f32], page: &[f32], dim: usize) {
 }
 
 #[inline(always)]
-unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, sinks: Option<&[f32]>, out: *mut f32) {
+unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, taken: usize, sinks: Option<&[f32]>, out: *mut f32) {
     for (i, merged) in merged.chunks_exact(partial_len(dim)).enumerate() {
         // SAFETY: `merged` has `dim` values, which are whole vectors; the caller guarantees `out`.
         unsafe {
@@ -151,8 +153,12 @@ unsafe fn finish_kernel<S: Simd>(merged: &[f32], dim: usize, sinks: Option<&[f32
                 let b = math::exp_negative::<S>(S::sub(sink, largest));
                 inverse = S::div(a, S::fma(S::splat(merged[dim + 1]), a, b));
             }
-            for at in (0..dim).step_by(LANES) {
-                S::store(out.add(i * dim + at), S::mul(S::load(merged.as_ptr().add(at)), inverse));
+            for at in (0..taken).step_by(LANES) {
+                let (out, x) = (out.add(i * taken + at), S::mul(S::load(merged.as_ptr().add(at)), inverse));
+                match taken - at {
+                    count @ 0..LANES => S::lanes(x)[..count].iter().enumerate().for_each(|(i, x)| *out.add(i) = *x),
+                    _ => S::store(out, x),
+                }
             }
         }
     }

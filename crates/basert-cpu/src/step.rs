@@ -140,6 +140,8 @@ pub(crate) struct Shared {
 /// Memory of one worker.
 pub(crate) struct WorkerScratch {
     pub row: Vec<f32>,
+    /// A row of the embedding table, as the file has it.
+    pub embedding: Vec<u8>,
     /// The input of a linear op with a single row.
     pub row_floats: Vec<f32>,
     pub row_quantised: Buffer,
@@ -235,7 +237,9 @@ impl CpuBaked {
         }
         match run.damaged.load(Ordering::Relaxed) {
             u32::MAX => Ok(()),
-            token => Err(DeviceError::Failed(format!("the embedding of token {token} is not finite"))),
+            token => Err(DeviceError::Failed(format!(
+                "the embedding of token {token} is not finite, or cannot be read: was the model's file written to?"
+            ))),
         }
     }
 }
@@ -386,7 +390,9 @@ impl Run<'_> {
         // SAFETY: guaranteed by the caller, and each piece of work is handed out once.
         unsafe {
             match op.kernel {
-                Kernel::Embed { ref tensor, scale, out } => self.embed(op, worker, tensor, scale, out),
+                Kernel::Embed { ref tensor, scale, out } => {
+                    self.embed(op, worker, tensor, (scale, out), &mut scratch.embedding)
+                }
                 Kernel::Norm { x, ref norm, add, out } => {
                     let (x, out) = (self.view(x, self.count(out.1)), self.view(out.0, self.count(out.1)));
                     for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
@@ -473,7 +479,9 @@ impl Run<'_> {
         }
     }
 
-    unsafe fn embed(&self, op: &Bound, worker: &Worker, tensor: &str, scale: f32, out: Place) {
+    /// Rows are read from the file and not from its mapping: a file that was written to or shortened since it was opened
+    /// is an error of the step, where a mapping of it would end the process.
+    unsafe fn embed(&self, op: &Bound, worker: &Worker, tensor: &str, (scale, out): (f32, Place), scratch: &mut [u8]) {
         let out = self.view(out, self.tokens());
         for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
             let token = self.step.tokens[row];
@@ -481,7 +489,9 @@ impl Run<'_> {
             let values = unsafe { out.row_mut(row) };
             let decoded = self.file.tensor(tensor).and_then(|tensor| {
                 let len = tensor.format.row_bytes(values.len()).ok()?;
-                codec::decode(tensor.format, tensor.bytes.get(token as usize * len..)?.get(..len)?, values).ok()
+                let bytes = scratch.get_mut(..len)?;
+                self.file.read(tensor.name, token as usize * len, bytes).ok()?;
+                codec::decode(tensor.format, bytes, values).ok()
             });
             if decoded.is_none() || values.iter().any(|x| !x.is_finite()) {
                 self.damaged.store(token, Ordering::Relaxed);

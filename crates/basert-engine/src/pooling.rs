@@ -10,6 +10,8 @@ pub enum Pooling {
     Mean,
     /// That of the last token, which has seen all others.
     Last,
+    /// That of the first token, where it has seen all others.
+    First,
 }
 
 /// Pools hidden states, given in order.
@@ -23,7 +25,7 @@ impl Pooling {
     /// The most tokens of a text that a step takes.
     pub(crate) fn most(self, limits: Limits) -> usize {
         match self {
-            Pooling::Mean => limits.tokens.min(limits.wanted),
+            Pooling::Mean | Pooling::First => limits.tokens.min(limits.wanted),
             Pooling::Last => limits.tokens,
         }
     }
@@ -31,7 +33,7 @@ impl Pooling {
     /// Of so many tokens, the last of the text where that `ends`: of how many of the last of them the states are needed.
     pub(crate) fn wanted(self, tokens: usize, ends: bool) -> usize {
         match self {
-            Pooling::Mean => tokens,
+            Pooling::Mean | Pooling::First => tokens,
             Pooling::Last => usize::from(ends),
         }
     }
@@ -52,6 +54,9 @@ impl Pool {
     }
 
     pub fn add(&mut self, state: &[f32]) {
+        if self.pooling == Pooling::First && !self.sum.is_empty() {
+            return;
+        }
         self.sum.resize(state.len(), 0.0);
         self.sum.iter_mut().zip(state).for_each(|(sum, x)| *sum += x);
     }
@@ -77,6 +82,10 @@ mod tests {
         pool.clear();
         pool.add(&[0.0, 0.0]);
         assert_eq!(pool.finish(), [0.0, 0.0]);
+        let mut first = Pool::new(Pooling::First);
+        first.add(&[0.0, 3.0]);
+        first.add(&[9.0, 1.0]);
+        assert_eq!(first.finish(), [0.0, 1.0]);
         assert_eq!((Pooling::Mean.wanted(5, false), Pooling::Last.wanted(5, false)), (5, 0));
         assert_eq!((Pooling::Mean.wanted(5, true), Pooling::Last.wanted(5, true)), (5, 1));
     }

@@ -1,6 +1,6 @@
 //! A file mapped into memory.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use crate::{FileError, Problem};
 #[derive(Debug)]
 pub struct Mapping {
     path: PathBuf,
+    file: File,
     map: Mmap,
 }
 
@@ -26,18 +27,36 @@ impl Mapping {
     /// # Errors
     /// When it cannot be opened, or is not a regular file.
     pub fn open(path: &Path) -> Result<Mapping, FileError> {
-        let map = || -> Result<Mmap, Problem> {
-            let file = File::open(path)?;
-            if !file.metadata()?.is_file() {
+        let map = || -> Result<(File, Mmap), Problem> {
+            // Before it is opened: a pipe that nobody writes to would never be.
+            if !fs::metadata(path)?.is_file() {
                 return Err(Problem::invalid("the path", "no regular file", "a file"));
             }
+            let file = File::open(path)?;
             // SAFETY: the mapping is read-only, so nothing in this process writes through it. That no other process
             // changes the file while it is mapped is the contract stated above, which no program that maps files can
             // check: programs that download models replace files by rename and do not write in place.
-            Ok(unsafe { Mmap::map(&file)? })
+            let map = unsafe { Mmap::map(&file)? };
+            Ok((file, map))
         };
-        let map = map().map_err(|problem| problem.of(path))?;
-        Ok(Mapping { path: path.to_owned(), map })
+        let (file, map) = map().map_err(|problem| problem.of(path))?;
+        Ok(Mapping { path: path.to_owned(), file, map })
+    }
+
+    /// Fills `bytes` with what the file holds at `offset` now. Unlike the mapping, that may be asked of a file that others
+    /// write to or shorten.
+    ///
+    /// # Errors
+    /// When the file ends before, or cannot be read.
+    pub fn read_at(&self, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, offset as u64);
+        #[cfg(not(unix))]
+        {
+            let part = offset.checked_add(bytes.len()).and_then(|end| self.map.get(offset..end));
+            bytes.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
     }
 
     /// The file.

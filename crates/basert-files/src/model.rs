@@ -1,7 +1,7 @@
 //! One view of every kind of model file.
 
-use std::fs;
 use std::path::{Component, Path, PathBuf};
+use std::{fs, io};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
@@ -182,6 +182,17 @@ impl ModelFile {
             file: map.path(),
             offset: info.range.start,
         }
+    }
+
+    /// Fills `bytes` with a part of the tensor `name`, from `offset` on, as its file has it now: see [`Mapping::read_at`].
+    ///
+    /// # Errors
+    /// When there is no such part, or it cannot be read.
+    pub fn read(&self, name: &str, offset: usize, bytes: &mut [u8]) -> io::Result<()> {
+        let (file, info) = self.tensors.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let end = offset.checked_add(bytes.len()).filter(|&end| end <= info.range.len());
+        end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        self.files[*file].read_at(info.range.start + offset, bytes)
     }
 
     /// Tells the operating system that `bytes`, a part of a tensor, will be read soon.

@@ -31,13 +31,19 @@ impl Graph {
             Kind::HuggingFace => "model_type",
         };
         let path = file.path().display().to_string();
-        let value = file.get(key);
-        let found = value.as_ref().and_then(|value| value.as_str()).ok_or_else(|| GraphError::Model {
+        let text = |key: &str| file.get(key).and_then(basert_files::Value::as_str);
+        let built_in = Architecture::built_in()?;
+        let families = || extra.iter().chain(&built_in);
+        // Without a type, a folder may name the class that computes it.
+        let class = text("architectures.0").filter(|_| file.kind() == Kind::HuggingFace).map(class_type);
+        let of_class = || {
+            let mut names = families().flat_map(|family| family.names(file.kind()));
+            names.find(|name| class.as_ref() == Some(&class_type(name)))
+        };
+        let found = text(key).or_else(|| of_class().map(String::as_str)).ok_or_else(|| GraphError::Model {
             file: path.clone(),
             what: format!("'{key}' is missing, which names the architecture"),
         })?;
-        let built_in = Architecture::built_in()?;
-        let families = || extra.iter().chain(&built_in);
         match families().find(|family| family.names(file.kind()).iter().any(|name| name == found)) {
             Some(family) => Graph::build(family, file, found),
             None => {
@@ -78,6 +84,15 @@ impl Graph {
         builder.run()?;
         Ok(builder.graph)
     }
+}
+
+/// What a class of transformers, such as `Qwen3MoeForCausalLM`, and its `model_type` have in common.
+fn class_type(name: &str) -> String {
+    let name = ["ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "Model"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .unwrap_or(name);
+    name.replace(['_', '-'], "").to_lowercase()
 }
 
 struct Builder<'a> {
@@ -174,8 +189,8 @@ impl Builder<'_> {
     }
 
     fn whole(&self, name: &str, value: &Val, least: usize, most: usize) -> Result<usize> {
-        match *value {
-            Val::Number(x) if x.fract() == 0.0 && x >= least as f64 && x <= most as f64 => Ok(x as usize),
+        match value.number() {
+            Some(x) if x.fract() == 0.0 && x >= least as f64 && x <= most as f64 => Ok(x as usize),
             _ => Err(self.fail(format!("{name} is {value}, not a whole number from {least} to {most}"))),
         }
     }

@@ -16,6 +16,20 @@ pub enum Value {
     List(Vec<Value>),
 }
 
+impl Value {
+    /// The number, if it is one, or a list of the same one for every layer.
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Value::Number(x) => Some(*x),
+            Value::List(items) => {
+                let first = items.first()?;
+                items.iter().all(|item| item == first).then(|| first.number())?
+            }
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -220,10 +234,7 @@ impl<'t> Parser<'t, '_> {
 }
 
 fn number(value: &Value) -> Result<f64, String> {
-    match value {
-        Value::Number(x) => Ok(*x),
-        _ => Err(format!("{value} is not a number")),
-    }
+    value.number().ok_or_else(|| format!("{value} is not a number"))
 }
 
 fn truth(value: &Value) -> Result<bool, String> {
@@ -266,6 +277,8 @@ mod tests {
             "heads" => Some(Value::Number(9.0)),
             "source" => Some(Value::Text("hf".into())),
             "kinds" => Some(Value::List(vec![Value::Text("a".into()), Value::Text("b".into())])),
+            "kv_heads" => Some(Value::List(vec![Value::Number(3.0); 2])),
+            "widths" => Some(Value::List(vec![Value::Number(3.0), Value::Number(4.0)])),
             _ => None,
         })
     }
@@ -280,6 +293,7 @@ mod tests {
             ("source == 'hf' ? 1 : 0", 1.0),
             ("2 > 1 && !(3 <= 2) ? max(1, 2) : 1e3", 2.0),
             ("kinds[1] == \"b\" ? 1.5 : 2", 1.5),
+            ("heads / kv_heads + widths[1]", 7.0),
             ("source == '' ? 1 : source == 'hf' ? 3 : hidden[2]", 3.0),
             ("false && source[1] || true ? 4 : sqrt(source)", 4.0),
         ] {
@@ -293,6 +307,7 @@ mod tests {
             ("hiden / 2", "'hiden' is not known"),
             ("1 +", "ends too early"),
             ("source * 2", "'hf' is not a number"),
+            ("widths * 2", "a list of 2 is not a number"),
             ("1 2", "did not expect '2'"),
             ("kinds[7]", "has no item 7"),
             ("'open", "not closed"),

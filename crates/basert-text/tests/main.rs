@@ -4,6 +4,7 @@ mod common;
 mod conformance;
 mod dialects;
 mod grammar;
+mod llama_cpp;
 mod prompts;
 mod properties;
 mod robustness;

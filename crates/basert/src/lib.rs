@@ -55,6 +55,7 @@ mod generate;
 mod memory;
 mod model;
 pub mod ops;
+mod pooling;
 mod sampling;
 mod session;
 mod text;

@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 use crate::chat::ChatPrompt;
 use crate::generate::{Answer, Generation};
-use crate::{DeviceKind, Error, Message, Session, digest, memory, sampling, text};
+use crate::{DeviceKind, Error, Message, Session, digest, memory, pooling, sampling, text};
 
 pub use basert_plan::{Progress, Stage};
 
@@ -150,13 +150,13 @@ impl Model {
                 None => Error::Device { file, source },
             }
         })?;
+        // Tokens without a row are never drawn, and refused where a prompt has one.
         if tokenizer.vocab_size() > plan.graph.vocabulary {
-            let what = format!(
-                "the tokenizer has {} tokens and the output only {}",
-                tokenizer.vocab_size(),
-                plan.graph.vocabulary
+            let (tokens, rows) = (tokenizer.vocab_size(), plan.graph.vocabulary);
+            tracing::warn!(
+                "{name}: the tokenizer has {tokens} tokens, of which the last {} have no row",
+                tokens - rows
             );
-            return Err(Error::Model { file: name, what });
         }
         let source = match options.chat_template {
             Some(source) => Some(source),
@@ -239,7 +239,8 @@ impl Model {
 
     /// Pages of the KV cache, as many as there is memory for.
     fn pages(plan: &Plan, options: &Options, context: usize, page_tokens: usize) -> Result<usize, String> {
-        let values = |cache: &basert_graph::Cache| options.kv.bytes(cache.head_dim).saturating_mul(2 * cache.kv_heads);
+        let stored = |cache: &basert_graph::Cache| cache.head_dim.next_multiple_of(options.kv.block());
+        let values = |cache| options.kv.bytes(stored(cache)).saturating_mul(2 * cache.kv_heads);
         let page_bytes = plan.graph.caches.iter().map(values).sum::<usize>().saturating_mul(page_tokens).max(1);
         let one = context.div_ceil(page_tokens);
         let wanted = one.saturating_mul(options.sessions.max(1));
@@ -416,6 +417,15 @@ impl Model {
     /// As for [`Model::advance`].
     pub fn score(&self, tokens: &[u32], from: usize, each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
         self.engine().score(tokens, from, each)
+    }
+
+    /// How the model was trained to pool hidden states, where its files say so; the mean otherwise.
+    ///
+    /// # Errors
+    /// When it was trained for vectors that cannot be made, or for something else than vectors.
+    pub fn pooling(&self) -> Result<Pooling, Error> {
+        let file = || self.file.path().display().to_string();
+        pooling::of(&self.file).map_err(|what| Error::Model { file: file(), what })
     }
 
     /// A vector of length 1 for a text of these tokens, pooled from the model's last hidden states.

@@ -1,12 +1,17 @@
 //! The tokenizer and the chat template that come with a model file.
 
-use basert_files::{Array, Kind, ModelFile, Value};
+use basert_files::{Array, Kind, ModelFile, Value, hf};
 use basert_text::{ChatTemplate, GgufVocabulary, HuggingFaceFiles, Tokenizer, TokenizerError};
+use serde_json::{Value as Json, json};
 
 use crate::Error;
 
 /// The files of a Hugging Face folder that its tokenizer is made of.
-pub(crate) const TOKENIZER_FILES: [&str; 3] = ["tokenizer.json", "tokenizer_config.json", "generation_config.json"];
+pub(crate) const TOKENIZER_FILES: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"];
+
+/// What some editors begin a file with.
+const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// Builds the model's tokenizer.
 pub(crate) fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
@@ -18,16 +23,35 @@ pub(crate) fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
                 let what = "there is no tokenizer.json; a folder has to have one".to_owned();
                 Error::Model { file: name(), what }
             };
-            let [tokenizer, config, generation_config] = TOKENIZER_FILES.map(|name| file.companion(name));
-            let (tokenizer, config, generation_config) = (tokenizer?.ok_or_else(missing)?, config?, generation_config?);
+            let tokenizer = file.companion(TOKENIZER_FILES[0])?.ok_or_else(missing)?;
+            let read = |name: &str| json(file, name).map(|json| json.unwrap_or_else(|| json!({})));
+            let (mut config, generation) = (read(TOKENIZER_FILES[1])?, read(TOKENIZER_FILES[2])?);
+            // Where older versions of transformers name the special tokens.
+            let mut named = read(TOKENIZER_FILES[3])?;
+            if let (Some(config), Some(named)) = (config.as_object_mut(), named.as_object_mut()) {
+                let missing =
+                    std::mem::take(named).into_iter().filter(|(key, _)| config.get(key).is_none_or(Json::is_null));
+                let missing: Vec<_> = missing.collect();
+                config.extend(missing);
+            }
+            let (config, generation) = (config.to_string(), generation.to_string());
             Tokenizer::from_hf_files(HuggingFaceFiles {
-                tokenizer: &tokenizer,
-                config: config.as_deref(),
-                generation_config: generation_config.as_deref(),
+                tokenizer: tokenizer.strip_prefix(BYTE_ORDER_MARK.as_bytes()).unwrap_or(&tokenizer),
+                config: Some(config.as_bytes()),
+                generation_config: Some(generation.as_bytes()),
             })
         }
     };
     built.map_err(|source| Error::Tokenizer { file: name(), source })
+}
+
+/// The contents of a JSON file of the folder, if it has one of this name.
+fn json(file: &ModelFile, name: &str) -> Result<Option<Json>, Error> {
+    let Some(text) = file.companion(name)? else { return Ok(None) };
+    hf::read_json(&text).map(Some).map_err(|error| {
+        let what = format!("{name}: {error}; expected JSON as transformers writes it");
+        Error::Model { file: file.path().display().to_string(), what }
+    })
 }
 
 fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
@@ -54,9 +78,11 @@ fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
     }
     let id = |name: &str| match get(name) {
         None => Ok(None),
-        Some(value) => match value.as_u64().map(u32::try_from) {
-            Some(Ok(id)) => Ok(Some(id)),
-            _ => Err(field(name, "something else", "the id of a token")),
+        // -1 is how some write that there is none.
+        Some(value) => match value.as_i64() {
+            Some(id) if id < 0 => Ok(None),
+            Some(id) => Ok(Some(u32::try_from(id).unwrap_or(u32::MAX))),
+            None => Err(field(name, "something else", "the id of a token")),
         },
     };
     let text = |name: &str| get(name).and_then(Value::as_str);
@@ -65,7 +91,8 @@ fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
         Some(array) => array.iter().map(|byte| byte.as_i64().map(|byte| byte as u8)).collect(),
         None => None,
     };
-    let model = text("model").ok_or_else(|| field("model", "absent", "gpt2, llama or t5"))?;
+    let ends = list("eos_token_ids")?.map(|ids| ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect());
+    let model = text("model").ok_or_else(|| field("model", "absent", "the kind of tokenizer, such as gpt2"))?;
     let strings = |name: &str| match list(name)? {
         None => Ok(None),
         Some(array) => match array.byte_strings() {
@@ -88,10 +115,12 @@ fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
         )?,
         merges: strings("merges")?,
         precompiled_charsmap: charsmap.as_deref(),
-        bos: id("bos_token_id")?,
+        bos: id("bos_token_id")?.or(id("cls_token_id")?),
         eos: id("eos_token_id")?,
         eot: id("eot_token_id")?,
         eom: id("eom_token_id")?,
+        ends: ends.unwrap_or_default(),
+        separator: id("seperator_token_id")?.or(id("separator_token_id")?),
         unknown: id("unknown_token_id")?,
         padding: id("padding_token_id")?,
         add_bos: flag("add_bos_token"),
@@ -99,36 +128,67 @@ fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
         add_space_prefix: flag("add_space_prefix"),
         remove_extra_whitespaces: flag("remove_extra_whitespaces"),
         treat_whitespace_as_suffix: flag("treat_whitespace_as_suffix"),
+        lowercase: flag("normalizer.lowercase"),
+        strip_accents: flag("normalizer.strip_accents"),
         ..GgufVocabulary::new(model, tokens)
     })
 }
 
 /// The source of the model's chat template, if it has one.
 pub(crate) fn template_source(file: &ModelFile) -> Result<Option<String>, Error> {
-    if file.kind() == Kind::Gguf {
-        return Ok(file.get("tokenizer.chat_template").and_then(Value::as_str).map(str::to_owned));
+    let source = match file.kind() {
+        Kind::Gguf => gguf_template(file),
+        Kind::HuggingFace => folder_template(file)?,
+    };
+    Ok(source.map(|source| source.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(source)))
+}
+
+/// That of a file under its own key; else the one that is called "default" or, where none is, the first.
+fn gguf_template(file: &ModelFile) -> Option<String> {
+    const KEY: &str = "tokenizer.chat_template";
+    let text = |key: &str| file.get(key).and_then(Value::as_str);
+    if let Some(source) = text(KEY) {
+        return Some(source.to_owned());
     }
-    if let Some(template) = file.companion("chat_template.jinja")? {
-        return Ok(Some(String::from_utf8_lossy(&template).into_owned()));
+    let metadata = file.metadata();
+    let named =
+        metadata.iter().filter_map(|(key, value)| Some((key.strip_prefix(KEY)?.strip_prefix('.')?, value.as_str()?)));
+    chosen(named)
+}
+
+fn folder_template(file: &ModelFile) -> Result<Option<String>, Error> {
+    for name in ["chat_template.jinja", "additional_chat_templates/default.jinja"] {
+        if let Some(template) = file.companion(name)? {
+            return Ok(Some(String::from_utf8_lossy(&template).into_owned()));
+        }
     }
-    let wrong = |what: String| Error::Model { file: file.path().display().to_string(), what };
     for name in ["chat_template.json", "tokenizer_config.json"] {
-        let Some(json) = file.companion(name)? else { continue };
-        let json: serde_json::Value =
-            serde_json::from_slice(&json).map_err(|error| wrong(format!("{name}: {error}")))?;
-        match &json["chat_template"] {
-            serde_json::Value::String(source) => return Ok(Some(source.clone())),
-            // Several templates, each with a name; the one for chats is called "default".
-            serde_json::Value::Array(several) => {
-                let default = several.iter().find(|entry| entry["name"] == "default");
-                if let Some(source) = default.and_then(|entry| entry["template"].as_str()) {
-                    return Ok(Some(source.to_owned()));
-                }
+        let Some(json) = json(file, name)? else { continue };
+        let source = match &json["chat_template"] {
+            Json::String(source) => Some(source.clone()),
+            Json::Array(several) => {
+                chosen(several.iter().filter_map(|entry| Some((entry["name"].as_str()?, entry["template"].as_str()?))))
             }
-            _ => {}
+            Json::Object(several) => {
+                chosen(several.iter().filter_map(|(name, source)| Some((name.as_str(), source.as_str()?))))
+            }
+            _ => None,
+        };
+        if source.is_some() {
+            return Ok(source);
         }
     }
     Ok(None)
+}
+
+/// Of several templates, each with a name, that for chats.
+fn chosen<'a>(templates: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
+    let templates: Vec<_> = templates.collect();
+    let default = templates.iter().find(|(name, _)| *name == "default");
+    if let (None, Some((name, _))) = (default, templates.first()) {
+        tracing::warn!("no chat template is called 'default'; '{name}' is used");
+    }
+    default.or(templates.first()).map(|(_, source)| (*source).to_owned())
 }
 
 /// Parses a template and gives it the tokenizer's variables.

@@ -2,6 +2,7 @@
 
 mod constrained;
 mod greedy;
+mod odd_files;
 mod plans;
 mod prefixes;
 mod refusals;

@@ -38,7 +38,7 @@ impl Run<'_> {
         let blocks = |i: usize| attention.blocks(sequence(i).1.position);
         let pages: usize = (0..all.len()).map(|i| blocks(i).len()).sum();
         let longest = (0..all.len()).map(|i| blocks(i).len()).max().unwrap_or(0);
-        let needed = pages * attention.q_heads * partial_len(attention.head_dim);
+        let needed = pages * attention.q_heads * partial_len(layer.head_dim());
         // Many contexts of about the same length are not divided.
         let share = pages * attention.kv_heads / (UNITS * worker.count());
         let divided =
@@ -69,7 +69,8 @@ impl Run<'_> {
             unsafe {
                 if divided {
                     let blocks = blocks(i);
-                    let partials = self.partials(pages_before, head, blocks.len(), pages, attention);
+                    let partials =
+                        self.partials(pages_before, head, blocks.len(), pages, (attention.group(), layer.head_dim()));
                     let first = blocks.start + part * run;
                     let some = first..blocks.end.min(first + run);
                     attend_pages(self.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
@@ -90,7 +91,7 @@ impl Run<'_> {
             let blocks = blocks(i).len();
             // SAFETY: each head of each sequence is one worker's, and its partials are complete.
             unsafe {
-                let partials = self.partials(before, head, blocks, pages, attention);
+                let partials = self.partials(before, head, blocks, pages, (attention.group(), layer.head_dim()));
                 merge_pages(self.isa, attention, &sequence, head, 0, partials, sinks, rows_of(out, &rows), scratch);
             }
         }
@@ -103,9 +104,9 @@ impl Run<'_> {
         head: usize,
         blocks: usize,
         pages: usize,
-        attention: &Attention,
+        (group, dim): (usize, usize),
     ) -> Rows<'_> {
-        let (group, width) = (attention.group(), partial_len(attention.head_dim));
+        let width = partial_len(dim);
         // SAFETY: `attention` divides a step only if the partials of all its pages and heads have room.
         unsafe {
             let start = self.partials.0.add((head * pages + before) * group * width);

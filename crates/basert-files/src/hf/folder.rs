@@ -1,7 +1,6 @@
 //! The files of a folder, and how they refer to each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Component, Path};
 
 use indexmap::IndexMap;
@@ -9,11 +8,12 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value as Json};
 
-use super::parse_safetensors;
+use super::{json, parse_safetensors};
 use crate::{FileError, Mapping, Problem, TensorInfo};
 
 const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
+const WHOLE: &str = "model.safetensors";
 
 /// Keys of a configuration under which quantisers describe what they did to the weights.
 const QUANTISERS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
@@ -76,8 +76,7 @@ fn of_text_part((name, info): (String, TensorInfo)) -> Option<(String, TensorInf
 
 /// Parses the JSON file at `path`.
 fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
-    let text = fs::read(path).map_err(|e| Problem::from(e).of(path))?;
-    serde_json::from_slice(&text).map_err(|e| Problem::json("the text", &e).of(path))
+    json::read(&Mapping::open(path)?).map_err(|e| Problem::json("the text", &e).of(path))
 }
 
 fn refuse_quantised(config: &Json) -> Result<(), Problem> {
@@ -106,6 +105,11 @@ fn open_shards(folder: &Path) -> Result<Vec<Shard>, FileError> {
     }
     let index: Index = read_json(&index_path)?;
     let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let is_there = |name: &&String| folder.join(name).exists();
+    if !names.iter().all(is_there) && folder.join(WHOLE).exists() {
+        tracing::warn!("{}: of files that are not there; {WHOLE} is read instead", index_path.display());
+        return Ok(vec![open_shard(&folder.join(WHOLE))?]);
+    }
     let mut shards = BTreeMap::new();
     for name in names {
         let mut components = Path::new(name).components();
@@ -120,13 +124,13 @@ fn open_shards(folder: &Path) -> Result<Vec<Shard>, FileError> {
         }
         shards.insert(name, open_shard(&path)?);
     }
-    for (tensor, name) in &index.weight_map {
-        if !shards.get(name).is_some_and(|shard| shard.1.contains_key(tensor)) {
-            let hint = format!("'weight_map' says that it is in {name}");
-            return Err(Problem::missing(format!("tensor '{tensor}'"), hint).of(&index_path));
-        }
+    let shards: Vec<Shard> = shards.into_values().collect();
+    // What the model needs and does not find is missed when it is built; others may be named in vain.
+    let absent = |tensor: &&String| !shards.iter().any(|(_, tensors)| tensors.contains_key(*tensor));
+    if let Some(tensor) = index.weight_map.keys().find(absent) {
+        tracing::warn!("{}: tensor '{tensor}' is in no file", index_path.display());
     }
-    Ok(shards.into_values().collect())
+    Ok(shards)
 }
 
 fn open_shard(path: &Path) -> Result<Shard, FileError> {
@@ -137,8 +141,8 @@ fn open_shard(path: &Path) -> Result<Shard, FileError> {
 
 /// The safetensors files of a folder without an index: `model.safetensors`, or else all of them.
 fn single_or_all(folder: &Path) -> Result<Vec<String>, FileError> {
-    if folder.join("model.safetensors").exists() {
-        return Ok(vec!["model.safetensors".into()]);
+    if folder.join(WHOLE).exists() {
+        return Ok(vec![WHOLE.into()]);
     }
     let names = crate::model::files_with_extension(folder, "safetensors")?;
     if names.is_empty() {

@@ -2,9 +2,11 @@
 
 mod config;
 mod folder;
+mod json;
 mod safetensors;
 mod write;
 
+pub use json::read as read_json;
 pub use safetensors::parse_safetensors;
 pub use write::write_folder;
 

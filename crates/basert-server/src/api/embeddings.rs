@@ -29,8 +29,7 @@ pub struct Request {
     #[serde(default)]
     encoding_format: Encoding,
     dimensions: Option<usize>,
-    #[serde(default)]
-    pooling: How,
+    pooling: Option<How>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -41,12 +40,12 @@ enum Encoding {
     Base64,
 }
 
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum How {
-    #[default]
     Mean,
     Last,
+    Cls,
 }
 
 /// The most inputs of a request; as OpenAI's API has it.
@@ -65,8 +64,10 @@ async fn embed(
     }
     let prompts = request.input.tokens(&model, "input").await?;
     let pooling = match request.pooling {
-        How::Mean => Pooling::Mean,
-        How::Last => Pooling::Last,
+        Some(How::Mean) => Pooling::Mean,
+        Some(How::Last) => Pooling::Last,
+        Some(How::Cls) => Pooling::First,
+        None => model.pooling.clone().map_err(|what| ApiError::field("model", what))?,
     };
     let mut usage = Usage::new(prompts.len(), 1);
     let mut vectors = Vec::with_capacity(prompts.len());

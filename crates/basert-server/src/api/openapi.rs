@@ -52,7 +52,7 @@ const MEANINGS: &[&str] = &[
     "output_config object",
     "output_format object",
     "parallel_tool_calls boolean",
-    "pooling string mean or last",
+    "pooling string mean, last or cls; what the model was trained for where it is absent",
     "presence_penalty number",
     "previous_response_id string an answer that was kept in memory",
     "prompt any a text, texts, tokens, or lists of tokens",

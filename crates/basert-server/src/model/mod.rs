@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Draft, Engine, EngineError, Request, Sampler, Sampling};
+use basert_engine::{Draft, Engine, EngineError, Pooling, Request, Sampler, Sampling};
 pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::oneshot;
@@ -36,6 +36,8 @@ pub struct Loaded {
     pub draft: Option<Draft>,
     /// How its tokens are drawn where a request says nothing.
     pub sampling: Sampling,
+    /// How it pools hidden states to a vector, or why it does not.
+    pub pooling: Result<Pooling, String>,
 }
 
 /// A model that can be opened.
@@ -71,6 +73,8 @@ pub struct Model {
     most_answers: usize,
     /// How its tokens are drawn where a request says nothing.
     pub sampling: Sampling,
+    /// How hidden states become a vector where a request does not say, or why they do not.
+    pub pooling: Result<Pooling, String>,
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
@@ -82,7 +86,7 @@ pub struct Model {
 impl Model {
     /// Starts the thread.
     pub fn start(name: &str, loaded: Loaded, config: Arc<Config>) -> std::io::Result<Model> {
-        let Loaded { engine, tokenizer, template, draft, sampling } = loaded;
+        let Loaded { engine, tokenizer, template, draft, sampling, pooling } = loaded;
         let context = engine.context();
         let most_answers = config.parallel.min(engine.limits().wanted).max(1);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
@@ -103,6 +107,7 @@ impl Model {
             context,
             most_answers,
             sampling,
+            pooling,
             orders,
             thread,
             answered,

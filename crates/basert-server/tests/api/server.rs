@@ -36,8 +36,9 @@ pub fn tiny() -> Loaded {
     };
     let model = Model::open(basert_testkit::tiny().join("llama.gguf"), options).unwrap();
     let sampling = model.sampling().clone();
+    let pooling = model.pooling().map_err(|error| error.to_string());
     let (engine, tokenizer, template) = model.into_parts();
-    Loaded { engine, tokenizer, template, draft: None, sampling }
+    Loaded { engine, tokenizer, template, draft: None, sampling, pooling }
 }
 
 /// On a free port, with nothing that others have set.

@@ -5,10 +5,9 @@ use std::borrow::Cow;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
-use regex_automata::meta::Regex;
 
-use super::limits;
 use super::python::{self, JsonStyle};
+use super::{limits, methods};
 
 /// How many instructions a template may execute. A conversation of a thousand messages takes a few hundred thousand.
 const FUEL: u64 = 20_000_000;
@@ -31,40 +30,102 @@ pub(super) fn new() -> Environment<'static> {
     environment.add_filter("tojson", to_json);
     environment.add_filter("int", int);
     environment.add_filter("float", float);
+    environment.add_filter("string", |value: &Value| python::text(value));
+    environment.add_filter("capitalize", |text: String| methods::capitalized(&text));
+    for name in ["length", "count"] {
+        environment.add_filter(
+            name,
+            |value: &Value| {
+                if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
+            },
+        );
+    }
+    environment.add_filter("first", |value: &Value| {
+        if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::first(value) }
+    });
+    for name in ["default", "d"] {
+        environment.add_filter(name, |value: &Value, default: Option<Value>, empty: Option<bool>, named: Kwargs| {
+            let default = default.or(named.get("default_value")?).unwrap_or_else(|| "".into());
+            let empty = empty.or(named.get("boolean")?).unwrap_or(false);
+            named.assert_all_used()?;
+            Ok::<_, Error>(if value.is_undefined() || (empty && !value.is_true()) { default } else { value.clone() })
+        });
+    }
+    environment.add_filter("center", |text: String, width: Option<i64>| methods::centred(&text, width.unwrap_or(80)));
+    environment.add_filter("truncate", truncate);
+    for name in ["e", "escape", "forceescape"] {
+        environment.add_filter(name, move |value: &Value| {
+            if value.is_safe() && name != "forceescape" {
+                value.clone()
+            } else {
+                Value::from_safe_string(escaped(value))
+            }
+        });
+    }
     // In Python whatever has a length and items is a sequence: strings and mappings too.
-    environment.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map | ValueKind::String)
+    environment.add_test("sequence", |value: &Value| is_iterable(value));
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("callable", |value: &Value| {
+        let is_macro = value.as_object().is_some_and(|object| object.type_name().ends_with("Macro"));
+        is_macro || value.kind() == ValueKind::Plain
+    });
+    environment.set_formatter(|out, state, value| {
+        limits::tick()?;
+        match value.kind() {
+            ValueKind::Number | ValueKind::Seq | ValueKind::Map => Ok(out.write_str(&python::text(value))?),
+            _ => minijinja::escape_formatter(out, state, value),
+        }
     });
     environment
 }
 
+/// Jinja's `truncate`: to `length` characters with `end`, unless no more than `leeway`, which has to be
+/// named, are too many.
+fn truncate(
+    text: &str,
+    length: Option<usize>,
+    killwords: Option<bool>,
+    end: Option<String>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let length = length.or(named.get("length")?).unwrap_or(255);
+    let killwords = killwords.or(named.get("killwords")?).unwrap_or(false);
+    let end = end.or(named.get("end")?).unwrap_or_else(|| "...".into());
+    let leeway = named.get::<Option<usize>>("leeway")?.unwrap_or(5);
+    named.assert_all_used()?;
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.into());
+    }
+    let kept: String = text.chars().take(length.saturating_sub(end.chars().count())).collect();
+    let kept = if killwords { kept.as_str() } else { kept.rsplit_once(' ').map_or(kept.as_str(), |(words, _)| words) };
+    Ok(format!("{kept}{end}"))
+}
+
+fn is_iterable(value: &Value) -> bool {
+    use ValueKind::{Iterable, Map, Seq, String, Undefined};
+    matches!(value.kind(), Seq | Iterable | Map | String | Undefined)
+}
+
+/// As markupsafe writes text in HTML.
+fn escaped(value: &Value) -> String {
+    let mut result = String::new();
+    for character in python::text(value).chars() {
+        match character {
+            '&' => result.push_str("&amp;"),
+            '<' => result.push_str("&lt;"),
+            '>' => result.push_str("&gt;"),
+            '"' => result.push_str("&#34;"),
+            '\'' => result.push_str("&#39;"),
+            character => result.push(character),
+        }
+    }
+    result
+}
+
 /// Jinja's delimiters, with the newline after a block and the space before it taken away.
-fn syntax() -> SyntaxConfig {
+pub(super) fn syntax() -> SyntaxConfig {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     syntax.expect("the default delimiters are valid")
-}
-
-/// The template in the form in which it is parsed.
-pub(super) fn prepared(source: &str) -> String {
-    limits::checked_assignments(&without_generation_tags(source), &syntax())
-}
-
-/// The template with `{% generation %}` … `{% endgeneration %}`, which marks what the assistant said for training,
-/// replaced by a block that does nothing.
-fn without_generation_tags(source: &str) -> String {
-    let tag = Regex::new(r"\{%[-+]?\s*((?:end)?generation)\s*[-+]?%\}").expect("a constant that is tested");
-    let mut captures = tag.create_captures();
-    let mut result = String::with_capacity(source.len());
-    let mut done = 0;
-    while let Some(rest) = source.get(done..) {
-        tag.captures(rest, &mut captures);
-        let Some(name) = captures.get_group(1) else { break };
-        result.push_str(&rest[..name.start]);
-        result.push_str(if rest[name.range()].starts_with("end") { "endwith" } else { "with" });
-        done += name.end;
-    }
-    result.push_str(&source[done..]);
-    result
 }
 
 /// `json.dumps` with the arguments that `transformers` gives its filter.

@@ -8,28 +8,40 @@
 //!   ([`on_own_stack`](crate::stack::on_own_stack)), which also makes an error of a panic.
 //! - Printing, comparing and dropping a value recurse along its depth, forever where it contains itself, and a value
 //!   can double its size in every round of a loop. Whatever is assigned by `{% set %}` passes through a filter that
-//!   refuses what is too deep or too large ([`checked_assignments`], [`kept`]). In an attribute of a namespace, which
-//!   alone outlives a round, nothing may stand that can change later, and so nothing can come to contain itself.
+//!   refuses what is too deep or too large ([`CHECKS`], [`kept`]). In an attribute of a namespace, which alone outlives a
+//!   round, nothing may stand that can change later, and so nothing can come to contain itself.
 //! - A few filters make a long text of a short number; they are limited ([`add_to`]).
+//! - One instruction may take long on a large value. Rounds of loops, calls of macros and of methods, assignments and
+//!   what is printed look at the clock ([`tick`]), and a tag has at most [`MOST_OPERATORS`] that make a new value: between
+//!   two looks there are the tags in between, which the length of the source limits.
 //!
-//! What is left: the memory that one expression takes before its value is assigned or printed (`x ~ x ~ x ~ …` of a
-//! long text, a long text taken apart into characters, arguments of a macro that calls itself) and the text that is
-//! captured by one block are not limited, and neither is the time that one instruction takes on a large value. A
-//! template that wants to can still exhaust memory or keep a thread busy for minutes; only a limit of the system (a
-//! container, `ulimit -v`) stops it.
+//! Text in one variable and in the output is limited by how much the template was given ([`begin`]), so that one
+//! expression (`x ~ x ~ …`) takes at most [`MOST_OPERATORS`] times as much before its value is assigned or printed.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 use minijinja::formatting::{FormatStyle, format};
-use minijinja::machinery::{Token, tokenize};
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, StringInput, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
-use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::methods;
 
 /// The longest source of a template, in bytes. Published ones have up to 30 KB.
 pub(super) const MOST_SOURCE: usize = 64 << 10;
 
-/// The most text that a template may produce or keep in one variable, in bytes.
+/// The most text that a template may produce or keep in one variable, in bytes, however much it is given.
 pub(super) const MOST_TEXT: usize = 64 << 20;
+
+/// The least of that, and how many times as much as what the template is given.
+const LEAST_TEXT: usize = 4 << 20;
+const GROWTH: usize = 8;
+
+/// How long a template may take.
+const MOST_TIME: Duration = Duration::from_secs(10);
+
+/// The most operators in one tag that make a new value of two. Published templates have up to 30.
+pub(super) const MOST_OPERATORS: usize = 64;
 
 /// The deepest nesting of a value that is kept or written.
 pub(super) const DEEPEST: usize = 200;
@@ -38,53 +50,54 @@ pub(super) const DEEPEST: usize = 200;
 const MOST_VALUES: usize = 1_000_000;
 
 /// The filters that assignments pass through: to a variable, and to an attribute of a namespace.
-const CHECKS: [&str; 2] = ["__assigned", "__assigned_to_attribute"];
+pub(super) const CHECKS: [&str; 2] = ["__assigned", "__assigned_to_attribute"];
 
-/// The template with each value that `{% set %}` assigns passed through one of [`CHECKS`]. Where it does not parse, the
-/// parser will say so.
-pub(super) fn checked_assignments(source: &str, syntax: &SyntaxConfig) -> String {
-    let mut result = String::with_capacity(source.len());
-    let mut done = 0;
-    let mut insert = |text: &str, at: u32| {
-        result.push_str(&source[done..at as usize]);
-        result.push_str(text);
-        done = at as usize;
-    };
-    let mut tokens = tokenize(source, false, syntax.clone()).map_while(Result::ok);
-    while let Some((token, _)) = tokens.next() {
-        if !matches!(token, Token::BlockStart) || !matches!(tokens.next(), Some((Token::Ident("set"), _))) {
-            continue;
-        }
-        // `target = value`, or `target | filter` before a block of text.
-        let (mut is_target, mut is_attribute, mut suffix) = (true, false, "|");
-        for (token, span) in tokens.by_ref() {
-            match token {
-                Token::BlockEnd => {
-                    insert(&format!("{suffix}{}", CHECKS[usize::from(is_attribute)]), span.start_offset);
-                    break;
-                }
-                Token::Dot if is_target => is_attribute = true,
-                Token::Assign if is_target => {
-                    insert("(", span.end_offset);
-                    (is_target, suffix) = (false, ")|");
-                }
-                Token::Pipe => is_target = false,
-                _ => {}
-            }
-        }
-    }
-    result.push_str(&source[done..]);
-    result
+/// The function that each round of a loop and each call of a macro begins with, and the filter that `%` becomes.
+pub(super) const TICK: &str = "__tick";
+pub(super) const PERCENT: &str = "__percent";
+
+/// What a rendering has left.
+#[derive(Clone, Copy)]
+struct Budget {
+    until: Option<Instant>,
+    text: usize,
 }
 
-/// Adds the filters of [`checked_assignments`], and limits those that minijinja has.
+thread_local! {
+    /// That of the rendering on this thread, which has it to itself.
+    static BUDGET: Cell<Budget> = const { Cell::new(Budget { until: None, text: LEAST_TEXT }) };
+}
+
+/// Begins a rendering on this thread, of a template that is given so many bytes.
+pub(super) fn begin(given: usize) {
+    let text = given.saturating_mul(GROWTH).saturating_add(LEAST_TEXT).min(MOST_TEXT);
+    BUDGET.set(Budget { until: Instant::now().checked_add(MOST_TIME), text });
+}
+
+/// The most text that the template may produce or keep in one variable.
+pub(super) fn most_text() -> usize {
+    BUDGET.get().text
+}
+
+/// Fails if the template has taken too long.
+pub(super) fn tick() -> Result<(), Error> {
+    match BUDGET.get().until {
+        Some(until) if Instant::now() > until => Err(refused(format!("more than {} s", MOST_TIME.as_secs()))),
+        _ => Ok(()),
+    }
+}
+
+/// Adds the filters and the function that [`prepared`](super::source::prepared) writes, and limits those that minijinja has.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     for (name, is_attribute) in CHECKS.into_iter().zip([false, true]) {
         environment.add_filter(name, move |value: Value| {
-            let mut left = Left { values: MOST_VALUES, text: MOST_TEXT, is_attribute };
+            tick()?;
+            let mut left = Left { values: MOST_VALUES, text: most_text(), is_attribute };
             Ok::<_, Error>(kept(&value, DEEPEST, &mut left)?.unwrap_or(value))
         });
     }
+    environment.add_function(TICK, || tick().map(|()| false));
+    environment.add_filter(PERCENT, percent);
     // A view of what can change; Jinja has no such filter.
     environment.remove_filter("chain");
     environment.add_filter("items", |value: &Value| {
@@ -92,6 +105,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
         filters::items(value)
     });
     environment.set_unknown_method_callback(|state, value, method, arguments| {
+        tick()?;
         fixed(value)?;
         if let Some(text) = value.as_str() {
             match (method, arguments) {
@@ -103,7 +117,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
                 _ => {}
             }
         }
-        unknown_method_callback(state, value, method, arguments)
+        methods::call(state, value, method, arguments)
     });
     environment.add_filter("format", |text: &str, arguments: Rest<ValueOrKwargs>| {
         let arguments = arguments.into_values();
@@ -112,9 +126,12 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     });
     environment.add_filter(
         "replace",
-        |state: &mut State, text: StringInput<'_>, from: StringInput<'_>, to: StringInput<'_>| {
-            fits(replace_len(text.as_str(), from.as_str(), to.as_str()))?;
-            filters::replace(state, text, from, to)
+        |text: StringInput<'_>, from: StringInput<'_>, to: StringInput<'_>, count: Option<i64>, named: Kwargs| {
+            let count = count.or(named.get("count")?).and_then(|count| usize::try_from(count).ok());
+            named.assert_all_used()?;
+            let (text, from, to) = (text.as_str(), from.as_str(), to.as_str());
+            fits(replace_len(text, from, to))?;
+            Ok::<_, Error>(count.map_or_else(|| text.replace(from, to), |count| text.replacen(from, to, count)))
         },
     );
     environment.add_filter(
@@ -130,15 +147,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
             filters::join(state, items, separator, attribute, named.clone())
         },
     );
-    environment.add_filter(
-        "indent",
-        |text: StringInput<'_>, width: Option<usize>, first: Option<bool>, blank: Option<bool>, named: Kwargs| {
-            let width = width.or(named.get("width")?);
-            let lines = text.as_str().split('\n').count();
-            fits(lines.saturating_mul(width.unwrap_or(4)).saturating_add(text.as_str().len()))?;
-            filters::indent(text, width, first, blank, named)
-        },
-    );
+    environment.add_filter("indent", indent);
     environment.add_filter("batch", |state: &State, items: Value, count: usize, fill: Option<Value>| {
         few(count)?;
         filters::batch(state, items, count, fill)
@@ -201,8 +210,9 @@ fn fixed(value: &Value) -> Result<(), Error> {
     }
 }
 
-fn fits(len: usize) -> Result<(), Error> {
-    if len > MOST_TEXT { Err(too_long()) } else { Ok(()) }
+/// Fails if a text of `len` bytes is too long.
+pub(super) fn fits(len: usize) -> Result<(), Error> {
+    if len > most_text() { Err(too_long()) } else { Ok(()) }
 }
 
 fn few(count: usize) -> Result<(), Error> {
@@ -210,11 +220,55 @@ fn few(count: usize) -> Result<(), Error> {
 }
 
 fn too_long() -> Error {
-    refused(format!("more than {MOST_TEXT} bytes of text"))
+    refused(format!("more than {} bytes of text", most_text()))
 }
 
 fn refused(reason: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason)
+}
+
+/// Python's `%`: of a text, the values to be filled in; of numbers, the remainder, which has the sign of the divisor.
+fn percent(left: &Value, right: &Value) -> Result<Value, Error> {
+    if let Some(text) = left.as_str() {
+        let arguments: Vec<Value> = if right.is_tuple() { right.try_iter()?.collect() } else { vec![right.clone()] };
+        fits(format_len(text, &arguments))?;
+        return format(FormatStyle::Printf, text, &arguments).map(Value::from);
+    }
+    let none = || refused(format!("{left} % {right}: neither a text on the left nor two numbers"));
+    if let (Some(a), Some(b)) = (left.as_i64(), right.as_i64()) {
+        let remainder = a.checked_rem(b).ok_or_else(none)?;
+        let is_between = remainder == 0 || (remainder < 0) == (b < 0);
+        return Ok(Value::from(if is_between { remainder } else { remainder + b }));
+    }
+    let (a, b) = (f64::try_from(left.clone()).map_err(|_| none())?, f64::try_from(right.clone()).map_err(|_| none())?);
+    if b == 0.0 { Err(none()) } else { Ok(Value::from(a - b * (a / b).floor())) }
+}
+
+/// Jinja's `indent`: lines but the first are indented by a text, or by a number of spaces.
+fn indent(
+    text: &str,
+    width: Option<Value>,
+    first: Option<bool>,
+    blank: Option<bool>,
+    named: Kwargs,
+) -> Result<String, Error> {
+    let width = width.or(named.get("width")?).unwrap_or(Value::from(4));
+    let first = first.or(named.get("first")?).unwrap_or(false);
+    let blank = blank.or(named.get("blank")?).unwrap_or(false);
+    named.assert_all_used()?;
+    let len = width.as_str().map(str::len).or(width.as_usize());
+    let len = len.ok_or_else(|| refused(format!("indent: by {width}; expected a number of spaces, or a text")))?;
+    fits(methods::line_count(text).saturating_mul(len).saturating_add(text.len()))?;
+    let by = width.as_str().map_or_else(|| " ".repeat(len), str::to_owned);
+    let mut result = String::from(if first { by.as_str() } else { "" });
+    for (number, line) in methods::line_texts(&format!("{text}\n")).into_iter().enumerate() {
+        if number > 0 {
+            result.push('\n');
+            result.push_str(if blank || !line.is_empty() { &by } else { "" });
+        }
+        result.push_str(line);
+    }
+    Ok(result)
 }
 
 /// The most that padding the fields of a format takes: each as wide as the largest number in it, or among the arguments

@@ -6,7 +6,9 @@
 
 mod environment;
 mod limits;
+mod methods;
 mod python;
+mod source;
 mod traits;
 
 use std::io;
@@ -17,7 +19,7 @@ use serde_json::{Map, Value, json};
 
 pub(crate) use self::traits::{CallForm, Traits};
 
-use self::limits::{MOST_SOURCE, MOST_TEXT};
+use self::limits::{MOST_SOURCE, most_text};
 use crate::TemplateError;
 use crate::stack::on_own_stack;
 
@@ -57,8 +59,10 @@ impl ChatTemplate {
         }
         on_own_stack("minijinja", || {
             let mut environment = environment::new();
+            let prepared = source::prepared(source, &environment::syntax())
+                .map_err(|(line, reason)| TemplateError::Parse { line, reason })?;
             environment
-                .add_template_owned(NAME, environment::prepared(source))
+                .add_template_owned(NAME, prepared)
                 .map_err(|error| TemplateError::Parse { line: error.line().unwrap_or(1), reason: reason(&error) })?;
             Ok(Self { source: source.into(), environment, variables: Map::new(), traits: OnceLock::new() })
         })
@@ -93,7 +97,9 @@ impl ChatTemplate {
         context.insert("documents".into(), json!(request.documents));
         context.insert("add_generation_prompt".into(), request.add_generation_prompt.into());
 
+        let given = size(&context.values().collect::<Vec<_>>());
         on_own_stack("minijinja", || {
+            limits::begin(given);
             let failed = |error: minijinja::Error| TemplateError::Render {
                 line: error.line().unwrap_or(1),
                 reason: reason(&error),
@@ -140,13 +146,26 @@ fn reason(error: &minijinja::Error) -> String {
     reason
 }
 
-/// Output up to [`MOST_TEXT`].
+/// About as many bytes as values take as text.
+fn size(values: &[&Value]) -> usize {
+    let size_of = |value: &&Value| match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => size(&items.iter().collect::<Vec<_>>()),
+        Value::Object(fields) => {
+            fields.keys().map(String::len).sum::<usize>() + size(&fields.values().collect::<Vec<_>>())
+        }
+        _ => 8,
+    };
+    values.iter().map(size_of).sum()
+}
+
+/// Output up to [`most_text`].
 struct Limited(Vec<u8>);
 
 impl io::Write for Limited {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MOST_TEXT {
-            return Err(io::Error::other(format!("more than {MOST_TEXT} bytes of output")));
+        if self.0.len() + bytes.len() > most_text() {
+            return Err(io::Error::other(format!("more than {} bytes of output", most_text())));
         }
         self.0.extend_from_slice(bytes);
         Ok(bytes.len())

@@ -156,6 +156,76 @@ fn number(value: &Value) -> String {
     }
 }
 
+/// What `str` makes of a value.
+pub(super) fn text(value: &Value) -> String {
+    let mut out = String::new();
+    // A float is written in Python's way, wherever it is in a list or dictionary; all else as minijinja has it.
+    if has_float(value, DEEPEST) {
+        repr(value, DEEPEST, &mut out)
+    } else {
+        out = value.to_string()
+    }
+    out
+}
+
+/// Whether a value is or holds a float.
+fn has_float(value: &Value, depth: usize) -> bool {
+    let inside = |value: &Value| depth > 0 && has_float(value, depth - 1);
+    match value.kind() {
+        ValueKind::Number => !value.is_integer(),
+        ValueKind::Seq => value.try_iter().is_ok_and(|mut items| items.any(|item| inside(&item))),
+        ValueKind::Map if value.as_object().is_none_or(is_plain) => {
+            let Ok(mut keys) = value.try_iter() else { return false };
+            keys.any(|key| inside(&key) || value.get_item(&key).is_ok_and(|item| inside(&item)))
+        }
+        _ => false,
+    }
+}
+
+/// Whether it is a dictionary, and none of the objects that behave like one.
+fn is_plain(object: &minijinja::value::DynObject) -> bool {
+    !matches!(object.type_name().rsplit("::").next(), Some("Namespace" | "Loop"))
+}
+
+fn repr(value: &Value, depth: usize, out: &mut String) {
+    let Some(depth) = depth.checked_sub(1) else { return };
+    match value.kind() {
+        ValueKind::Number if !value.is_integer() => match number(value).as_str() {
+            "NaN" => out.push_str("nan"),
+            "Infinity" => out.push_str("inf"),
+            "-Infinity" => out.push_str("-inf"),
+            text => out.push_str(text),
+        },
+        ValueKind::Seq => {
+            let brackets = if value.is_tuple() { ['(', ')'] } else { ['[', ']'] };
+            out.push(brackets[0]);
+            let mut count = 0;
+            for item in value.try_iter().into_iter().flatten() {
+                out.push_str(if count > 0 { ", " } else { "" });
+                repr(&item, depth, out);
+                count += 1;
+            }
+            out.push_str(if value.is_tuple() && count == 1 { "," } else { "" });
+            out.push(brackets[1]);
+        }
+        ValueKind::Map => {
+            out.push('{');
+            for (i, key) in value.try_iter().into_iter().flatten().enumerate() {
+                out.push_str(if i > 0 { ", " } else { "" });
+                repr(&key, depth, out);
+                out.push_str(": ");
+                repr(&value.get_item(&key).unwrap_or_default(), depth, out);
+            }
+            out.push('}');
+        }
+        // As an item of a list, a text has quotes.
+        _ => {
+            let list = Value::from(vec![value.clone()]).to_string();
+            out.push_str(list.strip_prefix('[').and_then(|list| list.strip_suffix(']')).unwrap_or(&list));
+        }
+    }
+}
+
 /// The local time, written as `format` says.
 pub(super) fn now(format: &str) -> Result<String, String> {
     jiff::fmt::strtime::format(format, &Zoned::now()).map_err(|error| format!("strftime_now: {error}"))

@@ -1,8 +1,9 @@
-//! Byte-level byte pair encoding: GPT-2's, and that of most models since.
+//! Byte pair encoding: GPT-2's, and that of most models since.
 //!
 //! A text is cut into words by a pre-tokenizer, a word into bytes, and the bytes are merged in the order in which the
 //! merges were learned. Published vocabularies write each byte as a printable character (`Ġ` is a space); here tokens
-//! are kept as the bytes themselves and texts need no rewriting.
+//! are kept as the bytes themselves and texts need no rewriting. Other vocabularies (Gemma's) are of characters instead
+//! of bytes, and spell a character that is no token with tokens of its bytes.
 
 use std::borrow::Cow;
 use std::hash::BuildHasher;
@@ -11,8 +12,35 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::merge::{Merger, Symbol};
 use super::pretokenizer::Pretokenizer;
+use super::sentence_piece::{ByteIds, SPACE_MARK};
 use super::vocabulary::Vocabulary;
-use crate::TokenizerError;
+
+/// How a file writes the bytes of an ordinary token, and so what a word is cut into before it is merged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spelling {
+    /// One printable character for each byte.
+    ByteCharacters,
+    /// As text, but a space is `▁`.
+    SpaceMarks,
+}
+
+impl Spelling {
+    /// Appends the bytes that a token stands for. False if the token is not spelled so, and stands for itself.
+    pub fn append(self, token: &str, bytes: &mut Vec<u8>) -> bool {
+        match self {
+            Self::ByteCharacters => append_bytes_of(token, bytes),
+            Self::SpaceMarks => {
+                for (index, word) in token.split(SPACE_MARK).enumerate() {
+                    if index > 0 {
+                        bytes.push(b' ');
+                    }
+                    bytes.extend_from_slice(word.as_bytes());
+                }
+                !token.contains(' ')
+            }
+        }
+    }
+}
 
 /// One learned merge; its place in the list is its rank.
 struct Merge {
@@ -27,61 +55,69 @@ pub(crate) struct BytePair {
     merges: Vec<Merge>,
     ranks: HashTable<u32>,
     hasher: DefaultHashBuilder,
-    byte_ids: [u32; 256],
+    spelling: Spelling,
+    byte_ids: ByteIds,
 }
 
 impl BytePair {
-    /// Reads merges of the form `left right`, in the order of their rank.
+    /// Reads merges of the form `left right`, in the order of their rank. Those of what are no tokens can never be made:
+    /// they are left out, and a warning says so.
     pub fn new<'a>(
         vocabulary: &Vocabulary,
         pretokenizer: Pretokenizer,
         merges: impl Iterator<Item = &'a [u8]>,
         field: &str,
-    ) -> Result<Self, TokenizerError> {
-        let byte_ids = std::array::from_fn(|byte| vocabulary.find(&[byte as u8]).unwrap_or(Symbol::UNKNOWN));
+    ) -> Self {
+        let spelling = pretokenizer.spelling();
+        let byte_ids = match spelling {
+            Spelling::ByteCharacters => ByteIds::spelled(vocabulary),
+            Spelling::SpaceMarks => ByteIds::new(vocabulary),
+        };
         let mut model = Self {
             pretokenizer,
             merges: Vec::with_capacity(vocabulary.len()), // most tokens are made by one merge
             ranks: HashTable::with_capacity(vocabulary.len()),
             hasher: Default::default(),
+            spelling,
             byte_ids,
         };
         let mut pair = Vec::new();
-        for (rank, merge) in merges.enumerate() {
-            model.add(vocabulary, merge, &mut pair).map_err(|found| {
-                let text = String::from_utf8_lossy(merge);
-                TokenizerError::field(
-                    field,
-                    format!("merge {rank} is {text:?}, and {found}"),
-                    "two tokens of the vocabulary whose concatenation is a token, with a space between",
-                )
-            })?;
+        let (mut unknown, mut example) = (0usize, None);
+        for merge in merges {
+            if model.add(vocabulary, merge, &mut pair).is_none() {
+                unknown += 1;
+                example.get_or_insert(merge);
+            }
         }
-        Ok(model)
+        if let Some(merge) = example {
+            let merge = String::from_utf8_lossy(merge);
+            tracing::warn!("{field}: {unknown} merges, such as {merge:?}, are not of tokens; they are left out");
+        }
+        model
     }
 
-    fn add(&mut self, vocabulary: &Vocabulary, merge: &[u8], pair: &mut Vec<u8>) -> Result<(), String> {
-        let text = std::str::from_utf8(merge).map_err(|_| "that is not UTF-8".to_string())?;
-        let (left, right) = text.split_once(' ').ok_or("there is no space in it")?;
+    /// Adds a merge, if it is of two tokens whose concatenation is one.
+    fn add(&mut self, vocabulary: &Vocabulary, merge: &[u8], pair: &mut Vec<u8>) -> Option<()> {
+        let (left, right) = std::str::from_utf8(merge).ok()?.split_once(' ')?;
         pair.clear();
-        append_bytes_of(left, pair);
+        self.spelling.append(left, pair);
         let middle = pair.len();
-        append_bytes_of(right, pair);
-        let find = |bytes, name| vocabulary.find(bytes).ok_or_else(|| format!("{name:?} is not a token"));
-        let (left, right) = (find(&pair[..middle], left)?, find(&pair[middle..], right)?);
-        let merged = find(pair, "the concatenation")?;
-        let rank = u32::try_from(self.merges.len()).map_err(|_| "there are too many merges".to_string())?;
+        self.spelling.append(right, pair);
+        let (left, right) = (vocabulary.find(&pair[..middle])?, vocabulary.find(&pair[middle..])?);
+        let merged = vocabulary.find(pair)?;
+        let rank = u32::try_from(self.merges.len()).ok()?;
         self.merges.push(Merge { left, right, merged });
         let Self { merges, ranks, hasher, .. } = self;
         let hash = |&rank: &u32| hasher.hash_one((merges[rank as usize].left, merges[rank as usize].right));
         let is_same = |&rank: &u32| merges[rank as usize].left == left && merges[rank as usize].right == right;
         // Of a merge that is listed twice the first rank counts.
         ranks.entry(hash(&rank), is_same, hash).or_insert(rank);
-        Ok(())
+        Some(())
     }
 
-    /// Appends the ids of `text` to `ids`. A byte that is no token leaves nothing, as in the reference library.
-    pub fn encode(&self, vocabulary: &Vocabulary, text: &str, ids: &mut Vec<u32>) {
+    /// Appends the ids of `text` to `ids`. What is no token and has none for its bytes becomes the unknown token or, where
+    /// there is none, nothing, as in the reference library.
+    pub fn encode(&self, vocabulary: &Vocabulary, unknown: Option<u32>, text: &str, ids: &mut Vec<u32>) {
         let text = if self.pretokenizer.composes() { super::pretokenizer::compose(text) } else { Cow::Borrowed(text) };
         let mut merger = Merger::default();
         self.pretokenizer.split(&text, &mut |word| {
@@ -92,13 +128,32 @@ impl BytePair {
                 return;
             }
             merger.clear();
-            for (at, &byte) in word.as_bytes().iter().enumerate() {
-                match self.byte_ids[byte as usize] {
-                    Symbol::UNKNOWN => {}
-                    id => merger.push(id, at, 1),
+            match self.spelling {
+                Spelling::ByteCharacters => {
+                    for (at, &byte) in word.as_bytes().iter().enumerate() {
+                        if let Some(id) = self.byte_ids.get(byte) {
+                            merger.push(id, at, 1);
+                        }
+                    }
+                }
+                Spelling::SpaceMarks => {
+                    for (at, character) in word.char_indices() {
+                        let len = character.len_utf8();
+                        let id = vocabulary.find(&word.as_bytes()[at..at + len]).unwrap_or(Symbol::UNKNOWN);
+                        merger.push(id, at, len as u32);
+                    }
                 }
             }
-            ids.extend(merger.run(|left, right| self.find(left.id, right.id)).map(|symbol| symbol.id));
+            let mut after_unknown = false;
+            for symbol in merger.run(|left, right| self.find(left.id, right.id)) {
+                if symbol.id == Symbol::UNKNOWN {
+                    let bytes = &word.as_bytes()[symbol.start..symbol.start + symbol.len as usize];
+                    after_unknown = self.byte_ids.spell(bytes, unknown, after_unknown, ids).unwrap_or(after_unknown);
+                } else {
+                    ids.push(symbol.id);
+                    after_unknown = false;
+                }
+            }
         });
     }
 
@@ -114,8 +169,8 @@ impl BytePair {
 }
 
 /// Appends the bytes that a token stands for, given in GPT-2's printable characters. A text with any other character
-/// stands for itself.
-pub(crate) fn append_bytes_of(token: &str, bytes: &mut Vec<u8>) {
+/// stands for itself, and the result is false.
+pub(crate) fn append_bytes_of(token: &str, bytes: &mut Vec<u8>) -> bool {
     let start = bytes.len();
     for character in token.chars() {
         match BYTE_OF.get(character as usize) {
@@ -123,10 +178,11 @@ pub(crate) fn append_bytes_of(token: &str, bytes: &mut Vec<u8>) {
             _ => {
                 bytes.truncate(start);
                 bytes.extend_from_slice(token.as_bytes());
-                return;
+                return false;
             }
         }
     }
+    true
 }
 
 const NO_BYTE: u16 = u16::MAX;

@@ -1,19 +1,20 @@
 //! A tokenizer from the metadata of a GGUF file.
 
-use super::byte_pair::{self, BytePair};
+use super::byte_pair::{BytePair, Spelling};
 use super::charsmap::CharsMap;
 use super::pretokenizer::Pretokenizer;
-use super::sentence_piece::{SPACE_MARK, SentencePiece};
+use super::sentence_piece::SentencePiece;
 use super::special::SpecialTokens;
 use super::unigram::{Unigram, WhiteSpace};
 use super::vocabulary::{Kind, Vocabulary};
-use super::{Model, Tokenizer, end_of_generation};
+use super::{Model, Tokenizer, end_of_generation, word_piece};
 use crate::TokenizerError;
 
 /// What a GGUF file says about its tokenizer: each field is the value of the key `tokenizer.ggml.…` named in its
 /// description, absent if the key is.
 pub struct GgufVocabulary<'a> {
-    /// `model`: `gpt2` (byte-level byte pair encoding), `llama` (SentencePiece) or `t5` (unigram).
+    /// `model`: `gpt2` (byte-level byte pair encoding), `gemma4` (byte pair encoding of characters), `llama`
+    /// (SentencePiece), `t5` (unigram) or `bert` (WordPiece).
     pub model: &'a str,
     /// `pre`: the pre-tokenizer of a `gpt2` model.
     pub pre: Option<&'a str>,
@@ -21,13 +22,13 @@ pub struct GgufVocabulary<'a> {
     pub tokens: Box<dyn Iterator<Item = &'a [u8]> + 'a>,
     /// `token_type`, one for each token.
     pub token_types: Option<Box<dyn Iterator<Item = i32> + 'a>>,
-    /// `scores`, one for each token; `llama` and `t5` need them.
+    /// `scores`, one for each token; `t5` needs them, and for `llama` the order of the tokens stands in for them.
     pub scores: Option<Box<dyn Iterator<Item = f32> + 'a>>,
-    /// `merges`, in the order of their rank; `gpt2` needs them.
+    /// `merges`, in the order of their rank; `gpt2` and `gemma4` need them.
     pub merges: Option<Box<dyn Iterator<Item = &'a [u8]> + 'a>>,
     /// `precompiled_charsmap`, for `t5`.
     pub precompiled_charsmap: Option<&'a [u8]>,
-    /// `bos_token_id`.
+    /// `bos_token_id`, or `cls_token_id`.
     pub bos: Option<u32>,
     /// `eos_token_id`.
     pub eos: Option<u32>,
@@ -35,6 +36,10 @@ pub struct GgufVocabulary<'a> {
     pub eot: Option<u32>,
     /// `eom_token_id`.
     pub eom: Option<u32>,
+    /// `eos_token_ids`: further tokens that end an answer.
+    pub ends: Vec<u32>,
+    /// `seperator_token_id`, as it is written; the end of a text of `bert`.
+    pub separator: Option<u32>,
     /// `unknown_token_id`.
     pub unknown: Option<u32>,
     /// `padding_token_id`.
@@ -49,6 +54,10 @@ pub struct GgufVocabulary<'a> {
     pub remove_extra_whitespaces: Option<bool>,
     /// `treat_whitespace_as_suffix`, for `t5`.
     pub treat_whitespace_as_suffix: Option<bool>,
+    /// `normalizer.lowercase`, for `bert`.
+    pub lowercase: Option<bool>,
+    /// `normalizer.strip_accents`, for `bert`.
+    pub strip_accents: Option<bool>,
 }
 
 impl<'a> GgufVocabulary<'a> {
@@ -66,6 +75,8 @@ impl<'a> GgufVocabulary<'a> {
             eos: None,
             eot: None,
             eom: None,
+            ends: Vec::new(),
+            separator: None,
             unknown: None,
             padding: None,
             add_bos: None,
@@ -73,46 +84,110 @@ impl<'a> GgufVocabulary<'a> {
             add_space_prefix: None,
             remove_extra_whitespaces: None,
             treat_whitespace_as_suffix: None,
+            lowercase: None,
+            strip_accents: None,
         }
     }
 }
 
 /// What differs between the kinds of models where the file does not say.
+#[derive(Default)]
 struct Defaults {
     add_bos: bool,
     add_eos: bool,
     add_space_prefix: bool,
+    bos: Option<u32>,
+    eos: Option<u32>,
     unknown: Option<u32>,
 }
 
 impl Tokenizer {
     /// Builds a tokenizer from GGUF metadata, in one pass over it. Nothing borrowed is kept.
     ///
-    /// Fails, naming the key, if something needed is missing, of the wrong length, out of range or contradictory.
+    /// Fails, naming the key, if something needed is missing or of the wrong length. What can be done without is done
+    /// without, with a warning: ids that no token has, types and merges that are not defined.
     pub fn from_gguf(source: GgufVocabulary<'_>) -> Result<Self, TokenizerError> {
-        let spelling = match source.model {
-            "gpt2" => Spelling::ByteCharacters,
-            "llama" | "t5" => Spelling::SpaceMarks,
-            other => return Err(wrong("model", format!("{other:?}"), "gpt2, llama or t5")),
+        const MODELS: &str = "gpt2, gemma4, llama, t5 or bert";
+        let pre = match source.model {
+            "gpt2" => source.pre.unwrap_or_else(|| {
+                tracing::warn!("{}: absent; texts are cut as for 'default', which few models are", key("pre"));
+                "default"
+            }),
+            "gemma4" => "gemma4",
+            "llama" | "t5" | "bert" => "",
+            other => return Err(wrong("model", format!("{other:?}"), MODELS)),
         };
+        let pretokenizer = (!pre.is_empty()).then(|| Pretokenizer::named(pre, &key("pre"))).transpose()?;
+        let spelling = pretokenizer.as_ref().map_or(Spelling::SpaceMarks, Pretokenizer::spelling);
         let vocabulary = read_tokens(source.tokens, source.token_types, spelling)?;
         let scores = source.scores.map(|scores| read_scores(scores, vocabulary.len())).transpose()?;
-        let scores_for = || scores.ok_or_else(|| wrong("scores", "absent", "a score for each token"));
-        let (model, defaults) = match source.model {
+
+        let in_range = |name: &str, id: Option<u32>| {
+            let is_token = id.is_none_or(|id| (id as usize) < vocabulary.len());
+            if !is_token {
+                let (id, len) = (id.unwrap_or_default(), vocabulary.len());
+                tracing::warn!("{}: {id}, but there are {len} tokens; it is taken for absent", key(name));
+            }
+            id.filter(|_| is_token)
+        };
+        let usual = |id: Option<u32>, kind: Kind| id.filter(|&id| vocabulary.kind(id) == kind);
+        let unknown = in_range("unknown_token_id", source.unknown);
+        let defaults = match source.model {
             "gpt2" => {
-                let pretokenizer = Pretokenizer::named(source.pre.unwrap_or("default"), &key("pre"))?;
-                let add_bos = pretokenizer.adds_bos();
+                Defaults { add_bos: pretokenizer.as_ref().is_some_and(Pretokenizer::adds_bos), ..Defaults::default() }
+            }
+            "gemma4" => Defaults { add_bos: true, ..Defaults::default() },
+            "llama" => Defaults {
+                add_bos: true,
+                add_space_prefix: true,
+                bos: Some(1),
+                eos: Some(2),
+                unknown: Some(0),
+                ..Defaults::default()
+            },
+            "t5" => Defaults {
+                add_eos: true,
+                add_space_prefix: true,
+                eos: Some(1),
+                unknown: Some(2),
+                ..Defaults::default()
+            },
+            _ => Defaults {
+                add_bos: true,
+                add_eos: true,
+                add_space_prefix: true,
+                bos: Some(101),
+                eos: in_range("seperator_token_id", source.separator).or(Some(102)),
+                unknown: Some(100),
+            },
+        };
+        let bos = in_range("bos_token_id", source.bos).or_else(|| usual(defaults.bos, Kind::Control));
+        let eos = in_range("eos_token_id", source.eos).or_else(|| usual(defaults.eos, Kind::Control));
+        let unknown = unknown.or_else(|| usual(defaults.unknown, Kind::Unknown));
+        let (eot, eom) = (in_range("eot_token_id", source.eot), in_range("eom_token_id", source.eom));
+        let more = source.ends.into_iter().filter_map(|id| in_range("eos_token_ids", Some(id)));
+        let ends: Vec<u32> = [eos, eot, eom].into_iter().flatten().chain(more).collect();
+        // Early files of this model say that it is not to be added, and it is lost without.
+        let add_bos = source.add_bos.filter(|_| source.model != "gemma4");
+        for (add, id, name) in [(add_bos, bos, "bos_token_id"), (source.add_eos, eos, "eos_token_id")] {
+            if add == Some(true) && id.is_none() {
+                tracing::warn!("{}: absent, though the file says that it is to be added; it is not", key(name));
+            }
+        }
+
+        let model = match (source.model, pretokenizer) {
+            (_, Some(pretokenizer)) => {
                 let merges = source.merges.ok_or_else(|| wrong("merges", "absent", "the merges of the model"))?;
-                let model = BytePair::new(&vocabulary, pretokenizer, merges, &key("merges"))?;
-                let defaults = Defaults { add_bos, add_eos: false, add_space_prefix: false, unknown: None };
-                (Model::BytePair(Box::new(model)), defaults)
+                Model::BytePair(Box::new(BytePair::new(&vocabulary, pretokenizer, merges, &key("merges"))))
             }
-            "llama" => {
-                let model = SentencePiece::new(&vocabulary, &scores_for()?);
-                let defaults = Defaults { add_bos: true, add_eos: false, add_space_prefix: true, unknown: Some(0) };
-                (Model::SentencePiece(Box::new(model)), defaults)
+            ("llama", None) => {
+                let scores = scores.unwrap_or_else(|| {
+                    tracing::warn!("{}: absent; tokens are merged in the order of their ids", key("scores"));
+                    (0..vocabulary.len()).map(|id| -(id as f32)).collect()
+                });
+                Model::SentencePiece(Box::new(SentencePiece::new(&vocabulary, &scores)))
             }
-            _ => {
+            ("t5", None) => {
                 let charsmap = match source.precompiled_charsmap {
                     Some(bytes) if !bytes.is_empty() => Some(CharsMap::new(bytes, &key("precompiled_charsmap"))?),
                     _ => None,
@@ -122,53 +197,31 @@ impl Tokenizer {
                     add: source.add_space_prefix.unwrap_or(true),
                     suffix: source.treat_whitespace_as_suffix.unwrap_or(false),
                 };
-                let model = Unigram::new(&vocabulary, scores_for()?, charsmap, white_space);
-                let defaults = Defaults { add_bos: false, add_eos: true, add_space_prefix: true, unknown: Some(2) };
-                (Model::Unigram(Box::new(model)), defaults)
+                let scores = scores.ok_or_else(|| wrong("scores", "absent", "a score for each token"))?;
+                Model::Unigram(Box::new(Unigram::new(&vocabulary, scores, charsmap, white_space)))
+            }
+            _ => {
+                let unknown = unknown.ok_or_else(|| wrong("unknown_token_id", "absent", "the id of a token"))?;
+                let lowercase = source.lowercase.unwrap_or(true);
+                let strip_accents = source.strip_accents.unwrap_or(lowercase);
+                Model::HuggingFace(Box::new(word_piece::library(&vocabulary, unknown, lowercase, strip_accents)?))
             }
         };
-        let in_range = |name: &str, id: Option<u32>| match id {
-            Some(id) if id as usize >= vocabulary.len() => {
-                let expected = format!("an id below {}, the number of tokens", vocabulary.len());
-                Err(wrong(name, id.to_string(), &expected))
-            }
-            id => Ok(id),
-        };
-        let bos = in_range("bos_token_id", source.bos)?;
-        let eos = in_range("eos_token_id", source.eos)?;
-        let ends = [eos, in_range("eot_token_id", source.eot)?, in_range("eom_token_id", source.eom)?];
-        let add_bos = source.add_bos.unwrap_or(defaults.add_bos && bos.is_some());
-        let add_eos = source.add_eos.unwrap_or(defaults.add_eos && eos.is_some());
-        for (add, id, name) in [(add_bos, bos, "bos_token_id"), (add_eos, eos, "eos_token_id")] {
-            if add && id.is_none() {
-                return Err(wrong(name, "absent", "the id of the token that the file says is to be added"));
-            }
-        }
-        let default_unknown = defaults.unknown.filter(|&id| vocabulary.kind(id) == Kind::Unknown);
         Ok(Self {
             special_tokens: SpecialTokens::new(&vocabulary, &key("tokens"))?,
-            end_of_generation: end_of_generation(&vocabulary, ends.into_iter().flatten()),
+            end_of_generation: end_of_generation(&vocabulary, ends.into_iter()),
             bos,
             eos,
-            unknown: in_range("unknown_token_id", source.unknown)?.or(default_unknown),
-            padding: in_range("padding_token_id", source.padding)?,
-            add_bos,
-            add_eos,
+            unknown,
+            padding: in_range("padding_token_id", source.padding),
+            add_bos: add_bos.unwrap_or(defaults.add_bos) && bos.is_some(),
+            add_eos: source.add_eos.unwrap_or(defaults.add_eos) && eos.is_some(),
             add_space_prefix: source.add_space_prefix.unwrap_or(defaults.add_space_prefix),
             template_variables: None,
             model,
             vocabulary,
         })
     }
-}
-
-/// How a GGUF file writes the bytes of an ordinary token.
-#[derive(Clone, Copy)]
-enum Spelling {
-    /// One printable character for each byte.
-    ByteCharacters,
-    /// As text, but a space is `▁`.
-    SpaceMarks,
 }
 
 fn key(name: &str) -> String {
@@ -188,41 +241,44 @@ fn read_tokens<'a>(
     let mut bytes = Vec::new();
     let has_types = types.is_some();
     let mut types = types.into_iter().flatten();
+    let (mut as_themselves, mut undefined) = (Vec::new(), 0usize);
     for (id, token) in tokens.enumerate() {
         let kind = match types.next() {
-            Some(number) => Kind::from_gguf(number)
-                .ok_or_else(|| wrong("token_type", format!("{number} for token {id}"), "a number from 1 to 6"))?,
+            Some(number) => Kind::from_gguf(number),
             None if has_types => return Err(wrong("token_type", format!("{id} numbers"), "one for each token")),
-            None => Kind::Normal,
+            None => Some(Kind::Normal),
         };
-        let text = std::str::from_utf8(token).map_err(|_| {
-            wrong("tokens", format!("token {id} is {:?}", String::from_utf8_lossy(token)), "text in UTF-8")
-        })?;
+        let text = std::str::from_utf8(token).ok();
+        let byte = text.and_then(byte_of).filter(|_| kind == Some(Kind::Byte));
+        // A byte that is not written as one is an ordinary token.
+        let kind = kind.filter(|&kind| kind != Kind::Byte || byte.is_some()).unwrap_or_else(|| {
+            undefined += 1;
+            Kind::Normal
+        });
         bytes.clear();
-        match (kind, spelling) {
-            (Kind::Byte, _) => bytes.push(byte_of(text).ok_or_else(|| {
-                wrong("tokens", format!("token {id} is {text:?} but of the type of bytes"), "<0x00> to <0xFF>")
-            })?),
-            (Kind::Normal | Kind::Unused, Spelling::ByteCharacters) => byte_pair::append_bytes_of(text, &mut bytes),
-            (Kind::Normal | Kind::Unused, Spelling::SpaceMarks) => {
-                for (index, word) in text.split(SPACE_MARK).enumerate() {
-                    if index > 0 {
-                        bytes.push(b' ');
-                    }
-                    bytes.extend_from_slice(word.as_bytes());
+        match (kind, text, byte) {
+            (_, _, Some(byte)) => bytes.push(byte),
+            (Kind::Normal | Kind::Unused, Some(text), _) => {
+                if !spelling.append(text, &mut bytes) {
+                    as_themselves.push(id as u32);
                 }
             }
-            _ => bytes.extend_from_slice(token),
+            (kind, ..) => {
+                if kind == Kind::Normal {
+                    as_themselves.push(id as u32);
+                }
+                bytes.extend_from_slice(token);
+            }
         }
         vocabulary.push(&bytes, kind)?;
     }
     if vocabulary.len() == 0 {
         return Err(wrong("tokens", "no tokens", "the vocabulary of the model"));
     }
-    if types.next().is_some() {
-        return Err(wrong("token_type", "more numbers than tokens", "one for each token"));
+    if undefined > 0 {
+        tracing::warn!("{}: {undefined} that are not defined; they are taken for ordinary tokens", key("token_type"));
     }
-    vocabulary.index(&key("tokens"))?;
+    vocabulary.index(&as_themselves);
     Ok(vocabulary)
 }
 
@@ -233,10 +289,9 @@ pub(super) fn byte_of(token: &str) -> Option<u8> {
 }
 
 fn read_scores(scores: impl Iterator<Item = f32>, len: usize) -> Result<Vec<f32>, TokenizerError> {
-    let scores: Vec<f32> = scores.take(len + 1).collect();
+    let scores: Vec<f32> = scores.take(len).collect();
     if scores.len() != len {
-        let found = if scores.len() > len { "more than that".into() } else { scores.len().to_string() };
-        return Err(wrong("scores", found, &format!("{len} numbers, one for each token")));
+        return Err(wrong("scores", scores.len().to_string(), &format!("{len} numbers, one for each token")));
     }
     match scores.iter().position(|score| !score.is_finite()) {
         Some(id) => Err(wrong("scores", format!("{} for token {id}", scores[id]), "finite numbers")),

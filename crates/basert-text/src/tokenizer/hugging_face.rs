@@ -73,12 +73,12 @@ impl Tokenizer {
         let special_tokens = SpecialTokens::new(&vocabulary, "tokenizer.json: added_tokens")?;
         let template_variables = Some(config.template_variables());
 
-        let model = HuggingFace(RwLock::new(library));
+        let model = HuggingFace::new(library);
         // The tokens that tokenizer_config.json asks for, unless tokenizer.json adds them by itself.
         let mut ends_of_nothing = Vec::new();
         model.encode("", EncodeOptions { add_special: true, parse_special: true }, None, &mut ends_of_nothing)?;
-        let add_bos = config.add_bos_token == Some(true) && bos.is_some() && ends_of_nothing.first().copied() != bos;
-        let add_eos = config.add_eos_token == Some(true) && eos.is_some() && ends_of_nothing.last().copied() != eos;
+        let add_bos = config.adds("add_bos_token") && bos.is_some() && ends_of_nothing.first().copied() != bos;
+        let add_eos = config.adds("add_eos_token") && eos.is_some() && ends_of_nothing.last().copied() != eos;
         Ok(Self {
             vocabulary,
             model: Model::HuggingFace(Box::new(model)),
@@ -101,6 +101,16 @@ impl Tokenizer {
 pub(crate) struct HuggingFace(RwLock<tokenizers::Tokenizer>);
 
 impl HuggingFace {
+    pub fn new(library: tokenizers::Tokenizer) -> Self {
+        Self(RwLock::new(library))
+    }
+
+    /// What the contents of a `tokenizer.json` describe.
+    pub fn read(json: &Value) -> Result<Self, TokenizerError> {
+        let library = guarded(|| tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(|e| e.to_string()));
+        Ok(Self::new(library.map_err(|found| wrong("tokenizer.ggml.tokens", found, "a vocabulary of WordPiece"))?))
+    }
+
     /// Appends the ids of a text. A marker in it is taken out after whole tokens are found.
     pub fn encode(
         &self,
@@ -202,7 +212,9 @@ impl Decoding {
 
     fn append_bytes_of(&self, token: &str, bytes: &mut Vec<u8>) {
         match (&self.space_mark, &self.continuation) {
-            _ if self.byte_characters => byte_pair::append_bytes_of(token, bytes),
+            _ if self.byte_characters => {
+                byte_pair::append_bytes_of(token, bytes);
+            }
             (Some(mark), _) => bytes.extend_from_slice(token.replace(mark.as_str(), " ").as_bytes()),
             (_, Some(prefix)) => match token.strip_prefix(prefix.as_str()) {
                 Some(rest) => bytes.extend_from_slice(rest.as_bytes()),
@@ -264,24 +276,25 @@ fn read_json<T: for<'de> Deserialize<'de> + Default>(bytes: Option<&[u8]>, file:
 /// `tokenizer_config.json`.
 #[derive(Default, Deserialize)]
 struct Config {
-    add_bos_token: Option<bool>,
-    add_eos_token: Option<bool>,
-    extra_special_tokens: Option<Value>,
     #[serde(flatten)]
-    other: Map<String, Value>,
+    fields: Map<String, Value>,
 }
 
 impl Config {
     /// A special token, which is written as a string or as an object with its `content`.
     fn token(&self, name: &str) -> Option<&str> {
-        token_text(self.other.get(name)?)
+        token_text(self.fields.get(name)?)
+    }
+
+    fn adds(&self, name: &str) -> bool {
+        self.fields.get(name) == Some(&Value::Bool(true))
     }
 
     /// The special tokens by name, as `transformers` hands them to a template.
     fn template_variables(&self) -> Map<String, Value> {
         let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
         let named = names.into_iter().filter_map(|name| Some((name.to_string(), self.token(name)?.into())));
-        let extra = self.extra_special_tokens.iter().filter_map(Value::as_object).flatten();
+        let extra = self.fields.get("extra_special_tokens").and_then(Value::as_object).into_iter().flatten();
         named.chain(extra.filter_map(|(name, token)| Some((name.clone(), token_text(token)?.into())))).collect()
     }
 }
@@ -293,23 +306,17 @@ fn token_text(token: &Value) -> Option<&str> {
 /// `generation_config.json`.
 #[derive(Default, Deserialize)]
 struct GenerationConfig {
-    eos_token_id: Option<OneOrMore>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(u32),
-    More(Vec<u32>),
+    #[serde(default)]
+    eos_token_id: Value,
 }
 
 impl GenerationConfig {
+    /// One id or a list of them; -1, which some write for none, is none.
     fn ends(&self) -> impl Iterator<Item = u32> {
         let ids = match &self.eos_token_id {
-            None => &[][..],
-            Some(OneOrMore::One(id)) => std::slice::from_ref(id),
-            Some(OneOrMore::More(ids)) => ids,
+            Value::Array(ids) => ids.as_slice(),
+            id => std::slice::from_ref(id),
         };
-        ids.iter().copied()
+        ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok())
     }
 }

@@ -12,6 +12,7 @@ mod sentence_piece;
 mod special;
 mod unigram;
 mod vocabulary;
+mod word_piece;
 
 pub(crate) use control::ControlTexts;
 pub use gguf::GgufVocabulary;
@@ -110,7 +111,7 @@ impl Tokenizer {
     /// Encodes text without whole tokens in it; `first` if it begins the text or follows such a token.
     fn encode_piece(&self, model: &Model, text: &str, first: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         match model {
-            Model::BytePair(model) => model.encode(&self.vocabulary, text, ids),
+            Model::BytePair(model) => model.encode(&self.vocabulary, self.unknown, text, ids),
             Model::SentencePiece(model) => {
                 let with_space = (first && self.add_space_prefix).then(|| format!(" {text}"));
                 let text = with_space.as_deref().unwrap_or(text);
@@ -270,6 +271,9 @@ const END_NAMES: &[&str] = &[
     "<turn|>",
     "<｜end▁of▁sentence｜>",
     "[e~[",
+    "<|flush|>",
+    "<|calls|>",
+    "<|tool_response>",
 ];
 
 /// The tokens that end an answer: those given and those of a known name, unless that name means something else here.
@@ -285,8 +289,8 @@ fn end_of_generation(vocabulary: &Vocabulary, given: impl Iterator<Item = u32>) 
             ids.push(id);
         }
         match bytes {
-            b"<|return|>" => has_return = true,
-            b"<|call|>" => has_call = true,
+            b"<|return|>" | b"<|flush|>" => has_return = true,
+            b"<|call|>" | b"<|calls|>" => has_call = true,
             b"<|end|>" => end = Some(id),
             _ => {}
         }

@@ -83,6 +83,16 @@ impl ByteIds {
         Self(ids)
     }
 
+    /// Ordinary tokens of one byte each.
+    pub fn spelled(vocabulary: &Vocabulary) -> Self {
+        Self(std::array::from_fn(|byte| vocabulary.find(&[byte as u8]).unwrap_or(Symbol::UNKNOWN)))
+    }
+
+    /// The token of a byte, if there is one.
+    pub fn get(&self, byte: u8) -> Option<u32> {
+        Some(self.0[byte as usize]).filter(|&id| id != Symbol::UNKNOWN)
+    }
+
     /// Appends a token for each byte or, if they do not all exist, the unknown token unless it was the last. Says
     /// whether it was the unknown token.
     pub fn spell(

@@ -31,6 +31,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// The kind of a number, where it is one that is defined.
     pub fn from_gguf(number: i32) -> Option<Self> {
         [Self::Normal, Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte]
             .into_iter()
@@ -83,33 +84,28 @@ impl Vocabulary {
 
     /// Makes [`Vocabulary::find`] work for the tokens that a text spells, once all are pushed.
     ///
-    /// Where an ordinary and a user-defined token stand for the same bytes the ordinary one is found: the other one is
-    /// matched before the text is split at all. Two ordinary tokens with the same bytes are an error.
-    pub fn index(&mut self, field: &str) -> Result<(), TokenizerError> {
+    /// Of several tokens that stand for the same bytes one is found: an ordinary one rather than a user-defined one, which
+    /// is matched before the text is split at all, and rather than one of `as_themselves` (ids in ascending order), which
+    /// the file does not spell as it spells the others, so that its merges never make it; of those the first.
+    pub fn index(&mut self, as_themselves: &[u32]) {
         let mut by_bytes = HashTable::with_capacity(self.len());
         let hash = |id: &u32| self.hasher.hash_one(self.get(*id).unwrap_or_default());
-        for ordinary in [true, false] {
+        let choice = |id: u32| match self.kind(id) {
+            Kind::Normal => usize::from(as_themselves.binary_search(&id).is_ok()),
+            _ => 2,
+        };
+        for turn in 0..3 {
             for id in 0..self.len() as u32 {
-                let (bytes, kind) = (self.get(id).unwrap_or_default(), self.kind(id));
-                if bytes.is_empty() || !kind.is_spelled() || (kind == Kind::Normal) != ordinary {
-                    continue;
-                }
-                let same = |other: &u32| self.get(*other) == Some(bytes);
-                match by_bytes.entry(self.hasher.hash_one(bytes), same, hash) {
-                    Entry::Vacant(place) => {
+                let bytes = self.get(id).unwrap_or_default();
+                if !bytes.is_empty() && self.kind(id).is_spelled() && choice(id) == turn {
+                    let same = |other: &u32| self.get(*other) == Some(bytes);
+                    if let Entry::Vacant(place) = by_bytes.entry(self.hasher.hash_one(bytes), same, hash) {
                         place.insert(id);
                     }
-                    Entry::Occupied(other) if ordinary => {
-                        let found =
-                            format!("tokens {} and {id} are both {:?}", other.get(), String::from_utf8_lossy(bytes));
-                        return Err(TokenizerError::field(field, found, "every token once"));
-                    }
-                    Entry::Occupied(_) => {}
                 }
             }
         }
         self.by_bytes = by_bytes;
-        Ok(())
     }
 
     /// Number of ids.

@@ -100,6 +100,9 @@ enum Command {
 pub fn main() -> ExitCode {
     system::prefer_errors();
     let command = Cli::parse().command;
+    if !matches!(command, Command::Serve(_)) {
+        show_warnings();
+    }
     if let Some(moved) = folders::leave_old() {
         // Where stderr is closed, there is nobody to be told.
         let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("note: {moved}\n"));
@@ -126,6 +129,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error),
     }
+}
+
+/// Warnings of the libraries go to stderr; the server has a log of its own.
+fn show_warnings() {
+    let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN);
+    lines.without_time().with_target(false).with_ansi(false).log_internal_errors(false).init();
 }
 
 fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {

@@ -313,6 +313,7 @@ impl Args {
             }
             let (draft, sampling) = (model.take_draft(), model.sampling().clone());
             let prefixes = prefixes.as_ref().map(|file| model.prefix_file(file)).transpose()?;
+            let pooling = model.pooling().map_err(|error| error.to_string());
             let (engine, tokenizer, template) = model.into_parts();
             let mut engine = bounded(engine);
             match prefixes.map(|file| engine.load_prefixes(file)) {
@@ -324,7 +325,7 @@ impl Args {
                 Some(Err(error @ PrefixFileError::InUse { .. })) => tracing::warn!("{error}; nothing is saved"),
                 Some(Err(error)) => return Err(error.into()),
             }
-            Ok(Loaded { engine, tokenizer, template, draft, sampling })
+            Ok(Loaded { engine, tokenizer, template, draft, sampling, pooling })
         };
         Ok(Source { name, open: Box::new(open) })
     }
