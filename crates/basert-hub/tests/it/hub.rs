@@ -222,7 +222,7 @@ fn refusals_say_what_to_do() {
         (Reply::status(401).header("X-Error-Code", "RepoNotFound"), "has no `org/model`"),
         (Reply::status(404).header("X-Error-Message", "Repository not found"), "Repository not found"),
         (Reply::status(418), "418"),
-        (Reply { body: b"<html>".to_vec(), ..Reply::status(200) }, "expected the hub's JSON"),
+        (Reply { body: b"[]".to_vec(), ..Reply::status(200) }, "expected the hub's JSON"),
         (Reply { body: b"{\"sha\": \"../..\", \"siblings\": []}".to_vec(), ..Reply::status(200) }, "commit id"),
         (Reply { body: b"{\"sha\": \"c0ffee\", \"siblings\": []}".to_vec(), ..Reply::status(200) }, "holds none"),
     ];
