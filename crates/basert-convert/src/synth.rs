@@ -154,7 +154,8 @@ impl Synth {
         let (layers, heads, kv_heads) = (count("layers")?, count("heads")?, count("kv_heads")?);
         let tied = !with.contains(&"output");
         let format = |tensor: &TensorShape| match (tensor.part, &tensor.shape[..]) {
-            (Part::Matrix, &[_, columns]) => recipe.format(&Place {
+            // Those of experts lie one after the other.
+            (Part::Matrix, &[.., columns]) if tensor.shape.len() > 1 => recipe.format(&Place {
                 tensor: &tensor.key,
                 layer: tensor.layer.unwrap_or(0),
                 layers,
@@ -444,6 +445,7 @@ mod tests {
             ("qwen3 1.7b", 1720.6),
             ("qwen3 4b", 4022.5),
             ("qwen3 8b", 8190.7),
+            ("qwen3moe 30b-a3b", 30532.1),
             ("gemma3 270m", 268.1),
             ("gemma3 1b", 999.9),
             ("gemma3 4b", 3880.1),
@@ -468,7 +470,7 @@ mod tests {
         let error = |arch, size, quant| Synth::new(arch, size, quant, false, 0).unwrap_err().to_string();
         assert_eq!(
             error("qwen9", "8b", "q4_0"),
-            "there is no architecture 'qwen9'; there is gemma3, llama, qwen2, qwen3"
+            "there is no architecture 'qwen9'; there is gemma3, llama, qwen2, qwen3, qwen3moe"
         );
         assert_eq!(error("qwen3", "70b", "q4_0"), "there is no size of qwen3 '70b'; there is 0.6b, 1.7b, 4b, 8b, tiny");
         let unknown = error("qwen3", "8b", "q4_9");

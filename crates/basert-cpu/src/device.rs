@@ -49,6 +49,7 @@ impl CpuDevice {
             step_tokens: STEP_TOKENS,
             chain: 0,
             bounds: None,
+            free_memory: None,
         };
         Ok(CpuDevice { pool, isa, facts })
     }

@@ -288,6 +288,7 @@ impl Default for ReferenceDevice {
             step_tokens: STEP_TOKENS,
             chain: 0,
             bounds: None,
+            free_memory: None,
         };
         ReferenceDevice { facts }
     }

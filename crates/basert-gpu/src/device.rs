@@ -46,6 +46,7 @@ impl<G: Gpu> GpuDevice<G> {
             step_tokens: tuning.step_tokens,
             chain: CHAIN,
             bounds: found.bounds,
+            free_memory: found.free_memory,
         };
         GpuDevice { gpu: Arc::new(Mutex::new(gpu)), facts, tuning, cores }
     }

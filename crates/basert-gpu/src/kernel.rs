@@ -1,7 +1,14 @@
 //! A kernel's source and what it is specialised for.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::hash::{Hash, Hasher};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+/// Environment variable that names a folder with `kernels` and `tuning` like those of this crate. What is in it takes the place
+/// of what was built in, without being checked first: for those who work on kernels.
+pub const SOURCES_VARIABLE: &str = "BASERT_GPU_SOURCES";
 
 macro_rules! sources {
     ($($path:literal),* $(,)?) => {
@@ -20,6 +27,7 @@ sources![
     "common/rank.h",
     "common/rope.h",
     "common/step.h",
+    "common/strips.h",
     "common/tile.h",
     "attention/decode.metal",
     "attention/combine.metal",
@@ -30,6 +38,7 @@ sources![
     "elementwise/embed.metal",
     "linear/gemm.metal",
     "linear/gemv.metal",
+    "linear/sum_parts.metal",
     "moe/combine.metal",
     "moe/route.metal",
     "moe/sort.metal",
@@ -131,7 +140,20 @@ impl fmt::Display for Kernel {
 }
 
 fn text_of(file: &str) -> &'static str {
-    SOURCES.iter().find(|(path, _)| *path == file).expect("every source is in the table").1
+    let (_, built_in) = SOURCES.iter().find(|(path, _)| *path == file).expect("every source is in the table");
+    developed(&format!("kernels/{file}")).unwrap_or(built_in)
+}
+
+/// A source or a table from the folder that [`SOURCES_VARIABLE`] names, read once; none where none is named, or it has no such
+/// file.
+pub(crate) fn developed(path: &str) -> Option<&'static str> {
+    static READ: Mutex<BTreeMap<String, Option<&'static str>>> = Mutex::new(BTreeMap::new());
+    let folder = std::env::var_os(SOURCES_VARIABLE).filter(|folder| !folder.is_empty())?;
+    let mut read = READ.lock().unwrap_or_else(PoisonError::into_inner);
+    *read.entry(path.to_owned()).or_insert_with(|| {
+        let text = std::fs::read_to_string(Path::new(&folder).join(path)).ok()?;
+        Some(Box::leak(text.into_boxed_str()))
+    })
 }
 
 fn include(text: &'static str, out: &mut String, seen: &mut Vec<&'static str>) {

@@ -35,7 +35,7 @@ pub use count::{Launches, apple_tuning, kernels_on, launches_on};
 pub use cuda::{CudaCompiler, CudaGpu, CudaOptions};
 pub use device::GpuDevice;
 pub use gpu::{Binding, Buffer, Dispatch, Gpu, GpuError, GpuFacts, Pipeline, Recording, Ticket};
-pub use kernel::{Kernel, SOURCES};
+pub use kernel::{Kernel, SOURCES, SOURCES_VARIABLE};
 #[cfg(target_os = "macos")]
 pub use metal::MetalGpu;
 pub use metal::{MetalSource, MetalSystem, Tiles};

@@ -19,7 +19,7 @@ use crate::weights::{Placed, Vector, Weights};
 /// Threadgroup memory of every chip, in bytes.
 pub const THREADGROUP_BYTES: usize = 32 << 10;
 /// The most parts of a divided context.
-const MOST_PARTS: usize = 32;
+const MOST_PARTS: usize = 64;
 /// Threadgroups that search a row of logits for its maximum.
 const LARGEST_PARTS: usize = 32;
 /// Simdgroups of a threadgroup in attention over tiles of queries.
@@ -478,13 +478,15 @@ impl<'p> Lowering<'p> {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
         }
         let (choice, group) = (self.tuning.decode, heads / kv_heads);
-        // Sets of heads of equal size, with at most as many values as a simdgroup should hold.
-        let sets = group.div_ceil((choice.values / head_dim).max(1));
+        let divided = shape.attention == AttentionKind::Divided;
+        let tiled = if divided && choice.tiles { decode_tiles(group, head_dim, choice.simdgroups / 2) } else { None };
+        // Sets of heads of equal size, with at most as many values as a simdgroup should hold; tiles hold all.
+        let sets = if tiled.is_some() { 1 } else { group.div_ceil((choice.values / head_dim).max(1)) };
         let at_once = group.div_ceil(sets);
         let sets = kv_heads * group.div_ceil(at_once);
         // Enough threadgroups for every core, if rows and heads are too few, but no more than run at once.
         let wanted = choice.groups_per_core * self.cores / (shape.tokens * sets);
-        let parts = if shape.attention == AttentionKind::Divided { wanted.clamp(2, MOST_PARTS) } else { 1 };
+        let parts = if divided { wanted.clamp(2, MOST_PARTS) } else { 1 };
         let has_sinks = sinks.is_some();
         let common = |kernel: Kernel| {
             kernel
@@ -501,14 +503,18 @@ impl<'p> Lowering<'p> {
         let (query, to, step, partial) = (self.at(q), self.at(value), (Memory::Step, 0), (Memory::Partial, 0));
         if shape.attention == AttentionKind::Tiles {
             let kernel = Kernel::new("attention/prefill.metal", "attention_prefill", PREFILL_SIMDGROUPS as u32 * 32);
-            let (cache, kernel) = self.cache(cache, common(kernel))?;
+            let (block, stages) = blocks_of_keys(head_dim, self.tuning.threadgroup_bytes);
+            let kernel = common(kernel).define("BLOCK", block).define("STAGES", stages);
+            let (cache, kernel) = self.cache(cache, kernel)?;
             let bindings = vec![query, cache, to, step, sinks];
             self.launch(out, kernel, bindings, [heads, tiles(shape.tokens), 1]);
             return Ok(());
         }
-        let kernel = Kernel::new("attention/decode.metal", "attention_decode", choice.simdgroups as u32 * 32);
+        let simdgroups = tiled.unwrap_or(choice.simdgroups);
+        let kernel = Kernel::new("attention/decode.metal", "attention_decode", simdgroups as u32 * 32);
         let kernel = common(kernel)
             .define("HEADS", at_once)
+            .define("ON_TILES", u32::from(tiled.is_some()))
             .define("LEAST_SPLIT", choice.least_split)
             .define("ROPE", u32::from(rope.is_some()));
         let kernel = rope.map_or(kernel.clone(), |rope| self.rope(rope, kernel));
@@ -530,6 +536,30 @@ impl<'p> Lowering<'p> {
         }
         Ok(())
     }
+}
+
+/// Tokens whose keys, or values, pass through threadgroup memory together in attention of tiles, and how many such parts there is
+/// room for: two, or three where there is more memory, for one of them to be read while another is written.
+fn blocks_of_keys(head_dim: usize, threadgroup_bytes: usize) -> (usize, usize) {
+    const LEAST: usize = 16;
+    let stages = |block: usize| (threadgroup_bytes / (block * head_dim * size_of::<half::f16>())).min(4);
+    let wanted = threadgroup_bytes / (16 << 10);
+    // Where both products are as deep as each other, NVRTC 13.0 gives queries and weights the same registers.
+    let fits = |&block: &usize| block != head_dim && stages(block) >= wanted;
+    let block = [PAGE, PAGE / 2].into_iter().find(fits).unwrap_or(LEAST);
+    (block, stages(block))
+}
+
+/// Simdgroups of attention of single tokens on tiles, as many of these as threadgroup memory has room for; none where heads are
+/// not what it takes.
+fn decode_tiles(group: usize, head_dim: usize, most: usize) -> Option<usize> {
+    const TILE: usize = 16;
+    // Sums in floats, queries in halves, weights in halves, and what is rotated in place.
+    let bytes = |simdgroups: usize| {
+        simdgroups * (group * (head_dim + 2) * 4 + TILE * TILE * 2) + TILE * head_dim * 2 + (group + 2) * head_dim * 4
+    };
+    let takes = (2..=TILE).contains(&group) && head_dim.is_multiple_of(64);
+    (1..=most).rev().find(|&simdgroups| takes && bytes(simdgroups) <= THREADGROUP_BYTES)
 }
 
 /// An f32 that C++ parses back exactly.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::cache_dir;
+use crate::kernel::developed;
 use crate::lower::THREADGROUP_BYTES;
 use crate::step::PAGE;
 use crate::{CacheKey, GpuError, GpuFacts, SOURCES};
@@ -55,10 +56,11 @@ pub struct Gemm {
     pub m: usize,
     /// Columns of the output that it has.
     pub n: usize,
-    /// Its simdgroups.
+    /// Its simdgroups, which divide those columns.
     pub simdgroups: usize,
-    /// How many of them are one below the other.
-    pub simdgroups_m: usize,
+    /// Threadgroups that a core is to have at once: their registers are limited to that, and where a product has not as many,
+    /// some divide its columns.
+    pub resident: usize,
 }
 
 /// How attention of single tokens is computed (`attention/decode.metal`).
@@ -72,6 +74,10 @@ pub struct Decode {
     pub groups_per_core: usize,
     /// Tokens of the shortest part of a divided context, in whole pages.
     pub least_split: usize,
+    /// Whether heads that share keys are taken together as a product of matrices, where a context is divided: by half as many
+    /// simdgroups at most, however many values there are.
+    #[serde(default)]
+    pub tiles: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -95,11 +101,21 @@ pub struct Tuning {
     pub few_tokens: usize,
     /// Whether products of few rows have their inputs quantised, for a device that multiplies four bytes at once.
     pub integer_dots: bool,
+    /// Bytes of threadgroup memory that products of many rows may take: 32 KiB, or more where all GPUs of the table have more.
+    #[serde(default = "least_threadgroup_bytes")]
+    pub threadgroup_bytes: usize,
     gemv: Vec<Rule<Gemv>>,
     gemm: Vec<Rule<Gemm>>,
     /// Attention of single tokens.
     pub decode: Decode,
 }
+
+fn least_threadgroup_bytes() -> usize {
+    THREADGROUP_BYTES
+}
+
+/// Columns of a strip of what products of many rows have for their input (`common/strips.h`).
+pub const STRIP: usize = 128;
 
 /// The tables that come with the project.
 const TABLES: [(&str, &str); 4] = [
@@ -165,9 +181,9 @@ impl Gemm {
     pub fn candidates() -> Vec<Gemm> {
         let mut all = Vec::new();
         for m in [16, 32, 64, 128] {
-            for n in [32, 64, 128] {
-                for (simdgroups, simdgroups_m) in [(2, 1), (2, 2), (4, 1), (4, 2), (8, 2), (8, 4)] {
-                    all.push(Gemm { m, n, simdgroups, simdgroups_m });
+            for n in [32, 64, 128, 256] {
+                for (simdgroups, resident) in [(2, 1), (2, 4), (4, 1), (4, 2), (4, 4), (8, 1), (8, 2)] {
+                    all.push(Gemm { m, n, simdgroups, resident });
                 }
             }
         }
@@ -175,20 +191,34 @@ impl Gemm {
         all
     }
 
+    /// Halves of strips (`common/strips.h`) that there is room for in so many bytes of threadgroup memory.
+    pub fn stages(&self, threadgroup_bytes: usize) -> usize {
+        const MOST: usize = 4;
+        (threadgroup_bytes / (self.m * STRIP)).min(MOST)
+    }
+
+    /// How many threadgroups divide the columns of a product, where the rest of it is for so many `groups`: as many as cores
+    /// have at once, as far as there are strips.
+    pub fn parts(&self, groups: usize, columns: usize, cores: usize) -> usize {
+        const MOST: usize = 16;
+        let strips = columns.div_ceil(STRIP);
+        let wanted = (self.resident * cores / groups.max(1)).clamp(1, strips.clamp(1, MOST));
+        // Parts of whole strips, none of them empty.
+        strips.div_ceil(strips.div_ceil(wanted).max(1)).max(1)
+    }
+
     fn is_legal(&self) -> bool {
-        let Gemm { m, n, simdgroups, simdgroups_m } = *self;
-        let sizes = 16..=256;
-        let across = simdgroups.checked_div(simdgroups_m).unwrap_or(0);
-        sizes.contains(&m)
-            && sizes.contains(&n)
+        let Gemm { m, n, simdgroups, resident } = *self;
+        [16, 32, 64, 128].contains(&m)
+            && (16..=512).contains(&n)
             && (1..=32).contains(&simdgroups)
-            && across > 0
-            && across * simdgroups_m == simdgroups
-            && m.is_multiple_of(16 * simdgroups_m)
-            && n.is_multiple_of(16 * across)
-            && (m + n) * 32 * 2 * 2 <= THREADGROUP_BYTES
+            && (1..=8).contains(&resident)
+            && n.is_multiple_of(16 * simdgroups)
+            && self.stages(THREADGROUP_BYTES) >= 2
             // A lane holds eight sums of each tile.
             && m * n / (16 * 16) / simdgroups <= 16
+            // Its sums, and 64 registers more, are what a thread has then.
+            && resident * simdgroups * (64 + m * n / 32 / simdgroups) <= 2048
     }
 }
 
@@ -199,16 +229,19 @@ impl Decode {
         for simdgroups in [2, 4, 8] {
             for values in [128, 256, 512] {
                 for (groups_per_core, least_split) in [(2, 64), (2, 256), (4, 64), (4, 128), (4, 256), (8, 128)] {
-                    all.push(Decode { simdgroups, values, groups_per_core, least_split });
+                    all.push(Decode { simdgroups, values, groups_per_core, least_split, tiles: false });
                 }
             }
+        }
+        for (groups_per_core, least_split) in [(2, 64), (2, 256), (3, 64), (3, 128), (4, 128)] {
+            all.push(Decode { simdgroups: 8, values: 256, groups_per_core, least_split, tiles: true });
         }
         all.retain(Decode::is_legal);
         all
     }
 
     fn is_legal(&self) -> bool {
-        let Decode { simdgroups, values, groups_per_core, least_split } = *self;
+        let Decode { simdgroups, values, groups_per_core, least_split, .. } = *self;
         // The largest heads have 256 values, and their sums are put together in threadgroup memory.
         let held = values.clamp(256, 1024);
         (1..=32).contains(&simdgroups)
@@ -248,13 +281,13 @@ impl fmt::Display for Variant {
             Variant::Gemv(Gemv { each, simdgroups, split }) => {
                 write!(f, "gemv each={each} simdgroups={simdgroups} split={split}")
             }
-            Variant::Gemm(Gemm { m, n, simdgroups, simdgroups_m }) => {
-                write!(f, "gemm m={m} n={n} simdgroups={simdgroups} simdgroups_m={simdgroups_m}")
+            Variant::Gemm(Gemm { m, n, simdgroups, resident }) => {
+                write!(f, "gemm m={m} n={n} simdgroups={simdgroups} resident={resident}")
             }
-            Variant::Decode(Decode { simdgroups, values, groups_per_core, least_split }) => write!(
+            Variant::Decode(Decode { simdgroups, values, groups_per_core, least_split, tiles }) => write!(
                 f,
                 "decode simdgroups={simdgroups} values={values} groups_per_core={groups_per_core} \
-                 least_split={least_split}"
+                 least_split={least_split} tiles={tiles}"
             ),
         }
     }
@@ -277,8 +310,8 @@ impl Family {
 
     /// The variants that are worth trying on devices of this table; all are legal.
     pub fn candidates(self, table: &str) -> Vec<Variant> {
-        // A product of the tensor units is 32 columns wide.
-        let wide = |gemm: &Gemm| table != "apple10" || gemm.n * gemm.simdgroups_m >= 32 * gemm.simdgroups;
+        // A product of the tensor units has 32 rows of x.
+        let wide = |gemm: &Gemm| table != "apple10" || gemm.m >= 32;
         match self {
             Family::Gemv => Gemv::candidates().into_iter().map(Variant::Gemv).collect(),
             Family::Gemm => Gemm::candidates().into_iter().filter(wide).map(Variant::Gemm).collect(),
@@ -311,6 +344,9 @@ impl Tuning {
     /// # Errors
     /// When it is not well-formed, or has no rule for some sizes.
     pub fn measured(facts: &GpuFacts) -> Result<Option<Tuning>, GpuError> {
+        if developed(&format!("tuning/{}.toml", facts.tuning)).is_some() {
+            return Ok(Some(Tuning::named(facts.tuning)));
+        }
         let Some((path, text)) =
             Tuning::path(facts).and_then(|path| Some((path.clone(), std::fs::read_to_string(path).ok()?)))
         else {
@@ -350,6 +386,7 @@ impl Tuning {
         let unlimited = |limits: Option<Limits>| limits == Some(Limits::default());
         (1..=1 << 16).contains(&self.step_tokens)
             && self.few_tokens <= 64
+            && (THREADGROUP_BYTES..=48 << 10).contains(&self.threadgroup_bytes)
             && unlimited(self.gemv.last().map(|rule| rule.limits))
             && unlimited(self.gemm.last().map(|rule| rule.limits))
             && self.gemv.iter().all(|rule| rule.choice.is_legal())
@@ -386,7 +423,8 @@ impl Tuning {
     /// # Panics
     /// When there is none, or it is not well-formed, which a test rules out.
     pub fn named(name: &str) -> Tuning {
-        let (_, text) = TABLES.iter().find(|(table, _)| *table == name).expect("every device has its table");
+        let (_, built_in) = TABLES.iter().find(|(table, _)| *table == name).expect("every device has its table");
+        let text = developed(&format!("tuning/{name}.toml")).unwrap_or(built_in);
         toml::from_str(text).expect("tables are well-formed")
     }
 
@@ -435,8 +473,7 @@ mod tests {
         let text = Tuning::named("apple").to_toml();
         let read = |text: &str| toml::from_str::<Tuning>(text).is_ok_and(|tuning| tuning.is_complete());
         assert!(read(&text));
-        let names =
-            ["each", "simdgroups", "split", "m", "n", "simdgroups_m", "values", "groups_per_core", "least_split"];
+        let names = ["each", "simdgroups", "split", "m", "n", "resident", "values", "groups_per_core", "least_split"];
         for name in names.into_iter().chain(["step_tokens"]) {
             for number in [0, i64::MAX] {
                 let changed: Vec<_> = text

@@ -27,6 +27,8 @@ pub struct Facts {
     pub chain: usize,
     /// Peak bandwidth and FLOP/s as its maker or driver states them, if known.
     pub bounds: Option<Bounds>,
+    /// Bytes of memory of its own that were free when it was opened, where it has such memory and says so.
+    pub free_memory: Option<usize>,
 }
 
 /// How to load a plan.

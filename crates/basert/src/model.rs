@@ -36,6 +36,9 @@ pub struct Options {
     pub sessions: usize,
     /// The most bytes of the KV cache, which then has room for less, but for one session at least.
     pub cache_bytes: Option<usize>,
+    /// What part of the memory that a device says is free beside the weights the KV cache may take, where [`Options::cache_bytes`]
+    /// is none; there is room for one session in any case.
+    pub cache_share: Option<f64>,
     /// Whether what closed sessions have computed is kept for others that begin with the same tokens, as long as nobody
     /// needs the room.
     pub prefix_cache: bool,
@@ -63,6 +66,7 @@ impl Default for Options {
             kv: KvFormat::default(),
             sessions: 4,
             cache_bytes: None,
+            cache_share: None,
             prefix_cache: false,
             step_tokens: None,
             arch_files: Vec::new(),
@@ -133,8 +137,8 @@ impl Model {
 
         let trained = plan.graph.context;
         let context = options.max_context.unwrap_or(trained.min(Options::DEFAULT_CONTEXT)).max(1);
-        let pages = Model::pages(&plan, &options, context, facts.page_tokens)
-            .map_err(|what| Error::Model { file: name.clone(), what })?;
+        let pages =
+            Model::pages(&plan, &options, context, &facts).map_err(|what| Error::Model { file: name.clone(), what })?;
         // The tokenizer is built while the weights are packed.
         let (tokenizer, baked) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| text::tokenizer(&file));
@@ -238,13 +242,18 @@ impl Model {
     }
 
     /// Pages of the KV cache, as many as there is memory for.
-    fn pages(plan: &Plan, options: &Options, context: usize, page_tokens: usize) -> Result<usize, String> {
+    fn pages(plan: &Plan, options: &Options, context: usize, facts: &Facts) -> Result<usize, String> {
+        let page_tokens = facts.page_tokens;
         let stored = |cache: &basert_graph::Cache| cache.head_dim.next_multiple_of(options.kv.block());
         let values = |cache| options.kv.bytes(stored(cache)).saturating_mul(2 * cache.kv_heads);
         let page_bytes = plan.graph.caches.iter().map(values).sum::<usize>().saturating_mul(page_tokens).max(1);
         let one = context.div_ceil(page_tokens);
         let wanted = one.saturating_mul(options.sessions.max(1));
-        let Some(bytes) = options.cache_bytes else { return Ok(wanted) };
+        let Some(bytes) = options.cache_bytes else {
+            let Some((share, free)) = options.cache_share.zip(facts.free_memory) else { return Ok(wanted) };
+            let left = free.saturating_sub(plan.weight_bytes() + plan.arena_bytes);
+            return Ok(wanted.min((left as f64 * share) as usize / page_bytes).max(one));
+        };
         if bytes / page_bytes < one {
             let needed = one.saturating_mul(page_bytes);
             return Err(format!(

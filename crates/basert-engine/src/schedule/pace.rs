@@ -3,22 +3,30 @@
 use std::time::Duration;
 
 /// How long steps take: measured, with a memory of some ten steps.
+///
+/// A step with half as many tokens may take half the time, as on a CPU, or nearly the same, as on a GPU; so what prompts add to it
+/// is measured for each size, in powers of two.
 #[derive(Debug)]
 pub(super) struct Pace {
     /// How long a step may take while answers are being written.
     gap: f64,
     /// Seconds of a step without prompts.
     decode: f64,
-    /// Seconds more for each token of a prompt; 0 as long as none was measured.
-    token: f64,
+    /// Seconds more with so many tokens of prompts: 2ⁿ of them; 0 as long as that was not measured.
+    prompts: [f64; SIZES],
 }
 
+const SIZES: usize = 17;
 /// The least of a prompt that is worth a step.
 const LEAST: usize = 16;
+/// By how much more than the least a prompt may take where even that takes too long: those who wait hardly notice.
+const HARDLY_MORE: f64 = 1.25;
+/// The part of a measurement that is forgotten with each one of a smaller size, lest a large one be believed too long for good.
+const FORGOTTEN: f64 = 0.02;
 
 impl Pace {
     pub fn new(gap: Duration) -> Pace {
-        Pace { gap: gap.as_secs_f64(), decode: 0.0, token: 0.0 }
+        Pace { gap: gap.as_secs_f64(), decode: 0.0, prompts: [0.0; SIZES] }
     }
 
     /// Tokens of prompts that a step takes along, of at most `most`, beside `decoding` answers.
@@ -26,12 +34,34 @@ impl Pace {
         if decoding == 0 {
             return most;
         }
-        if self.token <= 0.0 {
-            return LEAST.min(most);
-        }
+        let least = size(LEAST);
+        let Some(of_least) = self.seconds(least) else { return LEAST.min(most) };
         // Where decoding alone takes as long, prompts get a quarter nevertheless.
         let time = (self.gap - self.decode).max(self.gap / 4.0);
-        ((time / self.token) as usize).max(LEAST).min(most)
+        let (mut tokens, mut fits) = (LEAST, of_least);
+        let exceeded = of_least > time;
+        let time = if exceeded { of_least * HARDLY_MORE } else { time };
+        for n in least + 1..SIZES {
+            let untried = exceeded && self.prompts[n] == 0.0;
+            let seconds = if untried { fits } else { self.seconds(n).unwrap_or(fits).max(fits) };
+            if seconds > time {
+                // Between two sizes, time is taken to grow evenly.
+                let share = if exceeded { 0.0 } else { (time - fits) / (seconds - fits) };
+                return (tokens + (tokens as f64 * share) as usize).min(most);
+            }
+            (tokens, fits) = (1 << n, seconds);
+            if untried {
+                break;
+            }
+        }
+        tokens.min(most)
+    }
+
+    /// Seconds that 2ⁿ tokens of prompts add: as measured, or in proportion to the next smaller size that was, or larger one.
+    fn seconds(&self, n: usize) -> Option<f64> {
+        let measured = |&m: &usize| self.prompts[m] > 0.0;
+        let nearest = (0..=n).rev().find(measured).or_else(|| (n..SIZES).find(measured))?;
+        Some(self.prompts[nearest] * 2f64.powi(n as i32 - nearest as i32))
     }
 
     /// A step took that long, with so many tokens of prompts.
@@ -41,25 +71,73 @@ impl Pace {
             (&mut self.decode, seconds)
         } else {
             let decode = if decoding == 0 { 0.0 } else { self.decode };
-            (&mut self.token, (seconds - decode).max(seconds / 10.0) / prompt as f64)
+            let (n, added) = (size(prompt), (seconds - decode).max(seconds / 10.0));
+            let whole = added * (1 << n) as f64 / prompt as f64;
+            for larger in self.prompts[n + 1..].iter_mut().filter(|seconds| **seconds > 0.0) {
+                *larger -= FORGOTTEN * (*larger - whole).max(0.0);
+            }
+            (&mut self.prompts[n], whole)
         };
         *value = if *value == 0.0 { sample } else { *value + 0.2 * (sample - *value) };
     }
+}
+
+/// The n for which 2ⁿ tokens are the fewest that are as many.
+fn size(tokens: usize) -> usize {
+    (tokens.max(1).next_power_of_two().ilog2() as usize).min(SIZES - 1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
     #[test]
     fn prompts_get_the_time_that_decoding_leaves() {
-        let mut pace = Pace::new(Duration::from_millis(100));
+        let mut pace = Pace::new(MS(100));
         assert_eq!((pace.prompt_tokens(0, 512), pace.prompt_tokens(1, 512)), (512, LEAST));
-        pace.measure(Duration::from_millis(20), 0, 1);
-        pace.measure(Duration::from_millis(52), 16, 1);
+        pace.measure(MS(20), 0, 1);
+        pace.measure(MS(52), 16, 1);
         assert_eq!(pace.prompt_tokens(1, 512), 40);
-        (0..50).for_each(|_| pace.measure(Duration::from_millis(200), 0, 8));
-        assert_eq!(pace.prompt_tokens(8, 512), LEAST, "a quarter of the gap is 12 tokens");
+        (0..50).for_each(|_| pace.measure(MS(200), 0, 8));
+        assert_eq!(
+            pace.prompt_tokens(8, 512),
+            2 * LEAST,
+            "a quarter of the gap is 12 tokens; perhaps more take as long"
+        );
+        pace.measure(MS(264), 32, 8);
+        assert_eq!(pace.prompt_tokens(8, 512), LEAST, "twice as many take twice as long");
         assert_eq!(pace.prompt_tokens(0, 512), 512);
+    }
+
+    /// As on a GPU: 10 ms for any step, and 20 µs for each token.
+    #[test]
+    fn prompts_are_not_cut_to_crumbs_that_take_as_long_as_the_whole() {
+        for gap in [20, 5] {
+            let mut pace = Pace::new(MS(gap));
+            let step = |prompt: usize| Duration::from_micros(10_000 + 20 * prompt as u64);
+            pace.measure(MS(4), 0, 8);
+            let mut taken = Vec::new();
+            for _ in 0..20 {
+                let tokens = pace.prompt_tokens(8, 512);
+                pace.measure(step(tokens), tokens, 8);
+                taken.push(tokens);
+            }
+            let settled = taken[19];
+            assert!(settled >= 64, "{gap} ms: {taken:?}");
+            assert!(gap < 20 || step(settled) <= MS(22), "{taken:?}");
+        }
+    }
+
+    #[test]
+    fn one_slow_step_is_forgotten() {
+        let mut pace = Pace::new(MS(100));
+        pace.measure(MS(10), 0, 1);
+        (0..5).for_each(|_| pace.measure(MS(30), 16, 1));
+        pace.measure(MS(900), 32, 1);
+        assert!(pace.prompt_tokens(1, 512) < 32);
+        (0..200).for_each(|_| pace.measure(MS(30), 16, 1));
+        assert!(pace.prompt_tokens(1, 512) >= 32);
     }
 }

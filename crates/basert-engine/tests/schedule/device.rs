@@ -159,7 +159,8 @@ pub fn engine(pages: usize, context: usize, chain: usize) -> Engine {
     let (masks, last) = (BTreeMap::new(), StepState::default());
     let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], masks, last };
     let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
-    let facts = Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain, bounds: None };
+    let facts =
+        Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain, bounds: None, free_memory: None };
     let limits = Limits { tokens: 16, wanted: 8 };
     Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache()
 }

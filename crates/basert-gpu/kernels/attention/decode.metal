@@ -2,6 +2,9 @@
 //
 // A threadgroup has one token, HEADS query heads that share a head of keys, and one part of the context. Eight lanes
 // have a token of the context at a time, and keep a running softmax of their own, which are put together at the end.
+// Where ON_TILES is set, all heads that share keys are taken together, 16 at most, and their products are those of matrices: a simdgroup
+// has 16 tokens of the context at a time. Queries and weights are rounded to halves then.
+//
 // There are at most as many parts as threadgroups one behind the other, of whole pages, and none is shorter than LEAST_SPLIT
 // tokens. A result of more than one part goes to `partial` instead.
 //
@@ -11,6 +14,7 @@
 #include "common/step.h"
 #include "common/attention.h"
 #include "attention/parts.h"
+#include "common/tile.h"
 #if ROPE
 #include "common/rope.h"
 #endif
@@ -41,6 +45,10 @@ kernel void attention_decode(
     threadgroup float sums[SIMDGROUPS * HEADS * HEAD_DIM];
     threadgroup float largest[SIMDGROUPS * HEADS];
     threadgroup float weights[SIMDGROUPS * HEADS];
+#if ON_TILES
+    threadgroup half queries[16 * HEAD_DIM];
+    threadgroup half shares[SIMDGROUPS * 16 * 16];
+#endif
 #if ROPE
     // The heads of the query, then the key and the value.
     threadgroup float4 own[(HEADS + 2) * HEAD_DIM / 4];
@@ -87,6 +95,145 @@ kernel void attention_decode(
     threadgroup_barrier(mem_flags::mem_threadgroup);
 #endif
 
+#if ON_TILES
+    // Products with the queries of all heads: rows are tokens, columns are heads.
+    for (uint i = thread_index; i < 16 * HEAD_DIM; i += THREADS) {
+        const uint h = i / HEAD_DIM, d = i % HEAD_DIM, k = strip_slot(d / 8 % 4, d % 4);
+#if ROPE
+        const float x = h < HEADS ? ((threadgroup const float *)own)[h * HEAD_DIM + d] : 0.0f;
+#else
+        const uint head = min(first_head + h, uint(Q_HEADS - 1));
+        const float x = h < HEADS ? q[ulong(row) * Q_STRIDE + head * HEAD_DIM + d] : 0.0f;
+#endif
+        const uint product = d / 32 * 2 + d / 4 % 2;
+        queries[tile_at(HEAD_DIM / 8, h, product * 2 + k / 8) + k % 8] = to_half(x * float(SCALE));
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    tile_operand query[HEAD_DIM / 16];
+#pragma unroll
+    for (uint t = 0; t < HEAD_DIM / 16; ++t) query[t] = tile_load_columns(queries, HEAD_DIM / 8, 0, 2 * t, lane);
+
+    // Of the columns that a lane has, c = 2h + u of element 4h + 2v + u.
+    float most[4], total[4];
+    tile_sums sum[HEAD_DIM / 16];
+#pragma unroll
+    for (uint c = 0; c < 4; ++c) {
+        most[c] = -INFINITY;
+        total[c] = 0.0f;
+    }
+#pragma unroll
+    for (uint t = 0; t < HEAD_DIM / 16; ++t) tile_clear(sum[t]);
+    threadgroup half *own_shares = shares + simdgroup * 16 * 16;
+    const uint place = tile_place(lane), r = tile_row(lane);
+
+    for (uint block = begin + simdgroup * 16; block < end; block += SIMDGROUPS * 16) {
+        device const uchar *keys = cache + kv_keys(pages[block / PAGE], kv_head);
+        // Keys: tokens r and r + 8, eight values at a time. Values: the four tokens of the lane's place.
+        uint4 key[HEAD_DIM / 32][2], value[HEAD_DIM / 64][4];
+#pragma unroll
+        for (uint i = 0; i < HEAD_DIM / 32; ++i) {
+#pragma unroll
+            for (uint v = 0; v < 2; ++v) key[i][v] = kv_halves(keys, (block + r + 8 * v) % PAGE, 4 * i + place);
+        }
+#pragma unroll
+        for (uint i = 0; i < HEAD_DIM / 64; ++i) {
+#pragma unroll
+            for (uint s = 0; s < 4; ++s) {
+                const uint token = block + strip_slot(place, s);
+                // What is not seen need not be a number.
+                value[i][s] = token >= first && token < end ? kv_halves(keys + KV_PART, token % PAGE, 8 * i + r) : uint4(0, 0, 0, 0);
+            }
+        }
+#if ROPE
+        // The token's own key and value are on their way to the cache.
+        if (position >= block && position < block + 16) {
+            threadgroup const float4 *from = own + HEADS * (HEAD_DIM / 4);
+#pragma unroll
+            for (uint v = 0; v < 2; ++v) {
+                if (block + r + 8 * v != position) continue;
+#pragma unroll
+                for (uint i = 0; i < HEAD_DIM / 32; ++i) key[i][v] = eight_halves(from[(4 * i + place) * 2], from[(4 * i + place) * 2 + 1]);
+            }
+            from += HEAD_DIM / 4;
+#pragma unroll
+            for (uint s = 0; s < 4; ++s) {
+                if (block + strip_slot(place, s) != position) continue;
+#pragma unroll
+                for (uint i = 0; i < HEAD_DIM / 64; ++i) value[i][s] = eight_halves(from[(8 * i + r) * 2], from[(8 * i + r) * 2 + 1]);
+            }
+        }
+#endif
+        tile_sums score;
+        tile_clear(score);
+#pragma unroll
+        for (uint i = 0; i < HEAD_DIM / 32; ++i) {
+            const tile_operand a = tile_of_lanes(uint2(key[i][0].x, key[i][0].y), uint2(key[i][1].x, key[i][1].y));
+            const tile_operand b = tile_of_lanes(uint2(key[i][0].z, key[i][0].w), uint2(key[i][1].z, key[i][1].w));
+            tile_multiply(score, a, query[2 * i]);
+            tile_multiply(score, b, query[2 * i + 1]);
+        }
+        float keep[4];
+#pragma unroll
+        for (uint c = 0; c < 4; ++c) {
+            float s[2];
+#pragma unroll
+            for (uint v = 0; v < 2; ++v) {
+                const uint token = block + r + 8 * v;
+                s[v] = token >= first && token < end ? capped(tile_get(score, c / 2 * 4 + 2 * v + c % 2)) : -INFINITY;
+            }
+            const float now = max(most[c], tile_column_max(max(s[0], s[1]))), by = now == -INFINITY ? 0.0f : now;
+            keep[c] = exp(most[c] - by);
+            most[c] = now;
+            total[c] *= keep[c];
+#pragma unroll
+            for (uint v = 0; v < 2; ++v) {
+                const float share = exp(s[v] - by);
+                total[c] += share;
+                tile_set(score, c / 2 * 4 + 2 * v + c % 2, share);
+            }
+        }
+        // Shares come from sums to the second operand of products through threadgroup memory.
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+#pragma unroll
+        for (uint e = 0; e < 8; e += 2) {
+            const uint h = tile_column_of(lane, e);
+            *(threadgroup uint *)(own_shares + tile_at(2, r + 8 * (e / 2 % 2), h / 8) + h % 8) =
+                two_halves(tile_get(score, e), tile_get(score, e + 1));
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        const tile_operand share = tile_load_straight(own_shares, 2, 0, 0, lane);
+#pragma unroll
+        for (uint t = 0; t < HEAD_DIM / 16; ++t) {
+            thread const uint4 (&of)[4] = value[t / 4];
+            uint word[4];
+#pragma unroll
+            for (uint s = 0; s < 4; ++s) word[s] = t % 4 == 0 ? of[s].x : t % 4 == 1 ? of[s].y : t % 4 == 2 ? of[s].z : of[s].w;
+            const uint2 even = uint2((word[0] & 0xffffu) | (word[1] << 16), (word[2] & 0xffffu) | (word[3] << 16));
+            const uint2 odd = uint2((word[0] >> 16) | (word[1] & 0xffff0000u), (word[2] >> 16) | (word[3] & 0xffff0000u));
+#pragma unroll
+            for (uint e = 0; e < 8; ++e) tile_set(sum[t], e, tile_get(sum[t], e) * keep[e / 4 * 2 + e % 2]);
+            tile_multiply(sum[t], tile_of_lanes(even, odd), share);
+        }
+    }
+
+#pragma unroll
+    for (uint c = 0; c < 4; ++c) {
+        const uint h = tile_column_of(lane, c / 2 * 4 + c % 2);
+        const float all = tile_column_sum(total[c]);
+        if (h >= HEADS) continue;
+        if (r == 0) {
+            largest[simdgroup * HEADS + h] = most[c];
+            weights[simdgroup * HEADS + h] = all;
+        }
+#pragma unroll
+        for (uint t = 0; t < HEAD_DIM / 16; ++t) {
+#pragma unroll
+            for (uint v = 0; v < 2; ++v) {
+                sums[(simdgroup * HEADS + h) * HEAD_DIM + t / 4 * 64 + 8 * r + t % 4 * 2 + v] = tile_get(sum[t], c / 2 * 4 + 2 * v + c % 2);
+            }
+        }
+    }
+#else
     // Lane l of eight has values 64c + 8l … 64c + 8l + 7.
     const uint state = simdgroup * 4 + lane / 8, l = lane & 7;
     float4 query[HEADS][CHUNKS * 2], sum[HEADS][CHUNKS * 2];
@@ -114,6 +261,16 @@ kernel void attention_decode(
     for (uint turn = begin; turn < end; turn += STATES) {
         const uint token = turn + state;
         const bool seen = token >= first && token < end;
+        // Memory is asked for what comes two turns later.
+        const uint ahead = token + 2 * STATES;
+        if (ahead < end) {
+            device const uchar *then = cache + kv_keys(pages[ahead / PAGE], kv_head);
+#pragma unroll
+            for (uint c = 0; c < CHUNKS; ++c) {
+                kv_ask(then, ahead % PAGE, c * 8 + l);
+                kv_ask(then + KV_PART, ahead % PAGE, c * 8 + l);
+            }
+        }
         device const uchar *keys = cache + kv_keys(pages[min(token, position) / PAGE], kv_head);
         float score[HEADS];
 #pragma unroll
@@ -189,6 +346,7 @@ kernel void attention_decode(
             weights[simdgroup * HEADS + h] = total;
         }
     }
+#endif
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     for (uint i = thread_index; i < HEADS * HEAD_DIM; i += THREADS) {

@@ -1,19 +1,54 @@
 // Attention of tiles of consecutive tokens of a sequence, one query head a threadgroup.
 //
-// Each simdgroup has 16 tokens. Keys and values pass through threadgroup memory BLOCK tokens at a time, with an online
-// softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over the scores, which never leave the simdgroup.
+// Each simdgroup has 16 tokens. Keys and values pass through threadgroup memory in turn, BLOCK tokens at a time, with room for STAGES
+// such parts, and with an online softmax (Milakov and Gimelshein 2018, arXiv 1805.02867) over the scores, which never leave the
+// simdgroup.
 #include "common/base.h"
 #include "common/step.h"
 #include "common/attention.h"
 #include "common/tile.h"
 
 #define TILE (SIMDGROUPS * 16)
-#define BLOCK 32
 #define CHUNKS (HEAD_DIM / 8)
-#define TILE_VALUES (TILE > 2 * BLOCK ? TILE * HEAD_DIM : 2 * BLOCK * HEAD_DIM)
+// Halves of the keys, or the values, of a block.
+#define PART (BLOCK * HEAD_DIM)
+// Sixteen bytes each of them that a thread copies.
+#define COPIES ((BLOCK * CHUNKS + THREADS - 1) / THREADS)
+#define AHEAD (STAGES - 1)
+// Weights are powers of two.
+#define LOG2_E 1.44269504f
 
-static inline uint4 eight_halves(float4 a, float4 b) {
-    return uint4(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w));
+// Brings what a thread copies of the keys, or the values, of the block that begins at token `begin`. What lies beyond the context
+// need not be a number.
+static inline void bring(
+    thread uint4 (&held)[COPIES], threadgroup half *to, device const uchar *part, uint begin, uint end, uint thread_index)
+{
+#pragma unroll
+    for (uint i = 0; i < COPIES; ++i) {
+        const uint at = i * THREADS + thread_index;
+        const uint token = begin + at / (8 * CHUNKS) * 8 + at % 8, c = at / 8 % CHUNKS;
+        if (at >= BLOCK * CHUNKS) continue;
+        if (token < end) {
+#if KV_BITS == 16
+            tile_bring(held[i], to + at * 8, (device const uint4 *)part + (token % PAGE * CHUNKS + c));
+#else
+            *(threadgroup uint4 *)(to + at * 8) = kv_halves(part, token % PAGE, c);
+#endif
+        } else {
+            held[i] = uint4(0, 0, 0, 0);
+            *(threadgroup uint4 *)(to + at * 8) = held[i];
+        }
+    }
+}
+
+static inline void keep(thread uint4 (&held)[COPIES], threadgroup half *to, uint thread_index) {
+#if KV_BITS == 16
+#pragma unroll
+    for (uint i = 0; i < COPIES; ++i) {
+        const uint at = i * THREADS + thread_index;
+        if (at < BLOCK * CHUNKS) tile_keep(held[i], to + at * 8);
+    }
+#endif
 }
 
 kernel void attention_prefill(
@@ -27,8 +62,7 @@ kernel void attention_prefill(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]])
 {
-    // Queries first; when each simdgroup has its own, keys and values.
-    threadgroup half tiles[TILE_VALUES];
+    threadgroup half stages[STAGES * PART];
 
     RELEASE_NEXT();
     AWAIT_INPUTS();
@@ -38,108 +72,136 @@ kernel void attention_prefill(
     const uint first_position = step[STEP_POSITIONS + first_row];
     device const uint *pages = step + STEP_PAGES + step[STEP_TABLES + first_row];
 
-    for (uint i = thread_index; i < TILE * CHUNKS; i += THREADS) {
-        const uint r = i / CHUNKS, c = i % CHUNKS;
-        device const float4 *from = (device const float4 *)(q + ulong(first_row + min(r, rows - 1)) * Q_STRIDE + head * HEAD_DIM);
-        *(threadgroup uint4 *)(tiles + tile_at(CHUNKS, r, c)) = eight_halves(from[2 * c] * float(SCALE), from[2 * c + 1] * float(SCALE));
-    }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    tile_operand query[HEAD_DIM / 16];
+    const uint end = first_position + rows, start = first_seen(first_position) / BLOCK * BLOCK;
+    uint4 held[COPIES];
 #pragma unroll
-    for (uint c = 0; c < HEAD_DIM / 16; ++c) query[c] = tile_load_rows(tiles, CHUNKS, simdgroup * 16, 2 * c, lane);
+    for (uint ahead = 0; ahead < AHEAD; ++ahead) {
+        const uint begin = start + ahead / 2 * BLOCK;
+        if (begin < end) {
+            threadgroup half *to = stages + ahead * PART;
+            bring(held, to, cache + kv_keys(pages[begin / PAGE], kv_head) + ahead % 2 * KV_PART, begin, end, thread_index);
+            keep(held, to, thread_index);
+        }
+        TILE_SEND();
+    }
 
     // Of the two rows that a lane has, v = 0 and 1.
+    const uint own = simdgroup * 16 + tile_row(lane);
+    tile_operand query[HEAD_DIM / 16][1];
+    const float scale = float(SCALE) * (CAP_SCORES ? 1.0f : LOG2_E);
+#pragma unroll
+    for (uint c = 0; c < HEAD_DIM / 16; ++c) {
+        uint2 halves[2];
+#pragma unroll
+        for (uint v = 0; v < 2; ++v) {
+            device const float *from = q + ulong(first_row + min(own + 8 * v, rows - 1)) * Q_STRIDE + head * HEAD_DIM + 16 * c;
+            const float2 a = *(device const float2 *)(from + strip_slot(tile_place(lane), 0));
+            const float2 b = *(device const float2 *)(from + strip_slot(tile_place(lane), 2));
+            halves[v] = uint2(two_halves(a.x * scale, a.y * scale), two_halves(b.x * scale, b.y * scale));
+        }
+        query[c][0] = tile_of_lanes(halves[0], halves[1]);
+    }
     float most[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
     tile_sums sums[HEAD_DIM / 16];
 #pragma unroll
     for (uint c = 0; c < HEAD_DIM / 16; ++c) tile_clear(sums[c]);
-    const uint own = simdgroup * 16 + tile_row(lane);
 
-    const uint end = first_position + rows;
-    for (uint begin = first_seen(first_position) / BLOCK * BLOCK; begin < end; begin += BLOCK) {
-        device const uchar *keys = cache + kv_keys(pages[begin / PAGE], kv_head);
+    uint stage = 0;
+    for (uint begin = start; begin < end; begin += BLOCK) {
+        TILE_AWAIT(AHEAD - 1);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        for (uint i = thread_index; i < 2 * BLOCK * CHUNKS; i += THREADS) {
-            const uint r = i / CHUNKS, c = i % CHUNKS;
-            // Rows up to BLOCK are keys, those after it values; what lies beyond the context need not be a number.
-            uint4 eight = uint4(0, 0, 0, 0);
-            if (begin + r % BLOCK < end) {
-                device const uchar *part = keys + (r < BLOCK ? 0 : KV_PART);
-#if KV_BITS == 16
-                eight = ((device const uint4 *)part)[(begin + r % BLOCK) % PAGE * CHUNKS + c];
-#else
-                float4 a, b;
-                kv_load(part, (begin + r % BLOCK) % PAGE, c, a, b);
-                eight = eight_halves(a, b);
-#endif
-            }
-            *(threadgroup uint4 *)(tiles + tile_at(CHUNKS, r, c)) = eight;
+        // To where everybody has read by now.
+        uint later = begin + AHEAD / 2 * BLOCK;
+        threadgroup half *to = stages + (stage == 0 ? STAGES - 1 : stage - 1) * PART;
+        if (later < end) {
+            device const uchar *from = cache + kv_keys(pages[later / PAGE], kv_head) + AHEAD % 2 * KV_PART;
+            bring(held, to, from, later, end, thread_index);
         }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
+        TILE_SEND();
 
-        tile_sums scores[BLOCK / 16];
+        tile_sums scores[1][BLOCK / 16];
 #pragma unroll
-        for (uint b = 0; b < BLOCK / 16; b += 2) {
-            tile_clear(scores[b]);
-            tile_clear(scores[b + 1]);
+        for (uint b = 0; b < BLOCK / 16; ++b) tile_clear(scores[0][b]);
+        tile_strips_begin();
 #pragma unroll
-            for (uint c = 0; c < HEAD_DIM / 16; ++c) {
-                const tile_operand key = tile_load_columns(tiles, CHUNKS, 16 * b, 2 * c, lane);
-                const tile_operand other = tile_load_columns(tiles, CHUNKS, 16 * (b + 1), 2 * c, lane);
-                tile_multiply_two(scores[b], scores[b + 1], query[c], key, other);
-            }
+        for (uint c = 0; c < HEAD_DIM / 16; ++c) {
+            tile_multiply_strips(scores, query[c], stages + stage * PART, CHUNKS, 2 * c, lane);
         }
+        tile_strips_end();
+        tile_strips_finish(scores[0]);
+        if (later < end) keep(held, to, thread_index);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
 
+        // Most blocks are seen as a whole, by all.
+        const bool all_seen = begin + BLOCK <= first_position + 1 && begin >= first_seen(first_position + rows - 1);
         float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
         for (uint b = 0; b < BLOCK / 16; ++b) {
 #pragma unroll
             for (uint e = 0; e < 8; ++e) {
-                const uint v = e / 2 % 2, position = first_position + own + 8 * v;
-                const uint token = begin + 16 * b + tile_column_of(lane, e);
-                const bool seen = token <= position && token >= first_seen(position);
-                const float score = seen ? capped(tile_get(scores[b], e)) : -INFINITY;
-                tile_set(scores[b], e, score);
+                const uint v = e / 2 % 2;
+                float score = tile_get(scores[0][b], e);
+#if CAP_SCORES
+                score = capped(score) * LOG2_E;
+#endif
+                if (!all_seen) {
+                    const uint position = first_position + own + 8 * v, token = begin + 16 * b + tile_column_of(lane, e);
+                    score = token <= position && token >= first_seen(position) ? score : -INFINITY;
+                }
+                tile_set(scores[0][b], e, score);
                 largest[v] = max(largest[v], score);
             }
         }
-        float keep[2];
+        float keep_sums[2];
 #pragma unroll
         for (uint v = 0; v < 2; ++v) {
-            const float now = max(most[v], tile_row_max(largest[v]));
-            keep[v] = now == -INFINITY ? 1.0f : exp(most[v] - now);
+            // A row that has seen nothing yet goes by no largest score.
+            const float now = max(most[v], tile_row_max(largest[v])), by = now == -INFINITY ? 0.0f : now;
+            keep_sums[v] = power_of_two(most[v] - by);
             most[v] = now;
-            total[v] *= keep[v];
+            largest[v] = by;
+            total[v] *= keep_sums[v];
         }
 #pragma unroll
         for (uint b = 0; b < BLOCK / 16; ++b) {
 #pragma unroll
             for (uint e = 0; e < 8; ++e) {
                 const uint v = e / 2 % 2;
-                const float weight = most[v] == -INFINITY ? 0.0f : exp(tile_get(scores[b], e) - most[v]);
-                tile_set(scores[b], e, weight);
+                const float weight = power_of_two(tile_get(scores[0][b], e) - largest[v]);
+                tile_set(scores[0][b], e, weight);
                 total[v] += weight;
             }
         }
+        // Far into a context a larger score is rare.
+        if (keep_sums[0] != 1.0f || keep_sums[1] != 1.0f) {
 #pragma unroll
-        for (uint c = 0; c < HEAD_DIM / 16; ++c) {
+            for (uint c = 0; c < HEAD_DIM / 16; ++c) {
 #pragma unroll
-            for (uint e = 0; e < 8; ++e) tile_set(sums[c], e, tile_get(sums[c], e) * keep[e / 2 % 2]);
+                for (uint e = 0; e < 8; ++e) tile_set(sums[c], e, tile_get(sums[c], e) * keep_sums[e / 2 % 2]);
+            }
         }
+        tile_operand weights[BLOCK / 16];
+#pragma unroll
+        for (uint b = 0; b < BLOCK / 16; ++b) weights[b] = tile_round(scores[0][b]);
+
+        TILE_AWAIT(AHEAD - 1);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        later = begin + (AHEAD + 1) / 2 * BLOCK;
+        to = stages + (stage == 0 ? STAGES - 1 : stage - 1) * PART;
+        if (later < end) {
+            device const uchar *from = cache + kv_keys(pages[later / PAGE], kv_head) + (AHEAD + 1) % 2 * KV_PART;
+            bring(held, to, from, later, end, thread_index);
+        }
+        TILE_SEND();
+        tile_strips_begin();
 #pragma unroll
         for (uint b = 0; b < BLOCK / 16; ++b) {
-            const tile_operand weights = tile_round(scores[b]);
-#pragma unroll
-            for (uint c = 0; c + 1 < HEAD_DIM / 16; c += 2) {
-                const tile_operand value = tile_load_straight(tiles, CHUNKS, BLOCK + 16 * b, 2 * c, lane);
-                const tile_operand other = tile_load_straight(tiles, CHUNKS, BLOCK + 16 * b, 2 * c + 2, lane);
-                tile_multiply_two(sums[c], sums[c + 1], weights, value, other);
-            }
-#if HEAD_DIM / 16 % 2
-            const tile_operand value = tile_load_straight(tiles, CHUNKS, BLOCK + 16 * b, CHUNKS - 2, lane);
-            tile_multiply(sums[HEAD_DIM / 16 - 1], weights, value);
-#endif
+            tile_multiply_straight(sums, weights[b], stages + stage * PART, CHUNKS, 16 * b, lane);
         }
+        tile_strips_end();
+        tile_strips_finish(sums);
+        if (later < end) keep(held, to, thread_index);
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
 
     // What sums are multiplied by.
@@ -148,8 +210,8 @@ kernel void attention_prefill(
     for (uint v = 0; v < 2; ++v) {
         const float all = tile_row_sum(total[v]);
 #if SINKS
-        const float largest = max(most[v], sinks[head]), keep = exp(most[v] - largest);
-        shares[v] = keep / (all * keep + exp(sinks[head] - largest));
+        const float sink = sinks[head] * LOG2_E, largest = max(most[v], sink), keep = power_of_two(most[v] - largest);
+        shares[v] = keep / (all * keep + power_of_two(sink - largest));
 #else
         shares[v] = 1.0f / all;
 #endif

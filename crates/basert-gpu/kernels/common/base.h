@@ -40,6 +40,17 @@ static inline float2 floats_of(uint halves) {
     return float2(float(as_type<half>(ushort(halves & 0xffffu))), float(as_type<half>(ushort(halves >> 16))));
 }
 
+// As good as the device's own instruction; what is too small to be normal may be 0.
+static inline float power_of_two(float x) {
+#if defined(METAL_ON_CUDA)
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#else
+    return exp2(x);
+#endif
+}
+
 static inline float silu(float x) { return x / (1.0f + exp(-x)); }
 
 // The tanh approximation of x · Φ(x).

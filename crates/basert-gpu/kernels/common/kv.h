@@ -14,6 +14,11 @@
 // Where the keys of a head in a page begin; its values follow KV_PART bytes later.
 static inline ulong kv_keys(uint page, uint head) { return ulong(page) * PAGE_BYTES + ulong(head) * 2 * KV_PART; }
 
+// Asks for values 8c … 8c + 7 of a token.
+static inline void kv_ask(device const uchar *part, uint token, uint c) {
+    PREFETCH(part + (token * (HEAD_DIM / 8) + c) * KV_BITS);
+}
+
 // Values 8c … 8c + 7 of a token.
 static inline void kv_load(device const uchar *part, uint token, uint c, thread float4 &a, thread float4 &b) {
 #if KV_BITS == 16
@@ -33,5 +38,20 @@ static inline void kv_load(device const uchar *part, uint token, uint c, thread 
     a = scale * (float4(float(p & 15), float((p >> 8) & 15), float((p >> 16) & 15), float((p >> 24) & 15)) - 8.0f);
     b = scale * (float4(float(q & 15), float((q >> 8) & 15), float((q >> 16) & 15), float((q >> 24) & 15)) - 8.0f);
 #endif
+#endif
+}
+
+static inline uint4 eight_halves(float4 a, float4 b) {
+    return uint4(two_halves(a.x, a.y), two_halves(a.z, a.w), two_halves(b.x, b.y), two_halves(b.z, b.w));
+}
+
+// The same as halves.
+static inline uint4 kv_halves(device const uchar *part, uint token, uint c) {
+#if KV_BITS == 16
+    return ((device const uint4 *)part)[token * (HEAD_DIM / 8) + c];
+#else
+    float4 a, b;
+    kv_load(part, token, c, a, b);
+    return eight_halves(a, b);
 #endif
 }

@@ -13,6 +13,17 @@
 //   tile_multiply_two(s, t, a, b, c)               s += a · b, t += a · c
 //   tile_round(sums)                               sums as the first operand of a product
 //   tile_row_max(x), tile_row_sum(x)               of all lanes that hold the same row
+//   tile_column_max(x), tile_column_sum(x)         of all lanes that hold the same columns
+//
+// A first operand may also be made of what lanes hold: `tile_of_lanes(upper, lower)` has values k of rows tile_row(lane) and
+// tile_row(lane) + 8, for the four k that `strip_slot(tile_place(lane), …)` gives. `tile_multiply_strips` multiplies some of these
+// with rows in threadgroup memory, 16 for each of its sums, from a matrix on: with the transpose. `tile_multiply_straight` multiplies
+// one with 16 rows as they are. That is done between `tile_strips_begin` and
+// `tile_strips_end`, by all simdgroups of a threadgroup alike; operands and rows are in use until TILE_LAG such sets later, and the
+// sums until `tile_strips_finish` of each row of them. `tile_bring` and `tile_keep` copy sixteen bytes to threadgroup memory, the first before the time that they may take, the
+// second after it; TILE_SEND closes a set of such copies, and TILE_AWAIT(n) waits for all but the last n sets, before a barrier.
+
+#include "common/strips.h"
 
 #if defined(TILES_ON_TENSOR_UNITS)
 #include <metal_tensor>
@@ -20,15 +31,15 @@
 #endif
 
 #if defined(METAL_ON_CUDA) || defined(METAL_ON_CPU)
-#define TILE_SWIZZLE(chunk) ((2 * (chunk)) & 7)
 #define TILE_LANE_BESIDE 2
+#define TILE_LANE_BELOW(i) (4u << (i))
 #else
-#define TILE_SWIZZLE(chunk) 0
 #define TILE_LANE_BESIDE 8
+#define TILE_LANE_BELOW(i) ((i) < 2 ? 2u << (i) : 16u)
 #endif
 
 static inline uint tile_at(uint chunks, uint row, uint chunk) {
-    return ((row / 8) * chunks + chunk) * 64 + ((row % 8) ^ TILE_SWIZZLE(chunk)) * 8;
+    return ((row / 8) * chunks + chunk) * 64 + row % 8 * 8;
 }
 
 // Which elements a lane holds: on Metal the same on every chip so far, but nowhere promised; a device is asked before it is
@@ -36,8 +47,10 @@ static inline uint tile_at(uint chunks, uint row, uint chunk) {
 #if defined(METAL_ON_CUDA) || defined(METAL_ON_CPU)
 static inline uint tile_row(uint lane) { return lane / 4; }
 static inline uint tile_column(uint lane) { return 2 * (lane % 4); }
+static inline uint tile_place(uint lane) { return lane % 4; }
 #else
 static inline uint tile_row(uint lane) { return ((lane / 4) & 4) + (lane / 2) % 4; }
+static inline uint tile_place(uint lane) { return ((lane / 4) & 2) + lane % 2; }
 #endif
 
 #if defined(TILES_ON_TENSOR_UNITS)
@@ -105,6 +118,110 @@ static inline tile_operand tile_round(thread const tile_sums &sums) {
     return o;
 }
 
+static inline tile_operand tile_of_lanes(uint2 upper, uint2 lower) {
+    tile_operand o;
+    o.e[0] = upper.x;
+    o.e[1] = lower.x;
+    o.e[2] = upper.y;
+    o.e[3] = lower.y;
+    return o;
+}
+
+// Asynchronous copies past the first cache.
+static inline void tile_bring(thread uint4 &held, threadgroup half *to, device const uint4 *from) {
+    asm volatile("{ .reg .u64 a; .reg .u32 s; cvta.to.shared.u64 a, %0; cvt.u32.u64 s, a;"
+                 " cp.async.cg.shared.global [s], [%1], 16; }" ::"l"(to), "l"(from) : "memory");
+}
+static inline void tile_keep(thread const uint4 &held, threadgroup half *to) {}
+#define TILE_SEND() asm volatile("cp.async.commit_group;" ::: "memory")
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && SIMDGROUPS % 4 == 0 && STAGES > 2
+// Four simdgroups multiply as one, with rows that stay in threadgroup memory (`wgmma`), while they decode the next operands.
+#define TILE_LAG 1
+#define TILE_AWAIT(n) asm volatile("cp.async.wait_group %0; fence.proxy.async.shared::cta;" ::"n"(n) : "memory")
+
+static inline void tile_strips_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+static inline void tile_strips_end() {
+    asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned %0;" ::"n"(TILE_LAG) : "memory");
+}
+template <uint TILES> static inline void tile_strips_finish(thread tile_sums (&sums)[TILES]) {
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+    // To the compiler they were there when the products were issued: nothing that reads them may be moved before this.
+#pragma unroll
+    for (uint i = 0; i < 8 * TILES; ++i) asm volatile("" : "+f"(sums[i / 8].e[i % 8]) :: "memory");
+}
+
+#define STRIP_SUMS(i) \
+    "+f"(s[i].e[0]), "+f"(s[i].e[1]), "+f"(s[i].e[2]), "+f"(s[i].e[3]), "+f"(s[i].e[4]), "+f"(s[i].e[5]), "+f"(s[i].e[6]), "+f"(s[i].e[7])
+
+// `b` says where the second operand is, and `next` how far it is to the next sixteen columns of it.
+template <uint TILES, int STRAIGHT>
+static inline void tile_multiply_wide(thread tile_sums *s, thread const tile_operand &a, ulong b, ulong next) {
+    if constexpr (TILES > 8) {
+        tile_multiply_wide<8, STRAIGHT>(s, a, b, next);
+        tile_multiply_wide<TILES - 8, STRAIGHT>(s + 8, a, b + 8 * next, next);
+    } else if constexpr (TILES == 1) {
+        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+                 "{%8, %9, %10, %11}, %12, p, 1, 1, %13; }"
+                 : STRIP_SUMS(0)
+                 : "r"(a.e[0]), "r"(a.e[1]), "r"(a.e[2]), "r"(a.e[3]), "l"(b), "n"(STRAIGHT));
+    } else if constexpr (TILES == 2) {
+        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                 "{%16, %17, %18, %19}, %20, p, 1, 1, %21; }"
+                 : STRIP_SUMS(0), STRIP_SUMS(1)
+                 : "r"(a.e[0]), "r"(a.e[1]), "r"(a.e[2]), "r"(a.e[3]), "l"(b), "n"(STRAIGHT));
+    } else if constexpr (TILES == 4) {
+        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31}, "
+                 "{%32, %33, %34, %35}, %36, p, 1, 1, %37; }"
+                 : STRIP_SUMS(0), STRIP_SUMS(1), STRIP_SUMS(2), STRIP_SUMS(3)
+                 : "r"(a.e[0]), "r"(a.e[1]), "r"(a.e[2]), "r"(a.e[3]), "l"(b), "n"(STRAIGHT));
+    } else if constexpr (TILES == 8) {
+        asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, "
+                 "%24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "
+                 "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, %69; }"
+                 : STRIP_SUMS(0), STRIP_SUMS(1), STRIP_SUMS(2), STRIP_SUMS(3), STRIP_SUMS(4), STRIP_SUMS(5), STRIP_SUMS(6), STRIP_SUMS(7)
+                 : "r"(a.e[0]), "r"(a.e[1]), "r"(a.e[2]), "r"(a.e[3]), "l"(b), "n"(STRAIGHT));
+    } else {
+        constexpr uint whole = TILES > 4 ? 4 : 2;
+        tile_multiply_wide<whole, STRAIGHT>(s, a, b, next);
+        tile_multiply_wide<TILES - whole, STRAIGHT>(s + whole, a, b + whole * next, next);
+    }
+}
+
+// Matrices, and how far it is from one to the next one, along the products' depth and along the sums' columns.
+static inline ulong tile_matrices(threadgroup const half *first, uint along, uint across) {
+    ulong address;
+    asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(first));
+    return (address & 0x3ffff) >> 4 | ulong(along * 8) << 16 | ulong(across * 8) << 32;
+}
+
+template <uint OPERANDS, uint TILES>
+static inline void tile_multiply_strips(
+    thread tile_sums (&sums)[OPERANDS][TILES], thread const tile_operand (&a)[OPERANDS], threadgroup const half *strip,
+    uint matrices, uint matrix, uint lane)
+{
+    const ulong rows = tile_matrices(strip + matrix * 64, 1, matrices);
+#pragma unroll
+    for (uint k = 0; k < OPERANDS; ++k) tile_multiply_wide<TILES, 0>(sums[k], a[k], rows, matrices * 16);
+}
+
+template <uint TILES>
+static inline void tile_multiply_straight(
+    thread tile_sums (&sums)[TILES], thread const tile_operand &a, threadgroup const half *tiles, uint chunks, uint row, uint lane)
+{
+    tile_multiply_wide<TILES, 1>(sums, a, tile_matrices(tiles + row * chunks * 8, chunks, 1), 16);
+}
+#define TILE_WIDE
+#else
+#define TILE_AWAIT(n) asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory")
+#endif
+
 #elif defined(METAL_ON_CPU)
 
 // Operands as on CUDA: two neighbouring values of each 8 × 8 quarter a lane.
@@ -160,6 +277,13 @@ static inline void tile_multiply(thread tile_sums &sums, thread const tile_opera
 static inline tile_operand tile_round(thread const tile_sums &sums) {
     tile_operand o;
     for (uint i = 0; i < 8; ++i) o.e[i] = to_half(sums.e[i]);
+    return o;
+}
+
+static inline tile_operand tile_of_lanes(uint2 upper, uint2 lower) {
+    tile_operand o;
+    const uint pairs[4] = {upper.x, lower.x, upper.y, lower.y};
+    for (uint i = 0; i < 8; ++i) o.e[i] = as_type<half>(ushort(pairs[i / 2] >> (16 * (i % 2))));
     return o;
 }
 
@@ -231,6 +355,13 @@ static inline tile_operand tile_round(thread const tile_sums &sums) {
     return o;
 }
 
+static inline tile_operand tile_of_lanes(uint2 upper, uint2 lower) {
+    tile_operand o;
+    const uint pairs[4] = {upper.x, upper.y, lower.x, lower.y};
+    for (uint i = 0; i < 8; ++i) o.e[i] = as_type<half>(ushort(pairs[i / 2] >> (16 * (i % 2))));
+    return o;
+}
+
 #else
 
 struct tile_sums { simdgroup_float8x8 m[4]; };
@@ -278,6 +409,16 @@ static inline tile_operand tile_round(thread const tile_sums &sums) {
     return o;
 }
 
+static inline tile_operand tile_of_lanes(uint2 upper, uint2 lower) {
+    tile_operand o;
+    const uint pairs[4] = {upper.x, lower.x, upper.y, lower.y};
+    for (uint i = 0; i < 4; ++i) {
+        o.m[i].thread_elements()[0] = as_type<half>(ushort(pairs[i] & 0xffffu));
+        o.m[i].thread_elements()[1] = as_type<half>(ushort(pairs[i] >> 16));
+    }
+    return o;
+}
+
 #endif
 
 #if !defined(TILES_ON_TENSOR_UNITS)
@@ -290,6 +431,54 @@ static inline void tile_multiply_two(
 }
 #endif
 
+#if !defined(METAL_ON_CUDA)
+static inline void tile_bring(thread uint4 &held, threadgroup half *to, device const uint4 *from) { held = *from; }
+static inline void tile_keep(thread const uint4 &held, threadgroup half *to) { *(threadgroup uint4 *)to = held; }
+#define TILE_SEND()
+#define TILE_AWAIT(n)
+#endif
+
+#if !defined(TILE_WIDE)
+#define TILE_LAG 0
+static inline void tile_strips_begin() {}
+static inline void tile_strips_end() {}
+template <uint TILES> static inline void tile_strips_finish(thread tile_sums (&sums)[TILES]) {}
+
+template <uint OPERANDS, uint TILES>
+static inline void tile_multiply_strips(
+    thread tile_sums (&sums)[OPERANDS][TILES], thread const tile_operand (&a)[OPERANDS], threadgroup const half *strip,
+    uint matrices, uint matrix, uint lane)
+{
+#pragma unroll
+    for (uint i = 0; i + 1 < TILES; i += 2) {
+        const tile_operand b = tile_load_columns(strip, matrices, 16 * i, matrix, lane);
+        const tile_operand c = tile_load_columns(strip, matrices, 16 * (i + 1), matrix, lane);
+#pragma unroll
+        for (uint k = 0; k < OPERANDS; ++k) tile_multiply_two(sums[k][i], sums[k][i + 1], a[k], b, c);
+    }
+    if (TILES % 2) {
+        const tile_operand b = tile_load_columns(strip, matrices, 16 * (TILES - 1), matrix, lane);
+#pragma unroll
+        for (uint k = 0; k < OPERANDS; ++k) tile_multiply(sums[k][TILES - 1], a[k], b);
+    }
+}
+
+template <uint TILES>
+static inline void tile_multiply_straight(
+    thread tile_sums (&sums)[TILES], thread const tile_operand &a, threadgroup const half *tiles, uint chunks, uint row, uint lane)
+{
+#pragma unroll
+    for (uint i = 0; i + 1 < TILES; i += 2) {
+        const tile_operand b = tile_load_straight(tiles, chunks, row, 2 * i, lane);
+        const tile_operand c = tile_load_straight(tiles, chunks, row, 2 * i + 2, lane);
+        tile_multiply_two(sums[i], sums[i + 1], a, b, c);
+    }
+    if (TILES % 2) {
+        tile_multiply(sums[TILES - 1], a, tile_load_straight(tiles, chunks, row, 2 * TILES - 2, lane));
+    }
+}
+#endif
+
 // Four lanes have a row.
 static inline float tile_row_max(float x) {
     x = max(x, simd_shuffle_xor(x, 1));
@@ -299,6 +488,19 @@ static inline float tile_row_max(float x) {
 static inline float tile_row_sum(float x) {
     x += simd_shuffle_xor(x, 1);
     return x + simd_shuffle_xor(x, TILE_LANE_BESIDE);
+}
+
+// Eight lanes have a column.
+static inline float tile_column_max(float x) {
+#pragma unroll
+    for (uint i = 0; i < 3; ++i) x = max(x, simd_shuffle_xor(x, TILE_LANE_BELOW(i)));
+    return x;
+}
+
+static inline float tile_column_sum(float x) {
+#pragma unroll
+    for (uint i = 0; i < 3; ++i) x += simd_shuffle_xor(x, TILE_LANE_BELOW(i));
+    return x;
 }
 
 static inline void tile_clear(thread tile_sums &sums) {

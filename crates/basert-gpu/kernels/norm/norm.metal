@@ -3,10 +3,11 @@
 //
 // WIDTH, X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
 // stored as it is; NORM_EPS; CENTRED, where the mean is subtracted; HAS_BIAS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
-// SCALES_OF_X_AT, where their scales begin.
+// SCALES_OF_X_AT, where their scales begin, for halves EACH, the rows for each that is counted.
 #include "common/base.h"
 #include "common/quantise.h"
 #include "common/step.h"
+#include "common/strips.h"
 
 #define OUTPUT_FLOATS 0
 #define OUTPUT_HALVES 1
@@ -27,7 +28,11 @@ kernel void row_norm(
     RELEASE_NEXT();
     AWAIT_INPUTS();
     const uint row = threadgroup_position.x;
+#if OUTPUT == OUTPUT_HALVES
+    if (row / EACH >= step[COUNT]) return;
+#else
     if (row >= step[COUNT]) return;
+#endif
     device const float *from = x + ulong(row) * X_STRIDE;
     float factor = 1.0f, mean = 0.0f;
 #if NORM && CENTRED
@@ -76,7 +81,7 @@ kernel void row_norm(
         b += bias[2 * i + 1];
 #endif
 #if OUTPUT == OUTPUT_HALVES
-        ((device uint *)out)[ulong(row) * (OUT_STRIDE / 2) + i] = two_halves(a, b);
+        ((device uint *)out)[strip_at(row, 2 * i, STRIPS(WIDTH)) / 2] = two_halves(a, b);
 #else
         device float *to = (device float *)out + ulong(row) * OUT_STRIDE + 2 * i;
 #if ADD
@@ -88,5 +93,10 @@ kernel void row_norm(
 #endif
 #endif
     }
+#if OUTPUT == OUTPUT_HALVES
+    for (uint i = WIDTH / 2 + thread_index; i < STRIPS(WIDTH) * STRIP / 2; i += THREADS) {
+        ((device uint *)out)[strip_at(row, 2 * i, STRIPS(WIDTH)) / 2] = 0;
+    }
+#endif
 #endif
 }

@@ -212,7 +212,9 @@ fn source(kernel: &Kernel) -> Result<CudaSource, GpuError> {
 fn options(kernel: &Kernel, target: u32) -> Vec<String> {
     let of_kernel = [EXACT].into_iter().filter(|_| kernel.exact);
     let all = OPTIONS.into_iter().chain(of_kernel).map(str::to_owned);
-    all.chain([format!("--gpu-architecture=sm_{target}")]).collect()
+    // Products of four simdgroups at once are Hopper's own.
+    let own = if target == 90 { "a" } else { "" };
+    all.chain([format!("--gpu-architecture=sm_{target}{own}")]).collect()
 }
 
 /// A program while it is compiled.

@@ -5,7 +5,7 @@ use basert_plan::{DeviceError, Epilogue, MatrixId, PlanOp};
 
 use super::{Float, Lowering, Memory, Op, THREADGROUP_BYTES};
 use crate::Kernel;
-use crate::tuning::{Gemm, Product};
+use crate::tuning::{Gemm, Product, STRIP};
 use crate::weights::Vector;
 
 /// Threadgroup memory that a product of few rows needs for its results, at most.
@@ -56,10 +56,13 @@ impl Lowering<'_> {
         let input = if matches!(kind, Input::QuantisedHere | Input::Floats) {
             (self.at(x), self.place(x).stride)
         } else {
-            self.prepare(x, norm, kind, (rows, count), out);
+            self.prepare(x, norm, kind, (rows, count), 1, out);
             ((Memory::Prepared, 0), columns)
         };
         let (mut to, place) = (self.at(value), self.place(value));
+        let parts = if few { 1 } else { self.parts(matrices, rows, columns) };
+        let width: usize = matrices.iter().map(|id| self.plan.matrices[id.0].rows).sum();
+        let (out_at, mut part_at) = (to, 0);
         for &id in matrices {
             let of_w = self.plan.matrices[id.0].rows;
             let product = Product { tokens: rows, rows: of_w, columns };
@@ -75,18 +78,47 @@ impl Lowering<'_> {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
                 }
                 let bindings = vec![w, input.0, to, bias, self.norm_at(norm_inside), (Memory::Step, 0), w];
-                (kernel, bindings, [of_w.div_ceil(each), 1, 1])
+                (kernel.define("OUT_STRIDE", place.stride), bindings, [of_w.div_ceil(each), 1, 1])
             } else {
                 let (kernel, Gemm { m, n, .. }) = self.gemm(product);
-                (kernel, vec![w, input.0, to, bias, (Memory::Step, 0), w], [rows.div_ceil(m), of_w.div_ceil(n), 1])
+                let (to, stride) = if parts > 1 { ((Memory::Partial, part_at), width) } else { (to, place.stride) };
+                let kernel = kernel.define("SPLIT", parts).define("PART_ROWS", rows).define("OUT_STRIDE", stride);
+                let bindings = vec![w, input.0, to, bias, (Memory::Step, 0), w];
+                (kernel, bindings, [rows.div_ceil(m), of_w.div_ceil(n), parts])
             };
-            let kernel =
-                self.product(kernel, id, of_w, epilogue).define("COUNT", count).define("OUT_STRIDE", place.stride);
+            let kernel = self.product(kernel, id, of_w, epilogue).define("COUNT", count);
             self.launch(out, kernel, bindings, groups);
             // The matrices of an op write columns of their own.
             out.barrier = false;
             to.1 += of_w / rows_a_column(epilogue) * size_of::<f32>();
+            part_at += of_w * size_of::<f32>();
         }
+        if parts > 1 {
+            let threads = 128;
+            self.partial_bytes = self.partial_bytes.max(parts * rows * width * size_of::<f32>());
+            let kernel = Kernel::new("linear/sum_parts.metal", "sum_parts", threads)
+                .define("WIDTH", width)
+                .define("SPLIT", parts)
+                .define("PART_ROWS", rows)
+                .define("COUNT", count)
+                .define("OUT_STRIDE", place.stride)
+                .define("EPILOGUE", macro_of(epilogue));
+            let bindings = vec![(Memory::Partial, 0), out_at, (Memory::Step, 0)];
+            out.barrier = true;
+            self.launch(out, kernel, bindings, [width.div_ceil(2 * threads as usize), rows, 1]);
+        }
+    }
+
+    /// How many threadgroups divide the columns of products of many rows, the same for all matrices of an op.
+    fn parts(&self, matrices: &[MatrixId], rows: usize, columns: usize) -> usize {
+        let groups = |id: &MatrixId| {
+            let product = Product { tokens: rows, rows: self.plan.matrices[id.0].rows, columns };
+            let choice = self.tuning.gemm(product);
+            (rows.div_ceil(choice.m) * product.rows.div_ceil(choice.n), choice)
+        };
+        // The one with the most to do fills the device.
+        let most = matrices.iter().map(groups).max_by_key(|(groups, _)| *groups);
+        most.map_or(1, |(groups, choice)| choice.parts(groups, columns, self.cores))
     }
 
     /// A linear op of the experts that each token uses: one product for each use, or, of many tokens, for each tile of uses
@@ -143,7 +175,7 @@ impl Lowering<'_> {
                 self.partial_bytes = self.partial_bytes.max((numbers + uses) * size_of::<u32>());
                 self.launch(out, sort, vec![route, (Memory::Partial, 0), (Memory::Step, 0)], [1, 1, 1]);
                 out.barrier = false;
-                self.prepare(x, None, Input::Halves, (rows, count), out);
+                self.prepare(x, None, Input::Halves, (rows, count), if of_uses { experts.used } else { 1 }, out);
                 out.barrier = true;
                 let (step, input) = ((Memory::Step, 0), (Memory::Prepared, 0));
                 let bindings = vec![w, input, self.at(value), bias, step, (Memory::Partial, 0)];
@@ -180,24 +212,19 @@ impl Lowering<'_> {
         let kernel = Kernel::new("linear/gemm.metal", "gemm", choice.simdgroups as u32 * 32)
             .define("TILE_M", choice.m)
             .define("TILE_N", choice.n)
-            .define("SIMDGROUPS_M", choice.simdgroups_m);
+            .define("STAGES", choice.stages(self.tuning.threadgroup_bytes))
+            .define("RESIDENT", choice.resident)
+            .define("SPLIT", 1);
         (kernel, choice)
     }
 
     /// The kernel of a product with the macros that say what it is multiplied by, of which `rows` are used at a time, and
     /// what becomes of it.
     fn product(&self, kernel: Kernel, id: MatrixId, rows: usize, epilogue: Epilogue) -> Kernel {
-        let epilogue = match epilogue {
-            Epilogue::Store => "EPILOGUE_STORE",
-            Epilogue::Add(_) => "EPILOGUE_ADD",
-            Epilogue::Gated(Activation::Silu) => "EPILOGUE_SILU",
-            Epilogue::Gated(Activation::GeluTanh) => "EPILOGUE_GELU",
-            Epilogue::Gated(Activation::ClampedSwish) => "EPILOGUE_CLAMPED_SWISH",
-        };
         let kernel = kernel
             .define("ROWS_OF_W", rows)
             .define("COLUMNS", self.plan.matrices[id.0].columns)
-            .define("EPILOGUE", epilogue)
+            .define("EPILOGUE", macro_of(epilogue))
             .define("HAS_BIAS", u32::from(self.weights.vector_at(Vector::Bias(id)).is_some()));
         self.weights.matrix(id).layout.define(kernel)
     }
@@ -208,25 +235,52 @@ impl Lowering<'_> {
         self.tuning.few_tokens * columns
     }
 
-    /// Norms the input of a linear op, or rounds it, or both.
-    fn prepare(&mut self, x: ValueId, norm: Option<Norm>, kind: Input, (rows, count): (usize, &str), out: &mut Op) {
+    /// Norms the input of a linear op, or rounds it, or both. Each row has `each` of the rows that the product has then.
+    fn prepare(
+        &mut self,
+        x: ValueId,
+        norm: Option<Norm>,
+        kind: Input,
+        (rows, count): (usize, &str),
+        each: usize,
+        out: &mut Op,
+    ) {
         // A tile reads whole rows up to its end.
         const TILE: usize = 128;
-        let columns = self.place(x).width;
+        let columns = self.place(x).width / each;
         let (output, bytes) = match kind {
-            Input::Halves => ("OUTPUT_HALVES", rows.next_multiple_of(TILE) * columns * size_of::<half::f16>()),
+            Input::Halves => {
+                let rows = (rows * each).next_multiple_of(TILE);
+                ("OUTPUT_HALVES", rows * columns.next_multiple_of(STRIP) * size_of::<half::f16>())
+            }
             Input::Quantised => ("OUTPUT_BYTES", self.tuning.few_tokens * (columns + columns / 32 * size_of::<f32>())),
             _ => ("OUTPUT_FLOATS", rows * columns * size_of::<f32>()),
         };
         self.prepared_bytes = self.prepared_bytes.max(bytes);
-        let kernel = self
+        let mut kernel = self
             .norm_kernel(x, norm, count)
             .define("OUT_STRIDE", columns)
             .define("ADD", 0)
             .define("OUTPUT", output)
             .define("SCALES_OF_X_AT", self.scales_of_x_at(columns));
+        if kind == Input::Halves {
+            kernel = kernel.define("EACH", each);
+        }
+        if each > 1 {
+            kernel = kernel.define("WIDTH", columns).define("X_STRIDE", columns);
+        }
         let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0));
-        self.launch(out, kernel, bindings, [rows, 1, 1]);
+        self.launch(out, kernel, bindings, [rows * each, 1, 1]);
+    }
+}
+
+fn macro_of(epilogue: Epilogue) -> &'static str {
+    match epilogue {
+        Epilogue::Store => "EPILOGUE_STORE",
+        Epilogue::Add(_) => "EPILOGUE_ADD",
+        Epilogue::Gated(Activation::Silu) => "EPILOGUE_SILU",
+        Epilogue::Gated(Activation::GeluTanh) => "EPILOGUE_GELU",
+        Epilogue::Gated(Activation::ClampedSwish) => "EPILOGUE_CLAMPED_SWISH",
     }
 }
 

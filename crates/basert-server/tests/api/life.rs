@@ -137,8 +137,16 @@ fn broken() -> Loaded {
     let loaded = tiny();
     let vocabulary = loaded.tokenizer.vocab_size();
     let (name, layout) = ("broken".to_owned(), String::new());
-    let facts =
-        Facts { name, description: String::new(), page_tokens: 16, layout, step_tokens: 64, chain: 0, bounds: None };
+    let facts = Facts {
+        name,
+        description: String::new(),
+        page_tokens: 16,
+        layout,
+        step_tokens: 64,
+        chain: 0,
+        bounds: None,
+        free_memory: None,
+    };
     let device = Box::new(Broken { vocabulary, logits: vec![] });
     let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
     Loaded { engine, ..loaded }

@@ -18,6 +18,9 @@ use super::model::{self, DeviceArgs, SpeculationArgs, read_text};
 use super::system::{Memory, share_heap};
 use super::{count, signals, units};
 
+/// The part of a GPU's memory that is free beside the weights which keys and values of all models may take.
+const GPU_SHARE: f64 = 0.8;
+
 /// Answers requests over HTTP until it is told to stop.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -58,8 +61,8 @@ pub struct Args {
     /// Requests that may wait for their turn, for each model; more are refused
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(0))]
     queue: usize,
-    /// Memory for keys and values of each model, in MiB [default: on the CPU half of what is available; elsewhere enough
-    /// for 4 answers of the longest context]
+    /// Memory for keys and values of each model, in MiB [default: on the CPU half of what is available; on a GPU what
+    /// --continuous-batching answers of the longest context take, but at most 80 % of what is free beside the weights]
     #[arg(long, value_name = "MIB", value_parser = count(1))]
     kv_memory: Option<usize>,
     /// The part of --kv-memory for cached prefixes, in MiB [default: on the CPU as much as 4 contexts; elsewhere all]
@@ -264,24 +267,24 @@ impl Args {
             }
             None => None,
         };
-        let sessions = if cache_bytes.is_some() { self.parallel } else { self.parallel.min(4) };
         if let Some(bytes) = cache_bytes {
             tracing::info!("up to {} for keys and values of each model", units::bytes(bytes as f64));
         }
-        let options = Options {
-            max_context: self.max_context,
-            arch_files: self.arch_file.clone(),
-            chat_template,
-            sessions,
-            cache_bytes,
-            prefix_cache: true,
-            ..Options::default()
-        };
         let mut models: Vec<&OsStr> = self.models.iter().chain(&self.more_models).map(OsString::as_os_str).collect();
         if models.is_empty() {
             models.push(OsStr::new(DEFAULT_MODEL));
         }
         let several = models.len() > 1;
+        let options = Options {
+            max_context: self.max_context,
+            arch_files: self.arch_file.clone(),
+            chat_template,
+            sessions: self.parallel,
+            cache_bytes,
+            cache_share: Some(GPU_SHARE / models.len() as f64),
+            prefix_cache: true,
+            ..Options::default()
+        };
         let draft = self.speculation.draft()?;
         models.into_iter().map(|name| self.source(name, several, draft.clone(), options.clone())).collect()
     }
