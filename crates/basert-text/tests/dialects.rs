@@ -89,7 +89,7 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     (
         "hermes",
         "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": {}}\n</tool_call> x",
-        "add{\"a\": {}\n}. | content:  x",
+        "add{\"a\": {}}. | content:  x",
     ),
     ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": \"1", "add{\"a\": \"1BROKEN"),
     // Several calls in one pair of tags, and tags that come twice.

@@ -119,7 +119,8 @@ impl Reading {
             Place::Key => {
                 self.read.push(c);
                 if let Some(key) = self.read.strip_suffix(markers.key.close.trim()) {
-                    self.begin_value(&key.trim().to_owned(), found);
+                    let key = key.trim().to_owned();
+                    self.begin_value(&key, found);
                     self.place = Place::Gap;
                     self.read.clear();
                     return self.gap(markers);
