@@ -284,7 +284,12 @@ fn unreachable(url: &Url, error: &reqwest::Error) -> String {
     while let Some(next) = cause.source() {
         cause = next;
     }
-    let host = url.host_str().unwrap_or_default();
+    let (host, cause) = (url.host_str().unwrap_or_default(), cause.to_string());
+    // The library does not say why.
+    let cause = match cause.as_str() {
+        "SOCKS error: failed to create underlying connection" => "the SOCKS proxy cannot be reached, or refused",
+        cause => cause,
+    };
     format!("no connection to {host}: {cause} (HTTPS_PROXY or ALL_PROXY names a proxy, HF_ENDPOINT a mirror)")
 }
 

@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut facts = vec![
         ("file", file.path().display().to_string()),
         ("kind", kind_name(file.kind()).to_owned()),
-        ("architecture", declared(&file).unwrap_or("not said").to_owned()),
+        ("architecture", cut(declared(&file).unwrap_or("not said"))),
         ("runs as", runs.unwrap_or_else(|why| format!("it does not run: {why}"))),
         ("size", units::bytes(file.total_bytes() as f64)),
         ("parameters", units::with_prefix(parameters as f64, "").trim_end().to_owned()),
@@ -80,7 +80,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         facts.push(("vocabulary", format!("{} tokens", plan.graph.vocabulary)));
         facts.push(("layers", plan.graph.caches.len().to_string()));
     }
-    let facts: Vec<_> = facts.into_iter().map(|(name, value)| vec![name.to_owned(), cut(&value)]).collect();
+    let facts: Vec<_> =
+        facts.into_iter().map(|(name, value)| vec![name.to_owned(), visible(&value).into_owned()]).collect();
     write!(out, "{}", units::table(&facts, 1))?;
 
     let mut rows = vec![["format", "tensors", "values", "bytes"].map(str::to_owned).to_vec()];
