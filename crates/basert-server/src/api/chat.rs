@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
+use basert_text::Ending;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -42,6 +43,8 @@ pub struct Request {
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     modalities: Option<Vec<String>>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
 }
 
 /// Whether log probabilities are wanted; completions say of how many tokens.
@@ -62,6 +65,21 @@ impl Default for Logprobs {
 pub const MOST_LOGPROBS: usize = 20;
 
 impl Request {
+    /// How the prompt ends.
+    fn ending(&self) -> Result<Ending, ApiError> {
+        match (self.continue_final_message, self.add_generation_prompt) {
+            (Some(true), Some(true)) => {
+                let message =
+                    "the last message is continued, or followed by an answer; add_generation_prompt says both";
+                Err(ApiError::field("continue_final_message", message))
+            }
+            (Some(true), _) => Ok(Ending::Continue),
+            (_, Some(false)) => Ok(Ending::Nothing),
+            (Some(false), _) => Ok(Ending::Answer),
+            (None, _) => Ok(Ending::Auto),
+        }
+    }
+
     fn logprobs(&self) -> Result<Option<usize>, ApiError> {
         let (wanted, top) = match self.logprobs {
             Logprobs::Wanted(wanted) => (wanted, self.top_logprobs),
@@ -94,9 +112,10 @@ async fn complete(
     let model = shared.registry.get(options.model.as_deref()).await?;
     let n = options.n.unwrap_or(1);
     model.answers(1, n)?;
+    let ending = request.ending()?;
     let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let variables = thinking.variables(&warnings);
-    let chat = Chat { tools, format, variables, ..Chat::new(request.messages, &warnings)? };
+    let chat = Chat { tools, format, variables, ending, ..Chat::new(request.messages, &warnings)? };
     let sampling = options.sampling(&model)?;
     let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let job = Job {

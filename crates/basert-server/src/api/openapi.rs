@@ -20,12 +20,14 @@ pub fn router() -> Router<Shared> {
 /// What fields are, in a form that is short to write: name, type, meaning. Which of them an endpoint has, the type of its
 /// request says. Where the APIs say what a field means, nothing is said here.
 const MEANINGS: &[&str] = &[
+    "add_generation_prompt boolean false ends the prompt with the last message",
     "background boolean false alone",
     "best_of integer n at most",
     "chat_template_kwargs object for the template",
     "choice array texts, of which the answer is one",
     "completion_window string",
     "content string text, by another name",
+    "continue_final_message boolean whether the assistant's last message is continued; if left out, it is",
     "dimensions integer those of the model",
     "echo boolean",
     "enable_thinking boolean for the template",
