@@ -261,16 +261,6 @@ kernel void attention_decode(
     for (uint turn = begin; turn < end; turn += STATES) {
         const uint token = turn + state;
         const bool seen = token >= first && token < end;
-        // Memory is asked for what comes two turns later.
-        const uint ahead = token + 2 * STATES;
-        if (ahead < end) {
-            device const uchar *then = cache + kv_keys(pages[ahead / PAGE], kv_head);
-#pragma unroll
-            for (uint c = 0; c < CHUNKS; ++c) {
-                kv_ask(then, ahead % PAGE, c * 8 + l);
-                kv_ask(then + KV_PART, ahead % PAGE, c * 8 + l);
-            }
-        }
         device const uchar *keys = cache + kv_keys(pages[min(token, position) / PAGE], kv_head);
         float score[HEADS];
 #pragma unroll

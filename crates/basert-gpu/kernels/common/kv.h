@@ -14,11 +14,6 @@
 // Where the keys of a head in a page begin; its values follow KV_PART bytes later.
 static inline ulong kv_keys(uint page, uint head) { return ulong(page) * PAGE_BYTES + ulong(head) * 2 * KV_PART; }
 
-// Asks for values 8c … 8c + 7 of a token.
-static inline void kv_ask(device const uchar *part, uint token, uint c) {
-    PREFETCH(part + (token * (HEAD_DIM / 8) + c) * KV_BITS);
-}
-
 // Values 8c … 8c + 7 of a token.
 static inline void kv_load(device const uchar *part, uint token, uint c, thread float4 &a, thread float4 &b) {
 #if KV_BITS == 16

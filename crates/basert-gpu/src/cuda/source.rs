@@ -8,8 +8,9 @@ use crate::{Argument, Kernel, Signature};
 
 const LIBRARY: &str = include_str!("metal.h");
 
-/// Threadgroups that a core is to have registers for, where a kernel does not say so.
-const RESIDENT: &str = "#ifndef RESIDENT\n#define RESIDENT 1\n#endif\n";
+/// What a kernel's registers are limited by: its threads, and, where it says so, how many threadgroups a core has at once. To say
+/// that this is one is not the same: the compiler takes more registers then.
+const BOUNDS: &str = "#ifdef RESIDENT\n#define BOUNDS THREADS, RESIDENT\n#else\n#define BOUNDS THREADS\n#endif\n";
 
 /// A kernel's source in CUDA C++, and the number of buffers it takes.
 pub(super) struct CudaSource {
@@ -26,7 +27,7 @@ impl CudaSource {
         let declaration = declaration(&signature)?;
         let buffers = signature.arguments.iter().filter(|a| a.buffer().is_some()).count();
 
-        let mut text = format!("{LIBRARY}\n{}{RESIDENT}#line 1 \"{}\"\n", kernel.defines(), kernel.function);
+        let mut text = format!("{LIBRARY}\n{}{BOUNDS}#line 1 \"{}\"\n", kernel.defines(), kernel.function);
         for part in [&metal[..signature.span.start], &declaration, &metal[signature.span.end..]] {
             part.split_inclusive('\n').for_each(|line| push_line(&mut text, line));
         }
@@ -71,7 +72,7 @@ fn declaration(signature: &Signature) -> Result<String, String> {
     }
     let pointers: Vec<String> = pointers.into_iter().map(|(_, pointer)| pointer).collect();
     let (name, pointers) = (&signature.name, pointers.join(", "));
-    Ok(format!("extern \"C\" __global__ void __launch_bounds__(THREADS, RESIDENT) {name}({pointers}) {{{variables}"))
+    Ok(format!("extern \"C\" __global__ void __launch_bounds__(BOUNDS) {name}({pointers}) {{{variables}"))
 }
 
 /// What a thread is told about itself.
@@ -105,7 +106,7 @@ mod tests {
         let signature = Signature::find(metal, "f").unwrap();
         assert_eq!(
             declaration(&signature).unwrap(),
-            "extern \"C\" __global__ void __launch_bounds__(THREADS, RESIDENT) f(constant uint *n_pointer, device float * b) { \
+            "extern \"C\" __global__ void __launch_bounds__(BOUNDS) f(constant uint *n_pointer, device float * b) { \
              __builtin_assume(threadIdx.x < THREADS); constant uint & n = *n_pointer; const uint lane = threadIdx.x % 32; \
              const uint3 at = uint3(blockIdx.x, blockIdx.y, blockIdx.z);"
         );
