@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
@@ -17,23 +17,43 @@ use crate::server::Shared;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client(pub u64);
 
+/// A client's batches take turns with its other requests as if they were another's.
+const BATCH: u64 = 1 << 63;
+
+impl Client {
+    /// Whoever answers its batches.
+    pub fn batch(self) -> Client {
+        Client(self.0 ^ BATCH)
+    }
+
+    /// Whose memory and work it is: a client and its batches are one.
+    pub fn account(self) -> u64 {
+        self.0 & !BATCH
+    }
+}
+
 /// What anybody may see.
 const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
 
 /// Lets in who has a key, and notes who that is.
 pub async fn check(State(shared): State<Shared>, mut request: Request, next: Next) -> Result<Response, ApiError> {
     let peer = request.extensions().get::<SocketAddr>().map(SocketAddr::ip);
+    check_number_of_hosts(&request)?;
     let open = OPEN.contains(&request.uri().path()) || api::page::has(request.uri().path());
     let client = if shared.config.api_keys.is_empty() {
         if shared.config.address.ip().is_loopback() {
             check_host(request.headers(), request.uri(), &shared.config.hosts)?;
         }
+        check_site(&request, &shared.config.cors)?;
         peer.map_or(0, number)
     } else {
         match key(request.headers()).map(|key| find(&shared.config.api_keys, key)) {
             Some(Some(number)) => number,
             _ if open => u64::MAX,
             given => {
+                if given.is_some() {
+                    shared.limits.wrong_key(peer.map_or(0, number))?;
+                }
                 let message = match given {
                     None => "an API key is needed, as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
                     _ => "the API key is not one of this server's",
@@ -78,6 +98,36 @@ fn number_of_key(key: &[u8]) -> u64 {
     Sha256::digest(key).iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
+/// HTTP wants one `Host`, so that all on the way agree which it is.
+fn check_number_of_hosts(request: &Request) -> Result<(), ApiError> {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    if hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11) {
+        return Ok(());
+    }
+    Err(ApiError::bad(format!("{hosts} Host headers; a request has one")))
+}
+
+/// Where no key is asked for, a page of another site must not change anything: browsers send forms and empty requests for
+/// it without asking first. They say where a request comes from; other programs say nothing.
+fn check_site(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
+    let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
+    let (site, origin) = (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN));
+    let own = |origin: &str| {
+        let host = origin.split_once("://").map(|(_, host)| host);
+        host.zip(text(header::HOST)).is_some_and(|(from, here)| from.eq_ignore_ascii_case(here))
+    };
+    let is_own = match (site, origin) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, origin) => origin.is_none_or(own),
+    };
+    let is_allowed = |origin: &str| allowed.iter().any(|one| one == "*" || one.trim_end_matches('/') == origin);
+    if request.method().is_safe() || is_own || origin.is_some_and(is_allowed) {
+        return Ok(());
+    }
+    let message = format!("pages of {} may not use this server; --cors lets them", origin.unwrap_or("other sites"));
+    Err(ApiError::new(StatusCode::FORBIDDEN, message))
+}
+
 /// Endings of names that no name server of the internet gives out: those of the loopback (RFC 6761), and of private
 /// networks (RFC 6762, RFC 8375, and ICANN for `internal`, where containers find their host).
 const LOOPBACK: &str = "localhost";
@@ -87,8 +137,13 @@ const PRIVATE: [&str; 3] = ["local", "home.arpa", "internal"];
 /// has to be one of this machine. In a private network others can give a name to it; programs are let in by such a name,
 /// and pages, whose requests say of which origin they are, are not.
 fn check_host(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> Result<(), ApiError> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(uri.authority().map(|a| a.as_str()));
-    let Some(host) = host else { return Ok(()) };
+    let header = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("no text"));
+    let mut hosts = header.into_iter().chain(uri.authority().map(|a| a.as_str()));
+    let by_program = !headers.contains_key(header::ORIGIN);
+    hosts.try_for_each(|host| check_name(host, by_program, allowed))
+}
+
+fn check_name(host: &str, by_program: bool, allowed: &[String]) -> Result<(), ApiError> {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
         _ => host,
@@ -101,7 +156,6 @@ fn check_host(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> Result<(), 
         !label.is_empty() && (name == own || name == label || name.strip_suffix(".local") == Some(label))
     };
     let is_allowed = |given: &String| given == "*" || given.trim_end_matches('.').eq_ignore_ascii_case(&name);
-    let by_program = !headers.contains_key(header::ORIGIN);
     if name.parse::<IpAddr>().is_ok()
         || ends(LOOPBACK)
         || by_program && PRIVATE.into_iter().any(ends)
@@ -157,6 +211,36 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(name, value.parse().unwrap());
             assert_eq!(key(&headers).and_then(|key| find(&keys, key)), expected, "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_change_nothing() {
+        let allowed = ["https://a.example/".to_owned()];
+        let good = |method: &str, headers: &[(&'static str, &'static str)]| {
+            let mut request = Request::builder().method(method).header("host", "localhost:8080");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            check_site(&request.body(axum::body::Body::empty()).unwrap(), &allowed).is_ok()
+        };
+        let (evil, cross) = (("origin", "https://evil.example"), ("sec-fetch-site", "cross-site"));
+        for (expected, method, headers) in [
+            (true, "POST", &[][..]),
+            (true, "POST", &[("origin", "http://localhost:8080")]),
+            (true, "POST", &[("origin", "https://proxy.example"), ("sec-fetch-site", "same-origin")]),
+            (true, "POST", &[("sec-fetch-site", "none")]),
+            (true, "POST", &[("origin", "https://a.example"), cross]),
+            (true, "GET", &[evil, cross]),
+            (false, "POST", &[evil]),
+            (false, "POST", &[cross]),
+            (false, "POST", &[evil, cross]),
+            (false, "DELETE", &[evil]),
+            (false, "POST", &[("origin", "null")]),
+            (false, "POST", &[("origin", "http://localhost:3000")]),
+            (false, "POST", &[("origin", "http://localhost:3000"), ("sec-fetch-site", "same-site")]),
+        ] {
+            assert_eq!(good(method, headers), expected, "{method} {headers:?}");
         }
     }
 

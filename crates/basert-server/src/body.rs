@@ -10,6 +10,40 @@ use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
 use crate::json;
 use crate::server::Shared;
+use crate::work;
+
+/// What a value of JSON takes when it is read, in bytes: its place in a list that grows, and in what is made of it.
+pub const VALUE: usize = 128;
+/// A body may take this many times its limit when it is read, and in any case so many bytes.
+const GROWTH: usize = 4;
+const ALWAYS: usize = 16 << 20;
+
+/// What is wrong with a body that could not be read.
+fn unread(error: &axum::Error) -> ApiError {
+    let known = ApiError::within(error).cloned();
+    known.unwrap_or_else(|| ApiError::bad(format!("the body could not be read: {error}")))
+}
+
+/// The most values that a text has if it is JSON: one more than there are commas, colons and opening brackets.
+pub fn values(text: &[u8]) -> usize {
+    let (mut values, mut at) = (1, 0);
+    while let Some(&byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b',' | b':' | b'[' | b'{' => values += 1,
+            b'"' => {
+                while let Some(&byte) = text.get(at) {
+                    at += if byte == b'\\' { 2 } else { 1 };
+                    if byte == b'"' {
+                        break;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    values
+}
 
 /// A JSON object from a request's body.
 #[derive(Debug, Default)]
@@ -20,20 +54,16 @@ impl FromRequest<Shared> for Fields {
 
     async fn from_request(request: Request, shared: &Shared) -> Result<Fields, ApiError> {
         json::check_headers(request.headers())?;
-        let warnings = request.extensions().get::<Warnings>().cloned();
-        let (limit, patience) = (shared.config.body_limit, shared.config.header_timeout);
-        let bytes = tokio::time::timeout(patience, to_bytes(request.into_body(), limit)).await;
-        let late = |_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body of the request did not come in time");
-        let bytes = bytes.map_err(late)?.map_err(|error| {
-            let large =
-                std::error::Error::source(&error).is_some_and(|source| source.to_string().contains("length limit"));
-            if large {
-                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body is larger than {limit} bytes"))
-            } else {
-                ApiError::bad(format!("the body could not be read: {error}"))
-            }
-        })?;
-        let warnings = warnings.unwrap_or_default();
+        let warnings = request.extensions().get::<Warnings>().cloned().unwrap_or_default();
+        let bytes = to_bytes(request.into_body(), usize::MAX).await.map_err(|error| unread(&error))?;
+        let (values, most) = (values(&bytes), shared.config.body_limit.saturating_mul(GROWTH).max(ALWAYS));
+        // The texts are there twice, in the body and in what is made of it.
+        let taken = bytes.len().saturating_add(values.saturating_mul(VALUE));
+        if taken > most {
+            let message = format!("the body has {values} values, which take more than {most} bytes");
+            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+        }
+        work::hold(taken)?;
         Ok(Fields(Fields::parse(&bytes)?.0, warnings))
     }
 }
@@ -120,6 +150,31 @@ mod tests {
     use serde::Deserialize;
 
     use super::*;
+
+    #[test]
+    fn there_are_never_more_values_than_were_counted() {
+        fn all(value: &Value) -> usize {
+            match value {
+                Value::Array(list) => 1 + list.iter().map(all).sum::<usize>(),
+                Value::Object(map) => 1 + map.values().map(|value| 1 + all(value)).sum::<usize>(),
+                _ => 1,
+            }
+        }
+        for text in [
+            "1",
+            "[]",
+            "[1,2,[3,[]],{}]",
+            r#"{"a":1,"b":[true,null],"c":{"d":"e"}}"#,
+            r#"["a,b:c[d{","\\",",\",","\u005c",","]"#,
+            "\n[ 1 , 2 ]\t",
+        ] {
+            let value: Value = serde_json::from_str(text).unwrap();
+            assert!((all(&value)..=all(&value) + 3).contains(&values(text.as_bytes())), "{text}");
+        }
+        for broken in ["", "\"", "\"\\", "[\"a,", "\\\""] {
+            values(broken.as_bytes());
+        }
+    }
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]

@@ -21,6 +21,10 @@ pub struct Config {
     pub aliases: Vec<String>,
     /// The largest body of a request, in bytes.
     pub body_limit: usize,
+    /// Bytes that all requests may take together, beside what models take; one client may take half of it.
+    pub request_memory: usize,
+    /// Connections at once; one address may have half of them.
+    pub connections: usize,
     /// How long a client may take to send the head of a request, and as long again for its body.
     pub header_timeout: Duration,
     /// How long a client may take nothing of what is sent to it.
@@ -49,6 +53,8 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     /// Where uploaded files and results of batches are kept; there are none without.
     pub files: Option<PathBuf>,
+    /// Bytes of all of them; those of one client may be half of it.
+    pub files_limit: u64,
 }
 
 impl Default for Config {
@@ -60,6 +66,8 @@ impl Default for Config {
             hosts: Vec::new(),
             aliases: Vec::new(),
             body_limit: 32 << 20,
+            request_memory: 1 << 30,
+            connections: 8192,
             header_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(3600),
@@ -74,6 +82,7 @@ impl Default for Config {
             share_prefixes: false,
             idle_timeout: None,
             files: None,
+            files_limit: 10 << 30,
         }
     }
 }

@@ -25,7 +25,9 @@ use tokio::net::TcpStream;
 use tower::ServiceExt;
 
 use crate::config::Config;
+use crate::connections::Connection;
 use crate::stall::Stalling;
+use crate::transfer::With;
 
 /// How long a client that says nothing more is left in peace, and between two probes.
 const PROBE: Duration = Duration::from_millis(500);
@@ -36,6 +38,7 @@ pub fn serve(
     peer: SocketAddr,
     router: Router,
     config: &Config,
+    place: Arc<Connection>,
 ) -> hyper::server::conn::http1::Connection<
     TokioIo<Stalling<Socket>>,
     impl hyper::service::HttpService<Incoming, ResBody = Body, Error = Infallible, Future: Send> + use<>,
@@ -50,11 +53,14 @@ pub fn serve(
             *request.uri_mut() = uri;
         }
         request.extensions_mut().insert(peer);
-        let (socket, router) = (watched.clone(), router.clone());
+        place.works();
+        let (socket, router, waits) = (watched.clone(), router.clone(), Waits(place.clone()));
         async move {
             let takes_interim = request.version() >= Version::HTTP_11;
             tokio::select! {
-                Ok(response) = router.oneshot(request) => Ok(socket.watch(response)),
+                Ok(response) = router.oneshot(request) => {
+                    Ok(socket.watch(response).map(|body| Body::new(With::new(body, waits))))
+                }
                 () = socket.gone(takes_interim) => Ok(StatusCode::REQUEST_TIMEOUT.into_response()),
             }
         }
@@ -64,6 +70,15 @@ pub fn serve(
         .header_read_timeout(config.header_timeout)
         .half_close(true)
         .serve_connection(TokioIo::new(Stalling::new(socket, config.write_timeout)), service)
+}
+
+/// A connection that waits for a request again when this is dropped.
+struct Waits(Arc<Connection>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        self.0.waits();
+    }
 }
 
 /// The families of endpoints.

@@ -10,6 +10,9 @@ use axum::response::{IntoResponse, Response};
 use basert_engine::EngineError;
 use serde_json::{Value, json};
 
+/// Seconds after which to come back where nothing is known of how long it takes.
+const SOON: u64 = 5;
+
 /// A request that is refused, or that failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -23,11 +26,13 @@ pub struct ApiError {
     /// Tokens of a prompt that is longer than the context, and those of the context. Programs that shorten conversations
     /// know that by the words that an API has for it.
     pub overflow: Option<(usize, usize)>,
+    /// Seconds after which the same request may succeed.
+    pub again_after: Option<u64>,
 }
 
 impl ApiError {
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code: None, overflow: None }
+        ApiError { status, message: message.into(), param: None, code: None, overflow: None, again_after: None }
     }
 
     /// The request is wrong.
@@ -48,6 +53,16 @@ impl ApiError {
 
     pub fn with_code(self, code: &'static str) -> ApiError {
         ApiError { code: Some(code), ..self }
+    }
+
+    /// The same request may succeed after so many seconds.
+    pub fn again_after(self, seconds: u64) -> ApiError {
+        ApiError { again_after: Some(seconds.max(1)), ..self }
+    }
+
+    /// The error that another one was caused by.
+    pub fn within<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e ApiError> {
+        std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
     }
 
     /// As OpenAI's API says it.
@@ -149,8 +164,8 @@ pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
     for (name, value) in response.headers().iter().filter(|(name, _)| *name == header::ALLOW) {
         worded.headers_mut().insert(name, value.clone());
     }
-    if matches!(error.status.as_u16(), 429 | 503) {
-        worded.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    if let Some(seconds) = error.again_after.or((error.status == StatusCode::SERVICE_UNAVAILABLE).then_some(SOON)) {
+        worded.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
     if error.status == StatusCode::UNAUTHORIZED {
         worded.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -11,16 +11,22 @@
 
 mod api;
 mod auth;
+mod batches;
 mod body;
+mod bounds;
+mod budget;
 mod config;
 mod connection;
+mod connections;
 mod cors;
 mod error;
 mod fields;
 mod files;
 mod identity;
 mod json;
+mod kept;
 mod limits;
+mod lines;
 mod log;
 mod model;
 mod registry;
@@ -28,6 +34,8 @@ mod server;
 mod sse;
 mod stall;
 mod telemetry;
+mod transfer;
+mod work;
 
 pub use config::Config;
 pub use model::{Loaded, Source};

@@ -16,18 +16,25 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::api::batches::{self, Batches};
-use crate::api::responses::Kept;
+use crate::auth::Client;
+use crate::batches::{self, Batches};
+use crate::budget::Budget;
 use crate::config::Config;
+use crate::connections::Connections;
 use crate::error::ApiError;
 use crate::files::Files;
+use crate::kept::Kept;
 use crate::limits::Limits;
 use crate::model::Source;
 use crate::registry::Registry;
+use crate::work::Work;
 use crate::{api, auth, connection, cors, error, fields, log, telemetry};
 
 /// How often models and limits are looked after.
 const TIDY: Duration = Duration::from_secs(5);
+/// How long to wait after a connection could not be accepted.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a server does not run.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +80,10 @@ pub struct Inner {
     pub config: Arc<Config>,
     pub registry: Arc<Registry>,
     pub limits: Limits,
+    /// What requests take of memory.
+    pub budget: Arc<Budget>,
+    /// Where they are worked on.
+    pub work: Arc<Work>,
     pub responses: Kept,
     pub batches: Batches,
     /// Where files are kept, if anywhere.
@@ -92,7 +103,7 @@ impl std::ops::Deref for Shared {
 impl Shared {
     /// The salt of the client's prompts: what is cached of them is for prompts of the same salt. Its batches have it too.
     pub fn salt(&self, client: u64) -> u64 {
-        if self.config.api_keys.is_empty() || self.config.share_prefixes { 0 } else { client & !batches::BATCH }
+        if self.config.api_keys.is_empty() || self.config.share_prefixes { 0 } else { Client(client).account() }
     }
 
     pub fn is_draining(&self) -> bool {
@@ -168,28 +179,31 @@ impl Server {
         }
         let cors = cors::layer(&config.cors)?;
         let files = config.files.clone().map(|folder| {
-            Files::open(folder.clone()).map(Arc::new).map_err(|source| ServeError::Files { folder, source })
+            Files::open(folder.clone(), config.files_limit)
+                .map(Arc::new)
+                .map_err(|source| ServeError::Files { folder, source })
         });
         let files = files.transpose()?;
-        if let Some(files) = &files {
-            batches::recover(files);
-        }
         telemetry::recorder();
         let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
         let config = Arc::new(config);
         let registry = Arc::new(Registry::new(sources, config.clone()));
         let limits = Limits::new(config.rate_limit);
+        let budget = Budget::new(config.request_memory / 4 * 3);
         let shared = Shared(Arc::new(Inner {
+            responses: Kept::new(config.request_memory / 4),
             config,
+            budget,
+            work: Work::new(),
             registry,
             limits,
-            responses: Kept::default(),
-            batches: Batches::default(),
+            batches: files.as_deref().map(batches::recover).unwrap_or_default(),
             files,
             draining: AtomicBool::new(false),
         }));
-        let router = api::router()
-            .layer(DefaultBodyLimit::max(shared.config.body_limit))
+        let router = api::router(&shared)
+            // Bodies are limited for all.
+            .layer(DefaultBodyLimit::disable())
             .layer(middleware::from_fn_with_state(shared.clone(), refuse_when_draining))
             .layer(middleware::from_fn_with_state(shared.clone(), auth::check))
             .layer(middleware::from_fn(error::in_its_own_shape))
@@ -226,22 +240,38 @@ impl Server {
         let Server { listener, shared, router, stop } = self;
         let connections = GracefulShutdown::new();
         let tidy = tokio::spawn(tidy(shared.clone()));
+        batches::resume(&shared);
+        let places = Connections::new(shared.config.connections);
+        let mut pause = SHORTEST_PAUSE;
         loop {
+            let accepted = async {
+                places.room().await;
+                listener.accept().await
+            };
             tokio::select! {
-                accepted = listener.accept() => match accepted {
+                accepted = accepted => match accepted {
                     Ok((stream, peer)) => {
-                        let connection = connection::serve(stream, peer, router.clone(), &shared.config);
-                        let connection = connections.watch(connection);
+                        pause = SHORTEST_PAUSE;
+                        let Some(place) = places.open(peer) else { continue };
+                        let http = connection::serve(stream, peer, router.clone(), &shared.config, place.clone());
+                        let http = connections.watch(http);
                         tokio::spawn(async move {
-                            if let Err(error) = connection.await {
-                                tracing::debug!(%error, "connection");
+                            tokio::select! {
+                                ended = http => if let Err(error) = ended {
+                                    tracing::debug!(%error, "connection");
+                                },
+                                () = place.closed() => {}
                             }
                         });
                     }
                     // Out of file descriptors, or the client is gone already.
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        if pause == SHORTEST_PAUSE {
+                            tracing::warn!(%error, "cannot accept a connection");
+                        }
+                        places.close_idle(None);
+                        tokio::time::sleep(pause).await;
+                        pause = (pause * 2).min(LONGEST_PAUSE);
                     }
                 },
                 () = stop.told(Ending::Patiently) => break,
@@ -258,10 +288,11 @@ impl Server {
             }
         };
         tokio::select! {
-            () = connections.shutdown() => {}
+            _ = futures_util::future::join(connections.shutdown(), shared.batches.drained()) => {}
             () = over => tracing::warn!(in_flight = shared.registry.in_flight(), "requests are cut off"),
         }
         tidy.abort();
+        shared.work.stop();
         // What models know outlives them, if that is wanted; whoever says it again does not wait for that.
         tokio::select! {
             () = shared.registry.end() => {}
@@ -276,7 +307,8 @@ async fn refuse_when_draining(
     next: Next,
 ) -> Result<Response, ApiError> {
     if shared.is_draining() && request.method() == Method::POST {
-        return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to stop"));
+        let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to stop");
+        return Err(error.again_after(shared.config.drain_timeout.as_secs()));
     }
     Ok(next.run(request).await)
 }
@@ -285,6 +317,7 @@ async fn tidy(shared: Shared) {
     loop {
         tokio::time::sleep(TIDY).await;
         shared.limits.tidy();
+        shared.work.tidy();
         if let Some(idle) = shared.config.idle_timeout {
             shared.registry.unload_idle(idle);
         }

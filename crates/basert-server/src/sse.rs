@@ -11,7 +11,21 @@ use futures_util::stream;
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::model::{Event, Events};
+use crate::model::{Event, Events, Part, TokenText};
+
+/// Tokens with log probabilities that are written at once: others want to be served meanwhile.
+const AT_ONCE: usize = 16;
+
+/// A long piece as several.
+fn divided(choice: usize, parts: Vec<Part>, mut tokens: Vec<TokenText>) -> VecDeque<Event> {
+    let mut pieces = VecDeque::new();
+    while tokens.len() > AT_ONCE {
+        let rest = tokens.split_off(AT_ONCE);
+        pieces.push_back(Event::Piece { choice, parts: vec![], tokens: std::mem::replace(&mut tokens, rest) });
+    }
+    pieces.push_back(Event::Piece { choice, parts, tokens });
+    pieces
+}
 
 /// An event of a stream: its name, where the API has names, and its data.
 pub struct Sent {
@@ -46,10 +60,17 @@ pub trait Narrator: Send + 'static {
 pub fn stream<N: Narrator>(events: Events, mut narrator: N, keep_alive: Duration) -> Response {
     let mut out = VecDeque::new();
     narrator.begin(&mut out);
-    let state = (events, narrator, out, false);
-    let sent = stream::unfold(state, async |(mut events, mut narrator, mut out, mut over)| {
+    let state = (events, narrator, out, VecDeque::new(), false);
+    let sent = stream::unfold(state, async |(mut events, mut narrator, mut out, mut parts, mut over)| {
         while out.is_empty() && !over {
+            if let Some(part) = parts.pop_front() {
+                narrator.event(part, &mut out);
+                continue;
+            }
             match events.next().await {
+                Some(Event::Piece { choice, parts: text, tokens }) if tokens.len() > AT_ONCE => {
+                    parts = divided(choice, text, tokens);
+                }
                 Some(Event::Failed { error }) => {
                     narrator.failed(&error, &mut out);
                     over = true;
@@ -63,7 +84,7 @@ pub fn stream<N: Narrator>(events: Events, mut narrator: N, keep_alive: Duration
         }
         let Sent { name, data } = out.pop_front()?;
         let event = name.map_or_else(sse::Event::default, |name| sse::Event::default().event(name)).data(data);
-        Some((Ok::<_, Infallible>(event), (events, narrator, out, over)))
+        Some((Ok::<_, Infallible>(event), (events, narrator, out, parts, over)))
     });
     let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(sent).keep_alive(keep_alive).into_response();

@@ -218,7 +218,22 @@ fn bombs_are_refused_in_time() {
     let crossed: Vec<Value> = (0..12)
         .map(|i| json!({"anyOf": (0..12).map(|j| json!({"properties": {format!("p{i}{j}"): {"type": "string"}}})).collect::<Vec<_>>()}))
         .collect();
+    // Rules that go on from each other, and many ways to go on from one.
+    let chain = |count: usize, rule: &dyn Fn(usize) -> String, last: &str| {
+        let rules: String = (0..count).map(|i| format!("r{i} ::= {}\n", rule(i + 1))).collect();
+        format!("root ::= r0\n{rules}r{count} ::= {last}")
+    };
+    let around = |i| format!("r{i} | \"a\" r{i} \"b\"");
+    let across = |i: usize| format!("r{} \"a\" | r{} \"b\" | \"c\"", i * 7 % 15_000, i * 3 % 15_000);
+    let ways: Vec<String> = (0..40_000).map(|i| format!("\"w{i}\" root")).collect();
     let bombs = [
+        Grammar::Gbnf(chain(30_000, &|i| format!("r{i}"), "\"x\"")),
+        Grammar::Gbnf(chain(20_000, &around, "\"x\"")),
+        Grammar::Gbnf(chain(20_000, &around, "\"x\" | root")),
+        Grammar::Gbnf(chain(15_000, &across, "\"x\"")),
+        Grammar::Gbnf(format!("root ::= {} | \"x\"", ways.join(" | "))),
+        Grammar::Gbnf(format!("root ::= {} \"x\"", "root? ".repeat(5000))),
+        Grammar::Lark(format!("start: {} | \"x\"", ways.join(" | ").replace("root", "start"))),
         Grammar::JsonSchema(doubling),
         Grammar::JsonSchema(nested),
         Grammar::JsonSchema(json!({"anyOf": wide})),

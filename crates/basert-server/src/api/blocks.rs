@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::content::{Unread, without_attribution};
 use crate::body;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
 
@@ -69,6 +70,7 @@ pub fn conversation(
     if messages.is_empty() {
         return Err(ApiError::field("messages", "there are none; a conversation needs one at least"));
     }
+    bounds::check("messages", messages.len(), bounds::MESSAGES)?;
     let last_of_user = messages.iter().rposition(|message| message["role"] == "user");
     for (index, message) in messages.into_iter().enumerate() {
         let path = format!("messages[{index}]");

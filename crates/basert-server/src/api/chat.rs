@@ -24,6 +24,7 @@ use crate::identity;
 use crate::model::{Event, Events, Finish, Job, Part, TokenText};
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
+use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/v1/chat/completions", post(complete))
@@ -147,7 +148,7 @@ async fn complete(
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
     }
-    reply.whole(events).await.map(IntoResponse::into_response)
+    reply.whole(events).await
 }
 
 /// What an answer has in common, whole or as a stream.
@@ -232,7 +233,7 @@ fn delta(part: Part) -> Option<Value> {
 }
 
 impl Reply {
-    async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
+    async fn whole(mut self, mut events: Events) -> Result<Response, ApiError> {
         let mut choices: Vec<Choice> = (0..self.n).map(|_| Choice::default()).collect();
         while let Some(event) = events.next().await {
             self.usage.count(&event);
@@ -240,6 +241,7 @@ impl Reply {
                 Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens } => {
                     let choice = &mut choices[choice];
+                    work::hold(tokens.iter().map(|token| TokenText::size(token.top.len())).sum())?;
                     choice.tokens.extend(tokens);
                     parts.into_iter().for_each(|part| drop(choice.items.push(part)));
                 }
@@ -247,23 +249,27 @@ impl Reply {
                 Event::Failed { error } => return Err(error),
             }
         }
-        let choices = choices.into_iter().enumerate().map(|(index, choice)| {
+        let large = self.logprobs;
+        let told = move || {
+            let choices = choices.into_iter().enumerate().map(|(index, choice)| {
+                json!({
+                    "index": index,
+                    "message": message(&choice.items),
+                    "logprobs": self.logprobs.then(|| json!({ "content": logprobs(&choice.tokens), "refusal": null })),
+                    "finish_reason": choice.finish.as_ref().map(finish_reason),
+                })
+            });
+            let choices: Vec<_> = choices.collect();
             json!({
-                "index": index,
-                "message": message(&choice.items),
-                "logprobs": self.logprobs.then(|| json!({ "content": logprobs(&choice.tokens), "refusal": null })),
-                "finish_reason": choice.finish.as_ref().map(finish_reason),
+                "id": self.id,
+                "object": "chat.completion",
+                "created": self.created,
+                "model": self.model,
+                "choices": choices,
+                "usage": self.usage.openai(),
             })
-        });
-        let choices: Vec<_> = choices.collect();
-        Ok(Json(json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            "usage": self.usage.openai(),
-        })))
+        };
+        if large { work::json(told).await } else { Ok(Json(told()).into_response()) }
     }
 
     /// A chunk of a stream.

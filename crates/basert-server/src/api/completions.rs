@@ -12,15 +12,17 @@ use serde_json::{Value, json};
 use super::chat::{Logprobs, MOST_LOGPROBS, finite};
 use super::format::Formats;
 use super::options::Options;
-use super::prompt::{Prompts, elsewhere};
+use super::prompt::Prompts;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::identity;
 use crate::model::{Event, Events, Finish, Job, Part, TokenText};
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
+use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/v1/completions", post(complete))
@@ -38,8 +40,6 @@ pub struct Request {
     echo: bool,
 }
 
-/// The most prompts of a request.
-const MOST_PROMPTS: usize = 64;
 /// The most tokens of an answer if a request does not say; as OpenAI's API has it.
 const UNASKED_TOKENS: usize = 16;
 
@@ -60,24 +60,25 @@ async fn complete(
         return Err(ApiError::field("logprobs", format!("{top} is more than {MOST_LOGPROBS}")));
     }
     let model = shared.registry.get(options.model.as_deref()).await?;
-    if request.prompt.len() > MOST_PROMPTS {
-        let message = format!("{} prompts; {MOST_PROMPTS} are the most", request.prompt.len());
-        return Err(ApiError::field("prompt", message));
-    }
+    bounds::check("prompt", request.prompt.len(), bounds::PROMPTS)?;
     let n = options.n.unwrap_or(1);
     let answers = model.answers(request.prompt.len(), n)?;
-    let echoes = if request.echo { request.prompt.texts(&model) } else { Vec::new() };
-    let prompts = request.prompt.tokens(&model, "prompt").await?;
+    let (echoes, prompts) = request.prompt.tokens(&model, "prompt", request.echo).await?;
+    work::hold(echoes.iter().map(String::len).sum::<usize>().saturating_mul(n))?;
     let constraint = match format.grammar(&warnings) {
         None => None,
         Some(grammar) => {
             let (model, field) = (model.clone(), format.field());
-            let compiled =
-                elsewhere(move || model.plain_constraint(&grammar).map_err(|error| ApiError::field(field, error)));
+            let compiled = work::run_long(move |_| {
+                model.plain_constraint(&grammar).map_err(|error| ApiError::field(field, error))
+            });
             Some(compiled.await?)
         }
     };
     let prompt_logprobs = request.echo && wanted.is_some();
+    if let Some(top) = wanted.filter(|_| prompt_logprobs) {
+        work::hold(prompts.iter().map(Vec::len).sum::<usize>().saturating_mul(n).saturating_mul(TokenText::size(top)))?;
+    }
     let scored = |i: usize| if prompt_logprobs { prompts[i / n].len() } else { 0 };
     let (usage, prompt_tokens) = (Usage::new(prompts.len(), n), (0..answers).map(scored).collect());
     let events = model.begin(Job {
@@ -108,7 +109,7 @@ async fn complete(
     if options.stream {
         return Ok(sse::stream(events, reply, shared.config.keep_alive));
     }
-    reply.whole(events).await.map(IntoResponse::into_response)
+    reply.whole(events).await
 }
 
 struct Reply {
@@ -173,7 +174,7 @@ impl Reply {
         })
     }
 
-    async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
+    async fn whole(mut self, mut events: Events) -> Result<Response, ApiError> {
         let mut texts = self.choices.clone();
         let mut tokens: Vec<Vec<TokenText>> = vec![vec![]; texts.len()];
         let mut reasons = vec![None; texts.len()];
@@ -183,22 +184,30 @@ impl Reply {
                 Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens: more } => {
                     texts[choice].push_str(&joined(parts));
+                    // Those of prompts are counted already.
+                    if more.len() == 1 {
+                        work::hold(TokenText::size(more[0].top.len()))?;
+                    }
                     tokens[choice].extend(more);
                 }
                 Event::End { choice, finish, .. } => reasons[choice] = Some(finish_reason(&finish)),
                 Event::Failed { error } => return Err(error),
             }
         }
-        let choices =
-            texts.into_iter().zip(tokens).zip(reasons).enumerate().map(|(index, ((text, tokens), reason))| {
-                let logprobs = self
-                    .logprobs
-                    .then(|| logprobs(&tokens, self.prompt_tokens[index], self.choices[index].chars().count()));
-                json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
-            });
-        let mut reply = self.object(choices.collect());
-        reply["usage"] = self.usage.openai();
-        Ok(Json(reply))
+        let large = self.logprobs;
+        let told = move || {
+            let choices =
+                texts.into_iter().zip(tokens).zip(reasons).enumerate().map(|(index, ((text, tokens), reason))| {
+                    let logprobs = self
+                        .logprobs
+                        .then(|| logprobs(&tokens, self.prompt_tokens[index], self.choices[index].chars().count()));
+                    json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
+                });
+            let mut reply = self.object(choices.collect());
+            reply["usage"] = self.usage.openai();
+            reply
+        };
+        if large { work::json(told).await } else { Ok(Json(told()).into_response()) }
     }
 
     fn chunk(&self, choice: usize, text: &str, tokens: &[TokenText], finish: Option<&Finish>) -> Sent {

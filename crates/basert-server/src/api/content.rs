@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::Warnings;
 
@@ -51,6 +52,7 @@ impl Content {
             Content::Text(text) => return Ok(text),
             Content::Parts(parts) => parts,
         };
+        bounds::check(path, parts.len(), bounds::PARTS)?;
         let mut texts = Vec::with_capacity(parts.len());
         for (i, part) in parts.into_iter().enumerate() {
             let path = format!("{path}[{i}]");

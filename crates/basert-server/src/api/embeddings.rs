@@ -1,21 +1,24 @@
 //! `/v1/embeddings`: vectors of texts, pooled from the model's last hidden states.
 
 use axum::extract::State;
+use axum::response::Response;
 use axum::routing::post;
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use basert_engine::Pooling;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::prompt::Prompts;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::model::{Event, Job};
 use crate::server::Shared;
+use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/v1/embeddings", post(embed))
@@ -48,21 +51,40 @@ enum How {
     Cls,
 }
 
-/// The most inputs of a request; as OpenAI's API has it.
-const MOST_INPUTS: usize = 2048;
+/// What a number of a vector takes, by itself and as text, in bytes.
+const NUMBER: usize = 20;
+
+#[derive(Serialize)]
+struct List {
+    object: &'static str,
+    data: Vec<Item>,
+    model: String,
+    usage: Value,
+}
+
+#[derive(Serialize)]
+struct Item {
+    object: &'static str,
+    index: usize,
+    embedding: Embedding,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Embedding {
+    Numbers(Vec<f32>),
+    Text(String),
+}
 
 async fn embed(
     State(shared): State<Shared>,
     Extension(Client(client)): Extension<Client>,
     fields: Fields,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let request: Request = fields.rest()?;
     let model = shared.registry.get(request.model.as_deref()).await?;
-    if request.input.len() > MOST_INPUTS {
-        let message = format!("{} inputs; {MOST_INPUTS} are the most", request.input.len());
-        return Err(ApiError::field("input", message));
-    }
-    let prompts = request.input.tokens(&model, "input").await?;
+    bounds::check("input", request.input.len(), bounds::INPUTS)?;
+    let (_, prompts) = request.input.tokens(&model, "input", false).await?;
     let pooling = match request.pooling {
         Some(How::Mean) => Pooling::Mean,
         Some(How::Last) => Pooling::Last,
@@ -98,16 +120,15 @@ async fn embed(
         let message = format!("{dimensions} dimensions; the model has {width}, and was not trained to do with fewer");
         return Err(ApiError::field("dimensions", message));
     }
-    let item = |(index, vector): (usize, &Vec<f32>)| {
-        let embedding = encoded(vector, request.encoding_format);
-        json!({ "object": "embedding", "index": index, "embedding": embedding })
-    };
-    Ok(Json(json!({
-        "object": "list",
-        "data": vectors.iter().enumerate().map(item).collect::<Vec<_>>(),
-        "model": model.name,
-        "usage": { "prompt_tokens": usage.prompt(), "total_tokens": usage.prompt() },
-    })))
+    let encoding = request.encoding_format;
+    work::hold(vectors.len().saturating_mul(width).saturating_mul(NUMBER))?;
+    work::json(move || {
+        let item = |(index, vector)| Item { object: "embedding", index, embedding: encoded(vector, encoding) };
+        let usage = json!({ "prompt_tokens": usage.prompt(), "total_tokens": usage.prompt() });
+        let data = vectors.into_iter().enumerate().map(item).collect();
+        List { object: "list", data, model: model.name.clone(), usage }
+    })
+    .await
 }
 
 /// What is wrong with a prompt is wrong with the input.
@@ -115,9 +136,11 @@ fn of_input(error: ApiError) -> ApiError {
     ApiError { param: error.param.map(|_| "input".to_owned()), ..error }
 }
 
-fn encoded(vector: &[f32], encoding: Encoding) -> Value {
+fn encoded(vector: Vec<f32>, encoding: Encoding) -> Embedding {
     match encoding {
-        Encoding::Float => vector.into(),
-        Encoding::Base64 => STANDARD.encode(vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()).into(),
+        Encoding::Float => Embedding::Numbers(vector),
+        Encoding::Base64 => {
+            Embedding::Text(STANDARD.encode(vector.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>()))
+        }
     }
 }

@@ -1,20 +1,25 @@
 //! `/v1/files`.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::Arc;
 
+use axum::body::Body;
 use axum::extract::multipart::{Multipart, MultipartError};
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
+use futures_util::stream;
 use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
 
-use super::prompt::elsewhere;
 use crate::auth::Client;
 use crate::error::ApiError;
 use crate::files::{Description, Files};
 use crate::server::Shared;
+use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new()
@@ -22,6 +27,9 @@ pub fn router() -> Router<Shared> {
         .route("/v1/files/{id}", get(describe).delete(remove))
         .route("/v1/files/{id}/content", get(content))
 }
+
+/// Bytes of a file that are read at once.
+const PIECE: usize = 64 << 10;
 
 /// The folder, if there is one.
 pub fn folder(shared: &Shared) -> Result<Arc<Files>, ApiError> {
@@ -48,7 +56,10 @@ async fn create(
     mut form: Multipart,
 ) -> Result<Json<Value>, ApiError> {
     let files = folder(&shared)?;
-    let wrong = |error: MultipartError| ApiError::new(error.status(), format!("the form: {}", error.body_text()));
+    let wrong = |error: MultipartError| {
+        let known = ApiError::within(&error).cloned();
+        known.unwrap_or_else(|| ApiError::new(error.status(), format!("the form: {}", error.body_text())))
+    };
     let (mut purpose, mut file) = (None, None);
     while let Some(field) = form.next_field().await.map_err(wrong)? {
         match field.name().unwrap_or_default() {
@@ -62,13 +73,13 @@ async fn create(
     }
     let Some((name, content)) = file else { return Err(ApiError::field("file", "there is none in the form")) };
     let Some(purpose) = purpose else { return Err(ApiError::field("purpose", "it is missing in the form")) };
-    let kept = elsewhere(move || files.create(client, &name, &purpose, &content)).await?;
+    let kept = work::run(move |_| files.create(client, &name, &purpose, &content)).await?;
     Ok(Json(shown(&kept)))
 }
 
 async fn list(State(shared): State<Shared>, Extension(client): Extension<Client>) -> Result<Json<Value>, ApiError> {
     let files = folder(&shared)?;
-    let found = elsewhere(move || Ok(files.list(client))).await?;
+    let found = work::run_long(move |_| Ok(files.list(client))).await?;
     let data: Vec<_> = found.iter().map(shown).collect();
     Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
 }
@@ -79,7 +90,7 @@ async fn describe(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let files = folder(&shared)?;
-    elsewhere(move || files.get(client, &id)).await.map(|file| Json(shown(&file)))
+    work::run(move |_| files.get(client, &id)).await.map(|file| Json(shown(&file)))
 }
 
 async fn remove(
@@ -89,7 +100,7 @@ async fn remove(
 ) -> Result<Json<Value>, ApiError> {
     let files = folder(&shared)?;
     let name = id.clone();
-    elsewhere(move || files.remove(client, &id)).await?;
+    work::run(move |_| files.remove(client, &id)).await?;
     Ok(Json(json!({ "id": name, "object": "file", "deleted": true })))
 }
 
@@ -99,12 +110,24 @@ async fn content(
     Path(id): Path<String>,
 ) -> Result<Response, ApiError> {
     let files = folder(&shared)?;
-    let bytes = elsewhere(move || files.content(client, &id)).await?;
+    let (description, file) = work::run(move |_| Ok((files.get(client, &id)?, files.content(client, &id)?))).await?;
     // Whatever it is, a browser must not show it as a page of this server.
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream"),
         (header::CONTENT_DISPOSITION, "attachment"),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    Ok((headers, bytes).into_response())
+    let length = [(header::CONTENT_LENGTH, description.bytes)];
+    Ok((headers, length, Body::from_stream(stream::unfold(file, piece))).into_response())
+}
+
+/// The next piece of a file, and the file; none at its end.
+async fn piece(mut file: File) -> Option<(io::Result<Vec<u8>>, File)> {
+    let read = spawn_blocking(move || {
+        let mut bytes = vec![0; PIECE];
+        let read = file.read(&mut bytes).map(|read| bytes.truncate(read));
+        (read.map(|()| bytes), file)
+    });
+    let (bytes, file) = read.await.ok()?;
+    (!bytes.as_ref().is_ok_and(Vec::is_empty)).then_some((bytes, file))
 }

@@ -19,6 +19,7 @@ use super::tools::{Choice, Function, Tools};
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
 use crate::identity;
@@ -132,6 +133,7 @@ async fn create(
     let Some(max_tokens) = request.max_tokens.filter(|&tokens| tokens > 0) else {
         return Err(ApiError::field("max_tokens", "a number of 1 or more is required"));
     };
+    bounds::stops("stop_sequences", &request.stop_sequences)?;
     let tools = request.tools(&warnings)?;
     let model = shared.registry.get(options.model.as_deref()).await?;
     let stop = request.stop_sequences.clone();

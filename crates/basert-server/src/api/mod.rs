@@ -1,6 +1,6 @@
 //! The endpoints, a file for each family.
 
-pub mod batches;
+mod batches;
 mod blocks;
 mod chat;
 mod codex;
@@ -19,19 +19,32 @@ mod openapi;
 mod options;
 pub mod page;
 mod prompt;
-pub mod responses;
+mod responses;
 mod said;
 mod thinking;
 mod tokenize;
 mod tools;
 mod usage;
 
-use axum::Router;
+use std::sync::Arc;
 
+use axum::body::{Body, HttpBody};
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::{Extension, Router};
+
+use crate::auth::Client;
+use crate::error::ApiError;
 use crate::server::Shared;
+use crate::transfer::{Timely, With};
+use crate::work::{Left, Served};
+
+/// A body of so many bytes is read at once.
+const SMALL: u64 = 32 << 10;
 
 /// All of them.
-pub fn router() -> Router<Shared> {
+pub fn router(shared: &Shared) -> Router<Shared> {
     Router::new()
         .merge(chat::router())
         .merge(completions::router())
@@ -45,4 +58,24 @@ pub fn router() -> Router<Shared> {
         .merge(health::router())
         .merge(openapi::router())
         .merge(page::router())
+        .layer(from_fn_with_state(shared.clone(), within_limits))
+}
+
+/// Serves a request with a body that has to come in time, with an account of the memory that it takes until its answer is
+/// over, and where it delays nobody.
+async fn within_limits(
+    State(shared): State<Shared>,
+    Extension(client): Extension<Client>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let small = request.body().size_hint().upper().is_some_and(|bytes| bytes <= SMALL);
+    let hold = Arc::new(shared.budget.hold(client));
+    let (limit, patience) = (shared.config.body_limit, shared.config.header_timeout);
+    let request = request.map(|body| Body::new(Timely::new(body, limit, patience, hold.clone())));
+    let left = Left::default();
+    let served = Served { work: shared.work.clone(), client, hold: hold.clone(), small, left: left.0.clone() };
+    let answer = served.scope(next.run(request));
+    let response = if small { answer.await } else { shared.work.serve(client, answer).await? };
+    Ok(response.map(|body| Body::new(With::new(body, hold))))
 }

@@ -7,6 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use crate::body::Fields;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::model::Model;
 
@@ -71,17 +72,13 @@ impl<'de> Deserialize<'de> for Unwanted {
     }
 }
 
-/// The most stop texts of a request.
-const MOST_STOPS: usize = 16;
-
 impl Options {
     /// Takes them out of the fields of a request, but for those that its endpoint does not have.
     pub fn take(fields: &mut Fields, but: &[&str]) -> Result<Options, ApiError> {
         let mut options: Options = fields.take(but)?;
         options.stop.retain(|stop| !stop.is_empty());
-        if options.stop.len() > MOST_STOPS {
-            return Err(ApiError::field("stop", format!("{} texts; {MOST_STOPS} are the most", options.stop.len())));
-        }
+        bounds::stops("stop", &options.stop)?;
+        bounds::check("logit_bias", options.logit_bias.as_ref().map_or(0, BTreeMap::len), bounds::BIASES)?;
         if options.n == Some(0) {
             return Err(ApiError::field("n", "0 answers; at least 1 has to be asked for"));
         }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use basert_engine::EngineError;
 use basert_text::{CallGrammar, Constraint, EncodeOptions, Ending, Grammar, GrammarError, relaxed};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -11,9 +12,11 @@ use serde_json::{Map, Value, json};
 use super::content::{Content, Unread, without_attribution};
 use super::format::Format;
 use super::tools::{Choice, Tools};
+use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
 use crate::model::{ChatAnswer, Model};
+use crate::work::{self, Wanted};
 
 /// A message of a chat, as OpenAI's API has it.
 #[derive(Debug, Deserialize)]
@@ -91,6 +94,7 @@ impl Reading<'_> {
         if !message.tool_calls.is_empty() && role != "assistant" {
             return Err(ApiError::field(path("tool_calls"), "only the assistant calls tools"));
         }
+        bounds::check(&path("tool_calls"), message.tool_calls.len(), bounds::CALLS)?;
         let call_id = message.tool_call_id.filter(|id| !id.is_empty());
         let answered = match (role, call_id) {
             ("tool", Some(id)) => {
@@ -172,12 +176,14 @@ impl Chat {
         if messages.is_empty() {
             return Err(ApiError::field("messages", "there are none; a chat needs one at least"));
         }
+        bounds::check("messages", messages.len(), bounds::MESSAGES)?;
         Ok(Chat { messages: self::messages(messages, warnings)?, warnings: warnings.clone(), ..Chat::default() })
     }
 
     /// The prompt, up to where the answer begins or goes on. That may take a while, and does so elsewhere.
     pub async fn render(self, model: Arc<Model>) -> Result<Rendered, ApiError> {
-        elsewhere(move || {
+        let is_free = !self.format.is_asked() && matches!(self.tools.choice, Choice::Auto | Choice::None);
+        let render = move |wanted: &Wanted| {
             let Some(template) = &model.template else {
                 let message = format!("'{}' has no chat template; it completes text at /v1/completions", model.name);
                 return Err(ApiError::bad(message));
@@ -192,13 +198,14 @@ impl Chat {
             };
             let prompt = model.dialect.prompt(template, &model.tokenizer, &chat);
             let prompt = prompt.map_err(|error| ApiError::field("messages", error))?;
+            refuse_long(wanted, &model, &prompt.text)?;
             let tokens = prompt.tokens(&model.tokenizer).map_err(|error| ApiError::bad(error.to_string()))?;
             let text = prompt.text;
             let constraint = self.constraint(&model, &tools, &text)?;
             let one_call = !self.tools.parallel;
             Ok(Rendered { tokens, answer: ChatAnswer { prompt: text, tools, one_call }, constraint })
-        })
-        .await
+        };
+        if is_free { work::run(render).await } else { work::run_long(render).await }
     }
 }
 
@@ -263,28 +270,35 @@ impl Prompts {
         }
     }
 
-    /// The text of each.
-    pub fn texts(&self, model: &Model) -> Vec<String> {
-        let decode = |tokens: &Vec<u32>| model.tokenizer.decode(tokens, false);
-        match self {
-            Prompts::Text(text) => vec![text.clone()],
-            Prompts::Texts(texts) => texts.clone(),
-            Prompts::Tokens(tokens) => vec![decode(tokens)],
-            Prompts::ManyTokens(tokens) => tokens.iter().map(decode).collect(),
-        }
-    }
-
-    /// The tokens of each, of which there has to be one; a field of this name has them.
-    pub async fn tokens(self, model: &Arc<Model>, field: &str) -> Result<Vec<Vec<u32>>, ApiError> {
+    /// The text of each, if they are wanted, and their tokens, of which there has to be one; a field of this name has them.
+    pub async fn tokens(
+        self,
+        model: &Arc<Model>,
+        field: &str,
+        texts: bool,
+    ) -> Result<(Vec<String>, Vec<Vec<u32>>), ApiError> {
         let many = matches!(self, Prompts::Texts(_) | Prompts::ManyTokens(_));
-        let all = match self {
-            Prompts::Tokens(tokens) => vec![tokens],
-            Prompts::ManyTokens(tokens) => tokens,
-            Prompts::Text(text) => texts_tokens(model.clone(), vec![text]).await?,
-            Prompts::Texts(texts) => texts_tokens(model.clone(), texts).await?,
-        };
+        let (known, model) = (self, model.clone());
+        let read = work::run(move |wanted| {
+            let decode = |tokens: Vec<Vec<u32>>| {
+                let fits = |tokens: &&Vec<u32>| tokens.len() <= model.context;
+                let text = |tokens: &Vec<u32>| model.tokenizer.decode(tokens, false);
+                // What is too long is refused by the model.
+                let texts = if texts { tokens.iter().filter(fits).map(text).collect() } else { vec![] };
+                Ok((texts, tokens))
+            };
+            let all = match known {
+                Prompts::Tokens(tokens) => return decode(vec![tokens]),
+                Prompts::ManyTokens(tokens) => return decode(tokens),
+                Prompts::Text(text) => vec![text],
+                Prompts::Texts(texts) => texts,
+            };
+            let tokens = all.iter().map(|text| encode(wanted, &model, text)).collect::<Result<_, _>>()?;
+            Ok((if texts { all } else { vec![] }, tokens))
+        });
+        let (texts, all) = read.await?;
         match all.iter().position(Vec::is_empty) {
-            None => Ok(all),
+            None => Ok((texts, all)),
             Some(place) => {
                 let path = if many { format!("{field}[{place}]") } else { field.to_owned() };
                 Err(ApiError::field(path, "this has no tokens; there is nothing to read"))
@@ -293,24 +307,40 @@ impl Prompts {
     }
 }
 
-async fn texts_tokens(model: Arc<Model>, texts: Vec<String>) -> Result<Vec<Vec<u32>>, ApiError> {
-    elsewhere(move || texts.iter().map(|text| encode(&model, text)).collect()).await
-}
-
 /// Tokens of a plain text.
 pub async fn text_tokens(model: Arc<Model>, text: String) -> Result<Vec<u32>, ApiError> {
-    elsewhere(move || encode(&model, &text)).await
+    work::run(move |wanted| encode(wanted, &model, &text)).await
 }
 
-fn encode(model: &Model, text: &str) -> Result<Vec<u32>, ApiError> {
-    let options = EncodeOptions { add_special: true, parse_special: true };
-    model.tokenizer.encode(text, options).map_err(|error| ApiError::bad(error.to_string()))
+/// How a plain text becomes tokens.
+const PLAIN: EncodeOptions = EncodeOptions { add_special: true, parse_special: true };
+
+fn encode(wanted: &Wanted, model: &Model, text: &str) -> Result<Vec<u32>, ApiError> {
+    refuse_long(wanted, model, text)?;
+    model.tokenizer.encode(text, PLAIN).map_err(|error| ApiError::bad(error.to_string()))
 }
 
-/// Runs what takes long where it delays nobody.
-pub async fn elsewhere<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let result = tokio::task::spawn_blocking(work).await;
-    result.unwrap_or_else(|error| Err(ApiError::internal(format!("a request failed unexpectedly: {error}"))))
+/// Bytes of a text that becomes tokens whatever the context is.
+const SHORT: usize = 256 << 10;
+/// More bytes than a token of a common text has.
+const COMMON: usize = 8;
+
+/// Refuses a text that is much too long for the context before all of it has become tokens.
+fn refuse_long(wanted: &Wanted, model: &Model, text: &str) -> Result<(), ApiError> {
+    let too_long = |tokens| Err(EngineError::ContextFull { tokens, context: model.context }.into());
+    if text.len() > SHORT.max(model.context.saturating_mul(model.longest_token)) {
+        return too_long(text.len() / model.longest_token.max(1));
+    }
+    // Of what would fit if all its tokens were as long as the longest one, beginnings are looked at first.
+    let mut part = SHORT.max(model.context.saturating_mul(COMMON));
+    while part < text.len() {
+        wanted.check()?;
+        let found = model.tokenizer.encode(&text[..text.floor_char_boundary(part)], PLAIN);
+        let found = found.map_err(|error| ApiError::bad(error.to_string()))?.len();
+        if found > model.context.saturating_mul(2) {
+            return too_long(found);
+        }
+        part = part.saturating_mul(COMMON);
+    }
+    wanted.check()
 }

@@ -1,10 +1,8 @@
 //! `/v1/responses`: OpenAI's API in which a conversation may be kept here, in memory.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
 
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
@@ -22,11 +20,13 @@ use super::thinking::Thinking;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::identity;
 use crate::model::{Event, Events, Finish, Job};
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
+use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/v1/responses", post(create)).route("/v1/responses/{id}", get(read).delete(remove))
@@ -66,72 +66,19 @@ struct Text {
     verbosity: Option<IgnoredAny>,
 }
 
-/// Bytes of conversations that later requests may go on from. Then the oldest is forgotten.
-const KEPT: usize = 256 << 20;
-
-/// Answers and the messages that led to them.
-#[derive(Default)]
-pub struct Kept {
-    inner: Mutex<Inner>,
-}
-
-#[derive(Default)]
-struct Inner {
-    answers: HashMap<String, Arc<Answer>>,
-    order: VecDeque<String>,
-    bytes: usize,
-}
-
-/// An answer, whose it is, and all messages of the conversation up to its end.
-struct Answer {
-    client: u64,
-    response: Value,
-    messages: Vec<Value>,
-    bytes: usize,
-}
-
-impl Kept {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn get(&self, id: &str, client: u64) -> Result<Arc<Answer>, ApiError> {
-        let found = self.lock().answers.get(id).filter(|answer| answer.client == client).cloned();
-        let none = || ApiError::new(StatusCode::NOT_FOUND, format!("there is no response '{id}', or no longer"));
-        found.ok_or_else(none)
-    }
-
-    fn keep(&self, id: &str, client: u64, response: Value, messages: Vec<Value>) {
-        let bytes =
-            response.to_string().len() + messages.iter().map(|message| message.to_string().len()).sum::<usize>();
-        let mut inner = self.lock();
-        inner.bytes += bytes;
-        inner.answers.insert(id.to_owned(), Arc::new(Answer { client, response, messages, bytes }));
-        inner.order.push_back(id.to_owned());
-        while inner.bytes > KEPT {
-            let Some(oldest) = inner.order.pop_front() else { break };
-            inner.bytes -= inner.answers.remove(&oldest).map_or(0, |answer| answer.bytes);
-        }
-    }
-
-    fn remove(&self, id: &str) {
-        let mut inner = self.lock();
-        inner.bytes -= inner.answers.remove(id).map_or(0, |answer| answer.bytes);
-        inner.order.retain(|other| other != id);
-    }
-}
-
 async fn read(
     State(shared): State<Shared>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    Ok(Json(shared.responses.get(&id, client)?.response.clone()))
+) -> Result<Response, ApiError> {
+    let answer = shared.responses.get(&id, client)?;
+    work::hold(answer.bytes)?;
+    work::json(move || answer.response.clone()).await
 }
 
 async fn remove(
     State(shared): State<Shared>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     shared.responses.get(&id, client)?;
@@ -141,10 +88,11 @@ async fn remove(
 
 async fn create(
     State(shared): State<Shared>,
-    Extension(Client(client)): Extension<Client>,
+    Extension(client): Extension<Client>,
     mut fields: Fields,
 ) -> Result<Response, ApiError> {
     let metadata = fields.0.shift_remove("metadata").unwrap_or_else(|| json!({}));
+    bounds::metadata(&metadata)?;
     let store = fields.0.shift_remove("store").is_none_or(|store| store != false);
     let warnings = fields.1.clone();
     let options = Options::take(&mut fields, &OTHERS)?;
@@ -160,7 +108,11 @@ async fn create(
     let (tools, known, listed) =
         declared::read(declared, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let mut messages = match &request.previous_response_id {
-        Some(id) => shared.responses.get(id, client)?.messages.clone(),
+        Some(id) => {
+            let before = shared.responses.get(id, client)?;
+            work::hold(before.bytes)?;
+            work::run(move |_| Ok(before.messages.clone())).await?
+        }
         None => vec![],
     };
     match request.input {
@@ -183,8 +135,8 @@ async fn create(
     let chat = Chat { messages: all, tools, format, variables, warnings, ..Chat::default() };
     let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let events = model.begin(Job {
-        client,
-        salt: shared.salt(client),
+        client: client.0,
+        salt: shared.salt(client.0),
         prompts: vec![tokens],
         n: 1,
         sampling: options.sampling(&model)?,
@@ -239,7 +191,7 @@ struct Reply {
     about: Value,
     /// The conversation, if it is to be kept.
     messages: Option<Vec<Value>>,
-    client: u64,
+    client: Client,
     shared: Shared,
     usage: Usage,
     items: Items,

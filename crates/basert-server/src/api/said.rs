@@ -7,6 +7,7 @@ use super::content::{Content, Unread, without_attribution};
 use super::declared::{INPUT, SHELL};
 use super::tools;
 use crate::body;
+use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{Place, Warnings};
 
@@ -74,6 +75,7 @@ const OF_THE_SERVICE: [&str; 13] = [
 
 /// Adds the items of an input to the messages.
 pub fn add(items: Vec<Value>, messages: &mut Vec<Value>, warnings: &Warnings) -> Result<(), ApiError> {
+    bounds::check("input", items.len(), bounds::MESSAGES)?;
     let last_of_user = items.iter().rposition(|item| item["role"] == "user");
     for (index, item) in items.into_iter().enumerate() {
         let unread = if last_of_user == Some(index) { Unread::Refused } else { Unread::Noted(warnings) };

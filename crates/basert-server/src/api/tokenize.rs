@@ -1,6 +1,7 @@
 //! `/v1/tokenize`: the tokens of a text or of a chat.
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use super::tools::Tools;
 use crate::body::Fields;
 use crate::error::ApiError;
 use crate::server::Shared;
+use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/v1/tokenize", post(tokenize)).route("/v1/detokenize", post(detokenize))
@@ -55,5 +57,16 @@ pub struct Tokens {
 async fn detokenize(State(shared): State<Shared>, fields: Fields) -> Result<Json<Value>, ApiError> {
     let request: Tokens = fields.rest()?;
     let model = shared.registry.get(request.model.as_deref()).await?;
-    Ok(Json(json!({ "text": model.tokenizer.decode(&request.tokens, false) })))
+    let limit = shared.config.body_limit;
+    let text = work::run(move |wanted| {
+        let bytes = |&id: &u32| model.tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
+        let bytes = request.tokens.iter().map(bytes).sum::<usize>();
+        if bytes > limit {
+            let message = format!("{bytes} bytes of text; {limit} are the most");
+            return Err(ApiError { status: StatusCode::PAYLOAD_TOO_LARGE, ..ApiError::field("tokens", message) });
+        }
+        wanted.hold(2 * bytes)?;
+        Ok(model.tokenizer.decode(&request.tokens, false))
+    });
+    Ok(Json(json!({ "text": text.await? })))
 }

@@ -1,8 +1,11 @@
 //! Tools that a model may call.
 
+use std::collections::HashSet;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
 
@@ -93,6 +96,8 @@ impl Tools {
         (choice, among): (Choice, Option<Vec<String>>),
         parallel: bool,
     ) -> Result<Tools, ApiError> {
+        bounds::check("tools", functions.len(), bounds::TOOLS)?;
+        let mut names = HashSet::new();
         for (i, function) in functions.iter().enumerate() {
             let name = &function.name;
             let good = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-' | b'.');
@@ -100,19 +105,20 @@ impl Tools {
                 let message = format!("'{name}' is not a name of letters, digits, '_', '-' and '.'");
                 return Err(ApiError::field(format!("tools[{i}].function.name"), message));
             }
-            if functions[..i].iter().any(|other| other.name == *name) {
+            if !names.insert(name.as_str()) {
                 let message = format!("two tools are called '{name}'");
                 return Err(ApiError::field(format!("tools[{i}].function.name"), message));
             }
         }
         let named = if let Choice::Named(name) = &choice { Some(name) } else { None };
         for name in among.iter().flatten().chain(named) {
-            if !functions.iter().any(|function| function.name == *name) {
+            if !names.contains(name.as_str()) {
                 return Err(ApiError::field("tool_choice", format!("there is no tool '{name}' in tools")));
             }
         }
         if let Some(among) = &among {
-            functions.retain(|function| among.contains(&function.name));
+            let among: HashSet<&str> = among.iter().map(String::as_str).collect();
+            functions.retain(|function| among.contains(function.name.as_str()));
         }
         if choice == Choice::Required && functions.is_empty() {
             return Err(ApiError::field("tool_choice", "there are no tools to be called"));

@@ -76,6 +76,14 @@ pub struct TokenText {
     pub top: Vec<(u32, Vec<u8>, f32)>,
 }
 
+impl TokenText {
+    /// What a token takes of memory until its answer is sent, with so many of the likeliest ones, in bytes: its text, its
+    /// place in JSON with what is around it, and JSON's text.
+    pub fn size(top: usize) -> usize {
+        (top + 1) * 512
+    }
+}
+
 /// Something that happened to an answer, which goes by its number among all of the job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {

@@ -75,6 +75,8 @@ pub struct Model {
     pub sampling: Sampling,
     /// How hidden states become a vector where a request does not say, or why they do not.
     pub pooling: Result<Pooling, String>,
+    /// Bytes of the longest token.
+    pub longest_token: usize,
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
     answered: Arc<Answered>,
@@ -89,6 +91,8 @@ impl Model {
         let Loaded { engine, tokenizer, template, draft, sampling, pooling } = loaded;
         let context = engine.context();
         let most_answers = config.parallel.min(engine.limits().wanted).max(1);
+        let bytes = |id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
+        let longest_token = (0..tokenizer.vocab_size() as u32).map(bytes).max().unwrap_or(0);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
         let reasons = template.as_ref().is_some_and(|(template, _)| dialect.reasons(template));
         let markers = dialect.tokens(&tokenizer);
@@ -108,6 +112,7 @@ impl Model {
             most_answers,
             sampling,
             pooling,
+            longest_token,
             orders,
             thread,
             answered,

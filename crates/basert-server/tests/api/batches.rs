@@ -127,3 +127,90 @@ fn files_are_their_owners_and_nothing_else_is_a_file() {
     let without = Running::start("no files");
     assert_eq!(without.get("/v1/files").send().unwrap().status(), 501);
 }
+
+#[test]
+fn the_next_server_goes_on_with_a_batch_and_loses_no_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = || Config { files: Some(folder.path().to_owned()), parallel: 2, ..config() };
+    let ask = |i: usize| json!({ "prompt": format!("Number {i}"), "max_tokens": 200, "ignore_eos": true });
+    let server = Running::with(with(), "batch begun", tiny);
+    let mut lines: String = (0..40).map(|i| line(i, ask(i))).collect();
+    lines += &line(40, json!({ "prompt": "x", "frobnicate": 1 }));
+    let mut batch = begin(&server, &lines);
+    let id = batch["id"].as_str().unwrap().to_owned();
+    let written = folder.path().join(format!("{id}.good"));
+    let lines_in = |text: &str| text.lines().count();
+    let answered = |server: &Running, least: u64| {
+        for _ in 0..1000 {
+            let counts = &read(server, &format!("/v1/batches/{id}"))["request_counts"];
+            if counts["completed"].as_u64().unwrap() >= least {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("there are no answers");
+    };
+    answered(&server, 3);
+    // At once, as if it had been killed; and amid an answer that is written.
+    drop(server);
+    let first = std::fs::read_to_string(&written).unwrap();
+    assert!((3..40).contains(&lines_in(&first)), "{first}");
+    std::fs::write(&written, format!("{first}{{\"id\":\"half")).unwrap();
+    let mut server = Running::with(with(), "batch goes on", tiny);
+    answered(&server, lines_in(&first) as u64 + 3);
+    // And patiently.
+    server.stop.drain();
+    server.join();
+    let second = std::fs::read_to_string(&written).unwrap();
+    assert!(second.starts_with(&first) && second.ends_with('\n') && lines_in(&second) < 40, "{second}");
+    let server = Running::with(with(), "batch ends", tiny);
+    batch = wait(&server, &batch);
+    assert_eq!(batch["status"], "completed");
+    assert_eq!(batch["request_counts"], json!({ "total": 41, "completed": 40, "failed": 1 }));
+    let path = format!("/v1/files/{}/content", batch["output_file_id"].as_str().unwrap());
+    let all = server.get(&path).send().unwrap().text().unwrap();
+    assert!(all.starts_with(&second));
+    let ids: Vec<String> = all
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["custom_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids, (0..40).map(|i| format!("r{i}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_request_that_ends_the_server_twice_ends_its_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = || Config { files: Some(folder.path().to_owned()), parallel: 1, ..config() };
+    let endless = |i| line(i, json!({ "prompt": "x", "max_tokens": 1000, "ignore_eos": true, "n": 1, "min_p": 0.0 }));
+    let server = Running::with(with(), "deadly", tiny);
+    let batch = begin(&server, &(0..50).map(endless).collect::<String>());
+    let id = batch["id"].as_str().unwrap().to_owned();
+    drop(server);
+    let file = folder.path().join(format!("{id}.json"));
+    let mut known: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    known["resumed"] =
+        json!(std::fs::read_to_string(folder.path().join(format!("{id}.good"))).map_or(0, |t| t.lines().count()));
+    std::fs::write(&file, known.to_string()).unwrap();
+    let batch = wait(&Running::with(with(), "deadly again", tiny), &batch);
+    assert_eq!((&batch["status"], &batch["errors"]["data"][0]["code"]), (&json!("failed"), &json!("interrupted")));
+}
+
+#[test]
+fn a_client_may_have_so_many_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config { files: Some(folder.path().to_owned()), parallel: 1, ..config() };
+    let server = Running::with(config, "many batches", tiny);
+    let long = json!({ "prompt": "x", "max_tokens": 900, "ignore_eos": true });
+    let first = begin(&server, &(0..100).map(|i| line(i, long.clone())).collect::<String>());
+    let again =
+        json!({ "input_file_id": first["input_file_id"], "endpoint": "/v1/completions", "completion_window": "24h" });
+    let responses: Vec<_> = (0..16).map(|_| server.post("/v1/batches", &again).send().unwrap()).collect();
+    let last = responses.last().unwrap();
+    assert_eq!((responses[14].status().as_u16(), last.status().as_u16()), (200, 429));
+    assert_eq!(last.headers()["retry-after"], "60");
+    let other = server.refused(
+        "/v1/batches",
+        &json!({ "input_file_id": "x", "endpoint": "/v1/completions", "completion_window": "24h", "metadata": [[]] }),
+    );
+    assert_eq!((other.0, &other.1["error"]["param"]), (400, &json!("metadata")));
+}

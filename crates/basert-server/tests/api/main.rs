@@ -1,5 +1,6 @@
 //! A server on a free port, with a tiny model of random weights, asked over HTTP as its clients do.
 
+mod abuse;
 mod anthropic;
 mod batches;
 mod clients;

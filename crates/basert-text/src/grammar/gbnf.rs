@@ -4,10 +4,10 @@
 //! not recurse becomes a terminal, as large as possible, and what does recurse a rule. As in Lark, a terminal takes as much
 //! text as it can.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write;
 
-/// Brackets inside each other.
+/// Brackets inside each other, and rules that do not recurse.
 const DEEPEST: usize = 200;
 
 /// The most repetitions that can be asked for by number.
@@ -39,7 +39,7 @@ pub(super) fn to_lark(source: &str) -> Result<String, String> {
         }
     }
     let root = *names.get("root").ok_or("there is no rule root")?;
-    let mut writer = Writer::new(&rules, names);
+    let mut writer = Writer::new(&rules, names)?;
     let start = writer.rule_text(&rules[root].1);
     let mut lark = format!("start: {start}\n");
     for (i, (_, rule)) in rules.iter().enumerate() {
@@ -77,28 +77,40 @@ struct Writer<'r> {
 }
 
 impl<'r> Writer<'r> {
-    fn new(rules: &'r [(String, Expr)], names: HashMap<&'r str, usize>) -> Self {
+    fn new(rules: &'r [(String, Expr)], names: HashMap<&'r str, usize>) -> Result<Self, String> {
         let used: Vec<Vec<usize>> =
             rules.iter().map(|(_, rule)| uses(rule).into_iter().map(|name| names[name]).collect()).collect();
         // Without those that use none of the rest, again and again, the recursive ones are left.
-        let mut regular: Vec<usize> = Vec::new();
-        let mut left: HashSet<usize> = (0..rules.len()).collect();
-        loop {
-            let done: Vec<usize> =
-                left.iter().copied().filter(|&i| !used[i].iter().any(|j| left.contains(j))).collect();
-            if done.is_empty() {
-                break;
-            }
-            left.retain(|i| !done.contains(i));
-            regular.extend(done);
+        let mut users = vec![Vec::new(); rules.len()];
+        let mut left: Vec<usize> = used.iter().map(Vec::len).collect();
+        for (i, used) in used.iter().enumerate() {
+            used.iter().for_each(|&j| users[j].push(i));
         }
-        let recursive = (0..rules.len()).map(|i| left.contains(&i)).collect();
+        let mut regular: Vec<usize> = (0..rules.len()).filter(|&i| left[i] == 0).collect();
+        let mut done = 0;
+        while let Some(&i) = regular.get(done) {
+            done += 1;
+            for &user in &users[i] {
+                left[user] -= 1;
+                if left[user] == 0 {
+                    regular.push(user);
+                }
+            }
+        }
+        let recursive = left.iter().map(|&left| left > 0).collect();
+        let mut depths = vec![0; rules.len()];
+        for &i in &regular {
+            depths[i] = used[i].iter().map(|&j| depths[j] + 1).max().unwrap_or(0);
+            if depths[i] > DEEPEST {
+                return Err(format!("rule {}: at most {DEEPEST} rules inside each other", rules[i].0));
+            }
+        }
         let nullable = vec![false; rules.len()];
         let mut writer = Self { rules, names, recursive, nullable, terminals: Vec::new() };
         for i in regular {
             writer.nullable[i] = writer.is_nullable(&writer.rules[i].1);
         }
-        writer
+        Ok(writer)
     }
 
     fn is_regular(&self, expr: &Expr) -> bool {

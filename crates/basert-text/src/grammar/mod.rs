@@ -12,8 +12,8 @@ mod vocabulary;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::api::{GrammarInit, GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::{Logger, Matcher, ParserFactory};
 use serde_json::{Value, json};
 use toktrie::{InferenceCapabilities, TokEnv};
 
@@ -39,6 +39,10 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
+/// What is allowed to it for grammars that are written as such. Its time grows with the square of the items that it looks
+/// at together: 200 ms.
+const LIMITS_OF_GRAMMARS: ParserLimits = ParserLimits { step_max_items: 20_000, max_grammar_size: 20_000, ..LIMITS };
+
 /// What an answer has to be.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grammar {
@@ -56,6 +60,16 @@ pub enum Grammar {
     Calls(CallGrammar),
     /// Calls of tools, or an answer by another grammar, which is not one of calls.
     CallsOr(CallGrammar, Box<Grammar>),
+}
+
+impl Grammar {
+    fn limits(&self) -> ParserLimits {
+        match self {
+            Grammar::Lark(_) | Grammar::Gbnf(_) => LIMITS_OF_GRAMMARS,
+            Grammar::CallsOr(_, other) => other.limits(),
+            Grammar::JsonObject | Grammar::JsonSchema(_) | Grammar::Regex(_) | Grammar::Calls(_) => LIMITS,
+        }
+    }
 }
 
 /// What may come before the part of an answer that a grammar is for.
@@ -132,10 +146,7 @@ impl GrammarCompiler {
             let slices = llguidance::earley::SlicedBiasComputer::general_slices();
             ParserFactory::new(&environment, InferenceCapabilities::default(), &slices).map_err(|e| e.to_string())
         });
-        let mut factory = factory.map_err(failed)?;
-        factory.quiet();
-        *factory.limits_mut() = LIMITS;
-        Ok(Self { factory, tokenizer })
+        Ok(Self { factory: factory.map_err(failed)?, tokenizer })
     }
 
     /// Compiles a grammar for a whole answer.
@@ -151,7 +162,7 @@ impl GrammarCompiler {
     /// # Errors
     /// As for [`GrammarCompiler::compile`].
     pub fn compile_after(&self, grammar: &Grammar, preface: &Preface) -> Result<Constraint, GrammarError> {
-        self.start(self.sources(grammar)?, preface).map_err(|reason| self.blame(grammar, reason))
+        self.start(self.sources(grammar)?, preface, grammar.limits()).map_err(|reason| self.blame(grammar, reason))
     }
 
     /// What the library gets: a grammar for each kind of answer that there may be.
@@ -201,7 +212,7 @@ impl GrammarCompiler {
             Grammar::JsonObject => self.blame(&Grammar::JsonSchema(any_object()), reason),
             Grammar::JsonSchema(schema) => schema::blame(schema, reason, &|part| {
                 let source = GrammarWithLexer::from_json_schema(schema::with_space(part));
-                self.start(vec![(Answer::Text, source)], &Preface::None).map(drop)
+                self.start(vec![(Answer::Text, source)], &Preface::None, LIMITS).map(drop)
             }),
             Grammar::Lark(_) | Grammar::Gbnf(_) => GrammarError::Grammar { kind: "grammar", reason },
             Grammar::Regex(_) => GrammarError::Grammar { kind: "regular expression", reason },
@@ -209,7 +220,12 @@ impl GrammarCompiler {
         }
     }
 
-    fn start(&self, sources: Vec<(Answer, GrammarWithLexer)>, preface: &Preface) -> Result<Constraint, String> {
+    fn start(
+        &self,
+        sources: Vec<(Answer, GrammarWithLexer)>,
+        preface: &Preface,
+        limits: ParserLimits,
+    ) -> Result<Constraint, String> {
         let answers: Vec<Answer> = sources.iter().map(|&(answer, _)| answer).collect();
         let lark = match preface {
             Preface::OfDialect { dialect, prompt, reasons } => {
@@ -226,7 +242,10 @@ impl GrammarCompiler {
         );
         let top = TopLevelGrammar { grammars, max_tokens: None };
         on_own_stack(|| {
-            let matcher = Matcher::new(self.factory.create_parser(top));
+            let (grammar, logger) = (GrammarInit::Serialized(top), Logger::new(0, 0));
+            let capabilities = InferenceCapabilities::default();
+            let parser = self.factory.create_parser_from_init_ext(grammar, logger, capabilities, limits);
+            let matcher = Matcher::new(parser);
             if let Some(error) = matcher.get_error() {
                 return Err(error);
             }

@@ -116,6 +116,12 @@ struct NetworkArgs {
     /// The largest body of a request, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = count(1))]
     body_limit: usize,
+    /// Memory for all requests together, beside what models take, in MiB; one client may take half of it
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = count(16))]
+    request_memory: usize,
+    /// Connections at once; one address may have half of them
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = count(1))]
+    max_connections: usize,
     /// Seconds that the head of a request may take, and again its body
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = count(1))]
     header_timeout: usize,
@@ -137,6 +143,9 @@ struct NetworkArgs {
     /// Keep uploaded files and results of batches in this folder; without, there are none
     #[arg(long, value_name = "FOLDER")]
     files_dir: Option<PathBuf>,
+    /// Room for all files, in MiB; those of one client may take half of it
+    #[arg(long, value_name = "MIB", default_value_t = 10240, value_parser = count(1))]
+    files_limit: usize,
 }
 
 #[derive(clap::Args)]
@@ -240,6 +249,8 @@ impl Args {
             hosts: network.allow_host.clone(),
             aliases: network.alias.clone(),
             body_limit: network.body_limit << 20,
+            request_memory: network.request_memory << 20,
+            connections: network.max_connections,
             header_timeout: seconds(network.header_timeout),
             write_timeout: seconds(network.write_timeout),
             request_timeout: seconds(network.request_timeout),
@@ -254,6 +265,7 @@ impl Args {
             share_prefixes: self.share_prefixes,
             idle_timeout: network.idle_timeout.map(seconds),
             files: network.files_dir.clone(),
+            files_limit: (network.files_limit as u64) << 20,
         })
     }
 

@@ -1,0 +1,447 @@
+//! Batches under way.
+//!
+//! Lines are read when it is their turn, and answers are appended to files as they come, in the order of the lines. So a
+//! server that ends, however it does, loses no answer that was complete, and the next one goes on where it was: as many
+//! lines are done as there are answers.
+
+use std::fs::File;
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Extension;
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Request, StatusCode, header};
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::{JoinSet, spawn_blocking};
+use tower::ServiceExt;
+
+use crate::api;
+use crate::auth::Client;
+use crate::budget::Hold;
+use crate::error::{self, ApiError};
+use crate::files::{EACH, Files};
+use crate::identity;
+use crate::lines::{self, Line, Place, Wrong};
+use crate::server::Shared;
+use crate::work;
+
+/// Batches under way, of one client and of all.
+const MOST: usize = 16;
+const MOST_OF_ALL: usize = 256;
+/// The largest answer to a request, in bytes.
+const LARGEST_ANSWER: usize = 64 << 20;
+/// How long to wait where a request has to be tried again.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Seconds after which a batch that has not ended does.
+const WINDOW: u64 = 24 * 3600;
+/// The files that answers are appended to: what they are called when the batch has ended, and what was asked is then told
+/// by. They lie beside the batch by the endings.
+const OUTPUTS: [(&str, &str); 2] = [("output_file_id", "good"), ("error_file_id", "bad")];
+/// What is told of how many answers are in each.
+const COUNTS: [&str; 2] = ["completed", "failed"];
+
+/// A batch, as it is told and kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Batch {
+    pub owner: u64,
+    /// What is told.
+    pub told: Value,
+    /// How many lines were done when a server last went on with it.
+    #[serde(default)]
+    resumed: Option<usize>,
+}
+
+impl Batch {
+    pub fn new(client: Client, input: String, endpoint: String, metadata: Option<Value>) -> Batch {
+        let now = identity::now();
+        let told = json!({
+            "id": identity::unique("batch_"),
+            "object": "batch",
+            "endpoint": endpoint,
+            "errors": null,
+            "input_file_id": input,
+            "completion_window": "24h",
+            "status": "in_progress",
+            "output_file_id": null,
+            "error_file_id": null,
+            "created_at": now,
+            "in_progress_at": now,
+            "expires_at": now + WINDOW,
+            "request_counts": { "total": 0, "completed": 0, "failed": 0 },
+            "metadata": metadata,
+        });
+        Batch { owner: client.0, told, resumed: None }
+    }
+
+    pub fn id(&self) -> &str {
+        self.text("id")
+    }
+
+    fn text(&self, name: &str) -> &str {
+        self.told[name].as_str().unwrap_or_default()
+    }
+
+    fn client(&self) -> Client {
+        Client(self.owner)
+    }
+
+    /// How many lines were answered.
+    fn done(&self) -> usize {
+        COUNTS.iter().map(|&name| self.told["request_counts"][name].as_u64().unwrap_or(0) as usize).sum()
+    }
+
+    fn has_expired(&self) -> bool {
+        self.told["expires_at"].as_u64().is_some_and(|end| identity::now() >= end)
+    }
+
+    fn ended(&mut self, status: &str) {
+        self.told["status"] = status.into();
+        self.told[format!("{status}_at")] = identity::now().into();
+    }
+
+    fn failed(&mut self, code: &str, message: &str, line: Option<usize>) {
+        self.ended("failed");
+        let error = json!({ "code": code, "message": message, "line": line, "param": null });
+        self.told["errors"] = json!({ "object": "list", "data": [error] });
+    }
+
+    /// Counts an answer, by the file that it is in.
+    fn count(&mut self, output: usize) {
+        let count = &mut self.told["request_counts"][COUNTS[output]];
+        *count = (count.as_u64().unwrap_or(0) + 1).into();
+    }
+}
+
+/// Batches that are being computed. They change here, and are written down when they begin and end.
+#[derive(Debug, Default)]
+pub struct Batches {
+    running: Mutex<Vec<Batch>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl Batches {
+    fn lock(&self) -> MutexGuard<'_, Vec<Batch>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch that runs.
+    pub fn get(&self, id: &str) -> Option<Batch> {
+        self.lock().iter().find(|batch| batch.id() == id).cloned()
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Batch)) -> Option<Batch> {
+        let mut running = self.lock();
+        let batch = running.iter_mut().find(|batch| batch.id() == id)?;
+        change(batch);
+        Some(batch.clone())
+    }
+
+    /// Cancels a batch that runs.
+    pub fn cancel(&self, id: &str) -> Option<Batch> {
+        self.change(id, |batch| {
+            if batch.text("status") == "in_progress" {
+                batch.told["status"] = "cancelling".into();
+                batch.told["cancelling_at"] = identity::now().into();
+            }
+        })
+    }
+
+    /// Makes room for a batch, if there is any.
+    fn admit(&self, batch: &Batch) -> Result<(), ApiError> {
+        let mut running = self.lock();
+        let own = running.iter().filter(|other| other.owner == batch.owner).count();
+        if own >= MOST || running.len() >= MOST_OF_ALL {
+            let message = format!(
+                "{own} of your batches and {} of all are under way; there may be {MOST} and {MOST_OF_ALL}",
+                running.len()
+            );
+            let error = ApiError::new(StatusCode::TOO_MANY_REQUESTS, message);
+            return Err(error.with_code("rate_limit_exceeded").again_after(60));
+        }
+        running.push(batch.clone());
+        Ok(())
+    }
+
+    fn end(&self, id: &str) {
+        self.lock().retain(|batch| batch.id() != id);
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Waits until what had begun is written down. Nothing begins while the server drains.
+    pub async fn drained(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// Begins a batch, or says in it what is wrong with its lines.
+pub async fn begin(shared: &Shared, files: Arc<Files>, batch: Batch) -> Result<Batch, ApiError> {
+    shared.batches.admit(&batch)?;
+    let admitted = Admitted::new(shared, &batch);
+    let (limit, hold) = (shared.config.body_limit, shared.budget.hold(batch.client()));
+    let writer = files.clone();
+    let checked = work::run_long(move |wanted| {
+        let mut batch = batch;
+        let file = writer.content(batch.client(), batch.text("input_file_id"))?;
+        let places = match lines::check(&file, batch.text("endpoint"), limit, wanted, &hold) {
+            Ok(places) => places,
+            Err(Wrong::Line(line, message)) => {
+                batch.failed("invalid_line", &message, Some(line));
+                vec![]
+            }
+            Err(Wrong::All(error)) => return Err(error),
+        };
+        batch.told["request_counts"]["total"] = places.len().into();
+        writer.take(batch.client(), EACH)?;
+        writer.write(batch.id(), &batch)?;
+        Ok((batch, Lines { file: Arc::new(Mutex::new(file)), places, _hold: hold }))
+    });
+    let (batch, lines) = checked.await?;
+    if batch.text("status") == "in_progress" {
+        shared.batches.change(batch.id(), |running| *running = batch.clone());
+        shared.batches.spawn(run(files, admitted, batch.clone(), lines));
+    }
+    Ok(batch)
+}
+
+/// The room of a batch, which is given back when it has ended.
+struct Admitted {
+    shared: Shared,
+    id: String,
+    /// What could not be written down can still be told.
+    stays: bool,
+}
+
+impl Admitted {
+    fn new(shared: &Shared, batch: &Batch) -> Admitted {
+        Admitted { shared: shared.clone(), id: batch.id().to_owned(), stays: false }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        if !self.stays {
+            self.shared.batches.end(&self.id);
+        }
+    }
+}
+
+/// What a batch asks.
+struct Lines {
+    file: Arc<Mutex<File>>,
+    places: Vec<Place>,
+    _hold: Hold,
+}
+
+/// Batches that a server before left unfinished, with what was answered of them.
+pub fn recover(files: &Files) -> Batches {
+    let all = files.all::<Batch>("batch_").into_iter();
+    let unfinished = all.filter(|batch| matches!(batch.text("status"), "in_progress" | "cancelling"));
+    let running = unfinished.map(|mut batch| {
+        for (place, (_, ending)) in OUTPUTS.iter().enumerate() {
+            let path = files.path(batch.id(), ending).filter(|path| path.exists());
+            let (answers, bytes) = path.and_then(|path| lines::whole(&path).ok()).unwrap_or_default();
+            files.add(batch.client(), bytes);
+            batch.told["request_counts"][COUNTS[place]] = answers.into();
+        }
+        batch
+    });
+    Batches { running: Mutex::new(running.collect()), ..Batches::default() }
+}
+
+/// Goes on with them.
+pub fn resume(shared: &Shared) {
+    let Some(files) = &shared.files else { return };
+    let all = shared.batches.lock().clone();
+    for batch in all {
+        shared.batches.spawn(go_on(files.clone(), Admitted::new(shared, &batch), batch));
+    }
+}
+
+async fn go_on(files: Arc<Files>, admitted: Admitted, mut batch: Batch) {
+    let done = batch.done();
+    // A request that ends the server must not do so again and again.
+    if batch.resumed == Some(done) {
+        batch.failed("interrupted", "the server ended twice while it answered this line", Some(done + 1));
+        return finish(files, admitted, batch).await;
+    }
+    batch.resumed = Some(done);
+    let shared = &admitted.shared;
+    let (limit, hold, client) = (shared.config.body_limit, shared.budget.hold(batch.client()), batch.client());
+    let (reader, asked) = (files.clone(), batch.clone());
+    let read = shared.work.run(client, move |wanted| {
+        let file = reader.content(client, asked.text("input_file_id"))?;
+        let places = lines::check(&file, asked.text("endpoint"), limit, wanted, &hold);
+        let places = places.map_err(|wrong| match wrong {
+            Wrong::Line(line, message) => ApiError::bad(format!("line {line}: {message}")),
+            Wrong::All(error) => error,
+        })?;
+        reader.write(asked.id(), &asked)?;
+        Ok(Lines { file: Arc::new(Mutex::new(file)), places, _hold: hold })
+    });
+    match read.await {
+        Ok(lines) => {
+            tracing::info!(id = batch.id(), done, "batch goes on");
+            run(files, admitted, batch, lines).await;
+        }
+        Err(error) => {
+            batch.failed("interrupted", &format!("the server ended, and the next one cannot go on: {error}"), None);
+            finish(files, admitted, batch).await;
+        }
+    }
+}
+
+/// What became of a line.
+enum Answered {
+    /// A line for one of the [`OUTPUTS`].
+    Line(usize, String),
+    /// It is not asked any more.
+    Not,
+}
+
+/// Answers the lines that are not done.
+async fn run(files: Arc<Files>, admitted: Admitted, batch: Batch, lines: Lines) {
+    let shared = &admitted.shared;
+    let kept = answer_all(shared, &files, &batch, &lines).await;
+    let Some(mut batch) = shared.batches.get(batch.id()) else { return };
+    match kept {
+        Err(error) => batch.failed("not_kept", &error.message, None),
+        Ok(()) if batch.done() >= lines.places.len() => batch.ended("completed"),
+        Ok(()) if batch.text("status") == "cancelling" => batch.ended("cancelled"),
+        Ok(()) if batch.has_expired() => batch.ended("expired"),
+        Ok(()) => return leave(files, batch).await,
+    }
+    finish(files, admitted, batch).await;
+}
+
+/// Leaves a batch to the next server, which may do so as well.
+async fn leave(files: Arc<Files>, mut batch: Batch) {
+    batch.resumed = None;
+    let written = spawn_blocking(move || files.write(batch.id(), &batch)).await;
+    if let Ok(Err(error)) = written {
+        tracing::warn!(%error, "a batch cannot be written down");
+    }
+}
+
+/// Answers lines, and writes the answers down; an error if that is not possible.
+async fn answer_all(shared: &Shared, files: &Arc<Files>, batch: &Batch, lines: &Lines) -> Result<(), ApiError> {
+    let (client, service) = (batch.client(), asked(shared, batch.client()));
+    let places = lines.places.get(batch.done()..).unwrap_or_default().iter().copied();
+    let answers = stream::iter(places)
+        .map(|place| answer(shared, service.clone(), batch, lines.file.clone(), place))
+        .buffered(shared.config.parallel.max(1));
+    let mut answers = std::pin::pin!(answers);
+    while let Some(answered) = answers.next().await {
+        let Answered::Line(output, line) = answered else {
+            // The lines that are done have to be the first ones, if another server is to go on.
+            if shared.is_draining() { return Ok(()) } else { continue }
+        };
+        let (files, id) = (files.clone(), batch.id().to_owned());
+        let written = spawn_blocking(move || {
+            files.take(client, line.len() as u64)?;
+            let written = files.append(&id, OUTPUTS[output].1)?.write_all(line.as_bytes());
+            written.map_err(|error| ApiError::internal(format!("an answer cannot be kept: {error}")))
+        });
+        written.await.unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))?;
+        shared.batches.change(batch.id(), |batch| batch.count(output));
+    }
+    Ok(())
+}
+
+/// Makes files of the answers, and writes down that a batch has ended. It is told to have ended when its files are there:
+/// clients ask for them at once.
+async fn finish(files: Arc<Files>, mut admitted: Admitted, mut batch: Batch) {
+    let written = spawn_blocking(move || {
+        for (name, ending) in OUTPUTS {
+            let Some(path) = files.path(batch.id(), ending).filter(|path| path.exists()) else { continue };
+            match files.adopt(batch.client(), &path, &format!("{name}.jsonl"), "batch_output") {
+                Ok(file) => batch.told[name] = file.id.into(),
+                Err(error) => batch.failed("not_kept", &error.message, None),
+            }
+        }
+        (files.write(batch.id(), &batch), batch)
+    });
+    if let Ok((Err(error), batch)) = written.await {
+        tracing::warn!(%error, id = batch.id(), "a batch cannot be written down");
+        admitted.stays = admitted.shared.batches.change(&admitted.id, |running| *running = batch).is_some();
+    }
+}
+
+/// What answers a batch's lines: the endpoints, as its client asks them.
+fn asked(shared: &Shared, client: Client) -> Router {
+    api::router(shared)
+        .layer(axum::middleware::from_fn(error::in_its_own_shape))
+        .layer(Extension(client.batch()))
+        .with_state(shared.clone())
+}
+
+/// The answer to a line.
+async fn answer(shared: &Shared, service: Router, batch: &Batch, file: Arc<Mutex<File>>, place: Place) -> Answered {
+    // The line, what is made of it, and the answer until it is written.
+    let hold = Arc::new(shared.budget.hold(batch.client()));
+    loop {
+        let now = shared.batches.get(batch.id());
+        if shared.is_draining() || now.is_none_or(|now| now.text("status") == "cancelling" || now.has_expired()) {
+            return Answered::Not;
+        }
+        match attempt(shared, &service, batch, &file, place, &hold).await {
+            Ok(answered) => return answered,
+            Err(_busy) => tokio::time::sleep(PATIENCE).await,
+        }
+    }
+}
+
+/// One attempt to answer a line; an error if there was no room for it.
+async fn attempt(
+    shared: &Shared,
+    service: &Router,
+    batch: &Batch,
+    file: &Arc<Mutex<File>>,
+    place: Place,
+    hold: &Arc<Hold>,
+) -> Result<Answered, ApiError> {
+    let busy = |status| matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    let (reader, held) = (file.clone(), hold.clone());
+    hold.shrink(usize::MAX);
+    let line = shared.work.run(batch.client(), move |_| lines::read(&reader, place, &held)).await;
+    let (custom_id, status, body) = match line {
+        Err(error) if busy(error.status) => return Err(error),
+        Err(error) => (String::new(), error.status, error.openai().to_string()),
+        Ok(Line { custom_id, body }) => {
+            let request = Request::post(batch.text("endpoint")).header(header::CONTENT_TYPE, "application/json");
+            let request = request.body(Body::from(body)).map_err(|error| ApiError::internal(error.to_string()))?;
+            let Ok(response) = service.clone().oneshot(request).await;
+            let status = response.status();
+            if busy(status) {
+                return Err(ApiError::new(status, "no room"));
+            }
+            let body = to_bytes(response.into_body(), LARGEST_ANSWER).await;
+            match body.map(|bytes| String::from_utf8(bytes.into())) {
+                Ok(Ok(body)) if !body.is_empty() => (custom_id, status, body),
+                _ => {
+                    let error =
+                        ApiError::internal(format!("the answer is larger than {LARGEST_ANSWER} bytes, or broken"));
+                    (custom_id, error.status, error.openai().to_string())
+                }
+            }
+        }
+    };
+    hold.grow(body.len())?;
+    let [id, request] = ["batch_req_", "req_"].map(identity::unique);
+    let custom_id = Value::from(custom_id);
+    // The body is JSON as it is. To read it would take many times its size.
+    let line = format!(
+        "{{\"id\":\"{id}\",\"custom_id\":{custom_id},\"response\":{{\"status_code\":{},\"request_id\":\"{request}\",\"body\":{body}}},\"error\":null}}\n",
+        status.as_u16()
+    );
+    Ok(Answered::Line(usize::from(!status.is_success()), line))
+}
