@@ -273,6 +273,7 @@ impl Error {
                 | UnknownVariant { .. }
                 | Ambiguous { .. }
                 | BadOption { .. }
+                | NotOnHub { .. }
                 | Offline { .. }
         )
     }

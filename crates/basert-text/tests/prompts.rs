@@ -249,7 +249,7 @@ fn an_answer_is_continued() {
     assert_eq!(ended(&last, Ending::Continue).unwrap(), format!("{start}x"));
     assert_eq!(ended(&last, Ending::Nothing).unwrap(), format!("{start}x<|im_end|>\n"));
     assert_eq!(ended(&last, Ending::Answer).unwrap(), format!("{start}x<|im_end|>\n<|im_start|>assistant\n"));
-    let error = ended(&[hi.clone()], Ending::Continue).unwrap_err();
+    let error = ended(std::slice::from_ref(&hi), Ending::Continue).unwrap_err();
     assert!(error.contains("role \"user\"") && error.contains("to be continued"), "{error}");
     let call = json!({"id": "1", "function": {"name": "f", "arguments": "{}"}});
     let calling = [hi, json!({"role": "assistant", "content": "x", "tool_calls": [call]})];

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use basert_core::KvFormat;
 use basert_engine::{Allowed, Draft, Drawing, Engine, EngineError, Pooling, PrefixFile, Sampler, Sampling};
-use basert_files::ModelFile;
+use basert_files::{Kind, ModelFile};
 use basert_graph::{Architecture, Graph};
 use basert_plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert_text::{
@@ -154,13 +154,14 @@ impl Model {
                 None => Error::Device { file, source },
             }
         })?;
-        // Tokens without a row are never drawn, and refused where a prompt has one.
-        if tokenizer.vocab_size() > plan.graph.vocabulary {
-            let (tokens, rows) = (tokenizer.vocab_size(), plan.graph.vocabulary);
-            tracing::warn!(
-                "{name}: the tokenizer has {tokens} tokens, of which the last {} have no row",
-                tokens - rows
-            );
+        // Folders add tokens without adding rows, and such tokens are refused where a prompt has one. A GGUF file that
+        // has fewer rows than tokens is damaged.
+        let (tokens, rows) = (tokenizer.vocab_size(), plan.graph.vocabulary);
+        if tokens > rows && file.kind() == Kind::Gguf {
+            let what = format!("the tokenizer has {tokens} tokens and the output only {rows}");
+            return Err(Error::Model { file: name, what });
+        } else if tokens > rows {
+            tracing::warn!("{name}: the last {} of the tokenizer's {tokens} tokens have no row", tokens - rows);
         }
         let source = match options.chat_template {
             Some(source) => Some(source),

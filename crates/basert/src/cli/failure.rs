@@ -57,7 +57,7 @@ fn is_mistake(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<Mistake>()
             || cause.downcast_ref().is_some_and(is_mistaken_use)
-            || cause.downcast_ref().is_some_and(is_mistaken_name)
+            || cause.downcast_ref().is_some_and(hub::Error::is_user_mistake)
             || cause.downcast_ref().is_some_and(|error| matches!(error, SynthError::Unknown { .. }))
     })
 }
@@ -71,23 +71,6 @@ fn is_mistaken_use(error: &Error) -> bool {
         Error::NoTemplate { .. } | Error::Sampling(_) | Error::EmptyPrompt => true,
         _ => false,
     }
-}
-
-fn is_mistaken_name(error: &hub::Error) -> bool {
-    use hub::Error::{
-        Ambiguous, BadOption, BadReference, NoSuchPath, NotInstalled, NotOnHub, UnknownModel, UnknownVariant,
-    };
-    matches!(
-        error,
-        BadReference { .. }
-            | NoSuchPath(_)
-            | NotInstalled { .. }
-            | UnknownModel { .. }
-            | UnknownVariant { .. }
-            | Ambiguous { .. }
-            | BadOption { .. }
-            | NotOnHub { .. }
-    )
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ pub fn table(rows: &[Vec<String>], left: usize) -> String {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
             // Not by a format's width, which has a limit.
-            let space = " ".repeat(width - cell.chars().count());
+            let space = " ".repeat(width.saturating_sub(cell.chars().count()));
             let gap = if column == 0 { "" } else { "  " };
             let (before, after) = if column < left || column + 1 == columns { ("", &*space) } else { (&*space, "") };
             line.extend([gap, before, cell, after]);
