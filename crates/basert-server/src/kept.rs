@@ -123,8 +123,9 @@ mod tests {
         kept.remove("large 19");
         kept.remove("large 19");
         assert!(kept.get("large 19", Client(2)).is_err());
-        let all = kept.lock().answers.values().map(|answer| answer.bytes).sum::<usize>();
-        assert_eq!((kept.lock().bytes, kept.lock().clients.len()), (all, 2));
+        let inner = kept.lock();
+        let all = inner.answers.values().map(|answer| answer.bytes).sum::<usize>();
+        assert_eq!((inner.bytes, inner.clients.len()), (all, 2));
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn bodies_are_json_and_no_larger_than_allowed() {
     // The first of two headers counts.
     assert_eq!(text.send().unwrap().status(), 400);
     let mut raw = TcpStream::connect(server.address).unwrap();
-    raw.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: http://a.example\r\nContent-Type: text/plain\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").unwrap();
+    raw.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nContent-Type: text/plain\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}").unwrap();
     let mut answer = String::new();
     raw.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 415"), "{answer}");
