@@ -204,7 +204,7 @@ kernel void attention_decode(
         const tile_operand share = tile_load_straight(own_shares, 2, 0, 0, lane);
 #pragma unroll
         for (uint t = 0; t < HEAD_DIM / 16; ++t) {
-            thread const uint4 (&of)[4] = value[t / 4];
+            thread const uint4 *of = value[t / 4];
             uint word[4];
 #pragma unroll
             for (uint s = 0; s < 4; ++s) word[s] = t % 4 == 0 ? of[s].x : t % 4 == 1 ? of[s].y : t % 4 == 2 ? of[s].z : of[s].w;

@@ -18,10 +18,13 @@
 // Weights are powers of two.
 #define LOG2_E 1.44269504f
 
+// What a thread copies of a block.
+typedef uint4 copies[COPIES];
+
 // Brings what a thread copies of the keys, or the values, of the block that begins at token `begin`. What lies beyond the context
 // need not be a number.
 static inline void bring(
-    thread uint4 (&held)[COPIES], threadgroup half *to, device const uchar *part, uint begin, uint end, uint thread_index)
+    thread copies &held, threadgroup half *to, device const uchar *part, uint begin, uint end, uint thread_index)
 {
 #pragma unroll
     for (uint i = 0; i < COPIES; ++i) {
@@ -41,7 +44,7 @@ static inline void bring(
     }
 }
 
-static inline void keep(thread uint4 (&held)[COPIES], threadgroup half *to, uint thread_index) {
+static inline void keep(thread copies &held, threadgroup half *to, uint thread_index) {
 #if KV_BITS == 16
 #pragma unroll
     for (uint i = 0; i < COPIES; ++i) {
