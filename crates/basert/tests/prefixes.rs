@@ -104,6 +104,8 @@ fn what_is_used_last_is_kept_where_there_is_no_room_for_all() {
     engine.load_prefixes(file).unwrap();
     (0..5).for_each(|seed| drop(logits(&mut engine, &prompt(seed, 100))));
     assert_eq!(engine.save_prefixes().unwrap(), 10);
+    // A file is one engine's at a time.
+    drop(engine);
     // A session of 256 tokens, and no more.
     let (mut small, file) = opened(DeviceKind::Cpu, KvFormat::F16, 1, &path);
     assert_eq!(small.load_prefixes(file).unwrap(), 4);
