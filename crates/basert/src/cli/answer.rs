@@ -8,12 +8,12 @@ use super::progress::LateBar;
 use super::terminal::Screen;
 use super::units;
 
-/// Tokens of a prompt that are computed between two looks at whether to go on.
+/// Tokens of a prompt that are computed between two checks for an interrupt.
 const CHUNK: usize = 256;
 
-/// What is answered.
+/// The prompt to answer.
 pub enum Prompt {
-    /// A text to be continued, as tokens.
+    /// A text to continue, as tokens.
     Text(Vec<u32>),
     /// A chat.
     Chat(ChatPrompt),
@@ -28,8 +28,8 @@ impl Prompt {
     }
 }
 
-/// Answers `prompt` and writes the answer to stdout as it comes, until it ends or `go_on` says no. None when that was before
-/// the first token.
+/// Answers `prompt` and streams the answer to stdout until it ends or `go_on` returns false. None if `go_on` returned
+/// false before the first token.
 pub fn show(
     session: &mut Session<'_>,
     prompt: &Prompt,
@@ -41,7 +41,7 @@ pub fn show(
         return Err(Error::EmptyPrompt.into());
     }
     let known = session.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
-    let (mut bar, began, mut computed) = (LateBar::tokens("reading the prompt"), Instant::now(), 0);
+    let (mut bar, began, mut computed) = (LateBar::tokens("prefilling the prompt"), Instant::now(), 0);
     session.sync_in_chunks(tokens, CHUNK, &mut |done| {
         computed = done;
         bar.set(done, tokens.len().saturating_sub(known));
@@ -65,7 +65,7 @@ pub fn show(
             write(&mut screen, parts.by_ref(), go_on).map(|()| parts.into_answer())
         }
     };
-    // An error gets a line of its own.
+    // An error begins on a line of its own.
     screen.finish()?;
     Ok(Some(Answer { prompt_time, computed_tokens: computed, ..written? }))
 }
@@ -79,7 +79,7 @@ fn write(
         match event? {
             Event::Content(text) => screen.say(&text)?,
             Event::Reasoning(text) => screen.think(&text)?,
-            // Without tools nothing is a call.
+            // Without tools there are no calls.
             _ => {}
         }
         if !go_on() {
@@ -93,17 +93,17 @@ fn rate(tokens: usize, seconds: f64) -> f64 {
     if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 }
 }
 
-/// How fast the answer came.
+/// The decoding speed.
 pub fn speed(answer: &Answer) -> String {
-    // The first token of an answer comes with the prompt.
+    // The first token is sampled from the logits of the prompt.
     format!("{:.1} tok/s", rate(answer.tokens.len().saturating_sub(1), answer.answer_time.as_secs_f64()))
 }
 
-/// How fast all went, in one line.
+/// All speeds, in one line.
 pub fn speeds(answer: &Answer) -> String {
     let guessed = match answer.proposed {
         0 => String::new(),
-        proposed => format!("; {} of {proposed} guesses right", answer.accepted),
+        proposed => format!("; {} of {proposed} draft tokens accepted", answer.accepted),
     };
     format!(
         "prompt {} tokens, {} computed in {} ({:.0} tok/s); answer {} tokens in {} ({}){guessed}",
@@ -117,7 +117,7 @@ pub fn speeds(answer: &Answer) -> String {
     )
 }
 
-/// Whether the answer ended because the context has no room for more.
+/// Whether the answer ended because the context is full.
 pub fn filled_context(answer: &Answer, generation: &Generation) -> bool {
     answer.finish == Finish::Length && answer.tokens.len() < generation.max_tokens
 }
@@ -125,5 +125,5 @@ pub fn filled_context(answer: &Answer, generation: &Generation) -> bool {
 /// What to do about a full context.
 pub fn full_context(session: &Session<'_>) -> String {
     let context = session.model().context();
-    format!("the context of {context} tokens is full, so the answer ends here; --max-context makes it longer")
+    format!("the context of {context} tokens is full, so the answer ends here; --max-context sets a longer one")
 }

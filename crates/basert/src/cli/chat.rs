@@ -24,7 +24,7 @@ const HELP: &str = "\
 A line that ends in \\ goes on in the next. A message of several lines may stand between two lines of \"\"\".
 Ctrl-C stops an answer; once more, the program.";
 
-/// Talks with a model. Each line is what the user says next.
+/// Chats with a model. Each line of input is a message.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -33,13 +33,13 @@ Examples:
   printf 'Hello!\\nWhat did I say?\\n' | basert chat --temp 0
 
 In the chat, /help shows the commands: /clear, /system TEXT, /exit. What a model thinks before it answers is shown in grey. A line that ends in \\ goes on in the next, and a \
-message may stand between two lines of \"\"\". Ctrl-C stops an answer, Ctrl-D leaves.
+message may stand between two lines of \"\"\". Ctrl-C stops an answer, Ctrl-D leaves the chat.
 
 When stdin is not a terminal, each line is answered in turn, and only the answers are printed.")]
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// The most tokens of an answer; -1 is what the context has room for [default: -1]
+    /// Limit on an answer's tokens; -1 means the rest of the context [default: -1]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = max_tokens)]
     pub max_tokens: Option<usize>,
     #[command(flatten)]
@@ -55,12 +55,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let speculation = args.run.speculation.speculate;
     let generation = Generation { speculation, ..args.sampling.generation(&model, most)? };
     let mut chat = Chat::new(&model, args, generation);
-    // A model without a template cannot chat: say so before the first message is written.
+    // A model without a template cannot chat: report it before the user types a message.
     args.run.chat_prompt(&model, &[Message::user("Hello")])?;
     if io::stdin().is_terminal() { chat.on_terminal() } else { chat.through_pipe() }
 }
 
-/// What is to be done with a line.
+/// A line of input, parsed.
 #[derive(Debug, PartialEq)]
 enum Input<'a> {
     Message(&'a str),
@@ -78,13 +78,13 @@ fn parse(text: &str) -> Input<'_> {
         "/system" => Input::System(rest.trim()),
         "/help" | "/?" => Input::Help,
         "/exit" | "/quit" | "/bye" => Input::Exit,
-        // A path such as /etc/hosts is no command.
+        // A path such as /etc/hosts is not a command.
         _ if first.strip_prefix('/').is_some_and(|name| name.chars().all(char::is_alphabetic)) => Input::Unknown(first),
         _ => Input::Message(text),
     }
 }
 
-/// One message, of several lines if need be; none at the end of the input.
+/// Reads one message, which may have several lines; none at the end of input.
 fn read_message<E>(mut line: impl FnMut(bool) -> Result<Option<String>, E>) -> Result<Option<String>, E> {
     const FENCE: &str = "\"\"\"";
     let Some(mut text) = line(true)? else { return Ok(None) };
@@ -128,7 +128,7 @@ impl<'m> Chat<'m> {
         self.messages.first().filter(|message| message.0["role"] == "system").cloned()
     }
 
-    /// Answers a message; when that fails, the chat is as if it had not been said.
+    /// Answers a message; if that fails, the message is removed from the chat.
     fn answer(&mut self, text: &str) -> anyhow::Result<()> {
         self.messages.push(Message::user(text));
         let result = self.answer_last();
@@ -138,7 +138,7 @@ impl<'m> Chat<'m> {
         result.map(|_| ())
     }
 
-    /// Answers the last message; whether there is an answer.
+    /// Answers the last message, and returns whether there is an answer.
     fn answer_last(&mut self) -> anyhow::Result<bool> {
         let prompt = Prompt::Chat(self.args.run.chat_prompt(self.session.model(), &self.messages)?);
         let go_on = || !self.stop.load(Ordering::Relaxed);
@@ -158,9 +158,9 @@ impl<'m> Chat<'m> {
             let told = if self.args.run.stats { answer::speeds(&answer) } else { answer::speed(&answer) };
             writeln!(notes, "{}", remark(&format!("[{told}; context {used} of {context}]"), notes.is_terminal()))?;
         }
-        // What was thought is not said again.
+        // Reasoning is not sent back to the model.
         self.messages.push(Message::assistant(&answer.text));
-        // The next answer draws other random numbers.
+        // The next answer uses other random numbers.
         let seed = &mut self.generation.sampling.seed;
         *seed = seed.map(|seed| seed.wrapping_add(1));
         Ok(true)
@@ -185,7 +185,7 @@ impl<'m> Chat<'m> {
     fn on_terminal(&mut self) -> anyhow::Result<()> {
         let stop = self.stop.clone();
         ctrlc::set_handler(move || {
-            // Asked twice, and still busy: leave.
+            // A second Ctrl-C while the answer is still running: leave.
             if stop.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
@@ -193,7 +193,7 @@ impl<'m> Chat<'m> {
         let mut editor = DefaultEditor::new()?;
         let history = history_path();
         if let Some(path) = &history {
-            // A first chat has none.
+            // There is no history before the first chat.
             let _ = editor.load_history(path);
         }
         let name = self.session.model().file().path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -219,7 +219,7 @@ impl<'m> Chat<'m> {
             if editor.add_history_entry(&text)?
                 && let Some(path) = &history
             {
-                // A history that cannot be kept is no reason to stop talking.
+                // If the history cannot be saved, the chat goes on.
                 let _ = path.parent().map(std::fs::create_dir_all);
                 let _ = editor.append_history(path);
             }
@@ -252,13 +252,13 @@ impl<'m> Chat<'m> {
     }
 }
 
-/// Whether only this answer failed, and another message may be answered.
+/// Whether only this answer failed, so that the chat can go on.
 fn is_refusal(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::Engine(_) | Error::Template { .. } | Error::Tokenizer { .. }))
 }
 
 fn unknown(command: &str) -> String {
-    format!("{command} is no command of the chat; there are /clear, /system TEXT, /help and /exit")
+    format!("{command} is not a command of the chat; the commands are /clear, /system TEXT, /help and /exit")
 }
 
 fn history_path() -> Option<PathBuf> {

@@ -13,10 +13,10 @@ use super::sampling::{SamplingArgs, max_tokens};
 use super::stdin;
 use super::terminal::remark;
 
-/// The most tokens that a text is continued by without being told: it may never end by itself.
+/// The default limit on tokens when a text is continued, which may never end by itself.
 const MOST_OF_TEXT: usize = 256;
 
-/// Answers one prompt, or continues a text, and writes that to stdout.
+/// Answers one prompt, or continues a text, and writes the result to stdout.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,16 +37,16 @@ pub struct Args {
     /// The prompt, or the end of one that begins with a file or stdin
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
-    /// Take the prompt from this file instead of stdin
+    /// Read the prompt from this file instead of stdin
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// The most tokens of the answer; -1 is what the context has room for [default: -1, or 256 where a text is continued]
+    /// Limit on the answer's tokens; -1 means the rest of the context [default: -1, or 256 with --raw or no template]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = max_tokens)]
     pub max_tokens: Option<usize>,
-    /// Continue the prompt as a text, even if the model has a chat template
+    /// Continue the prompt as plain text, even if the model has a chat template
     #[arg(long)]
     pub raw: bool,
-    /// What is done without --raw anyway, where the model has a chat template
+    /// Use the chat template, which is the default if the model has one
     #[arg(long, hide = true, conflicts_with = "raw")]
     pub chat: bool,
     #[command(flatten)]
@@ -61,7 +61,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let of_chat = args.run.of_chat();
     if let Some(option) = of_chat.filter(|_| args.raw) {
-        return Err(mistake(format!("{option} is for chats, and --raw continues a text")));
+        return Err(mistake(format!("{option} is for chats, and cannot be used with --raw")));
     }
     let text = prompt(args)?;
     let grammar = args.grammar.grammar()?;
@@ -98,7 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What comes from a file or stdin, and after an empty line what -p says.
+/// The text from a file or stdin, followed by an empty line and the text of -p.
 fn prompt(args: &Args) -> anyhow::Result<String> {
     let text = match &args.file {
         Some(path) => read_text(path)?,
@@ -109,7 +109,7 @@ fn prompt(args: &Args) -> anyhow::Result<String> {
     let content = content.strip_suffix('\r').unwrap_or(content);
     match &args.prompt {
         None if content.is_empty() => {
-            Err(mistake("there is no prompt; give one with -p TEXT or --file FILE, or through a pipe"))
+            Err(mistake("there is no prompt; give one with -p TEXT or --file FILE, or pipe it to stdin"))
         }
         None => Ok(content.to_owned()),
         Some(prompt) if content.is_empty() => Ok(prompt.clone()),

@@ -1,4 +1,4 @@
-//! How a command's failure is told: one line, and an exit code that says whose fault it is.
+//! How a command reports its failure: one line, and an exit code that tells user errors from others.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -11,17 +11,17 @@ use basert_engine::EngineError;
 
 use super::terminal::visible;
 
-/// Something that the user asked for cannot be, and another command line would be right.
+/// A mistake in the command line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Mistake(String);
 
-/// A user's mistake, as an error.
+/// A mistake of the user, as an error.
 pub fn mistake(what: impl Into<String>) -> anyhow::Error {
     Mistake(what.into()).into()
 }
 
-/// Prints the error, and gives the exit code for it. That nobody reads the output any more is no failure.
+/// Prints the error and returns its exit code. A closed output pipe is not a failure.
 pub fn report(error: &anyhow::Error) -> ExitCode {
     let closed = |cause: &io::Error| cause.kind() == io::ErrorKind::BrokenPipe;
     if error.chain().any(|cause| cause.downcast_ref().is_some_and(closed)) {
@@ -33,11 +33,11 @@ pub fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Prints the error as one line on stderr.
 pub fn say(error: &anyhow::Error) {
-    // Where stderr is closed, there is nobody to be told.
+    // If stderr is closed, the message is lost.
     let _ = writeln!(io::stderr(), "error: {}", visible(&one_line(error)));
 }
 
-/// The error and its causes in one line; a cause that an error has in its own text is not said again.
+/// The error and its causes in one line, without causes that an error's own text already includes.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {

@@ -1,4 +1,4 @@
-//! What an answer has to be, as arguments.
+//! Arguments of structured output.
 
 use std::path::PathBuf;
 
@@ -7,33 +7,33 @@ use basert::Grammar;
 use super::failure::mistake;
 use super::model::read_text;
 
-/// What the answer has to be.
+/// A constraint on the answer.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Structure")]
 #[group(multiple = false)]
 pub struct GrammarArgs {
-    /// A JSON object
+    /// The answer is a JSON object
     #[arg(long)]
     json: bool,
-    /// JSON that is valid by the JSON schema in this file
+    /// The answer is JSON that conforms to the JSON schema in this file
     #[arg(long, value_name = "FILE")]
     json_schema: Option<PathBuf>,
-    /// Text of the grammar in this file: GBNF where it has rules with ::=, Lark otherwise
+    /// The answer follows the grammar in this file: GBNF if it has rules with ::=, else Lark
     #[arg(long, value_name = "FILE")]
     grammar: Option<PathBuf>,
-    /// Text that this regular expression matches as a whole
+    /// The whole answer matches this regular expression
     #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
     regex: Option<String>,
 }
 
 impl GrammarArgs {
-    /// A chat takes none.
+    /// Refuses a constraint, as chats do not support them.
     pub fn refuse_in_chat(&self) -> anyhow::Result<()> {
         let given = self.json || self.json_schema.is_some() || self.grammar.is_some() || self.regex.is_some();
-        if given { Err(mistake("what an answer has to be is for one prompt, and there is none")) } else { Ok(()) }
+        if given { Err(mistake("structured output needs a prompt: a chat does not support it")) } else { Ok(()) }
     }
 
-    /// The grammar, if one was asked for.
+    /// The grammar, if an option gives one.
     pub fn grammar(&self) -> anyhow::Result<Option<Grammar>> {
         if let Some(path) = &self.json_schema {
             let schema = serde_json::from_str(&read_text(path)?)

@@ -1,4 +1,4 @@
-//! The command line: what can be asked for, and how its end is told.
+//! The command line: subcommands, and how failures are reported.
 
 mod answer;
 mod bench;
@@ -60,35 +60,35 @@ struct Cli {
 enum Command {
     /// Answer one prompt, or continue a text
     Complete(complete::Args),
-    /// Talk with a model
+    /// Chat with a model
     Chat(chat::Args),
-    /// Answer a prompt, or talk with a model where there is none
+    /// Answer a prompt, or chat with a model if there is no prompt
     Run(run::Args),
-    /// Answer requests over HTTP, on the APIs of OpenAI and Anthropic
+    /// Serve models over HTTP, with the APIs of OpenAI and Anthropic
     Serve(serve::Args),
-    /// Measure how fast a model runs here
+    /// Measure how fast a model runs on this machine
     Bench(bench::Args),
-    /// Show what is in a model file
+    /// Show the contents of a model file
     Inspect(inspect::Args),
-    /// Show how a model is computed, and what bounds its speed
+    /// Show a model's execution plan, and what bounds its speed
     Plan(plan::Args),
-    /// Show how long each op of a step takes, and what bounds it
+    /// Show how long each op of a step takes, and what bounds its speed
     Profile(profile::Args),
-    /// Look at this machine: what models could run on, and what is missing
+    /// Check this machine: devices that can run models, and what is missing
     Doctor(doctor::Args),
-    /// Check the kernels of a device, and keep the fastest
+    /// Check a device's kernels, and choose the fastest
     Tune(tune::Args),
-    /// Write a model of random weights, to measure with
+    /// Write a model with random weights, for measurements
     Synth(synth::Args),
-    /// Fetch a model, or bring it up to date
+    /// Download a model, or update it
     Pull(store::PullArgs),
-    /// List the models that are here, and those known by name
+    /// List installed models, and those known by name
     List(store::ListArgs),
-    /// Delete a model that was pulled
+    /// Delete a downloaded model
     Rm(store::RmArgs),
-    /// Check that a model is what was pulled
+    /// Check a downloaded model's files against their checksums
     Verify(store::VerifyArgs),
-    /// Print a script that makes a shell complete this command's arguments
+    /// Print a shell completion script
     #[command(after_help = "Example:\n  basert completions bash > ~/.local/share/bash-completion/completions/basert")]
     Completions {
         /// Which shell
@@ -96,7 +96,7 @@ enum Command {
     },
 }
 
-/// Runs the command that the arguments ask for.
+/// Parses the arguments and runs the command.
 pub fn main() -> ExitCode {
     system::prefer_errors();
     let command = Cli::parse().command;
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         show_warnings();
     }
     if let Some(moved) = folders::leave_old() {
-        // Where stderr is closed, there is nobody to be told.
+        // If stderr is closed, the message is lost.
         let _ = io::Write::write_fmt(&mut io::stderr(), format_args!("note: {moved}\n"));
     }
     let result = match command {
@@ -131,7 +131,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Warnings of the libraries go to stderr; the server has a log of its own.
+/// Sends the libraries' warnings to stderr; the server has its own log.
 fn show_warnings() {
     let lines = tracing_subscriber::fmt().with_writer(io::stderr).with_max_level(tracing::Level::WARN);
     lines.without_time().with_target(false).with_ansi(false).log_internal_errors(false).init();
@@ -143,7 +143,7 @@ fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
     Ok(io::Write::write_all(&mut io::stdout(), &script)?)
 }
 
-/// Parses a number from `least` up to what no model and no machine exceeds.
+/// Parses a number that is at least `least` and below a bound that no model or machine exceeds.
 fn count(least: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..=1 << 24)
 }

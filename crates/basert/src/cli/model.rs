@@ -1,4 +1,4 @@
-//! From what the user calls a model to an open one.
+//! Resolves the model that the user names, and opens it.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
@@ -13,24 +13,25 @@ use super::failure::mistake;
 use super::terminal::visible;
 use super::{count, progress, store, units};
 
-/// Which model.
+/// The choice of the model.
 #[derive(clap::Args)]
 pub struct ModelArgs {
     /// The model: a path, a hub id org/name[:variant], or a name that `basert list` shows [default: smollm2-135m]
     pub model: Option<OsString>,
-    /// Describe the model's architecture by this TOML file; may be given several times
+    /// Read the model's architecture from this TOML file; may be repeated
     #[arg(long, value_name = "FILE")]
     pub arch_file: Vec<PathBuf>,
 }
 
-/// What the model runs on.
+/// The choice of the device.
 #[derive(Clone, clap::Args)]
 pub struct DeviceArgs {
-    /// What to run on: cpu; metal, the GPU of a Mac; cuda or cuda:N, an NVIDIA GPU; simt, the GPU kernels on the CPU, slowly; reference, the exact
-    /// and very slow one that all are checked against [default: a GPU where there is one, or else the CPU]
+    /// The device: cpu; metal, the GPU of a Mac; cuda or cuda:N, an NVIDIA GPU; simt, the GPU kernels simulated on the
+    /// CPU (slow); reference, the oracle that all devices are checked against (very slow) [default: a GPU if there is
+    /// one, else the CPU]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceKind>,
-    /// Threads of the CPU device [default: one for each core]
+    /// Number of threads of the CPU device [default: one for each core]
     #[arg(long, value_name = "N", value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1024))]
     threads: Option<usize>,
     #[command(flatten)]
@@ -40,18 +41,18 @@ pub struct DeviceArgs {
 /// How the KV cache stores keys and values.
 #[derive(Clone, clap::Args)]
 pub struct KvArgs {
-    /// Bits of a cached key or value: 16, or quantised to 8 or 4
+    /// Bits of each cached key and value: 16, or 8 or 4 (quantised)
     #[arg(long = "kv-bits", value_name = "BITS", default_value = "16")]
     pub format: KvFormat,
 }
 
 impl DeviceArgs {
-    /// Threads of the CPU device, if they were given.
+    /// The number of threads of the CPU device, if it was given.
     pub fn threads(&self) -> Option<usize> {
         self.threads
     }
 
-    /// Whether that is the CPU, as fast as it can be.
+    /// Whether this is the CPU device.
     pub fn is_cpu(&self) -> bool {
         self.kind() == DeviceKind::Cpu
     }
@@ -61,11 +62,11 @@ impl DeviceArgs {
         open(&*self.device()?, path, Options { kv: self.kv.format, ..options })
     }
 
-    /// Makes the device ready. A GPU that nobody asked for and that lacks something is left alone, with a note.
+    /// Opens the device. If the GPU was only the default and cannot be used, prints a note and opens the CPU.
     pub fn device(&self) -> anyhow::Result<Box<dyn Device>> {
         match self.kind().open_telling(self.threads, &mut note) {
             Err(error @ basert::Error::Gpu(_)) if self.device.is_none() => {
-                note(&format!("running on the CPU, for the GPU cannot be used: {error}"));
+                note(&format!("running on the CPU, because the GPU cannot be used: {error}"));
                 Ok(DeviceKind::Cpu.open(self.threads)?)
             }
             opened => Ok(opened?),
@@ -88,24 +89,24 @@ impl DeviceArgs {
 }
 
 impl ModelArgs {
-    /// Where the model is. The default one is fetched when it is not there yet.
+    /// The model's path. The default model is downloaded if it is not installed.
     pub fn path(&self) -> anyhow::Result<PathBuf> {
         path(self.model.as_deref())
     }
 
-    /// Options that open it.
+    /// Options to open it with.
     pub fn options(&self) -> Options {
         Options { arch_files: self.arch_file.clone(), sessions: 1, ..Options::default() }
     }
 }
 
-/// Says something that is no failure. Where stderr is closed, there is nobody to be told.
+/// Prints a note to stderr; if stderr is closed, the note is lost.
 fn note(line: &str) {
     let _ = writeln!(io::stderr(), "note: {}", visible(line));
 }
 
-/// Where the model of this name is. One that is not there yet is fetched: the default one, and on a terminal any other, if
-/// the user wants that.
+/// The path of the model of this name. If it is not installed, it is downloaded: the default model always, any other
+/// on a terminal, if the user agrees.
 pub fn path(model: Option<&OsStr>) -> anyhow::Result<PathBuf> {
     let store = Store::open_default()?;
     let found = store.resolve(model.unwrap_or(OsStr::new(DEFAULT_MODEL)));
@@ -113,12 +114,12 @@ pub fn path(model: Option<&OsStr>) -> anyhow::Result<PathBuf> {
         (_, Ok(found)) => {
             if let Some(changed) = found.installed.as_ref().and_then(Installed::changed) {
                 let name = model.map_or(DEFAULT_MODEL.into(), OsStr::to_string_lossy);
-                note(&format!("{changed} was changed after it was pulled; `basert verify {name}` checks it"));
+                note(&format!("{changed} was changed after the model was pulled; `basert verify {name}` checks it"));
             }
             Ok(found.path)
         }
         (None, Err(hub::Error::NotInstalled { .. })) => {
-            note(&format!("fetching the default model, {DEFAULT_MODEL}, which is not here yet"));
+            note(&format!("downloading the default model, {DEFAULT_MODEL}, which is not installed yet"));
             Ok(store::fetch(&store, DEFAULT_MODEL)?.path)
         }
         (Some(name), Err(hub::Error::NotInstalled { size, .. }))
@@ -127,23 +128,23 @@ pub fn path(model: Option<&OsStr>) -> anyhow::Result<PathBuf> {
             Ok(store::fetch(&store, &name)?.path)
         }
         (Some(text), Err(_)) if text.contains(char::is_whitespace) && !text.contains('/') => Err(mistake(format!(
-            "'{text}' is not the name of a model; a prompt is given with -p, or behind the model to run"
+            "'{text}' is not the name of a model; give a prompt with -p, or to `run` after the model"
         ))),
         (_, Err(error)) => Err(error.into()),
     }
 }
 
-/// Asks whether a model is to be fetched.
+/// Asks whether to download a model.
 fn wants(name: &str, size: Option<u64>) -> io::Result<bool> {
     let size = size.map_or(String::new(), |bytes| format!(" ({})", units::bytes(bytes as f64)));
-    write!(io::stderr(), "{name}{size} is not here yet; fetch it now? [Y/n] ")?;
+    write!(io::stderr(), "{name}{size} is not installed yet; download it now? [Y/n] ")?;
     let mut answer = String::new();
-    // The end of the input is no consent.
+    // The end of input means no.
     let answered = io::stdin().read_line(&mut answer)? > 0;
     Ok(answered && matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
 }
 
-/// Bars for what takes long when a model is brought to a device, as what it is told about.
+/// A progress callback that shows bars for the slow stages of loading a model.
 pub fn loading() -> impl FnMut(Stage, usize, usize) {
     let mut bars = [progress::LateBar::kernels("compiling kernels"), progress::LateBar::bytes("loading")];
     move |stage, done, total| {
@@ -155,7 +156,7 @@ pub fn loading() -> impl FnMut(Stage, usize, usize) {
     }
 }
 
-/// Opens a model, with a bar when that takes long.
+/// Opens a model, with a progress bar if that takes long.
 fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Model> {
     let model = Model::open_on(device, path, options, &mut loading())?;
     for warning in model.warnings() {
@@ -163,20 +164,20 @@ fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Mo
     }
     let (context, trained) = (model.context(), model.plan().graph.context);
     if context > trained {
-        note(&format!("the model was trained for {trained} tokens of context, not for {context}"));
+        note(&format!("the model was trained for a context of {trained} tokens, not of {context}"));
     }
     Ok(model)
 }
 
-/// Tokens that are guessed before they are drawn.
+/// Speculative decoding.
 #[derive(Clone, clap::Args)]
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculationArgs {
-    /// Guess up to N tokens (at most 16) by what followed in the text before, and compute them together; auto guesses as
-    /// many as make it faster. The text is the same
+    /// Speculate: propose up to N draft tokens (at most 16) by prompt lookup and check them in one step; auto adapts N
+    /// to what is fastest. The text is the same
     #[arg(long, value_name = "N|auto|off", default_value_t = Speculation::Auto)]
     pub speculate: Speculation,
-    /// Let this smaller model of the same vocabulary guess instead
+    /// Let this smaller model with the same vocabulary propose the draft tokens
     #[arg(long, value_name = "MODEL")]
     draft: Option<OsString>,
 }
@@ -185,35 +186,35 @@ impl SpeculationArgs {
     /// The draft model's file, if there is one.
     pub fn draft(&self) -> anyhow::Result<Option<PathBuf>> {
         if self.draft.is_some() && self.speculate == Speculation::Off {
-            return Err(mistake("--draft has nothing to guess with --speculate off"));
+            return Err(mistake("--draft has no effect with --speculate off"));
         }
         self.draft.as_deref().map(|draft| path(Some(draft))).transpose()
     }
 }
 
-/// How a model is run by the commands that answer.
+/// Options of the commands that generate answers.
 #[derive(clap::Args)]
 pub struct RunArgs {
-    /// The most tokens that prompt and answer have together [default: what the model was trained for, up to 8192]
+    /// Limit on the tokens of prompt and answer together [default: what the model was trained for, up to 8192]
     #[arg(long, value_name = "TOKENS", value_parser = count(1))]
     max_context: Option<usize>,
     #[command(flatten)]
     device: DeviceArgs,
     #[command(flatten)]
     pub speculation: SpeculationArgs,
-    /// Instructions for the whole chat
+    /// The system message
     #[arg(long, value_name = "TEXT", help_heading = "Chat")]
     pub system: Option<String>,
-    /// Use this Jinja template instead of the model's own
+    /// Use this Jinja chat template instead of the model's own
     #[arg(long, value_name = "FILE", help_heading = "Chat")]
     chat_template: Option<PathBuf>,
-    /// Ask the model to think before it answers, if its template knows how
+    /// Ask the model to reason before it answers, if its template supports this
     #[arg(long, help_heading = "Chat", overrides_with = "no_think")]
     think: bool,
-    /// Ask the model to answer without thinking, if its template knows how
+    /// Ask the model to answer without reasoning, if its template supports this
     #[arg(long, help_heading = "Chat", overrides_with = "think")]
     no_think: bool,
-    /// Show speeds and the seed even where stderr is no terminal
+    /// Show speeds and the seed even if stderr is not a terminal
     #[arg(long)]
     pub stats: bool,
 }
@@ -232,7 +233,7 @@ impl RunArgs {
         })
     }
 
-    /// The option of a chat that was given, if any was.
+    /// The first chat-only option that was given, if any.
     pub fn of_chat(&self) -> Option<&'static str> {
         [
             (self.system.is_some(), "--system"),
@@ -244,7 +245,7 @@ impl RunArgs {
         .find_map(|(given, name)| given.then_some(name))
     }
 
-    /// A chat, up to where the answer begins.
+    /// The prompt of a chat, up to where the answer begins.
     pub fn chat_prompt(&self, model: &Model, messages: &[Message]) -> Result<ChatPrompt, basert::Error> {
         let thinking = (self.think || self.no_think).then_some(self.think);
         let variables: Map<_, _> =
@@ -253,7 +254,7 @@ impl RunArgs {
     }
 }
 
-/// The text of a file that the user named.
+/// Reads a file that the user named as text.
 pub fn read_text(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).map_err(|error| mistake(format!("cannot read '{}': {error}", path.display())))?;
     String::from_utf8(bytes).map_err(|_| mistake(format!("'{}' is not UTF-8 text", path.display())))

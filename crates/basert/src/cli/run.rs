@@ -1,4 +1,4 @@
-//! `basert run`: `chat`, or `complete` where there is a prompt.
+//! `basert run`: `complete` if there is a prompt, else `chat`.
 
 use std::io::{self, IsTerminal};
 
@@ -7,7 +7,7 @@ use super::model::{ModelArgs, RunArgs};
 use super::sampling::{SamplingArgs, max_tokens};
 use super::{chat, complete};
 
-/// Answers a prompt, or talks with a model where there is none.
+/// Answers a prompt, or chats with a model if there is no prompt.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -19,9 +19,9 @@ It is `basert complete` where there is a prompt or a pipe, and `basert chat` oth
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The prompt; where there is none, a chat begins
+    /// The prompt; without one, a chat begins
     prompt: Vec<String>,
-    /// The most tokens of an answer; -1 is what the context has room for [default: -1]
+    /// Limit on an answer's tokens; -1 means the rest of the context [default: -1]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = max_tokens)]
     max_tokens: Option<usize>,
     #[command(flatten)]

@@ -1,50 +1,50 @@
-//! How the next token is chosen, as arguments.
+//! Arguments of sampling.
 
 use basert::{Generation, Model, SamplingOptions};
 
 use super::failure::mistake;
 
-/// How answers are generated.
+/// Sampling settings, and where answers end.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Temperature: 0 takes the most likely token always, and higher values dare more [default: the model's, else 0.7]
+    /// Temperature: 0 always takes the most likely token, higher values vary more [default: the model's, else 0.7]
     #[arg(long, visible_alias = "temperature", value_name = "X", allow_negative_numbers = true)]
     temp: Option<f32>,
-    /// Choose among the N most likely tokens only; 0 or -1 means all [default: the model's, else 40]
+    /// Sample from the N most likely tokens only; 0 or -1 means all [default: the model's, else 40]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = top_k)]
     top_k: Option<usize>,
-    /// Choose among the most likely tokens that together have this probability [default: the model's, else 0.95]
+    /// Sample from the most likely tokens whose probabilities add up to P [default: the model's, else 0.95]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Choose among tokens that are at least P times as likely as the most likely one [default: the model's, else 0.05]
+    /// Sample from tokens at least P times as likely as the most likely one [default: the model's, else 0.05]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Make tokens that are already in the text less likely [default: the model's, else 1, which is off]
+    /// Make tokens that are already in the text less likely; 1 is off [default: the model's, else 1]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     repeat_penalty: Option<f32>,
     /// Subtract X from the logits of tokens that are already in the answer [default: the model's, else 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// Subtract X from a token's logit for every time it is already in the answer [default: the model's, else 0]
+    /// Subtract X from a token's logit for each time it is already in the answer [default: the model's, else 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// Add VALUE to the logit of the token with this id; may be given several times
+    /// Add VALUE to the logit of the token with this id; may be repeated
     #[arg(long, value_name = "ID=VALUE", value_parser = bias)]
     logit_bias: Vec<(u32, f32)>,
-    /// The same seed gives the same text; -1 is another one every time [default: -1]
+    /// Seed of the random numbers: the same seed gives the same text; -1 chooses one at random [default: -1]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     seed: Option<Seed>,
-    /// End the answer before this text; may be given several times
+    /// End the answer before this text; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on after the model says that the answer is complete
+    /// Continue after the model's end-of-text token
     #[arg(long)]
     ignore_eos: bool,
 }
 
 impl SamplingArgs {
-    /// The settings, checked for `model`. The seed is chosen.
+    /// The settings, checked for `model`, with a seed chosen at random if none was given.
     pub fn generation(&self, model: &Model, max_tokens: usize) -> anyhow::Result<Generation> {
         let vocabulary = model.plan().graph.vocabulary;
         if let Some((id, _)) = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
@@ -68,7 +68,7 @@ impl SamplingArgs {
     }
 }
 
-/// A seed; none is another one every time.
+/// Parses a seed; none means that one is chosen at random.
 #[derive(Clone, Copy)]
 struct Seed(Option<u64>);
 
@@ -82,12 +82,12 @@ fn seed(text: &str) -> Result<Seed, String> {
     }
 }
 
-/// The most tokens of an answer; -1 is as many as there is room for.
+/// Parses a limit on an answer's tokens; -1 means the rest of the context.
 pub fn max_tokens(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(-1_i64) => Ok(usize::MAX),
         Ok(most @ 1..) => usize::try_from(most).map_err(|error| error.to_string()),
-        Ok(_) => Err("expected a number of tokens from 1, or -1 for what the context has room for".to_owned()),
+        Ok(_) => Err("expected a number of tokens from 1, or -1 for the rest of the context".to_owned()),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -18,10 +18,10 @@ use super::model::{self, DeviceArgs, SpeculationArgs, read_text};
 use super::system::{Memory, share_heap};
 use super::{count, signals, units};
 
-/// The part of a GPU's memory that is free beside the weights which keys and values of all models may take.
+/// The share of a GPU's memory, after the weights, that the KV caches of all models may take.
 const GPU_SHARE: f64 = 0.8;
 
-/// Answers requests over HTTP until it is told to stop.
+/// Answers requests over HTTP until a signal stops the server.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,44 +38,44 @@ pub struct Args {
     /// The models: paths, hub ids org/name[:variant], or names that `basert list` shows [default: smollm2-135m]
     #[arg(value_name = "MODEL")]
     models: Vec<OsString>,
-    /// Another model; may be given several times
+    /// A further model; may be repeated
     #[arg(long = "model", value_name = "MODEL")]
     more_models: Vec<OsString>,
-    /// Describe a model's architecture by this TOML file; may be given several times
+    /// Read a model's architecture from this TOML file; may be repeated
     #[arg(long, value_name = "FILE")]
     arch_file: Vec<PathBuf>,
-    /// The most tokens that prompt and answer have together [default: what the model was trained for, up to 8192]
+    /// Limit on the tokens of prompt and answer together [default: what the model was trained for, up to 8192]
     #[arg(long, value_name = "TOKENS", value_parser = count(1))]
     max_context: Option<usize>,
-    /// The most tokens of an answer, whatever a request says
+    /// Limit on an answer's tokens, whatever a request asks for
     #[arg(long, value_name = "TOKENS", value_parser = count(1))]
     max_tokens: Option<usize>,
-    /// Use this Jinja template instead of the models' own
+    /// Use this Jinja chat template instead of the models' own
     #[arg(long, value_name = "FILE")]
     chat_template: Option<PathBuf>,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Answers at once, for each model; others wait
+    /// Answers generated at the same time, for each model; others wait
     #[arg(long = "continuous-batching", value_name = "N", default_value_t = 16, value_parser = count(1))]
     parallel: usize,
-    /// Requests that may wait for their turn, for each model; more are refused
+    /// Limit on waiting requests, for each model; further requests are refused
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(0))]
     queue: usize,
-    /// Memory for keys and values of each model, in MiB [default: on the CPU half of what is available; on a GPU what
-    /// --continuous-batching answers of the longest context take, but at most 80 % of what is free beside the weights]
+    /// Memory of each model's KV cache, in MiB [default: on the CPU, half of the available memory; on a GPU, enough for
+    /// --continuous-batching answers of full context, but at most 80 % of the memory that is free after the weights]
     #[arg(long, value_name = "MIB", value_parser = count(1))]
     kv_memory: Option<usize>,
-    /// The part of --kv-memory for cached prefixes, in MiB [default: on the CPU as much as 4 contexts; elsewhere all]
+    /// The part of --kv-memory for cached prefixes, in MiB [default: on the CPU, 4 full contexts; on GPUs, all of it]
     #[arg(long, value_name = "MIB", value_parser = count(0))]
     prefix_memory: Option<usize>,
-    /// Let clients with different keys share cached prefixes: they can find out what others have asked
+    /// Share cached prefixes between clients with different keys, who can then find out what others have asked
     #[arg(long)]
     share_prefixes: bool,
-    /// Keep prefixes of prompts and answers in this file when the server ends, and know them when it begins; of several
-    /// models each in FILE.NAME
+    /// Save cached prefixes to this file when the server stops, and load them when it starts; with several models, to
+    /// FILE.NAME for each
     #[arg(long, value_name = "FILE")]
     prefix_cache_file: Option<PathBuf>,
-    /// About how long, in milliseconds, those who wait for their next token may wait for prompts of others
+    /// About how long, in milliseconds, the prefill of other prompts may delay the next token of a running answer
     #[arg(long, value_name = "MS", default_value_t = 150, value_parser = count(1))]
     step_gap: usize,
     #[command(flatten)]
@@ -92,58 +92,58 @@ struct NetworkArgs {
     /// The address to listen on, or a name of this machine such as localhost
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", value_parser = host)]
     host: IpAddr,
-    /// The port to listen on; 0 takes one that is free
+    /// The port to listen on; 0 takes a free port
     #[arg(long, value_name = "PORT", default_value_t = 8080)]
     port: u16,
-    /// Let in who has this key; may be given several times. Other users of the machine can see it: --api-key-file
+    /// Accept this API key; may be repeated. Other users of the machine can see it; prefer --api-key-file
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
-    /// Let in who has one of the keys in this file, a key on each line
+    /// Accept the API keys in this file, one a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Let web pages of this origin in, of all its ports with :*, or of all origins with *; may be given several times
+    /// Accept requests from web pages of this origin, on any port with :*, or of any origin with *; may be repeated
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
-    /// Let in, without a key, who asks for this machine by this name, or by any with *; may be given several times
+    /// Without API keys, accept requests to this host name, or to any with *; may be repeated
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// Another name for the first model, or with * all that no model has; may be given several times
+    /// Another name for the first model, or with * any name that no model has; may be repeated
     #[arg(long, value_name = "NAME")]
     alias: Vec<String>,
-    /// Requests a minute, for each key, or for each address without keys
+    /// Limit on requests a minute for each API key, or for each address if there are no keys
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate_limit: Option<u32>,
-    /// The largest body of a request, in MiB
+    /// Limit on the size of a request's body, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = count(1))]
     body_limit: usize,
-    /// Memory for all requests together, beside what models take, in MiB; one client may take half of it
+    /// Memory for all requests together, in MiB, beside that of the models; one client may take half of it
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = count(16))]
     request_memory: usize,
-    /// Connections at once; one address may have half of them
+    /// Limit on open connections; one address may have half of them
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = count(1))]
     max_connections: usize,
-    /// Seconds that the head of a request may take, and again its body
+    /// Time limit for receiving a request's head, and again for its body, in seconds
     #[arg(long, value_name = "S", default_value_t = 30, value_parser = count(1))]
     header_timeout: usize,
     /// Seconds after which a client that does not read its answer is disconnected
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = count(1))]
     write_timeout: usize,
-    /// Seconds that an answer may take
+    /// Time limit for an answer, in seconds
     #[arg(long, value_name = "S", default_value_t = 3600, value_parser = count(1))]
     request_timeout: usize,
-    /// Seconds that requests may go on after SIGTERM
+    /// Seconds that running requests have to finish after SIGTERM
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = count(0))]
     drain_timeout: usize,
-    /// Seconds of silence after which a stream says that it is there
+    /// Seconds of silence after which a keep-alive is sent on a stream
     #[arg(long, value_name = "S", default_value_t = 10, value_parser = count(1))]
     keep_alive: usize,
-    /// Unload a model that was not used for so many seconds [default: never]
+    /// Unload a model that was not used for this many seconds [default: never]
     #[arg(long, value_name = "S", value_parser = count(1))]
     idle_timeout: Option<usize>,
-    /// Keep uploaded files and results of batches in this folder; without, there are none
+    /// Keep uploaded files and results of batches in this folder; without it, both are disabled
     #[arg(long, value_name = "FOLDER")]
     files_dir: Option<PathBuf>,
-    /// Room for all files, in MiB; those of one client may take half of it
+    /// Limit on the size of all files together, in MiB; the files of one client may take half of it
     #[arg(long, value_name = "MIB", default_value_t = 10240, value_parser = count(1))]
     files_limit: usize,
 }
@@ -151,19 +151,19 @@ struct NetworkArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Log")]
 struct LogArgs {
-    /// How the log is written; it never has what was said
+    /// The log's format; prompts and answers are never logged
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     log: LogFormat,
-    /// Write the log to the end of this file instead of stderr
+    /// Append the log to this file instead of writing it to stderr
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum LogFormat {
-    /// Lines to read
+    /// Lines of text
     Text,
-    /// An object on each line
+    /// A JSON object on each line
     Json,
     /// No log
     Off,
@@ -187,7 +187,7 @@ async fn serve(config: Config, sources: Vec<Source>) -> anyhow::Result<()> {
     })?;
     let address = server.address()?;
     server.open_first().await.map_err(anyhow::Error::from_boxed)?;
-    // Before that, a signal ends the process as it does any other.
+    // Until here, a signal ends the process at once.
     signals::hear(server.stop(), drain_timeout).context("signals cannot be received")?;
     let mut stderr = Lines::to(io::stderr())?;
     writeln!(stderr, "serving {names} at http://{address}")?;
@@ -223,7 +223,7 @@ impl Args {
         let sources = self.sources()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(serve(config, sources));
-        // What still computes for somebody who is not answered any more is not waited for.
+        // Work for requests that are no longer answered is not waited for.
         runtime.shutdown_background();
         result
     }
@@ -280,7 +280,7 @@ impl Args {
             None => None,
         };
         if let Some(bytes) = cache_bytes {
-            tracing::info!("up to {} for keys and values of each model", units::bytes(bytes as f64));
+            tracing::info!("up to {} for the KV cache of each model", units::bytes(bytes as f64));
         }
         let mut models: Vec<&OsStr> = self.models.iter().chain(&self.more_models).map(OsString::as_os_str).collect();
         if models.is_empty() {
@@ -346,22 +346,22 @@ impl Args {
     }
 }
 
-/// An address, or what a name stands for: one of IPv4, where there is one.
+/// An address, or the one that a host name resolves to, preferably IPv4.
 fn host(text: &str) -> Result<IpAddr, String> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     if let Ok(address) = bare.parse() {
         return Ok(address);
     }
-    let unknown = |why: String| format!("it is no address, and no name that stands for one: {why}");
+    let unknown = |why: String| format!("it is neither an address nor a host name that can be resolved: {why}");
     let found: Vec<IpAddr> = match (text, 0).to_socket_addrs() {
         Ok(found) => found.map(|address| address.ip()).collect(),
         Err(error) => return Err(unknown(error.to_string())),
     };
     let address = found.iter().find(|address| address.is_ipv4()).or(found.first());
-    address.copied().ok_or_else(|| unknown("it has none".to_owned()))
+    address.copied().ok_or_else(|| unknown("it has no address".to_owned()))
 }
 
-/// The file of one model among several: its name is added, with what cannot be in the name of a file as in a URL.
+/// The prefix file of one model among several: the model's name is appended, percent-encoded where need be.
 fn prefix_file_of(file: &Path, model: &str) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(".");

@@ -1,10 +1,10 @@
-//! Prompts that come through stdin.
+//! Prompts from stdin.
 
 use std::io::{self, IsTerminal, Read};
 
 use super::failure::mistake;
 
-/// All of stdin, unless somebody would have to type it.
+/// All of stdin, or nothing if it is a terminal.
 pub fn read() -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     if !io::stdin().is_terminal() {
@@ -13,7 +13,7 @@ pub fn read() -> anyhow::Result<String> {
     String::from_utf8(bytes).map_err(|_| mistake("the prompt from stdin is not UTF-8 text"))
 }
 
-/// The same where a prompt is given already: what a pipe or a file brings belongs to it.
+/// The same if there is a prompt already, to which the text of a pipe or file is added.
 #[cfg(unix)]
 pub fn read_if_given() -> anyhow::Result<String> {
     use std::os::fd::AsFd;
@@ -40,6 +40,6 @@ pub fn read_if_given() -> anyhow::Result<String> {
 #[cfg(unix)]
 fn comes_soon() -> bool {
     let mut stdin = libc::pollfd { fd: libc::STDIN_FILENO, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one descriptor is looked at, and the kernel writes nothing but its `revents`.
+    // SAFETY: polls one descriptor; the kernel writes nothing but its `revents`.
     unsafe { libc::poll(&mut stdin, 1, 2000) != 0 }
 }

@@ -13,7 +13,7 @@ use super::system::Memory;
 use super::terminal::visible;
 use super::units;
 
-/// Fetches a model, or brings an installed one up to date. What an interrupted pull left is not fetched again.
+/// Downloads a model, or updates an installed one. An interrupted pull is resumed.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,12 +25,12 @@ pub struct PullArgs {
     /// A name of the catalogue, a hub id org/name[:variant], or the address of a model on huggingface.co
     #[arg(value_name = "REF")]
     reference: String,
-    /// Fetch it even if its architecture is not known here
+    /// Download it even if its architecture is not supported
     #[arg(long)]
     force: bool,
 }
 
-/// Lists the models that are installed, those that are incomplete, and those of the catalogue that are not here.
+/// Lists installed models, incomplete ones, and those of the catalogue that are not installed.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  basert list --json | jq -r '.[] | select(.status == \"installed\") | .path'")]
 pub struct ListArgs {
@@ -39,7 +39,7 @@ pub struct ListArgs {
     json: bool,
 }
 
-/// Deletes a model that was pulled, or what an interrupted pull left.
+/// Deletes a downloaded model, or the files of an interrupted pull.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  basert rm smollm2-135m")]
 pub struct RmArgs {
@@ -48,7 +48,7 @@ pub struct RmArgs {
     reference: String,
 }
 
-/// Pulls a model that can be used here, with bars on a terminal.
+/// Downloads a model whose architecture is supported, with progress bars on a terminal.
 pub fn fetch(store: &Store, reference: &str) -> hub::Result<Installed> {
     pull_with(store, reference, Some(check))
 }
@@ -57,25 +57,25 @@ fn pull_with(store: &Store, reference: &str, check: Option<Check>) -> hub::Resul
     hub::pull(store, reference, &PullOptions { check, ..PullOptions::from_env() }, &PullBars::default())
 }
 
-/// Whether the architecture is a known one. That the memory is too small is told, for it may be another machine's model.
+/// Refuses an unknown architecture. Too little memory is only noted, as the model may be meant for another machine.
 fn check(preview: &Preview<'_>) -> Result<(), String> {
     let memory = Memory::now();
     if let Some(most) = memory.limit.or(memory.total).filter(|most| preview.size > *most) {
         let [files, most] = [preview.size, most].map(|bytes| units::bytes(bytes as f64));
-        let _ = writeln!(io::stderr(), "note: its files have {files}, and the memory of this machine is {most}");
+        let _ = writeln!(io::stderr(), "note: the model's files have {files}, but this machine's memory is {most}");
     }
     let config;
     let (found, kind) = if preview.file == "config.json" {
         config = serde_json::from_slice::<Value>(preview.head).unwrap_or_default();
-        // Of a model that also sees or hears, the text part is opened.
+        // For vision and audio models, only the text part is loaded.
         let types = [&config["text_config"]["model_type"], &config["model_type"]];
         (types.into_iter().find_map(Value::as_str), Kind::HuggingFace)
     } else if preview.head.starts_with(&gguf::MAGIC) {
         (gguf::architecture(preview.head), Kind::Gguf)
     } else {
-        return Err(format!("{} is no GGUF file", preview.file));
+        return Err(format!("{} is not a GGUF file", preview.file));
     };
-    // Where the first bytes do not tell, opening it will.
+    // If the first bytes do not have the architecture, opening the model will check it.
     let Some(found) = found else { return Ok(()) };
     let families = Architecture::built_in().map_err(|error| error.to_string())?;
     let known: Vec<&str> = families.iter().flat_map(|family| family.names(kind)).map(String::as_str).collect();
@@ -83,7 +83,10 @@ fn check(preview: &Preview<'_>) -> Result<(), String> {
         return Ok(());
     }
     let known = known.join(", ");
-    Err(format!("its architecture '{}' is not known; known are {known}; --force fetches it anyway", visible(found)))
+    Err(format!(
+        "its architecture '{}' is not supported; supported are {known}; --force downloads it anyway",
+        visible(found)
+    ))
 }
 
 /// Runs `basert pull`.
@@ -93,12 +96,12 @@ pub fn pull(args: &PullArgs) -> anyhow::Result<()> {
     let (name, size, path) = (model.reference(), units::bytes(model.size as f64), model.path.display());
     writeln!(io::stdout(), "{name} ({size}) is at {path}")?;
     if io::stdout().is_terminal() {
-        writeln!(io::stdout(), "basert run {name} talks with it")?;
+        writeln!(io::stdout(), "chat with it: basert run {name}")?;
     }
     Ok(())
 }
 
-/// Compares the files of a model that was pulled with the checksums of then.
+/// Compares a downloaded model's files with the checksums recorded when it was pulled.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  basert verify smollm2-135m")]
 pub struct VerifyArgs {
@@ -111,10 +114,13 @@ pub struct VerifyArgs {
 pub fn verify(args: &VerifyArgs) -> anyhow::Result<()> {
     let found = Store::open_default()?.resolve(&args.reference)?;
     let Some(model) = found.installed else {
-        return Err(mistake(format!("'{}' was not pulled, so nothing is known of what it should be", args.reference)));
+        return Err(mistake(format!(
+            "'{}' was not pulled, so there are no checksums to compare it with",
+            args.reference
+        )));
     };
     model.verify(&PullBars::default())?;
-    Ok(writeln!(io::stdout(), "{} is what was pulled", model.reference())?)
+    Ok(writeln!(io::stdout(), "all files of {} match their checksums", model.reference())?)
 }
 
 /// Runs `basert rm`.

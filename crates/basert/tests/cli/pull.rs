@@ -47,11 +47,13 @@ fn a_model_of_unknown_architecture_is_not_fetched_unasked() {
     let other = tempfile::tempdir().unwrap();
     let refused = pull(other.path(), &endpoint, &["hf.co/org/name:latest"]);
     assert_eq!(refused.code, Some(1));
-    assert!(refused.err.contains("architecture 'ze␛[m' is not known; known are") && refused.err.contains("--force"));
+    assert!(
+        refused.err.contains("architecture 'ze␛[m' is not supported; supported are") && refused.err.contains("--force")
+    );
     assert_eq!(in_store(other.path(), &["list"]).ok().matches("org/name").count(), 0);
     assert!(pull(other.path(), &endpoint, &["org/name", "--force"]).ok().contains("org/name:Q4_0"));
     let refused = pull(tempfile::tempdir().unwrap().path(), &hub(b"a page of text".to_vec()), &["org/name"]);
-    assert!(refused.code == Some(1) && refused.err.contains("is no GGUF file"), "{}", refused.err);
+    assert!(refused.code == Some(1) && refused.err.contains("is not a GGUF file"), "{}", refused.err);
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn no_program_comes_from_the_current_folder() {
 #[test]
 fn a_model_is_compared_with_what_was_pulled() {
     let store = store();
-    assert!(in_store(store.path(), &["verify", "smollm2-135m"]).ok().contains("is what was pulled"));
+    assert!(in_store(store.path(), &["verify", "smollm2-135m"]).ok().contains("match their checksums"));
     let file = store.path().join("HuggingFaceTB/SmolLM2-135M-Instruct/Q4_1/SmolLM2-135M-Instruct.Q4_1.gguf");
     let mut bytes = fs::read(&file).unwrap();
     // The file is a link to that of all tests.
@@ -101,7 +103,11 @@ fn a_model_is_compared_with_what_was_pulled() {
     let error = in_store(store.path(), &["verify", "smollm2-135m"]);
     assert!(error.code == Some(1) && error.err.contains("and was pulled with b179c952"), "{}", error.err);
     let planned = in_store(store.path(), &["plan", "smollm2-135m", "--summary"]);
-    assert!(planned.err.contains("was changed after it was pulled; `basert verify smollm2-135m`"), "{}", planned.err);
+    assert!(
+        planned.err.contains("was changed after the model was pulled; `basert verify smollm2-135m`"),
+        "{}",
+        planned.err
+    );
     assert!(basert(&["verify", "/dev/null"]).fails(2).contains("was not pulled"));
 }
 
