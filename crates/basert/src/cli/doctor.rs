@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::system::{self, Memory};
 use super::units;
 
-/// Looks at this machine: what models could run on, what is missing, and how to get it.
+/// Checks this machine: devices that can run models, what is missing, and how to install it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -32,7 +32,7 @@ Examples:
 Nothing is changed. The exit code is 0 when this machine can run a model on the device asked for, or on the one that would \
 be taken where none is asked for, and 1 when it cannot.")]
 pub struct Args {
-    /// The device that has to work: cpu, metal, cuda, cuda:N or simt [default: a GPU where there is one, or else the CPU]
+    /// The device that has to work: cpu, metal, cuda, cuda:N or simt [default: a GPU if there is one, else the CPU]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceKind>,
     /// Print JSON
@@ -40,25 +40,25 @@ pub struct Args {
     json: bool,
 }
 
-/// How something is.
+/// The state of what was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Good,
-    /// Not here, and only some need it.
+    /// Missing, and optional.
     Absent,
-    /// It should be otherwise.
+    /// Broken or unsuitable.
     Bad,
 }
 
-/// What was found out about one thing.
+/// The result of one check.
 struct Finding {
     topic: String,
     state: State,
-    /// In words.
+    /// The description.
     what: String,
-    /// A command, or what else would help.
+    /// A command, or other advice, that would help.
     remedy: Option<String>,
-    /// The same in numbers and names.
+    /// The same as JSON.
     facts: Value,
 }
 
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     findings.extend(simulated());
     findings.extend([models(), cache(), default_model()]);
     let device = args.device.unwrap_or_else(DeviceKind::best).to_string();
-    // A GPU that nobody asked for is left alone where it does not work.
+    // A GPU that is only the default, and does not work, is skipped.
     let works = |name: &str| findings.iter().any(|finding| finding.topic == name && finding.state == State::Good);
     let runs = if works(&device) || args.device.is_some() { device.as_str() } else { "cpu" };
     let can = works(runs);
@@ -112,7 +112,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 impl Finding {
-    /// A line, and one with the remedy.
+    /// The table's line, and one with the remedy if there is one.
     fn rows(&self) -> Vec<Vec<String>> {
         let state = match self.state {
             State::Good => "ok",
@@ -149,7 +149,7 @@ fn cpu() -> Finding {
             Finding::new("cpu", State::Good, what).with(facts)
         }
         Err(error) => Finding::new("cpu", State::Bad, format!("threads cannot be started: {error}"))
-            .remedy("let this process have more threads (`ulimit -u`, or the limits of its container)"),
+            .remedy("allow this process more threads (`ulimit -u`, or the limits of its container)"),
     }
 }
 
@@ -159,19 +159,19 @@ fn memory() -> Finding {
     let parts = [
         memory.total.map(|bytes| said(bytes, "")),
         memory.available.map(|bytes| said(bytes, " available")),
-        memory.limit.map(|bytes| said(bytes, " at most for this process's control group")),
+        memory.limit.map(|bytes| said(bytes, " at most for this process (control group)")),
     ];
     let what = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
     let facts = json!({
         "total_bytes": memory.total, "available_bytes": memory.available, "limit_bytes": memory.limit,
     });
     if what.is_empty() {
-        return Finding::new("memory", State::Absent, "the system does not say").with(facts);
+        return Finding::new("memory", State::Absent, "not reported by the system").with(facts);
     }
     Finding::new("memory", State::Good, what).with(facts)
 }
 
-/// A GPU that could be opened or not.
+/// The result of opening a GPU.
 fn gpu(name: &str, opened: Result<GpuFacts, GpuError>) -> Finding {
     match opened.and_then(|facts| Ok((Tuning::measured(&facts)?.is_some(), facts))) {
         Ok((tuned, facts)) => {
@@ -205,14 +205,14 @@ fn gpus() -> Vec<Finding> {
     vec![gpu("metal", MetalGpu::open().map(|gpu| gpu.facts().clone()))]
 }
 
-/// NVIDIA's GPUs that there are or could be, and the compiler of their kernels.
+/// NVIDIA GPUs, and the compiler of their kernels.
 #[cfg(not(target_os = "macos"))]
 fn gpus() -> Vec<Finding> {
     let open = |number| CudaGpu::open(number).map(|gpu| gpu.facts().clone());
     let count = CudaGpu::count();
     let mut findings: Vec<_> = (0..count).map(|number| gpu(&format!("cuda:{number}"), open(number))).collect();
     if count == 0 {
-        let why = open(0).err().map_or("there is none".to_owned(), |error| error.to_string());
+        let why = open(0).err().map_or("none found".to_owned(), |error| error.to_string());
         findings.push(Finding::new("cuda:0", State::Absent, why));
     }
     findings.push(match CudaGpu::compiler() {
@@ -222,11 +222,11 @@ fn gpus() -> Vec<Finding> {
     findings
 }
 
-/// The simulation of a GPU, and the compiler of its kernels.
+/// The simulated GPU, and the compiler of its kernels.
 #[cfg(unix)]
 fn simulated() -> Option<Finding> {
     let found = gpu("simt", SimtGpu::new(SimtOptions::default()).map(|gpu| gpu.facts().clone()));
-    // Only those who write kernels need it.
+    // Only needed for writing kernels.
     let absent = found.state == State::Bad;
     Some(if absent { Finding { state: State::Absent, ..found } } else { found })
 }
@@ -236,20 +236,20 @@ fn simulated() -> Option<Finding> {
     None
 }
 
-/// Whether files can be made in a folder that may not be there yet.
+/// Checks whether files can be created in a folder, which may not exist yet.
 fn folder(topic: &str, folder: Option<PathBuf>, variable: &str) -> Finding {
     let Some(folder) = folder else {
         return Finding::new(topic, State::Bad, "there is no home folder")
-            .remedy(format!("set ${variable} to a folder that can be written to"));
+            .remedy(format!("set ${variable} to a writable folder"));
     };
     let exists = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
     let writable = exists.is_dir() && tempfile::tempfile_in(exists).is_ok();
     let facts = json!({ "path": folder, "exists": folder.is_dir(), "writable": writable });
-    let (path, missing) = (folder.display(), if exists == folder { "" } else { ", not there yet" });
+    let (path, missing) = (folder.display(), if exists == folder { "" } else { ", not created yet" });
     if writable {
         return Finding::new(topic, State::Good, format!("{path}{missing}")).with(facts);
     }
-    let what = format!("{path}{missing}: nothing can be written to {}", exists.display());
+    let what = format!("{path}{missing}: {} is not writable", exists.display());
     Finding::new(topic, State::Bad, what)
         .remedy(format!("make {} writable, or set ${variable} to another folder", exists.display()))
         .with(facts)
@@ -262,7 +262,7 @@ fn models() -> Finding {
     let bytes: u64 = installed.iter().map(|model| model.size).sum();
     let what = match installed.len() {
         0 => found.what,
-        n => format!("{}, {n} here, {}", found.what, units::bytes(bytes as f64)),
+        n => format!("{}, {n} installed, {}", found.what, units::bytes(bytes as f64)),
     };
     Finding { what, ..found }
 }
@@ -275,7 +275,7 @@ fn default_model() -> Finding {
     let found = Store::open_default().and_then(|store| store.resolve(DEFAULT_MODEL));
     match found {
         Ok(found) => Finding::new("default model", State::Good, format!("{DEFAULT_MODEL}, {}", found.path.display())),
-        Err(_) => Finding::new("default model", State::Absent, format!("{DEFAULT_MODEL} is not here yet"))
+        Err(_) => Finding::new("default model", State::Absent, format!("{DEFAULT_MODEL} is not installed yet"))
             .remedy(format!("basert pull {DEFAULT_MODEL}")),
     }
 }

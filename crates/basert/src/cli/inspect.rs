@@ -14,8 +14,8 @@ use serde_json::json;
 use super::terminal::visible;
 use super::units;
 
-/// Shows what is in a model file: kind, architecture, sizes, formats, metadata, tensors. Nothing is computed, and the
-/// architecture need not be known.
+/// Shows the contents of a model file: kind, architecture, sizes, formats, metadata, tensors. The model is not run, and
+/// its architecture need not be supported.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,18 +25,18 @@ Examples:
 pub struct Args {
     /// The model: a path, a hub id org/name[:variant], or a name that `basert list` shows
     model: OsString,
-    /// List all tensors, with format, shape and bytes
+    /// List all tensors, with format, shape and size
     #[arg(long)]
     tensors: bool,
     /// Print JSON, with all tensors
     #[arg(long)]
     json: bool,
-    /// Describe the model's architecture by this TOML file; may be given several times
+    /// Read the model's architecture from this TOML file; may be repeated
     #[arg(long, value_name = "FILE")]
     arch_file: Vec<PathBuf>,
 }
 
-/// How much of a file is in one format.
+/// The part of a file's tensors that is in one format.
 #[derive(Default)]
 struct Total {
     tensors: usize,
@@ -112,12 +112,12 @@ fn kind_name(kind: Kind) -> &'static str {
     }
 }
 
-/// What the file itself calls its architecture.
+/// The architecture's name in the file.
 fn declared(file: &ModelFile) -> Option<&str> {
     ["general.architecture", "model_type"].into_iter().find_map(|key| file.get(key)).and_then(Value::as_str)
 }
 
-/// The beginning of a long text of the file, of which nothing is a command to the terminal.
+/// The beginning of a text from the file, with control characters made visible.
 fn cut(text: &str) -> String {
     let text = visible(text);
     const SHOWN: usize = 160;
@@ -163,7 +163,7 @@ fn report(
     })
 }
 
-/// A value as JSON. Of a long list, which may be a whole vocabulary, only the beginning and the length.
+/// A value as JSON; of a long list, such as a vocabulary, only the beginning and the length.
 fn json_of(value: Value<'_>) -> serde_json::Value {
     const WHOLE: usize = 64;
     const SHOWN: usize = 8;

@@ -1,4 +1,4 @@
-//! A log written by a thread of its own: requests neither wait for its reader nor fail with it.
+//! A log written by its own thread: requests neither wait for the log's reader nor fail if it does.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -7,30 +7,30 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-/// Lines that may wait to be written; more are lost.
+/// Capacity of the queue of lines; further lines are dropped.
 const WAITING: usize = 4096;
-/// How long the end of the process waits for the last lines.
+/// How long the process waits for the last lines when it ends.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 enum Order {
     Write(Vec<u8>),
-    /// Says that all before it was written.
+    /// Signals that everything before it was written.
     Tell(SyncSender<()>),
 }
 
-/// Where lines go. Each call of `write` is one or more whole lines, and never fails.
+/// The queue of lines. Each call of `write` must have whole lines, and never fails.
 #[derive(Clone)]
 pub struct Lines {
     orders: SyncSender<Order>,
-    /// Lines dropped since the last one that was written, because the queue was full.
+    /// Lines dropped, because the queue was full, since the last line was written.
     lost: Arc<AtomicU64>,
 }
 
 impl Lines {
-    /// Starts the thread that writes them.
+    /// Starts the thread that writes the lines to `out`.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// When the thread cannot be started.
     pub fn to(out: impl Write + Send + 'static) -> io::Result<Lines> {
         let (orders, receiver) = sync_channel(WAITING);
         let lost = Arc::new(AtomicU64::new(0));
@@ -39,7 +39,7 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Waits until all is written, but not for long.
+    /// Waits for a short time until all lines are written.
     pub fn finish(&self) {
         let (done, hear) = sync_channel(1);
         if self.orders.try_send(Order::Tell(done)).is_ok() {
@@ -48,7 +48,7 @@ impl Lines {
     }
 }
 
-/// A line that cannot be written is dropped: the disk or the pipe may take the next one.
+/// A line that cannot be written is dropped; the next one may succeed.
 fn write(mut out: impl Write, orders: &Receiver<Order>, lost: &AtomicU64) {
     for order in orders {
         match order {
@@ -57,7 +57,7 @@ fn write(mut out: impl Write, orders: &Receiver<Order>, lost: &AtomicU64) {
                 if lost > 0 {
                     let _ = writeln!(
                         out,
-                        "{lost} lines of the log were dropped, because it was not read or written fast enough"
+                        "{lost} lines of the log were dropped, because they could not be written fast enough"
                     );
                 }
                 let _ = out.write_all(&bytes);

@@ -17,8 +17,8 @@ use super::failure::mistake;
 use super::model::{KvArgs, ModelArgs};
 use super::{count, units};
 
-/// Shows how a model is computed: each op with its output, what it works on, bytes and operations; and how fast a chip
-/// could be at best. Nothing is computed, and the model need not fit this machine.
+/// Shows a model's execution plan: each op with its output, operands, bytes and operations; and the best speed that a
+/// chip allows. The model is not run, and need not fit this machine.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -37,13 +37,12 @@ pub struct Args {
     /// Tokens of the step
     #[arg(short = 'm', long, value_name = "TOKENS", default_value_t = 1, value_parser = count(1))]
     tokens: usize,
-    /// Tokens that come before them
+    /// Tokens of context before them
     #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = count(0))]
     context: usize,
     #[command(flatten)]
     kv: KvArgs,
-    /// Bound the speed by that of a chip, such as m4-pro or h100, or of this machine as measured now; may be given
-    /// several times
+    /// Bound the speed by that of a chip, such as m4-pro or h100, or `this` machine as measured now; may be repeated
     #[arg(long, value_name = "NAME|this")]
     chip: Vec<String>,
     /// Bound the speed by a memory bandwidth in GB/s
@@ -58,10 +57,10 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Write the kernels that the chips of Apple's would be given to this folder, with the options of Metal's compiler
+    /// Write the kernels that Apple's chips would run to this folder, with the options for Metal's compiler
     #[arg(long, value_name = "FOLDER", requires = "chip")]
     kernels: Option<PathBuf>,
-    /// The version of macOS that these kernels are for
+    /// The version of macOS to write these kernels for
     #[arg(long, value_name = "N", default_value_t = 26, value_parser = clap::value_parser!(u32).range(14..), requires = "kernels")]
     macos: u32,
 }
@@ -114,7 +113,7 @@ fn positive(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected a number above 0".to_owned())
 }
 
-/// The chips to bound the speed by. What is given by itself takes the place of the chip's own.
+/// The chips to bound the speed by. `--bandwidth` and `--rate` replace the chips' own.
 fn chips(args: &Args) -> anyhow::Result<Vec<Chip>> {
     let named = args.chip.iter().map(|name| if name == "this" { this_machine() } else { chip(name).map_err(mistake) });
     let mut chips = named.collect::<anyhow::Result<Vec<_>>>()?;
@@ -155,7 +154,7 @@ fn total(plan: &Plan, step: StepShape) -> Cost {
     plan.step_cost(step, f64::INFINITY, f64::INFINITY).0
 }
 
-/// Rows of the op's output, and its columns.
+/// Rows and columns of the op's output.
 fn shape(plan: &Plan, op: &PlanOp, step: StepShape) -> [usize; 2] {
     let out = &plan.values[op.out().0];
     [if out.rows == Rows::Tokens { step.tokens } else { step.wanted }, out.width]
@@ -176,7 +175,7 @@ fn all(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
     rows
 }
 
-/// The ops of each kind, in the order in which kinds first appear, and how often.
+/// For each kind of op, in order of first appearance, how many there are and what they cost.
 fn kinds(plan: &Plan, step: StepShape) -> IndexMap<&'static str, (usize, Cost)> {
     let mut kinds: IndexMap<_, (usize, Cost)> = IndexMap::new();
     for planned in &plan.ops {
@@ -198,17 +197,17 @@ fn summary(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
     rows
 }
 
-/// What bounds a step on a chip.
+/// The bounds of a step on a chip.
 struct Bound {
-    /// Seconds that it takes at least.
+    /// The least time of the step, in seconds.
     seconds: f64,
-    /// Its dispatches, where what launching them costs is known.
+    /// The dispatches, if the cost of launching them is known.
     launches: Option<Launches>,
 }
 
 impl Bound {
     fn new(plan: &Plan, step: StepShape, chip: &Chip) -> Bound {
-        // A plan that has no kernels yet is bounded by what it moves and computes.
+        // A plan without kernels is bounded by its bytes and operations alone.
         let launches = launches_on(chip, plan, step).ok().flatten();
         let moving = plan.step_cost(step, chip.bandwidth * 1e9, chip.rate * 1e12).1;
         let launching = launches.map_or(0.0, |launches| chip.launch_microseconds(launches.barriers) / 1e6);
@@ -236,7 +235,7 @@ fn bounds(step: StepShape, chips: &[(Chip, Bound)]) -> Vec<Vec<String>> {
     rows
 }
 
-/// What the bounds take for granted, where launching is part of them.
+/// The assumptions of bounds that include launches.
 fn assumptions(chips: &[(Chip, Bound)]) -> Option<String> {
     let launching = chips.iter().filter(|(_, bound)| bound.launches.is_some());
     let Launching { barrier, submission } = launching.filter_map(|(chip, _)| chip.launching).next()?;

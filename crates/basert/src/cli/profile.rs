@@ -20,8 +20,8 @@ use super::failure::mistake;
 use super::model::{DeviceArgs, ModelArgs, loading};
 use super::{count, units};
 
-/// Shows where the time of a step goes: how long each of its ops takes, and what share of the speed that the machine's
-/// bandwidth and arithmetic allow it reaches.
+/// Shows where the time of a step goes: how long each op takes, and its share of the roofline: the speed that the
+/// machine's bandwidth and arithmetic allow.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,22 +39,22 @@ A trace can be opened in chrome://tracing or ui.perfetto.dev.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens that the step computes at once; one is a step of decoding
+    /// Tokens in the step; 1 is a decoding step
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = count(1))]
     prompt: usize,
-    /// Tokens of context that come before
+    /// Tokens of context before the step
     #[arg(short, long, value_name = "N", default_value_t = 0, value_parser = count(0))]
     depth: usize,
-    /// How often the step is measured
+    /// Number of measured repetitions
     #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = count(1))]
     repetitions: usize,
-    /// How often it is run before it is measured
+    /// Number of repetitions before the measured ones (warm-up)
     #[arg(short, long, value_name = "N", default_value_t = 2, value_parser = count(0))]
     warmup: usize,
-    /// Compare with the limits of a chip, such as m4-pro or h100 [default: this machine, as far as it is known or measured]
+    /// Compare with the limits of a chip, such as m4-pro or h100 [default: this machine's, if known or measurable]
     #[arg(long, value_name = "NAME")]
     chip: Option<String>,
-    /// List every op instead of adding up those of a kind
+    /// List every op instead of adding up the ops of each kind
     #[arg(long)]
     ops: bool,
     #[command(flatten)]
@@ -76,10 +76,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let facts = device.facts().clone();
     let step_tokens = Some(args.prompt.max(facts.step_tokens));
     let plan = Arc::new(Model::plan_of(&file, &Options { step_tokens, ..args.model.options() })?);
-    // Before the model is loaded: what is read here takes as much memory as the weights.
+    // Before the model is loaded, because the buffer that is read takes as much memory as the weights.
     let (peaks, limits) = match (named, facts.bounds) {
         (Some(chip), _) => {
-            (Some(Peaks::of(chip.bounds())), Some(format!("the limits of {}, as its maker states them", chip.name)))
+            (Some(Peaks::of(chip.bounds())), Some(format!("the limits of {}, as specified by its maker", chip.name)))
         }
         (None, Some(bounds)) => (Some(Peaks::of(bounds)), Some(Peaks::line(bounds))),
         (None, None) if facts.name == "cpu" => {
@@ -119,15 +119,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What was measured of a step.
+/// Measurements of a step.
 struct Measured {
-    /// Every repetition's spans, and the seconds of the whole step.
+    /// For each repetition, its spans and the seconds of the whole step.
     profiled: Vec<(Vec<Span>, f64)>,
-    /// The seconds of steps that were not profiled.
+    /// Seconds of each step that was run without profiling.
     plain: Vec<f64>,
 }
 
-/// Loads the model, computes what comes before the step, and measures it both ways in turn.
+/// Loads the model, computes the context, and measures the step with and without profiling in turn.
 fn measure(args: &Args, device: &dyn Device, file: &Arc<ModelFile>, plan: &Arc<Plan>) -> anyhow::Result<Measured> {
     let facts = device.facts();
     let pages = (args.depth + args.prompt).div_ceil(facts.page_tokens);
@@ -164,7 +164,7 @@ fn measure(args: &Args, device: &dyn Device, file: &Arc<ModelFile>, plan: &Arc<P
     Ok(measured)
 }
 
-/// The seconds of a step as it is otherwise.
+/// The seconds of a step without profiling.
 fn plain(baked: &mut dyn Baked, step: &StepState) -> Result<f64, basert::plan::DeviceError> {
     let began = Instant::now();
     baked.submit(step)?;
@@ -172,7 +172,7 @@ fn plain(baked: &mut dyn Baked, step: &StepState) -> Result<f64, basert::plan::D
     Ok(began.elapsed().as_secs_f64())
 }
 
-/// A step's measurements beside its plan.
+/// A step's measurements with its plan.
 struct Profile<'a> {
     plan: &'a Plan,
     shape: StepShape,
@@ -180,14 +180,14 @@ struct Profile<'a> {
     measured: Measured,
 }
 
-/// Ops that are computed together, or those of a kind; or what draws tokens.
+/// Ops that are computed together, or all of one kind, or the sampling.
 struct Part {
     name: String,
     ops: Range<usize>,
     times: usize,
     seconds: f64,
     cost: Cost,
-    /// Seconds that the ops take at least.
+    /// The least time of the ops, in seconds.
     least: Option<f64>,
 }
 
@@ -218,12 +218,12 @@ impl Profile<'_> {
             true => "draw".to_owned(),
             false => ops().map(|op| op.name()).collect::<Vec<_>>().join(", "),
         };
-        // The sum of nothing would be -0.
+        // The sum of an empty iterator would be -0.
         let least = self.peaks.map(|peaks| ops().fold(0.0, |sum, op| sum + peaks.least(self.plan, op, self.shape)));
         Part { name, ops: span.ops.clone(), times: 1, seconds: span.seconds, cost, least }
     }
 
-    /// The parts of each kind together, in the order in which kinds first appear.
+    /// The parts added up by kind, in order of first appearance.
     fn kinds(&self) -> Vec<Part> {
         let mut kinds: IndexMap<String, Part> = IndexMap::new();
         for part in self.parts() {
@@ -270,7 +270,7 @@ impl Profile<'_> {
         rows
     }
 
-    /// The seconds of the step as it was profiled, of the fastest that was not, and the sum of its parts.
+    /// The seconds of the fastest step with profiling, of the fastest without, and the sum of the parts.
     fn wall(&self) -> (f64, f64, f64) {
         let whole = self.measured.profiled.iter().map(|(_, whole)| *whole).fold(f64::INFINITY, f64::min);
         let plain = self.measured.plain.iter().copied().fold(f64::INFINITY, f64::min);
@@ -281,7 +281,7 @@ impl Profile<'_> {
         let (whole, plain, sum) = self.wall();
         let tokens = self.shape.tokens as f64;
         format!(
-            "ops take {} of the {} of a step that is profiled, and {} of the {} of one that is not ({:.1} tokens/s)\n",
+            "ops take {} of the {} of a profiled step, and {} of the {} of one without profiling ({:.1} tokens/s)\n",
             percent(sum / whole),
             microseconds(whole),
             percent(sum / plain),
@@ -318,7 +318,7 @@ impl Profile<'_> {
         })
     }
 
-    /// The step in Chrome's format of trace events.
+    /// The step in Chrome's trace event format.
     fn trace(&self) -> Value {
         let event = |span: &Span| {
             let part = self.part(span);

@@ -1,4 +1,4 @@
-//! Bars on a terminal.
+//! Progress bars on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -17,8 +17,7 @@ fn bar(template: &str, what: &str) -> ProgressBar {
     ProgressBar::no_length().with_style(style).with_message(what.to_owned())
 }
 
-/// A bar for work that is usually over before anyone would look at it: drawn only on a terminal, and only when it
-/// takes long.
+/// A progress bar for work that is usually short: shown only on a terminal, and only if the work takes long.
 pub struct LateBar {
     what: &'static str,
     template: &'static str,
@@ -44,7 +43,7 @@ impl LateBar {
         LateBar { what, template: TOKENS, began: Instant::now(), bar: None }
     }
 
-    /// Tells how far the work is. When it is done, the bar goes.
+    /// Sets the progress. The bar disappears when the work is done.
     pub fn set(&mut self, done: usize, total: usize) {
         if done < total && self.bar.is_none() && self.began.elapsed() > Self::PATIENCE && io::stderr().is_terminal() {
             self.bar = Some(bar(self.template, self.what));
@@ -69,7 +68,7 @@ impl Drop for LateBar {
     }
 }
 
-/// The bars of a pull, one after the other; nothing where stderr is no terminal.
+/// The bars of a pull, one after the other; none if stderr is not a terminal.
 #[derive(Default)]
 pub struct PullBars(Mutex<Option<ProgressBar>>);
 
@@ -104,7 +103,7 @@ impl Progress for PullBars {
     fn note(&self, message: &str) {
         match self.current() {
             Some(bar) if io::stderr().is_terminal() => bar.println(message),
-            // Where stderr is closed, there is nobody to be told.
+            // If stderr is closed, the message is lost.
             _ => drop(writeln!(io::stderr(), "{message}")),
         }
     }

@@ -1,6 +1,6 @@
 //! Signals that end a server.
 //!
-//! They are heard on a thread of their own, so that nothing that keeps the server's threads busy is in the way.
+//! A separate thread waits for them, so that busy server threads cannot delay them.
 
 use std::time::Duration;
 use std::{io, process, thread};
@@ -10,22 +10,22 @@ use tokio::runtime::Builder;
 
 /// How long cached prefixes may take to be saved after the drain timeout.
 const SAVING: Duration = Duration::from_secs(30);
-/// How long the log has to be written then.
+/// How long writing the rest of the log may take after that.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
-/// A signal that asks for the end.
+/// A received signal that stops the server.
 struct Heard {
-    /// When all requests have ended, however long that takes.
+    /// Stop when all requests have ended, however long that takes.
     patiently: bool,
-    /// The exit status of a process that ends at once, as shells tell of one that a signal has ended.
+    /// The exit status of a process that a signal ends at once, by the convention of shells.
     status: i32,
 }
 
-/// Tells the server what signals say. The process ends with the second one, and some time after the drain timeout,
-/// whatever the server is doing then.
+/// Stops the server when a signal arrives. The process ends at the second signal, or some time after the drain timeout,
+/// whatever the server is doing.
 ///
 /// # Errors
-/// When the system does not let signals be received.
+/// When signal handlers cannot be installed.
 pub fn hear(stop: Stop, drain_timeout: Duration) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut signals = {
@@ -40,7 +40,7 @@ pub fn hear(stop: Stop, drain_timeout: Duration) -> io::Result<()> {
         }
         let overdue = async {
             tokio::time::sleep(drain_timeout.saturating_add(SAVING)).await;
-            tracing::error!("the server does not end by itself, and is ended");
+            tracing::error!("the server did not stop in time; the process is ended");
             tokio::time::sleep(LAST_WORDS).await;
         };
         let status = tokio::select! {
@@ -87,7 +87,7 @@ impl Signals {
     async fn next(&mut self) -> Heard {
         match tokio::signal::ctrl_c().await {
             Ok(()) => Heard { patiently: false, status: 130 },
-            // It can only be ended from outside.
+            // Without it, the process can only be killed.
             Err(_) => std::future::pending().await,
         }
     }

@@ -10,8 +10,8 @@ use basert_convert::Synth;
 use super::failure::mistake;
 use super::{progress, units};
 
-/// Writes a model of random weights: right in every size, format and key, and without any meaning. It runs here and
-/// in other engines as fast as the model it is shaped after.
+/// Writes a model with random weights, and with the sizes, formats and metadata of a published one. It runs as fast as
+/// that model, here and in other engines, but its text is meaningless.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -29,16 +29,16 @@ pub struct Args {
     /// The architecture
     #[arg(long, value_name = "NAME")]
     arch: String,
-    /// One of the sizes in which models of that architecture were published, such as 1.7b; or tiny
+    /// A published size of that architecture, such as 1.7b; or tiny
     #[arg(long, value_name = "NAME")]
     size: String,
     /// The quantisation: f32, f16, bf16, q8_0, q4_0, q4_k_m, …
     #[arg(long, value_name = "NAME")]
     quant: String,
-    /// Every matrix in the same format
+    /// Use the same format for every matrix
     #[arg(long)]
     pure: bool,
-    /// Leave the weights out: a file of the same length that takes no room on disk and can be planned and inspected
+    /// Leave out the weights: write a sparse file of the same length, for `plan` and `inspect`
     #[arg(long)]
     outline: bool,
     /// The same seed gives the same file
@@ -56,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !args.force && args.out.exists() {
         return Err(taken());
     }
-    // Never a part of a model under the name of one, and never a change under whoever has the old one open.
+    // Written under another name and renamed: no incomplete file under this name, and no change to a file that is open.
     let mut part = args.out.clone().into_os_string();
     part.push(".part");
     let part = PathBuf::from(part);
@@ -69,7 +69,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             fs::rename(&part, &args.out).with_context(|| format!("cannot write '{}'", args.out.display()))
         });
     if done.is_err() {
-        // What matters is why it failed, not whether this did as well.
+        // The first error is reported, whether or not this succeeds.
         let _ = fs::remove_file(&part);
     }
     done?;

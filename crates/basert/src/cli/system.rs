@@ -1,4 +1,4 @@
-//! What the operating system says of itself and its memory. Whatever it does not say is none.
+//! What the operating system reports of itself and its memory; none for what it does not report.
 
 use std::fs;
 use std::path::Path;
@@ -8,16 +8,16 @@ use basert_system::programs;
 /// The machine's memory, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Memory {
-    /// All there is.
+    /// Total memory.
     pub total: Option<u64>,
-    /// What could still be had.
+    /// Memory that is still available.
     pub available: Option<u64>,
-    /// The most that the control groups of this process let it have.
+    /// The limit of this process's control groups.
     pub limit: Option<u64>,
 }
 
 impl Memory {
-    /// As it is now.
+    /// The current state.
     pub fn now() -> Memory {
         if cfg!(target_os = "macos") {
             return Memory {
@@ -34,7 +34,7 @@ impl Memory {
         }
     }
 
-    /// What this process could still have, where that is known.
+    /// The memory that this process could still use, if known.
     pub fn usable(self) -> Option<u64> {
         [self.available, self.limit].into_iter().flatten().min()
     }
@@ -45,8 +45,8 @@ fn of_meminfo(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The least limit of a process's control groups and those around them, of either version, mounted at `root`. In a
-/// container the groups may be named as the host sees them, and what is mounted is their own.
+/// The smallest limit of a process's control groups and their parents, of either version, mounted at `root`. In a
+/// container, the names may be those on the host, while the mounted tree is the container's own.
 fn group_limit(groups: &str, root: &Path) -> Option<u64> {
     let of_group = |line: &str| {
         let mut fields = line.splitn(3, ':');
@@ -59,11 +59,11 @@ fn group_limit(groups: &str, root: &Path) -> Option<u64> {
         let folders = Path::new(path.trim_start_matches('/')).ancestors().map(|group| root.join(group).join(file));
         folders.filter_map(|file| fs::read_to_string(file).ok()?.trim().parse::<u64>().ok()).min()
     };
-    // Version 1 writes a number that no machine has for no limit.
+    // Version 1 reports a number beyond any machine's memory if there is no limit.
     groups.lines().filter_map(of_group).min().filter(|&limit| limit < 1 << 60)
 }
 
-/// The operating system's name and version, and the kernel's.
+/// Name and version of the operating system and of the kernel.
 pub fn name() -> String {
     let field = |text: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
@@ -79,7 +79,7 @@ pub fn name() -> String {
     found.unwrap_or_else(|| std::env::consts::OS.to_owned())
 }
 
-/// What the processor calls itself.
+/// The processor's name.
 pub fn processor() -> Option<String> {
     if cfg!(target_os = "macos") {
         return said("sysctl", &["-n", "machdep.cpu.brand_string"]);
@@ -89,27 +89,27 @@ pub fn processor() -> Option<String> {
     Some(name.trim_start_matches([' ', '\t', ':']).to_owned())
 }
 
-/// Has a write beyond the limit of a file's size (`ulimit -f`) fail, instead of ending the process without a word. A pipe
-/// that nobody reads is an error already.
+/// Makes a write beyond the file size limit (`ulimit -f`) return an error instead of ending the process by a signal.
+/// Writes to a closed pipe already do.
 pub fn prefer_errors() {
-    // SAFETY: nothing else handles this signal, and no thread was started yet.
+    // SAFETY: no other code handles this signal, and no thread was started yet.
     #[cfg(unix)]
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
 }
 
-/// Has all threads to come take memory from one heap where the C library is glibc, which otherwise keeps heaps for each of
-/// them. The holes that large grammars leave there add up.
+/// Makes all threads share one heap if the C library is glibc, which otherwise keeps several. The fragmentation that
+/// large grammars cause in each would add up.
 pub fn share_heap() {
-    // SAFETY: sets a number of the allocator, under its own lock.
+    // SAFETY: sets an allocator parameter, under the allocator's lock.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// What a command prints, if it does.
+/// The output of a command, if it succeeds.
 fn said(command: &str, arguments: &[&str]) -> Option<String> {
     let output =
         programs::command(command).ok()?.args(arguments).output().ok().filter(|output| output.status.success())?;

@@ -1,4 +1,4 @@
-//! What a terminal is shown: text of which nothing is a command to it, and what is beside the point in grey.
+//! Output to a terminal: text without control characters, and remarks in grey.
 
 use std::borrow::Cow;
 use std::env;
@@ -7,8 +7,8 @@ use std::io::{self, IsTerminal, StdoutLock, Write};
 const GREY: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-/// A text from outside, with pictures of the control characters in it: they move a terminal's cursor, change its title, or
-/// make it type. Line feeds and tabs stay.
+/// A text from outside with its control characters replaced by Unicode's pictures of them: they could move the cursor,
+/// change the terminal's title, or insert input. Line feeds and tabs stay.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
     if !text.contains(harmful) {
@@ -23,7 +23,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     text.chars().map(picture).collect()
 }
 
-/// A remark on a terminal, in grey where it has colours.
+/// A remark, in grey on a terminal with colours.
 pub fn remark(text: &str, is_terminal: bool) -> String {
     if is_terminal && has_colours() { format!("{GREY}{text}{PLAIN}") } else { text.to_owned() }
 }
@@ -33,13 +33,13 @@ fn has_colours() -> bool {
     env::var_os("NO_COLOR").is_none_or(|no| no.is_empty()) && env::var_os("TERM").is_some_and(|term| term != "dumb")
 }
 
-/// Stdout while an answer is written to it. A pipe gets the answer alone, as it is.
+/// Stdout while an answer is streamed to it. A pipe gets the answer alone, unchanged.
 pub struct Screen {
     out: StdoutLock<'static>,
     is_terminal: bool,
     colours: bool,
     thinking: bool,
-    /// Whether the last line is not ended; an answer of nothing is a line too.
+    /// Whether the last line needs a line feed; an empty answer gets one, too.
     in_line: bool,
 }
 
@@ -50,13 +50,13 @@ impl Screen {
         Screen { out, is_terminal, colours: is_terminal && has_colours(), thinking: false, in_line: true }
     }
 
-    /// More of the answer.
+    /// Writes more of the answer.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
         self.end_thought()?;
         self.write(text)
     }
 
-    /// More of what the model thinks.
+    /// Writes more of the reasoning.
     pub fn think(&mut self, text: &str) -> io::Result<()> {
         if !self.is_terminal {
             return Ok(());

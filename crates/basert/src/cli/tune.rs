@@ -10,8 +10,8 @@ use basert_gpu::Limits;
 use super::failure::mistake;
 use super::units;
 
-/// Checks every kernel of a device against the oracle, times those of which there are several variants, and keeps what is
-/// best on this machine.
+/// Checks every kernel of a device against the oracle, times those with several variants, and saves the fastest choice
+/// for this machine.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -26,13 +26,13 @@ and version of the kernels; all commands use it from then on. A short form runs 
 On the CPU, every instruction set that it has is checked and timed; the best is used in any case. On simt, checks are real, and \
 times say nothing, so nothing is chosen by them.")]
 pub struct Args {
-    /// What to tune: cpu, metal, cuda, cuda:N or simt [default: a GPU where there is one, or else the CPU]
+    /// The device to tune: cpu, metal, cuda, cuda:N or simt [default: a GPU if there is one, else the CPU]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceKind>,
-    /// Look at the usual variants and the essential ops only, which is much less work
+    /// Test the usual variants and the essential ops only, which is much faster
     #[arg(long)]
     short: bool,
-    /// Print the table as a file for a pull request, to become one that comes with basert
+    /// Print the tuning table as a file for a pull request, to be included in basert
     #[arg(long)]
     submit: bool,
 }
@@ -43,13 +43,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let effort = if args.short { Effort::Short } else { Effort::Full };
     let mut tell = |line: &str| {
         if io::stderr().is_terminal() {
-            // Where stderr is closed, there is nobody to be told.
+            // If stderr is closed, the message is lost.
             let _ = write!(io::stderr(), "\r\x1b[K{line}");
         }
     };
     if device == DeviceKind::Cpu {
         if args.submit {
-            return Err(mistake("the CPU has no table of tuning to submit"));
+            return Err(mistake("the CPU has no tuning table to submit"));
         }
         let checked = cpu(None, effort, &mut tell)?;
         tell("");
@@ -64,14 +64,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     write!(out, "{}", if args.submit { submission(&tuned) } else { report(&tuned) })?;
     match kept {
-        Ok(path) if args.submit => writeln!(io::stderr(), "kept in {}", path.display())?,
-        Ok(path) => writeln!(out, "\nkept in {}", path.display())?,
-        Err(error) => return Err(anyhow::Error::from(error).context("the table cannot be kept")),
+        Ok(path) if args.submit => writeln!(io::stderr(), "saved to {}", path.display())?,
+        Ok(path) => writeln!(out, "\nsaved to {}", path.display())?,
+        Err(error) => return Err(anyhow::Error::from(error).context("the tuning table cannot be saved")),
     }
     Ok(())
 }
 
-/// When a rule holds, in words.
+/// The condition of a rule, in words.
 fn when(limits: Limits) -> String {
     let Limits { tokens, rows, columns } = limits;
     let named = [(tokens, "tokens"), (rows, "rows"), (columns, "columns")];
@@ -82,13 +82,13 @@ fn when(limits: Limits) -> String {
 fn about(tuned: &Tuned) -> Vec<String> {
     let mut lines = vec![format!("{}; {}", tuned.facts.description, tuned.facts.software)];
     if tuned.facts.tuning == "simt" {
-        lines.push("times on simt say nothing about a GPU, and nothing was chosen by them".to_owned());
+        lines.push("times on simt say nothing about a GPU, so no variant was chosen by them".to_owned());
     }
     lines.extend(tuned.dropped.iter().map(|(variant, why)| format!("dropped {variant}: {why}")));
     lines
 }
 
-/// What was chosen, beside what was there before.
+/// The choices, beside the previous ones.
 fn rows(tuned: &Tuned) -> Vec<Vec<String>> {
     let seconds = |choice: &Choice, wanted| {
         let time = choice.times.iter().find(|(variant, _)| *variant == wanted);
@@ -107,7 +107,7 @@ fn report(tuned: &Tuned) -> String {
     format!("{}\n\n{}", about(tuned).join("\n"), units::table(&rows(tuned), 1))
 }
 
-/// A file for `crates/basert-gpu/tuning`: where it comes from as comments, and the table.
+/// A file for `crates/basert-gpu/tuning`: its origin in comments, and the table.
 fn submission(tuned: &Tuned) -> String {
     let measured = format!("Measured by basert {} tune:", env!("CARGO_PKG_VERSION"));
     let table = units::table(&rows(tuned), 1);

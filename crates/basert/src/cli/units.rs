@@ -1,4 +1,4 @@
-//! Numbers for people.
+//! Human-readable numbers.
 
 use std::time::Duration;
 
@@ -30,13 +30,14 @@ pub fn seconds(time: Duration) -> String {
     if seconds < 1.0 { format!("{:.1} ms", seconds * 1e3) } else { format!("{seconds:.2} s") }
 }
 
-/// The widest that a column becomes, in characters.
+/// The largest width of a column, in characters.
 const WIDEST: usize = 100;
 
-/// Columns as wide as they have to be, two spaces apart; the first `left` of them begin at the left, and so does the last.
+/// A table with columns as wide as their cells, two spaces apart. The first `left` columns and the last are
+/// left-aligned.
 pub fn table(rows: &[Vec<String>], left: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    // A cell may be of any length, and takes more room then; widths of formats may not.
+    // A longer cell is written in full, beyond its column.
     let width = |column: usize| {
         rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count().min(WIDEST)).max()
     };
@@ -45,7 +46,7 @@ pub fn table(rows: &[Vec<String>], left: usize) -> String {
     for row in rows {
         let mut line = String::new();
         for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            // Not by a format's width, which has a limit.
+            // Padded by hand, because the width in a format string has a limit.
             let space = " ".repeat(width.saturating_sub(cell.chars().count()));
             let gap = if column == 0 { "" } else { "  " };
             let (before, after) = if column < left || column + 1 == columns { ("", &*space) } else { (&*space, "") };

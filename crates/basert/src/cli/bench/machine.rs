@@ -1,4 +1,4 @@
-//! What the machine can do at most, and what share of it a test reaches.
+//! The machine's measured peaks, and the share of them that a test reaches.
 
 use std::io::{self, Write};
 
@@ -12,48 +12,48 @@ use super::report;
 use super::workload::{Kind, Test};
 use crate::cli::units;
 
-/// Working sets that are read, in bytes: from what a core's own cache holds to what none does.
+/// Sizes of the working sets, in bytes: from one that fits a core's own cache to one that fits none.
 const WORKING_SETS: [usize; 7] =
     [1_000_000, 8_000_000, 32_000_000, 64_000_000, 128_000_000, 256_000_000, 1_000_000_000];
 
-/// What bounds ops: rates a second.
+/// Peak rates that bound ops.
 #[derive(Debug, Clone, Copy)]
 pub struct Peaks {
-    /// Bytes read from memory.
+    /// Bytes read from memory a second.
     pub bandwidth: f64,
-    /// Operations of integer dot products.
+    /// Operations of integer dot products a second.
     pub integers: f64,
-    /// Floating-point operations.
+    /// Floating-point operations a second.
     pub floats: f64,
 }
 
 impl Peaks {
-    /// Those of a GPU.
+    /// The peaks of a GPU.
     pub fn of(bounds: Bounds) -> Peaks {
         Peaks { bandwidth: bounds.bandwidth, integers: bounds.rate, floats: bounds.rate }
     }
 
-    /// One line about those of a GPU.
+    /// A line that describes the peaks of a GPU.
     pub fn line(bounds: Bounds) -> String {
-        format!("the GPU, as its maker states it: reads {}; {}", rate_of(bounds.bandwidth), flops(bounds.rate))
+        format!("the GPU, as specified by its maker: reads {}; {}", rate_of(bounds.bandwidth), flops(bounds.rate))
     }
 
-    /// The rate at which an op computes at most.
+    /// The peak rate of an op's arithmetic.
     fn rate(&self, plan: &Plan, op: &PlanOp) -> f64 {
         if is_integer(plan, op) { self.integers } else { self.floats }
     }
 
-    /// Seconds that an op takes at least.
+    /// The least time of an op, in seconds.
     pub fn least(&self, plan: &Plan, op: &PlanOp, step: StepShape) -> f64 {
         plan.cost(op, step).seconds(self.bandwidth, self.rate(plan, op))
     }
 }
 
-/// The peaks of some threads, as measured.
+/// Measured peaks of a number of threads.
 pub struct Machine {
     pub threads: usize,
     isa: Isa,
-    /// Bytes a second, by the size of the working set in bytes.
+    /// Working sets in bytes, and the bytes a second read from each.
     reads: Vec<(usize, f64)>,
     /// Integer operations a second.
     dots: f64,
@@ -62,7 +62,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Measures for a quarter of a second each working set and kind of arithmetic.
+    /// Measures each working set and kind of arithmetic for a quarter of a second.
     fn measure(threads: Option<usize>, working_sets: &[usize]) -> Result<Machine, MeasureError> {
         let (pool, isa) = (Pool::new(threads)?, Isa::detect());
         let rates = machine::read_rates(&pool, isa, working_sets)?;
@@ -75,21 +75,21 @@ impl Machine {
         })
     }
 
-    /// Measures what bounds a model: reading as many bytes as its weights have, and arithmetic.
+    /// Measures what bounds a model: reading a working set as large as its weights, and arithmetic.
     pub fn for_model(threads: Option<usize>, plan: &Plan) -> Result<Machine, MeasureError> {
         let step = StepShape { tokens: 1, wanted: 1, context: 0, kv: KvFormat::default() };
         let weights = plan.step_cost(step, f64::INFINITY, f64::INFINITY).0.weights as usize;
-        // Whatever is larger comes from memory too.
+        // Larger working sets come from memory, too.
         Machine::measure(threads, &[weights.min(WORKING_SETS[WORKING_SETS.len() - 1])])
     }
 
-    /// What bounds the ops of a model that this was measured for.
+    /// The peaks for the model that this was measured for.
     pub fn peaks(&self) -> Peaks {
         let bandwidth = self.reads.first().map_or(f64::INFINITY, |&(_, rate)| rate);
         Peaks { bandwidth, integers: self.dots, floats: self.floats }
     }
 
-    /// One line about what a model is bounded by.
+    /// A line that describes these peaks.
     pub fn line(&self) -> String {
         let reads =
             self.reads.iter().map(|&(bytes, rate)| format!("{} of {}", rate_of(rate), units::bytes(bytes as f64)));
@@ -110,8 +110,8 @@ impl Machine {
         })
     }
 
-    /// The share of its peak that a test reaches: of the bandwidth for decoding, of the arithmetic for prefill. It is 1
-    /// where `seconds`, what the test takes, is all that reading or computing at those rates would.
+    /// The share of the peak that a test of `seconds` reaches: of the bandwidth for decoding, of the arithmetic for
+    /// prefill. It is 1 if the test takes only as long as reading or computing at those rates.
     pub fn share(&self, test: &Test, model: &Model, seconds: f64) -> f64 {
         let least = match test.kind {
             Kind::Decode => {
@@ -127,7 +127,7 @@ impl Machine {
     }
 }
 
-/// Whether the op is computed by integer dot products, as all that have quantised weights are.
+/// Whether the op is computed by integer dot products, as all ops with quantised weights are.
 fn is_integer(plan: &Plan, op: &PlanOp) -> bool {
     match op {
         PlanOp::Linear { matrices, .. } => matrices.iter().any(|id| !plan.matrices[id.0].format.is_float()),
@@ -140,7 +140,7 @@ fn shape(test: &Test, model: &Model, tokens: usize, context: usize) -> StepShape
     StepShape { tokens, wanted, context, kv: model.kv() }
 }
 
-/// Bytes that have to be read for each token, on average over the test. Sequences share the weights.
+/// Bytes read for each token, on average over the test. Sequences share the reads of weights.
 pub fn bytes_per_token(test: &Test, model: &Model) -> f64 {
     let context = test.depth + test.tokens / 2;
     let cost = |tokens| model.plan().step_cost(shape(test, model, tokens, context), f64::INFINITY, f64::INFINITY).0;
@@ -159,7 +159,7 @@ fn flops(rate: f64) -> String {
     units::with_prefix(rate, "FLOP/s")
 }
 
-/// Runs `basert bench --machine`: one thread, and all.
+/// Runs `basert bench --machine`: with one thread, and with all.
 pub fn run(threads: Option<usize>, json: bool, markdown: bool) -> anyhow::Result<()> {
     let all = Machine::measure(threads, &WORKING_SETS)?;
     let mut machines = vec![all];

@@ -19,7 +19,7 @@ use peer::Peer;
 use report::Report;
 use workload::{Engine, Kind, Ours, Test};
 
-/// Measures how fast a model reads prompts and writes answers, in tokens a second.
+/// Measures the speed of prefill and decoding, in tokens a second.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,31 +38,31 @@ is faster.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Lengths of prompts; 0 for no such test
+    /// Tokens of the prefill tests; 0 for none
     #[arg(short, long, value_name = "N,..", value_delimiter = ',', default_value = "512", value_parser = count(0))]
     prompt: Vec<usize>,
-    /// Tokens to write; 0 for no such test
+    /// Tokens of the decoding tests; 0 for none
     #[arg(short = 'n', long, value_name = "N", default_value_t = 128, value_parser = count(0))]
     generate: usize,
-    /// Tokens of context that come before
+    /// Tokens of context before them
     #[arg(short, long, value_name = "N,..", value_delimiter = ',', default_value = "0", value_parser = count(0))]
     depth: Vec<usize>,
-    /// Sequences that are written together
+    /// Sequences that are decoded together
     #[arg(short = 'b', long, value_name = "N,..", value_delimiter = ',', default_value = "1", value_parser = count(1))]
     sequences: Vec<usize>,
-    /// How often each test is measured
+    /// Number of measured repetitions of each test
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = count(1))]
     repetitions: usize,
-    /// How often each test is run before it is measured
+    /// Number of repetitions before the measured ones (warm-up)
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = count(0))]
     warmup: usize,
-    /// Measure another engine in turn
+    /// Measure another engine in turn with this one
     #[arg(long, value_name = "ENGINE")]
     compare: Option<PeerName>,
-    /// The Python that has the other engine
+    /// The Python interpreter in which the other engine is installed
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "compare")]
     python: PathBuf,
-    /// Measure what the machine can do at most, without a model
+    /// Measure the machine's peak bandwidth and arithmetic, without a model
     #[arg(long, conflicts_with_all = ["model", "compare"])]
     machine: bool,
     #[command(flatten)]
@@ -102,11 +102,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let mut peer = args.compare.map(|PeerName::LlamaCppPython| Peer::start(&args.python)).transpose()?;
     let most = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
-    // Two for each sequence: the context, and the repetition that goes on from it.
+    // Two for each sequence: the context, and the repetition that continues it.
     let options =
         Options { max_context: Some(longest), sessions: 2 * most, ..args.device.choose(args.model.options()) };
     let path = args.model.path()?;
-    // Before the model is loaded: what is read here takes as much memory as the weights.
+    // Before the model is loaded, because the buffer that is read takes as much memory as the weights.
     let machine = match args.device.is_cpu() {
         true => {
             let plan = Model::plan_of(&ModelFile::open(&path).map_err(basert::Error::from)?, &options)?;

@@ -1,4 +1,4 @@
-//! Another engine, measured on the same file with the same threads: a child process that keeps the model open and
+//! Another engine, measured on the same file with as many threads: a child process that keeps the model open and
 //! answers requests, one JSON object a line.
 
 use std::io::{BufRead, BufReader, Write};
@@ -13,10 +13,10 @@ use serde_json::{Value, json};
 use super::workload::{Engine, Kind, Test};
 use crate::cli::failure::mistake;
 
-/// What the child runs.
+/// The script that the child runs.
 const SCRIPT: &str = include_str!("peer.py");
 
-/// How long threads that wait for more work may spin before the other engine is measured.
+/// Time for this engine's waiting threads to stop spinning before the other engine is measured.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// llama.cpp, through its Python module.
@@ -52,7 +52,7 @@ impl Peer {
         Ok(peer)
     }
 
-    /// Loads a model, to be run by that many threads.
+    /// Loads a model, to be run with `threads` threads.
     pub fn load(&mut self, model: &Path, threads: usize) -> anyhow::Result<()> {
         let model = std::path::absolute(model)?;
         let path = model.to_str().ok_or_else(|| mistake(format!("'{}' is not UTF-8 text", model.display())))?;
@@ -60,13 +60,13 @@ impl Peer {
         Ok(())
     }
 
-    /// Its name and version.
+    /// The engine's name and version.
     pub fn name(&self) -> &str {
         &self.name
     }
 
     fn ask(&mut self, request: &Value) -> anyhow::Result<Value> {
-        // A peer that is gone says more by its exit code than by the pipe it left.
+        // If the child has ended, its exit code says more than the broken pipe.
         let sent = writeln!(self.requests, "{request}").and_then(|()| self.requests.flush());
         let answer = self.answer()?;
         sent.with_context(|| format!("cannot talk to {}", self.name))?;
@@ -76,7 +76,7 @@ impl Peer {
     fn answer(&mut self) -> anyhow::Result<Value> {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
-            bail!("{}, which is to be compared with, ended: {}", self.python.display(), self.child.wait()?);
+            bail!("the other engine, in {}, ended: {}", self.python.display(), self.child.wait()?);
         }
         let answer: Value = serde_json::from_str(&line).map_err(|_| self.nonsense(line.trim()))?;
         match &answer["error"] {
@@ -86,7 +86,7 @@ impl Peer {
     }
 
     fn nonsense(&self, answer: impl std::fmt::Display) -> anyhow::Error {
-        anyhow!("{}, which is to be compared with, answered '{answer}'", self.python.display())
+        anyhow!("the other engine, in {}, gave an unexpected answer: '{answer}'", self.python.display())
     }
 }
 
@@ -108,7 +108,7 @@ impl Engine for Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It has nothing to lose, and is gone already where either fails.
+        // Errors mean that the child has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! How measurements are shown.
+//! Output of measurements.
 
 use basert::{KvFormat, Model};
 use serde_json::{Value, json};
@@ -7,24 +7,24 @@ use super::machine::{Machine, bytes_per_token};
 use super::workload::{Kind, Test};
 use crate::cli::units;
 
-/// What was measured.
+/// Measurements to show.
 pub struct Report<'a> {
     pub model: &'a Model,
     pub tests: &'a [Test],
-    /// What the machine can do, where the model ran on it.
+    /// The machine's peaks, if the model ran on the CPU.
     pub machine: Option<&'a Machine>,
-    /// The name of the engine that was compared with.
+    /// The name of the other engine.
     pub peer: Option<&'a str>,
 }
 
 impl Report<'_> {
-    /// What was measured, on what.
+    /// Lines that describe the model, the device and the method.
     pub fn subject(&self) -> Vec<String> {
         let (file, device) = (self.model.file(), self.model.device());
         let size = units::bytes(file.total_bytes() as f64);
         let kv = match self.model.kv() {
             KvFormat::F16 => String::new(),
-            kv => format!(", keys and values in {kv}"),
+            kv => format!(", KV cache in {kv}"),
         };
         let model = format!("{}, {size}, on {}: {}{kv}", file.path().display(), device.name, device.description);
         let peer = self.peer.map(|peer| format!("in turn with {peer}; medians, and the range of the ratio"));
@@ -60,7 +60,7 @@ impl Report<'_> {
         row
     }
 
-    /// Bytes that decoding reads for each token.
+    /// Bytes that decoding reads for each token; none for prefill.
     fn bytes(&self, test: &Test) -> Option<f64> {
         (test.kind == Kind::Decode).then(|| bytes_per_token(test, self.model))
     }
@@ -114,10 +114,10 @@ impl Report<'_> {
     }
 }
 
-/// A table, the first row of which is its head: as text, or in Markdown. All columns but the first are flush right.
+/// A table whose first row is its head, as text or in Markdown. All columns but the first are right-aligned.
 pub fn layout(mut rows: Vec<Vec<String>>, markdown: bool) -> String {
     if !markdown {
-        // The last column is flush left otherwise.
+        // Otherwise the last column would be left-aligned.
         let widest = rows.iter().filter_map(|row| row.last()).map(|cell| cell.chars().count()).max().unwrap_or(0);
         rows.iter_mut().filter_map(|row| row.last_mut()).for_each(|cell| *cell = format!("{cell:>widest$}"));
         return units::table(&rows, 1);
@@ -132,11 +132,11 @@ fn mean_and_deviation(samples: &[f64]) -> (f64, f64) {
     let n = samples.len() as f64;
     let mean = samples.iter().sum::<f64>() / n;
     let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
-    // Of a single sample nothing is known about the deviation; it is shown as none.
+    // A single sample has no deviation; it is shown as 0.
     (mean, (squares / (n - 1.0).max(1.0)).sqrt())
 }
 
-/// The middle one, or the mean of the two in the middle.
+/// The middle sample, or the mean of the two in the middle.
 fn median(samples: &[f64]) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,28 +1,28 @@
-//! What is measured, and by whom.
+//! Tests, and the engines that run them.
 
 use std::time::Instant;
 
 use basert::{Model, Sampler, Sampling, Session};
 use basert_convert::Random;
 
-/// Whether tokens are computed at once or one after the other.
+/// Whether tokens are computed together or one after the other.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Kind {
     Prefill,
     Decode,
 }
 
-/// One test, and how many seconds each of its repetitions took.
+/// A test, and the seconds of each repetition.
 pub struct Test {
     pub kind: Kind,
-    /// Tokens of each sequence that are measured.
+    /// Measured tokens of each sequence.
     pub tokens: usize,
-    /// Tokens of each that come before.
+    /// Tokens of context of each sequence.
     pub depth: usize,
     /// Sequences that are computed together.
     pub sequences: usize,
     pub seconds: Vec<f64>,
-    /// Those of the engine that it is compared with.
+    /// Seconds of each repetition of the other engine.
     pub peer_seconds: Vec<f64>,
 }
 
@@ -38,17 +38,17 @@ impl Test {
         format!("{kind} {}{sequences}{depth}", self.tokens)
     }
 
-    /// Tokens a second of all sequences together, for each of these times.
+    /// Tokens a second of all sequences together, for each of `seconds`.
     pub fn rates(&self, seconds: &[f64]) -> Vec<f64> {
         seconds.iter().map(|seconds| (self.tokens * self.sequences) as f64 / seconds).collect()
     }
 
-    /// How many times as fast as the peer each repetition was.
+    /// For each repetition, how many times as fast as the peer it was.
     pub fn ratios(&self) -> Vec<f64> {
         self.seconds.iter().zip(&self.peer_seconds).map(|(ours, theirs)| theirs / ours).collect()
     }
 
-    /// Tokens for each sequence: they look random, and are the same every time.
+    /// Pseudo-random tokens for each sequence, the same every time.
     fn timelines(&self, vocabulary: usize) -> Vec<Vec<u32>> {
         let timeline = |sequence| {
             let mut random = Random::new(0, sequence as u64);
@@ -57,7 +57,7 @@ impl Test {
         (0..self.sequences).map(timeline).collect()
     }
 
-    /// Measures in turn what `ours` and `peer` need, after some rounds that do not count.
+    /// Measures `ours` and `peer` in turn, after warm-up rounds that are not counted.
     pub fn run(
         &mut self,
         vocabulary: usize,
@@ -82,12 +82,12 @@ impl Test {
     }
 }
 
-/// What can be measured.
+/// An engine that can be measured.
 pub trait Engine {
-    /// Gets ready for a test: the first `depth` tokens of the timelines are computed.
+    /// Prepares a test by computing the first `depth` tokens of the timelines.
     fn prepare(&mut self, test: &Test, timelines: &[Vec<u32>]) -> anyhow::Result<()>;
 
-    /// The seconds that the rest of the timelines takes. What was prepared stays as it is.
+    /// Computes the rest of the timelines and returns the seconds that this takes. The prepared state stays unchanged.
     fn measure(&mut self) -> anyhow::Result<f64>;
 }
 
@@ -106,7 +106,7 @@ impl<'m> Ours<'m> {
 }
 
 impl Ours<'_> {
-    /// The seconds that it takes to draw `tokens` tokens for each session.
+    /// The seconds that it takes to sample `tokens` tokens for each session.
     fn draw(&self, sessions: &mut [Session<'_>], tokens: usize) -> anyhow::Result<f64> {
         let mut samplers =
             (0..sessions.len()).map(|_| Sampler::new(Sampling::default(), &[])).collect::<Result<Vec<_>, _>>()?;
@@ -137,7 +137,7 @@ impl Engine for Ours<'_> {
         let mut sessions: Vec<_> = self.contexts.iter().map(Session::fork).collect();
         let depth = self.contexts.first().map_or(0, |context| context.tokens().len());
         let length = self.timelines.first().map_or(0, Vec::len);
-        // A device that draws tokens goes on with them; elsewhere drawing is no part of what is measured.
+        // A device that samples continues with its own tokens; on others, sampling is not measured.
         if self.kind == Kind::Decode && self.model.device().chain > 0 {
             return self.draw(&mut sessions, length - depth);
         }
