@@ -69,7 +69,7 @@ fn kinds_are_added_up_and_ops_are_listed_when_asked_for() {
     assert_eq!([lines(&kinds, "attention "), lines(&ops, "attention ")], [1, 2]);
     assert!(kinds.contains("the machine, measured now") && kinds.contains("of roofline"), "{kinds}");
     assert!(ops.contains("the limits of m4-pro") && ops.contains("blk.1.ffn_down.weight"), "{ops}");
-    assert!(kinds.contains("of a step that is profiled"), "{kinds}");
+    assert!(kinds.contains("of a profiled step"), "{kinds}");
     assert!(basert(&["profile", &model, "--chip", "m99"]).fails(2).contains("m4-pro"));
     assert!(basert(&["profile", &model, "--device", "reference"]).fails(1).contains("cannot time its ops"));
 }

@@ -35,7 +35,7 @@ fn the_simulated_gpu_is_tuned_and_the_table_is_used() {
         run(command, "")
     };
     let tuned = cached(&["tune", "--device", "simt", "--short", "--submit"]);
-    let path = tuned.err.trim().strip_prefix("kept in ").unwrap_or_else(|| panic!("{}", tuned.err)).to_owned();
+    let path = tuned.err.trim().strip_prefix("saved to ").unwrap_or_else(|| panic!("{}", tuned.err)).to_owned();
     let file = tuned.ok();
     let (comments, table) = file.split_once("\n\n").unwrap();
     assert!(comments.lines().all(|line| line.starts_with("# ")) && comments.contains("say nothing"), "{comments}");
