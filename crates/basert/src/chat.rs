@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::generate::{Answer, Generation, Pieces};
 use crate::{Error, Session};
 
-/// One message: a JSON object with a role and a content, and whatever else the model's template knows.
+/// A message: a JSON object with a role, a content, and other fields that the model's template supports.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message(pub Value);
 
@@ -24,31 +24,31 @@ impl Message {
         Message::new("system", content)
     }
 
-    /// What the user says.
+    /// A message of the user.
     pub fn user(content: &str) -> Message {
         Message::new("user", content)
     }
 
-    /// What the model said.
+    /// A message of the model.
     pub fn assistant(content: &str) -> Message {
         Message::new("assistant", content)
     }
 }
 
-/// A chat as a model gets it, up to where the answer begins.
+/// The prompt that a chat becomes, up to where the answer begins.
 #[derive(Debug, Clone)]
 pub struct ChatPrompt {
-    /// What the chat template makes of it.
+    /// The text that the chat template renders.
     pub text: String,
     /// Its tokens.
     pub tokens: Vec<u32>,
-    /// How the model writes what is not plain answer.
+    /// How the model writes reasoning and tool calls.
     pub(crate) dialect: Arc<Dialect>,
-    /// Whether the model may think before it answers.
+    /// Whether the model may reason before it answers.
     pub(crate) reasons: bool,
 }
 
-/// The parts of a chat's answer: an iterator of [`Event`]s. No tools are known, so nothing is a call of one.
+/// The parts of a chat's answer: an iterator of [`Event`]s. There are no tools, hence no tool calls.
 pub struct Parts<'s, 'm> {
     pieces: Pieces<'s, 'm>,
     /// None at the end.
@@ -65,14 +65,14 @@ impl<'s, 'm> Parts<'s, 'm> {
         let shown = dialect.tokens(session.model().tokenizer());
         let preface =
             Preface::OfDialect { dialect: dialect.clone(), prompt: prompt.text.clone(), reasons: prompt.reasons };
-        // Stop texts are looked for in what is said, not in what is thought.
+        // Stop texts are looked for in the content, not in the reasoning.
         let options = Generation { stop: Vec::new(), ..options.clone() };
         let pieces = Pieces::new(session, &prompt.tokens, &options, &preface, shown)?;
         let (text, reasoning) = (String::new(), String::new());
         Ok(Parts { pieces, parser: Some(parser), ready: VecDeque::new(), text, reasoning })
     }
 
-    /// What there is of the answer.
+    /// The answer so far.
     pub fn into_answer(self) -> Answer {
         Answer { text: self.text, reasoning: self.reasoning, ..self.pieces.into_answer() }
     }

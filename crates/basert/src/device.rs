@@ -17,7 +17,7 @@ use basert_plan::Device;
 use crate::Error;
 use crate::tune::{self, Effort, Tell, Tuned};
 
-/// What a model runs on.
+/// A device that a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceKind {
     /// The CPU.
@@ -27,14 +27,14 @@ pub enum DeviceKind {
     Metal,
     /// An NVIDIA GPU, by its number.
     Cuda(usize),
-    /// The kernels of the GPUs on the CPU, thread by thread: for those who write kernels, and slow.
+    /// The GPU kernels simulated on the CPU, thread by thread: slow, for writing kernels.
     Simt,
-    /// The oracle that devices are compared with: exact to f32, and very slow.
+    /// The oracle that devices are checked against: computes in f32, and very slow.
     Reference,
 }
 
 impl DeviceKind {
-    /// The best that there is on this machine: a GPU, or else the CPU.
+    /// The best device of this machine: a GPU if there is one, else the CPU.
     pub fn best() -> DeviceKind {
         #[cfg(target_os = "macos")]
         if MetalGpu::exists() {
@@ -47,16 +47,16 @@ impl DeviceKind {
         DeviceKind::Cpu
     }
 
-    /// Makes it ready, the CPU with so many threads. The first time, a GPU's kernels are checked and timed
-    /// ([`tune::first_use`]); what is to be said of that is logged as warnings.
+    /// Opens the device, the CPU with `threads` threads. On a GPU's first use, its kernels are checked and timed
+    /// ([`tune::first_use`]), and the messages about that are logged as warnings.
     ///
     /// # Errors
-    /// When it is not there, lacks what it needs, or its kernels come out wrong.
+    /// When there is no such device, its driver or compiler is missing, or its kernels compute wrong results.
     pub fn open(self, threads: Option<usize>) -> Result<Box<dyn Device>, Error> {
         self.open_telling(threads, &mut |line| tracing::warn!("{line}"))
     }
 
-    /// The same, which tells what is to be said line by line.
+    /// Like [`DeviceKind::open`], with the messages passed to `tell`, line by line.
     ///
     /// # Errors
     /// As [`DeviceKind::open`].
@@ -75,10 +75,10 @@ impl DeviceKind {
         }
     }
 
-    /// Tunes a GPU, or the simulation of one.
+    /// Tunes a GPU, or the simulated one.
     ///
     /// # Errors
-    /// As for [`tune::tune`]; and when it is not a GPU or not there.
+    /// As for [`tune::tune`]; and when the device is not a GPU or does not exist.
     pub fn tune(self, effort: Effort, tell: Tell<'_>) -> Result<Tuned, Error> {
         match self {
             #[cfg(not(target_os = "macos"))]
@@ -92,7 +92,7 @@ impl DeviceKind {
     }
 }
 
-/// A GPU with the table that was measured on it, which is done first where that has not been done yet.
+/// A GPU with the tuning table measured on it, after measuring one if there is none.
 fn gpu<G: Gpu + 'static>(open: &dyn Fn() -> Result<G, GpuError>, tell: Tell<'_>) -> Result<Box<dyn Device>, Error> {
     let gpu = open()?;
     if let Some(tuning) = Tuning::measured(gpu.facts())? {
@@ -128,7 +128,9 @@ impl FromStr for DeviceKind {
             (_, Some(text)) => number(text).map(DeviceKind::Cuda),
             ("simt", _) => Ok(DeviceKind::Simt),
             ("reference", _) => Ok(DeviceKind::Reference),
-            _ => Err(format!("no device is called '{text}'; there are cpu, metal, cuda, cuda:N, simt and reference")),
+            _ => Err(format!(
+                "no device is called '{text}'; the devices are cpu, metal, cuda, cuda:N, simt and reference"
+            )),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a model is known by.
+//! The digest that identifies a model.
 
 use basert_files::ModelFile;
 use basert_graph::Graph;
@@ -6,11 +6,11 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::{Error, text};
 
-/// Bytes that are read before the system may forget them again.
+/// Bytes that are read before the system may drop them from memory.
 const PART: usize = 16 << 20;
 
-/// A digest that differs where weights, metadata, tokenizer or what is computed of them do: XXH3 of all files and of the
-/// graph. It is as fast as they are read. Nobody is kept by it from making two models that have the same.
+/// A digest of weights, metadata, tokenizer and graph: XXH3 of all files and of the graph. It is as fast as reading the
+/// files. It is not cryptographic: two models with the same digest can be made on purpose.
 pub(crate) fn of(file: &ModelFile, graph: &Graph) -> Result<String, Error> {
     let mut hash = Xxh3::new();
     for map in file.mappings() {

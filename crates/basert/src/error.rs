@@ -1,4 +1,4 @@
-//! What can go wrong with a model.
+//! Errors of opening and running a model.
 
 use basert_engine::{EngineError, SamplingError};
 use basert_files::FileError;
@@ -31,7 +31,7 @@ pub enum Error {
         /// What is wrong.
         source: TemplateError,
     },
-    /// A chat was asked for, and the model has no template.
+    /// A chat is not possible, because the model has no template.
     #[error("{file} has no chat template; give one with --chat-template, or complete plain text instead")]
     NoTemplate {
         /// The model.
@@ -42,7 +42,7 @@ pub enum Error {
     Model {
         /// The model.
         file: String,
-        /// What does not fit.
+        /// How they disagree.
         what: String,
     },
     /// The device refused the model or failed.
@@ -87,7 +87,7 @@ pub enum Error {
     /// A grammar cannot be used, or could not be followed.
     #[error(transparent)]
     Grammar(#[from] GrammarError),
-    /// There is nothing to continue.
+    /// The prompt is empty.
     #[error("the prompt has no tokens; there is nothing to continue")]
     EmptyPrompt,
 }

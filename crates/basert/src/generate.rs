@@ -1,4 +1,4 @@
-//! Answers, piece by piece.
+//! Generation of answers, piece by piece.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,17 +11,17 @@ use crate::{Error, Session};
 /// How an answer is generated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generation {
-    /// The most tokens of the answer.
+    /// Limit on the answer's tokens.
     pub max_tokens: usize,
-    /// How tokens are chosen, where that is to be otherwise than the model's own way ([`crate::Model::sampling`]).
+    /// Sampling settings that replace the model's defaults ([`crate::Model::sampling`]).
     pub sampling: SamplingOptions,
     /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
-    /// Go on after the model says that the answer is complete.
+    /// Continue after the model's end-of-text token.
     pub ignore_end: bool,
-    /// What the answer has to be, if not any text. It ends where it is complete.
+    /// A constraint on the answer, which ends when the constraint is complete; none allows any text.
     pub grammar: Option<Grammar>,
-    /// How many tokens are guessed before they are drawn. The text is the same.
+    /// Speculative decoding, which does not change the text.
     pub speculation: Speculation,
 }
 
@@ -39,7 +39,7 @@ impl Default for Generation {
 }
 
 impl Generation {
-    /// The most likely text, which is the same every time.
+    /// Greedy decoding, whose result is the same every time.
     pub fn greedy() -> Generation {
         Generation { sampling: SamplingOptions::greedy(), ..Generation::default() }
     }
@@ -48,36 +48,36 @@ impl Generation {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// The model said so, or a stop text came.
+    /// The model ended it, or a stop text appeared.
     Stop,
-    /// It has as many tokens as were allowed, or the context is full.
+    /// The limit on tokens was reached, or the context is full.
     Length,
-    /// The caller did not ask for more.
+    /// The caller stopped it.
     Cancelled,
 }
 
 /// A whole answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// Its text.
+    /// The text.
     pub text: String,
-    /// What the model thought before, where the answer was read as one of a chat.
+    /// The model's reasoning, if the answer is one of a chat.
     pub reasoning: String,
-    /// Its tokens, with the one that ended it.
+    /// The tokens, including the one that ended the answer.
     pub tokens: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of these, those that the session had not computed before.
+    /// Those of them that the session had not computed before.
     pub computed_tokens: usize,
-    /// Time to compute them.
+    /// Time of prefill.
     pub prompt_time: Duration,
-    /// Time from then to the end.
+    /// Time from the end of prefill to the end of the answer.
     pub answer_time: Duration,
-    /// Tokens that were guessed and computed before they were drawn.
+    /// Draft tokens that were proposed.
     pub proposed: usize,
-    /// Of these, those that were drawn.
+    /// Draft tokens that were accepted.
     pub accepted: usize,
 }
 
@@ -92,16 +92,16 @@ pub struct Pieces<'s, 'm> {
     finished: bool,
     answer: Answer,
     began: Instant,
-    /// Drawn, and not yet part of the answer.
+    /// Sampled tokens that are not yet part of the answer.
     drawn: VecDeque<u32>,
     guesser: Guesser,
     costs: Costs,
-    /// By which a draft model knows it.
+    /// The number that identifies the answer for a draft model.
     number: u64,
 }
 
 impl<'s, 'm> Pieces<'s, 'm> {
-    /// Of an answer that begins as `preface` says, and in which the names of some control tokens are shown.
+    /// For an answer that begins with `preface`, and shows the names of some control tokens.
     pub(crate) fn new(
         session: &'s mut Session<'m>,
         prompt: &[u32],
@@ -159,7 +159,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
         })
     }
 
-    /// What there is of the answer so far.
+    /// The answer so far.
     pub fn answer(&self) -> &Answer {
         &self.answer
     }
@@ -170,12 +170,12 @@ impl<'s, 'm> Pieces<'s, 'm> {
         self.finished = true;
     }
 
-    /// What there is of the answer.
+    /// The answer so far.
     pub fn into_answer(self) -> Answer {
         self.answer
     }
 
-    /// Text that is ready, now or after more tokens; none at the end of the answer.
+    /// The next piece of text, for which tokens are generated as needed; none at the end of the answer.
     fn advance(&mut self) -> Result<Option<String>, Error> {
         while !self.finished {
             if self.drawn.is_empty() {
@@ -214,13 +214,13 @@ impl<'s, 'm> Pieces<'s, 'm> {
         !self.options.ignore_end && self.session.model().tokenizer().end_of_generation().contains(&token)
     }
 
-    /// Whether all that was drawn is all that the constraint allows.
+    /// Whether all sampled tokens were taken, and the constraint allows no more.
     fn is_complete(&self) -> bool {
         self.constraint.as_ref().is_some_and(Constraint::is_finished)
     }
 
-    /// Draws the next token, and those after it that were guessed right. The token before is computed only now that one
-    /// more is wanted.
+    /// Samples the next token, and further ones for which draft tokens are accepted. The last token is computed only
+    /// now, because another one is needed.
     fn draw(&mut self) -> Result<(), Error> {
         let (last, began) = (self.answer.tokens.last().copied(), Instant::now());
         if let Some(last) = last
@@ -245,18 +245,18 @@ impl<'s, 'm> Pieces<'s, 'm> {
         Ok(())
     }
 
-    /// Guesses what comes after the token that is drawn next; whether there is anything to be computed.
+    /// Proposes draft tokens, and returns whether there are any to check.
     fn guess(&mut self, last: u32) -> bool {
         let (model, text) = (self.session.model(), self.session.tokens());
         let room = model.context().saturating_sub(text.len() + 1);
         let left = self.options.max_tokens - self.answer.tokens.len() - 1;
         let rows = model.plan().limits.wanted.min(model.plan().limits.tokens) - 1;
-        // Nothing else is forgotten for guesses; a page is left for what a shared one may have to be copied to.
+        // Nothing cached is evicted for draft tokens; one page is left, as a shared page may have to be copied.
         let free = model.engine().free_tokens(self.session.sequence(), 1).saturating_sub(1);
         let (most, limit) = (self.guesser.wanted(&self.costs, 1), room.min(left).min(rows).min(free));
         match model.draft().filter(|_| !self.guesser.is_off()) {
             Some(mut draft) => {
-                // One is asked for in any case, to learn how often that is right.
+                // At least one is requested, to measure how often drafts are accepted.
                 let (tokens, sampler) = ([text, &[last]].concat(), self.sampler.clone());
                 let ask = Ask { number: self.number, salt: 0, tokens, sampler, most: most.max(1).min(limit) };
                 draft.guess(vec![ask]).into_iter().for_each(|(_, guesses)| self.guesser.take(guesses));
@@ -266,7 +266,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
         !self.guesser.guesses().is_empty()
     }
 
-    /// Computes the token before and what was guessed, and draws for as long as that was right.
+    /// Computes the last token and the draft tokens, and samples as long as the drafts are accepted.
     fn draw_guessed(&mut self, last: u32) -> Result<(), Error> {
         let (began, guessed) = (Instant::now(), self.guesser.guesses().len());
         let before = self.session.tokens().len();
@@ -301,13 +301,13 @@ impl<'s, 'm> Pieces<'s, 'm> {
         result
     }
 
-    /// Whether the context has no room for one more token.
+    /// Whether the context is full.
     fn is_full(&self) -> bool {
         let next = self.session.tokens().len() + usize::from(!self.answer.tokens.is_empty());
         next > self.session.model().context()
     }
 
-    /// Ends the answer, and returns the text that was held till then.
+    /// Ends the answer, and returns the text that was held back until then.
     fn finish(&mut self, finish: Finish) -> Option<String> {
         self.finished = true;
         let (mut text, mut ready) = (String::new(), String::new());
@@ -321,7 +321,7 @@ impl<'s, 'm> Pieces<'s, 'm> {
     }
 }
 
-/// Draws a token among those that may follow the last one; the first token, from the logits of the prompt.
+/// Samples a token within the constraint: the first one from the logits of the prompt.
 fn constrained(
     session: &mut Session<'_>,
     sampler: &mut Sampler,
@@ -336,10 +336,10 @@ fn constrained(
     Ok(token)
 }
 
-/// Draws among the tokens that may come.
+/// Samples from the tokens that the constraint allows.
 fn choose(sampler: &mut Sampler, constraint: &mut Constraint, logits: &[f32]) -> Result<u32, Error> {
     let token = sampler.next_of(logits, constraint.mask()?);
-    let token = token.ok_or_else(|| GrammarError::Step { reason: "no token may come next".into() })?;
+    let token = token.ok_or_else(|| GrammarError::Step { reason: "no token is allowed next".into() })?;
     constraint.accept(token)?;
     Ok(token)
 }

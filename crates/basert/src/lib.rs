@@ -1,8 +1,8 @@
 //! Large language models on the machine in front of you.
 //!
 //! A [`Model`] is opened from a GGUF file or a Hugging Face folder. [`Model::generate`] answers a prompt. For more
-//! control, a [`Session`] is one timeline of tokens: [`Session::sync`] makes it what it should be, computing only what
-//! is new, and its logits say what may follow.
+//! control, a [`Session`] is one timeline of tokens: [`Session::sync`] sets the timeline and computes only its new
+//! tokens, and [`Session::logits`] are those of the next token.
 //!
 //! ```
 //! use std::io::Write;
@@ -22,7 +22,7 @@
 //! # }
 //! ```
 //!
-//! Chat goes through the model's own template:
+//! Chats are rendered with the model's own template:
 //!
 //! ```
 //! use std::io::Write;
@@ -37,7 +37,7 @@
 //! let prompt = model.chat_prompt(&messages, None)?;
 //! let mut session = model.session();
 //! for part in session.answer(&prompt, &Generation { max_tokens: 24, ..Generation::default() })? {
-//!     // What the model thinks before it answers is a part too.
+//!     // Reasoning is a part, too; only the content is printed.
 //!     if let Event::Content(text) = part? {
 //!         print!("{text}");
 //!         std::io::stdout().flush()?;

@@ -1,14 +1,14 @@
-//! What to do about a model that is too large for a device.
+//! Advice for a model that is too large for a device.
 
 use basert_plan::{DeviceError, Fit};
 
-/// The settings of a session that would fit, for a model of which so many `sessions` of `context` tokens do not; none for
-/// any other error.
+/// Settings that would fit, for a model for which `sessions` sessions of `context` tokens do not; none for any other
+/// error.
 pub(crate) fn advice(error: &DeviceError, page_tokens: usize, sessions: usize, context: usize) -> Option<String> {
     let DeviceError::TooLarge { fits, .. } = error else { return None };
     let tokens = |fit: &Fit| fit.pages / sessions * page_tokens;
     let shorter = fits.first().filter(|fit| tokens(fit) > 0).map(|fit| format!("--max-context {}", tokens(fit)));
-    // Less than all pages may be enough, where the last one is not full.
+    // Fewer pages may be enough if the last one is not full.
     let coarser =
         fits.iter().skip(1).find(|fit| tokens(fit) >= context).map(|fit| format!("--kv-bits {}", fit.kv.bits()));
     let smallest = fits.last().filter(|fit| tokens(fit) > 0);
@@ -16,7 +16,8 @@ pub(crate) fn advice(error: &DeviceError, page_tokens: usize, sessions: usize, c
     let ways: Vec<_> = [shorter, coarser].into_iter().flatten().collect();
     Some(match (ways.as_slice(), both) {
         ([], None) => {
-            "even without a context it does not fit: use a smaller model or quantisation, or --device cpu".to_owned()
+            "the model does not fit even without a KV cache: use a smaller model or quantisation, or --device cpu"
+                .to_owned()
         }
         ([], Some(both)) => format!("{both} would fit"),
         (ways, _) => format!("{} would fit", ways.join(", or ")),

@@ -20,40 +20,40 @@ use crate::{DeviceKind, Error, Message, Session, digest, memory, pooling, sampli
 
 pub use basert_plan::{Progress, Stage};
 
-/// How a model is opened.
+/// Options for opening a model.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What it runs on.
+    /// The device.
     pub device: DeviceKind,
-    /// Threads of the CPU device; as many as there are cores where this is none.
+    /// Number of threads of the CPU device; none means one for each core.
     pub threads: Option<usize>,
-    /// The most tokens a session can have; where this is none, what the model was trained for, but at most
+    /// Limit on a session's tokens; none means what the model was trained for, but at most
     /// [`Options::DEFAULT_CONTEXT`].
     pub max_context: Option<usize>,
     /// How the KV cache stores keys and values.
     pub kv: KvFormat,
-    /// Sessions of that length which the KV cache has room for. Its memory is taken as it is used.
+    /// Number of sessions of full length that the KV cache has room for. Its memory is allocated as it is used.
     pub sessions: usize,
-    /// The most bytes of the KV cache, which then has room for less, but for one session at least.
+    /// Limit on the bytes of the KV cache, which then has room for fewer sessions, but for at least one.
     pub cache_bytes: Option<usize>,
-    /// What part of the memory that a device says is free beside the weights the KV cache may take, where [`Options::cache_bytes`]
-    /// is none; there is room for one session in any case.
+    /// The share of the device's memory that is free after the weights which the KV cache may take, if
+    /// [`Options::cache_bytes`] is none; it has room for one session in any case.
     pub cache_share: Option<f64>,
-    /// Whether what closed sessions have computed is kept for others that begin with the same tokens, as long as nobody
-    /// needs the room.
+    /// Whether the KV cache of closed sessions is kept, for others that begin with the same tokens, until the room is
+    /// needed.
     pub prefix_cache: bool,
-    /// The most tokens that are computed at once; as many as suit the device where this is none.
+    /// Limit on the tokens of a step; none means what suits the device.
     pub step_tokens: Option<usize>,
-    /// Further architecture files, which come before the built-in ones.
+    /// Further architecture files, which take precedence over the built-in ones.
     pub arch_files: Vec<PathBuf>,
-    /// The source of a chat template to be used instead of the model's own.
+    /// The source of a chat template to use instead of the model's own.
     pub chat_template: Option<String>,
 }
 
 impl Options {
-    /// The most context that is taken without being asked for.
+    /// The largest context that is used by default.
     pub const DEFAULT_CONTEXT: usize = 8192;
-    /// The most rows of logits of a step.
+    /// Limit on the rows of logits of a step.
     const WANTED: usize = 64;
 }
 
@@ -82,14 +82,14 @@ pub struct Model {
     facts: Facts,
     kv: KvFormat,
     tokenizer: Arc<Tokenizer>,
-    /// Made when it is first needed.
+    /// Built when first needed.
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// With its source.
     template: Option<(ChatTemplate, String)>,
     engine: Mutex<Engine>,
-    /// A smaller model that guesses for it.
+    /// The draft model.
     draft: Option<Mutex<Draft>>,
-    /// Answers that were begun.
+    /// Number of answers begun so far.
     answers: AtomicU64,
     context: usize,
     sampling: Sampling,
@@ -105,7 +105,7 @@ impl Model {
         Model::open_with_progress(path, options, &mut |_, _, _| {})
     }
 
-    /// Opens a model, and tells how far that is.
+    /// Opens a model, with a progress callback.
     ///
     /// # Errors
     /// As for [`Model::open`].
@@ -118,8 +118,8 @@ impl Model {
         Model::open_on(&*device, path, options, progress)
     }
 
-    /// Opens a model on a device that is open already, and tells how far that is. What the options say of devices counts
-    /// for nothing.
+    /// Opens a model on a device that is open already, with a progress callback. The options' settings of devices are
+    /// ignored.
     ///
     /// # Errors
     /// As for [`Model::open`].
@@ -190,10 +190,10 @@ impl Model {
         })
     }
 
-    /// Lets a smaller model guess tokens, where they are to be guessed ([`Generation::speculation`]).
+    /// Adds a smaller model that proposes the draft tokens of speculative decoding ([`Generation::speculation`]).
     ///
     /// # Errors
-    /// When their tokens are not the same.
+    /// When the two vocabularies differ.
     pub fn with_draft(self, draft: Model) -> Result<Model, Error> {
         let (ours, theirs) = (&self.tokenizer, &draft.tokenizer);
         let differs = |id: &u32| ours.token_bytes(*id) != theirs.token_bytes(*id);
@@ -205,14 +205,14 @@ impl Model {
                 self.file.path().display(),
                 sizes.0
             ),
-            Some(token) => format!("its token {token} is not that of {}", self.file.path().display()),
+            Some(token) => format!("its token {token} differs from that of {}", self.file.path().display()),
             None => return Ok(Model { draft: Some(Mutex::new(Draft::new(draft.into_parts().0))), ..self }),
         };
         let file = draft.file.path().display().to_string();
-        Err(Error::Model { file, what: format!("it cannot guess for another model: {what}") })
+        Err(Error::Model { file, what: format!("it cannot be the draft model: {what}") })
     }
 
-    /// Takes the draft model away again, for those who run the engine themselves.
+    /// Removes and returns the draft model, for callers that run the engine themselves.
     pub fn take_draft(&mut self) -> Option<Draft> {
         self.draft.take().map(|draft| draft.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
@@ -221,7 +221,7 @@ impl Model {
         Some(self.draft.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A number that no other answer has.
+    /// A unique number for an answer.
     pub(crate) fn number(&self) -> u64 {
         self.answers.fetch_add(1, Ordering::Relaxed)
     }
@@ -258,15 +258,15 @@ impl Model {
         if bytes / page_bytes < one {
             let needed = one.saturating_mul(page_bytes);
             return Err(format!(
-                "keys and values of {context} tokens take {needed} bytes, more than the {bytes} there are for them; \
+                "the KV cache of {context} tokens takes {needed} bytes, more than the {bytes} available for it; \
                  a smaller --max-context or --kv-bits would do"
             ));
         }
         Ok(wanted.min(bytes / page_bytes))
     }
 
-    /// Where its cached prefixes are kept, for [`Engine::load_prefixes`]. All of its files are read for that, to know them
-    /// again by their contents.
+    /// Describes a file of cached prefixes of this model, for [`Engine::load_prefixes`]. All of the model's files are
+    /// read, to identify the model by their contents.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -275,23 +275,23 @@ impl Model {
         Ok(PrefixFile { path: path.into(), model, kv: self.kv.to_string() })
     }
 
-    /// Takes it apart, for those who run the engine themselves: the engine, the tokenizer, and the chat template with its
-    /// source, if there is one.
+    /// Takes the model apart, for callers that run the engine themselves: the engine, the tokenizer, and the chat
+    /// template with its source, if there is one.
     pub fn into_parts(self) -> (Engine, Arc<Tokenizer>, Option<(ChatTemplate, String)>) {
         (self.engine.into_inner().unwrap_or_else(PoisonError::into_inner), self.tokenizer, self.template)
     }
 
-    /// The files.
+    /// The model's files.
     pub fn file(&self) -> &ModelFile {
         &self.file
     }
 
-    /// How it is computed.
+    /// The execution plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// What it is computed on.
+    /// The facts of the device.
     pub fn device(&self) -> &Facts {
         &self.facts
     }
@@ -301,32 +301,32 @@ impl Model {
         self.kv
     }
 
-    /// Its tokenizer.
+    /// The tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
-    /// Its chat template, if it has one.
+    /// The chat template, if there is one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.template.as_ref().map(|(template, _)| template)
     }
 
-    /// How its tokens are drawn where nobody says otherwise: as its files recommend, and as usual where they do not.
+    /// The default sampling settings: those that the model's files recommend, and basert's defaults for the others.
     pub fn sampling(&self) -> &Sampling {
         &self.sampling
     }
 
-    /// What in its files is wrong and ignored, in words.
+    /// Warnings about faults in the model's files that are ignored.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The most tokens a session can have.
+    /// Limit on a session's tokens.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Tokens of a plain text, with those at the beginning that the model expects.
+    /// Tokens of a plain text, after the beginning-of-text token if the model expects one.
     ///
     /// # Errors
     /// When the vocabulary cannot spell the text.
@@ -334,8 +334,9 @@ impl Model {
         self.tokens(text, EncodeOptions { add_special: true, parse_special: true })
     }
 
-    /// Tokens of a chat, up to where the answer begins, or where it goes on if the last message is the assistant's.
-    /// `variables` go to the template, such as `enable_thinking`. What the messages say never becomes a control token.
+    /// Tokens of a chat, up to where the answer begins, or continues if the last message is the assistant's.
+    /// `variables`, such as `enable_thinking`, are passed to the template. Text of the messages never becomes a control
+    /// token.
     ///
     /// # Errors
     /// When the model has no template, or the template refuses the messages.
@@ -343,8 +344,8 @@ impl Model {
         Ok(self.chat_prompt(messages, variables)?.tokens)
     }
 
-    /// A chat up to where the answer begins, for [`Session::answer`]. `variables` go to the template, such as
-    /// `enable_thinking`.
+    /// The prompt of a chat, for [`Session::answer`]. `variables`, such as `enable_thinking`, are passed to the
+    /// template.
     ///
     /// # Errors
     /// As for [`Model::chat_tokens`].
@@ -366,10 +367,10 @@ impl Model {
         Ok(ChatPrompt { text: prompt.text, tokens, dialect, reasons })
     }
 
-    /// What an answer that follows a grammar may be. The first call arranges the vocabulary for it.
+    /// The constraint that a grammar puts on an answer. The first call indexes the vocabulary.
     ///
     /// # Errors
-    /// When the grammar is wrong, too large, or asks for something that cannot be honoured.
+    /// When the grammar is wrong, too large, or has something that is not supported.
     pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         self.constraint_after(grammar, &Preface::None)
     }
@@ -399,8 +400,8 @@ impl Model {
         Ok(self.engine().advance(&mut sequences, usize::MAX, &mut |_| true)?)
     }
 
-    /// Adds a token to each session, of which all before is computed, and draws the next ones together. About `more`
-    /// further calls with what was drawn are expected: a device may run ahead of them.
+    /// Adds a token to each session, all earlier tokens of which must be computed, and samples the next ones together.
+    /// About `more` further calls with the sampled tokens are expected: a device may run ahead of them.
     ///
     /// # Errors
     /// As for [`Model::advance`].
@@ -408,8 +409,8 @@ impl Model {
         Ok(self.engine().draw(&mut sequences(rows), more)?)
     }
 
-    /// Like [`Model::draw`], but each session draws among the tokens that it is allowed: `masks` finds out which, one for
-    /// each, while the device computes. A session that is allowed none has an error of its own.
+    /// Like [`Model::draw`], but each session samples within a mask: `masks` returns one for each session, and is
+    /// called while the device computes. A session whose mask allows no token gets an error of its own.
     ///
     /// # Errors
     /// As for [`Model::advance`].
@@ -429,10 +430,10 @@ impl Model {
         self.engine().score(tokens, from, each)
     }
 
-    /// How the model was trained to pool hidden states, where its files say so; the mean otherwise.
+    /// How the model was trained to pool hidden states, if its files say so; else the mean.
     ///
     /// # Errors
-    /// When it was trained for vectors that cannot be made, or for something else than vectors.
+    /// When its pooling is not supported, or the model was trained for something else than embeddings.
     pub fn pooling(&self) -> Result<Pooling, Error> {
         let file = || self.file.path().display().to_string();
         pooling::of(&self.file).map_err(|what| Error::Model { file: file(), what })
@@ -468,12 +469,12 @@ impl Model {
     }
 
     pub(crate) fn engine(&self) -> MutexGuard<'_, Engine> {
-        // A panic while the engine was held leaves sequences as they were before the step.
+        // After a panic during a step, sequences are as they were before that step.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Sessions that draw, as the engine sees them.
+/// Sessions that sample, as rows for the engine.
 fn sequences<'a>(rows: &'a mut [(&mut Session<'_>, &mut Sampler, u32)]) -> Vec<Drawing<'a>> {
     rows.iter_mut().map(|(session, sampler, token)| (session.sequence_mut(), &mut **sampler, *token)).collect()
 }

@@ -1,5 +1,5 @@
-//! The op table: ops, formats and shapes, each as a model of that op alone, with what the oracle makes of it. Tests hold
-//! every device against it, and `basert tune` every variant of a kernel.
+//! The op table: ops, formats and shapes, each as a model of that op alone, with the oracle's result. Tests check every
+//! device against it, and `basert tune` every variant of a kernel.
 
 use std::fmt::Display;
 use std::fs;
@@ -16,14 +16,14 @@ use crate::Error;
 
 /// Tokens whose logits are compared.
 pub const COMPARED: usize = 40;
-/// The most tokens at once.
+/// The largest number of tokens in a step.
 pub const AT_ONCE: usize = 64;
 /// The longest context.
 const CONTEXT: usize = 4096;
-/// Rows of embeddings, as far as that is enough for their logits.
+/// Rows of the embeddings, unless their logits need more.
 const TOKENS: usize = 160;
 
-/// What a row of the table is about.
+/// The kind of op that a row of the table checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Products with matrices.
@@ -41,11 +41,11 @@ pub enum Kind {
 /// A row of the table: a model of a few ops, and its tensors.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// For people.
+    /// The name in messages.
     pub name: String,
-    /// What it is about.
+    /// The kind of op.
     pub kind: Kind,
-    /// Whether it is one of those few that show most mistakes.
+    /// Whether it is one of the few rows that show most mistakes.
     pub essential: bool,
     /// What comes after `embed`, which computes `x`, up to `y`.
     ops: String,
@@ -56,7 +56,7 @@ pub struct Row {
     tokens: usize,
 }
 
-/// A row's model, with what is expected of it.
+/// A row's model, with the expected result.
 pub struct Case {
     /// The row's.
     pub name: String,
@@ -98,7 +98,7 @@ impl Row {
         Row { essential, ..self }
     }
 
-    /// Weights that keep the size of what they multiply.
+    /// Random weights that roughly preserve the magnitude of activations.
     fn values(&self, name: &str, shape: &[usize]) -> Vec<f32> {
         if let Some((_, values)) = self.given.iter().find(|(given, _)| *given == name) {
             return values.clone();
@@ -145,7 +145,7 @@ impl Row {
         Architecture::parse(&text, &self.name).map_err(failed)
     }
 
-    /// Its model, and what the oracle makes of it.
+    /// The row's model with the oracle's result.
     ///
     /// # Errors
     /// When a temporary file cannot be written.
@@ -164,7 +164,8 @@ impl Row {
         Ok(Case { name, kind, essential, file, graph, prompt, expected, _folder: folder })
     }
 
-    /// A plan of its model for steps of up to so many tokens, whose logits are all wanted, and the file: its weights are zeros, and take no room on disk.
+    /// A plan of the row's model for steps of up to `tokens` tokens, all with logits, and the model's file, whose
+    /// weights are zeros that take no room on disk.
     ///
     /// # Errors
     /// When a temporary file cannot be written.
@@ -182,7 +183,7 @@ impl Row {
         fs::write(&path, head).map_err(failed)?;
         let hole = fs::OpenOptions::new().write(true).open(&path).map_err(failed)?;
         hole.set_len(length as u64).map_err(failed)?;
-        // Mapped, it stays when its folder goes.
+        // The mapping outlives its folder.
         let file = Arc::new(ModelFile::open(&path)?);
         let graph = Arc::new(Graph::open(&file, &[self.architecture()?])?);
         Ok((Plan::build(graph, Limits { tokens, wanted: tokens }, &FUSIONS), file))
@@ -195,7 +196,7 @@ impl Case {
         (self.file.clone(), self.graph.clone())
     }
 
-    /// The row's model on a device, for all of the last tokens at once or fewer.
+    /// Loads the row's model on a device, for steps of up to all of the last tokens.
     ///
     /// # Errors
     /// When the device refuses.
@@ -207,7 +208,7 @@ impl Case {
         device.load(plan, self.file.clone(), options)
     }
 
-    /// Logits of the last tokens, with so many of them at once, of what a device loaded.
+    /// Logits of the last tokens from a loaded model, with `at_once` tokens in a step.
     fn logits(&self, baked: &mut dyn Baked, page_tokens: usize, at_once: usize) -> Result<Vec<f32>, DeviceError> {
         let before = self.prompt.len() - COMPARED;
         let pages: Vec<u32> = (0..self.prompt.len().div_ceil(page_tokens) as u32).collect();
@@ -230,11 +231,11 @@ impl Case {
         Ok(logits)
     }
 
-    /// The largest difference from what the oracle computes, relative to its largest number, of a device that computes so
-    /// many tokens at once, for each of these numbers.
+    /// The largest difference between a device's logits and the oracle's, relative to the oracle's largest, over steps
+    /// of each of the sizes in `at_once`.
     ///
     /// # Errors
-    /// What is wrong, when that is more than rounding explains, or the device fails.
+    /// When the difference is more than rounding explains, or the device fails.
     pub fn check(&self, device: &dyn Device, at_once: &[usize]) -> Result<f32, String> {
         let wrong = |what: String| format!("{}: {what}", self.name);
         let mut baked = self.load(device).map_err(|error| wrong(error.to_string()))?;
@@ -244,7 +245,7 @@ impl Case {
             let logits = self.logits(&mut *baked, device.facts().page_tokens, tokens);
             let (error, bound) =
                 (self.error(&logits.map_err(|error| wrong(error.to_string()))?), self.bound(device, tokens));
-            // What is not a number is within no bound.
+            // NaN is within no bound.
             if error < bound {
                 largest = largest.max(error);
             } else {
@@ -421,8 +422,8 @@ pub fn product(format: Format, rows: usize, columns: usize) -> Row {
     Row::new(format!("{rows}×{columns} {format}"), Kind::Linear, ops, &tensors)
 }
 
-/// The products of a layer to be timed, and few logits: of `width` values a token, `heads` values of all query heads, and
-/// `wide` between gate and down.
+/// The products of a layer to be timed, and few logits: of `width` values a token, `heads` values of all query heads,
+/// and `wide` between gate and down.
 pub fn layer(format: Format, width: usize, heads: usize, wide: usize) -> Row {
     let ops = "{ op = 'norm', in = 'x', weight = 'norm', out = 'h' }, { op = 'linear', in = 'h', weight = 'q', out = 'h' },\
                { op = 'linear', in = 'h', weight = 'o', out = 'h' }, { op = 'add', in = ['x', 'h'], out = 'x' },\

@@ -4,10 +4,10 @@ use basert_engine::Pooling;
 use basert_files::{Kind, ModelFile, Value, hf};
 use serde_json::Value as Json;
 
-/// What the model's files say of pooling; the mean where they say nothing.
+/// The pooling that the model's files name; the mean if they name none.
 ///
 /// # Errors
-/// Why no vector of this model would be what it was trained for.
+/// When the pooling is unknown or not supported.
 pub(crate) fn of(file: &ModelFile) -> Result<Pooling, String> {
     match file.kind() {
         Kind::Gguf => of_gguf(file),
@@ -23,12 +23,12 @@ fn of_gguf(file: &ModelFile) -> Result<Pooling, String> {
         None | Some(Some(0 | 1)) => Ok(Pooling::Mean),
         Some(Some(2)) => Ok(Pooling::First),
         Some(Some(3)) => Ok(Pooling::Last),
-        Some(Some(4)) => Err(format!("{key} is 4: it ranks texts, and makes no vectors of them")),
-        _ => Err(format!("{key} is none of the numbers that are known, 0 to 4")),
+        Some(Some(4)) => Err(format!("{key} is 4: the model ranks texts, and makes no embeddings")),
+        _ => Err(format!("{key} is not one of the known numbers, 0 to 4")),
     }
 }
 
-/// The modules of sentence-transformers: a model, its pooling, and perhaps that lengths become 1.
+/// The modules of sentence-transformers: a model, its pooling, and perhaps a normalisation to length 1.
 fn of_folder(file: &ModelFile) -> Result<Pooling, String> {
     let read = |name: &str| -> Result<Option<Json>, String> {
         let Some(bytes) = file.companion(name).map_err(|error| error.to_string())? else { return Ok(None) };
@@ -42,7 +42,7 @@ fn of_folder(file: &ModelFile) -> Result<Pooling, String> {
             "Pooling" => path = module["path"].as_str().unwrap_or(&path).to_owned(),
             "Transformer" | "Normalize" => {}
             other => {
-                return Err(format!("modules.json: a module {other:?} goes over its vectors, which cannot be done"));
+                return Err(format!("modules.json: the module {other:?} after pooling is not supported"));
             }
         }
     }

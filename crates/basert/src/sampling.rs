@@ -1,9 +1,9 @@
-//! How a model's makers want its tokens to be drawn.
+//! The sampling settings that a model's files recommend.
 
 use basert_engine::{Sampling, SamplingOptions};
 use basert_files::{Kind, ModelFile, Value};
 
-/// A setting under its names: behind `general.sampling.` in GGUF files, as llama.cpp writes them, and in
+/// A setting with its names: after `general.sampling.` in GGUF files, as llama.cpp writes them, and in
 /// `generation_config.json`.
 struct Setting {
     gguf: &'static str,
@@ -34,8 +34,8 @@ const SETTINGS: [Setting; 7] = [
     },
 ];
 
-/// The settings that a model is used with where nobody says otherwise: its own, and the usual ones where it has none. With
-/// what is wrong with its own, which are then as if they were not there.
+/// The default settings of a model: its own, and basert's for those that it does not have. Also returns messages about
+/// wrong settings, which are ignored.
 pub(crate) fn of_model(file: &ModelFile) -> (Sampling, Vec<String>) {
     let (mut own, mut faults) = (SamplingOptions::default(), Vec::new());
     for Setting { gguf, hugging_face, set } in &SETTINGS {
@@ -47,13 +47,13 @@ pub(crate) fn of_model(file: &ModelFile) -> (Sampling, Vec<String>) {
         let mut with = own.clone();
         let fault = match value.as_f64() {
             Some(number) if *gguf == "top_k" && (number.fract() != 0.0 || number < -1.0) => {
-                Some(format!("{number} is no number of tokens"))
+                Some(format!("{number} is not a number of tokens"))
             }
             Some(number) => {
                 set(&mut with, number);
                 with.over(&Sampling::usual()).check().err().map(|error| error.to_string())
             }
-            None => Some("it is no number".to_owned()),
+            None => Some("it is not a number".to_owned()),
         };
         match fault {
             None => own = with,

@@ -7,7 +7,7 @@ use crate::chat::{ChatPrompt, Parts};
 use crate::generate::{Generation, Pieces};
 use crate::{Error, Model};
 
-/// One timeline of tokens on a model. What it has computed is kept: [`Session::sync`] computes only what differs.
+/// A timeline of tokens on a model. Its KV cache is kept: [`Session::sync`] computes only what differs.
 pub struct Session<'m> {
     model: &'m Model,
     sequence: Sequence,
@@ -31,7 +31,7 @@ impl<'m> Session<'m> {
         self.model
     }
 
-    /// Makes `tokens` the timeline and computes what is not computed yet.
+    /// Sets the timeline to `tokens` and computes those that are not computed yet.
     ///
     /// # Errors
     /// When they do not fit the context, or the device fails; the session stays usable.
@@ -70,7 +70,7 @@ impl<'m> Session<'m> {
         Ok(engine.advance(&mut [&mut self.sequence], usize::MAX, &mut |_| true)?)
     }
 
-    /// Another session with the same timeline; what is computed is shared.
+    /// Another session with the same timeline, which shares the KV cache.
     pub fn fork(&self) -> Session<'m> {
         Session { model: self.model, sequence: self.model.engine().fork(&self.sequence) }
     }
@@ -80,12 +80,12 @@ impl<'m> Session<'m> {
         self.sequence.tokens()
     }
 
-    /// Logits of what follows the last token; empty as long as it is not computed.
+    /// Logits of the token after the last one; empty while the last token is not computed.
     pub fn logits(&self) -> &[f32] {
         self.sequence.logits()
     }
 
-    /// Continues `prompt`, which becomes the timeline, piece by piece.
+    /// Sets the timeline to `prompt` and continues it, piece by piece.
     ///
     /// # Errors
     /// When the prompt is empty or too long, a setting is out of range, or the device fails.
@@ -93,7 +93,7 @@ impl<'m> Session<'m> {
         Pieces::new(self, prompt, options, &Preface::None, Vec::new())
     }
 
-    /// Answers a chat, part by part: what the model thinks, and what it says.
+    /// Answers a chat, part by part: reasoning and content.
     ///
     /// # Errors
     /// As for [`Session::generate`].

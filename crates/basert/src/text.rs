@@ -6,11 +6,11 @@ use serde_json::{Value as Json, json};
 
 use crate::Error;
 
-/// The files of a Hugging Face folder that its tokenizer is made of.
+/// The files of a Hugging Face folder from which its tokenizer is built.
 pub(crate) const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json"];
 
-/// What some editors begin a file with.
+/// The byte order mark with which some editors begin a file.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
 /// Builds the model's tokenizer.
@@ -20,13 +20,13 @@ pub(crate) fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
         Kind::Gguf => gguf_tokenizer(file),
         Kind::HuggingFace => {
             let missing = || {
-                let what = "there is no tokenizer.json; a folder has to have one".to_owned();
+                let what = "there is no tokenizer.json, which a model's folder has to have".to_owned();
                 Error::Model { file: name(), what }
             };
             let tokenizer = file.companion(TOKENIZER_FILES[0])?.ok_or_else(missing)?;
             let read = |name: &str| json(file, name).map(|json| json.unwrap_or_else(|| json!({})));
             let (mut config, generation) = (read(TOKENIZER_FILES[1])?, read(TOKENIZER_FILES[2])?);
-            // Where older versions of transformers name the special tokens.
+            // The file in which older versions of transformers name the special tokens.
             let mut named = read(TOKENIZER_FILES[3])?;
             if let (Some(config), Some(named)) = (config.as_object_mut(), named.as_object_mut()) {
                 let missing =
@@ -78,7 +78,7 @@ fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
     }
     let id = |name: &str| match get(name) {
         None => Ok(None),
-        // -1 is how some write that there is none.
+        // Some write -1 if there is none.
         Some(value) => match value.as_i64() {
             Some(id) if id < 0 => Ok(None),
             Some(id) => Ok(Some(u32::try_from(id).unwrap_or(u32::MAX))),
@@ -143,7 +143,7 @@ pub(crate) fn template_source(file: &ModelFile) -> Result<Option<String>, Error>
     Ok(source.map(|source| source.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(source)))
 }
 
-/// That of a file under its own key; else the one that is called "default" or, where none is, the first.
+/// The template under the usual key; else the one called "default" or, without one, the first.
 fn gguf_template(file: &ModelFile) -> Option<String> {
     const KEY: &str = "tokenizer.chat_template";
     let text = |key: &str| file.get(key).and_then(Value::as_str);
@@ -181,7 +181,7 @@ fn folder_template(file: &ModelFile) -> Result<Option<String>, Error> {
     Ok(None)
 }
 
-/// Of several templates, each with a name, that for chats.
+/// Chooses the template for chats among several named ones.
 fn chosen<'a>(templates: impl Iterator<Item = (&'a str, &'a str)>) -> Option<String> {
     let templates: Vec<_> = templates.collect();
     let default = templates.iter().find(|(name, _)| *name == "default");

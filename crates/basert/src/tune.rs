@@ -1,9 +1,8 @@
-//! Choosing kernels by what they do on the machine at hand: variants that are wrong there are dropped, the others timed.
+//! Choosing kernels by measurements on the machine: variants that are wrong are dropped, the others timed.
 //!
-//! Every variant is held against those rows of the [op table](crate::ops) that show most mistakes, and a right one comes out
-//! as the oracle computes it. A table of tuning keeps its rules; for each of them the fastest right variant is chosen. What is
-//! chosen is held against all rows, each variant by itself and all together. So a kernel that nobody could test on a chip
-//! cannot produce wrong text there.
+//! Every variant is checked against the oracle on the essential rows of the [op table](crate::ops), which show most
+//! mistakes. For each rule of a tuning table, the fastest correct variant is chosen. The chosen ones are checked on all
+//! rows, each by itself and all together. So a kernel that was never tested on a chip cannot produce wrong text there.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,42 +15,42 @@ use basert_plan::{Device, DeviceError, LoadOptions, Plan, PlanOp, StepShape, Ste
 use crate::Error;
 use crate::ops::{self, COMPARED, Case, Kind, Row};
 
-/// How much work is put into it.
+/// How thoroughly to tune.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effort {
-    /// The table that comes with the project, held against the essential rows. On a GPU that it was not measured on, its
-    /// variants are timed for each other's rules too, and others looked at where none of them is right.
+    /// Checks the table that comes with the project on the essential rows. On a GPU on which it was not measured, its
+    /// variants are also timed for each other's rules, and others are tried if none of them is correct.
     Short,
-    /// All variants that are worth trying, and what is chosen held against all rows.
+    /// Tries all variants that are worth it, and checks the chosen ones on all rows.
     Full,
 }
 
-/// Told what is being done.
+/// A callback that gets messages about the progress.
 pub type Tell<'a> = &'a mut dyn FnMut(&str);
 
-/// What came of tuning a GPU.
+/// The result of tuning a GPU.
 #[derive(Debug, Clone)]
 pub struct Tuned {
-    /// What was tuned.
+    /// The GPU.
     pub facts: GpuFacts,
-    /// The table.
+    /// The tuning table.
     pub tuning: Tuning,
     /// Variants that were wrong or did not compile, and why.
     pub dropped: Vec<(Variant, String)>,
-    /// What was chosen for each rule.
+    /// The choice for each rule.
     pub choices: Vec<Choice>,
 }
 
-/// What was chosen for a rule of a table.
+/// The variant chosen for a rule of a table.
 #[derive(Debug, Clone)]
 pub struct Choice {
-    /// When the rule holds.
+    /// The sizes for which the rule holds.
     pub limits: Limits,
-    /// What the table had chosen before.
+    /// The previous variant.
     pub before: Variant,
-    /// What it chooses now.
+    /// The chosen variant.
     pub chosen: Variant,
-    /// The seconds of the variants that are right, fastest first.
+    /// The seconds of the correct variants, fastest first.
     pub times: Vec<(Variant, f64)>,
 }
 
@@ -67,8 +66,8 @@ struct Sizes {
     layers: &'static [[usize; 3]],
     pool: usize,
     rounds: usize,
-    /// The part of a variant's time in which another one has to do the same to take its place, for each effort. Few products
-    /// say little about whole models, by which the tables that come with the project were made.
+    /// The part of a variant's time in which another one has to do the same to take its place, for each effort. Few
+    /// products say little about whole models, by which the tables that come with the project were made.
     gain: [f64; 2],
 }
 
@@ -109,10 +108,11 @@ const SIMULATED: Sizes = Sizes {
     gain: [0.0; 2],
 };
 
-/// Tunes the GPU that `open` opens, as often as is needed: each check begins with a fresh one, that nothing has failed on.
+/// Tunes the GPU that `open` opens. It is opened several times: each check begins with a fresh one, on which nothing
+/// has failed.
 ///
 /// # Errors
-/// [`GpuError::Missing`] when a kernel is wrong that there is no right variant of: the GPU is not to be used.
+/// [`GpuError::Missing`] when a kernel has no correct variant: the GPU must not be used.
 pub fn tune<G: Gpu + 'static>(
     open: &dyn Fn() -> Result<G, GpuError>,
     effort: Effort,
@@ -164,8 +164,8 @@ pub fn tune<G: Gpu + 'static>(
     Ok(Tuned { facts, tuning, dropped, choices })
 }
 
-/// Tunes a GPU that is used for the first time in the short way, and keeps the result. `tell` gets a line about that, and one
-/// for every kernel that had to be replaced.
+/// Tunes a GPU in the short form on its first use, and saves the result. `tell` gets a line about that, and one for
+/// every kernel that was replaced.
 ///
 /// # Errors
 /// As for [`tune`].
@@ -183,7 +183,7 @@ pub fn first_use<G: Gpu + 'static>(open: &dyn Fn() -> Result<G, GpuError>, tell:
         }
     }
     if let Err(error) = tuned.tuning.keep(&tuned.facts) {
-        tell(&format!("the result cannot be kept, so this is done again the next time: {error}"));
+        tell(&format!("the result cannot be saved, so this is repeated the next time: {error}"));
     }
     Ok(tuned.tuning)
 }
@@ -200,7 +200,8 @@ impl<'a> Clock<'a> {
         Ok(Clock { gpu, pool })
     }
 
-    /// The seconds of those ops of a row that are `timed`, for so many tokens after a context, with kernels from this table.
+    /// The seconds of those ops of a row that are `timed`, for so many tokens after a context, with kernels from this
+    /// table.
     fn seconds(
         &mut self,
         row: &Row,
@@ -280,8 +281,8 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         }
     }
 
-    /// Whether all rows come out right with the table as it is; the first that does not is the error. What the table has for
-    /// more tokens than rows have is held against few of them.
+    /// Whether all rows come out right with the table as it is; the first that does not is the error. What the table
+    /// has for more tokens than rows have is held against few of them.
     fn all_right(&self, tell: Tell<'_>) -> Result<(), String> {
         tell("checking all kernels together");
         let few = |case: &Case| case.essential && case.kind == Kind::Around;
@@ -404,8 +405,8 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         choices
     }
 
-    /// The table with the fastest variant for each rule, where it is clearly faster than what the rule had, and makes layers
-    /// of models faster too.
+    /// The table with the fastest variant for each rule, where it is clearly faster than what the rule had, and makes
+    /// layers of models faster too.
     fn choose(&self, clock: &mut Clock<'_>, choices: &mut [Choice]) -> Result<Tuning, Error> {
         let gain = self.sizes().gain[self.effort as usize];
         let mut faster = Vec::new();
@@ -435,8 +436,9 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         Ok(tuning)
     }
 
-    /// Whether a variant makes layers of models faster: what a kernel gains by itself, it may cost those before and after it.
-    /// One that layers cannot be timed with does not. Attention is no part of these layers, so it is not held against them.
+    /// Whether a variant makes layers of models faster: what a kernel gains by itself, it may cost those before and
+    /// after it. One that layers cannot be timed with does not. Attention is no part of these layers, so it is not held
+    /// against them.
     fn helps_layers(&self, clock: &mut Clock<'_>, rule: usize, before: Variant, now: Variant) -> bool {
         if now.family() == Family::Decode {
             return true;
@@ -512,21 +514,21 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
     }
 }
 
-/// What came of checking an instruction set of the CPU.
+/// The result of checking an instruction set of the CPU.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// Which.
+    /// The instruction set.
     pub isa: Isa,
-    /// Rows of the op table that came out wrong.
+    /// Rows of the op table with wrong results.
     pub wrong: Vec<String>,
-    /// Products of each format: one of a single row, with a matrix that no cache holds, and one of many.
+    /// Products of each format: one of a single row, with a matrix that fits no cache, and one of many rows.
     pub products: Vec<Timed>,
 }
 
 /// A product that was timed.
 #[derive(Debug, Clone, Copy)]
 pub struct Timed {
-    /// Of the weights.
+    /// The format of the weights.
     pub format: Format,
     /// Bytes of weights.
     pub bytes: f64,
@@ -536,10 +538,10 @@ pub struct Timed {
     pub seconds: f64,
 }
 
-/// Holds every instruction set of the machine against the op table, and times products with it, best last.
+/// Checks every instruction set of the machine on the op table, and times products with each, the best one last.
 ///
 /// # Errors
-/// When there is no room for temporary files, or threads cannot be started.
+/// When temporary files cannot be written, or threads cannot be started.
 pub fn cpu(threads: Option<usize>, effort: Effort, tell: Tell<'_>) -> Result<Vec<Checked>, Error> {
     let rows = ops::table().into_iter().filter(|row| effort == Effort::Full || row.essential);
     let cases = rows.map(|row| row.case()).collect::<Result<Vec<_>, _>>()?;
@@ -560,8 +562,8 @@ pub fn cpu(threads: Option<usize>, effort: Effort, tell: Tell<'_>) -> Result<Vec
     Ok(all)
 }
 
-/// Times a product, of a single token with a matrix of 64 MiB, which no cache holds, and of many with one of 8 MiB, since
-/// that is not about memory.
+/// Times a product, of a single token with a matrix of 64 MiB, which no cache holds, and of many with one of 8 MiB,
+/// since that is not about memory.
 fn time_product(device: &CpuDevice, format: Format, tokens: usize) -> Result<Timed, Error> {
     const ROUNDS: usize = 3;
     let bytes = if tokens == 1 { 64 << 20 } else { 8 << 20 };
