@@ -3,13 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri, Version, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::api;
+use crate::cors;
 use crate::error::ApiError;
 use crate::server::Shared;
 
@@ -42,7 +43,7 @@ pub async fn check(State(shared): State<Shared>, mut request: Request, next: Nex
     let open = OPEN.contains(&request.uri().path()) || api::page::has(request.uri().path());
     let client = if shared.config.api_keys.is_empty() {
         if shared.config.address.ip().is_loopback() {
-            check_host(request.headers(), request.uri(), &shared.config.hosts)?;
+            check_host(&request, &shared.config.hosts)?;
         }
         check_site(&request, &shared.config.cors)?;
         peer.map_or(0, number)
@@ -120,8 +121,7 @@ fn check_site(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
         (None, origin) => origin.is_none_or(own),
     };
-    let is_allowed = |origin: &str| allowed.iter().any(|one| one == "*" || one.trim_end_matches('/') == origin);
-    if request.method().is_safe() || is_own || origin.is_some_and(is_allowed) {
+    if request.method().is_safe() || is_own || origin.is_some_and(|origin| cors::allows(allowed, origin)) {
         return Ok(());
     }
     let message = format!("pages of {} may not use this server; --cors lets them", origin.unwrap_or("other sites"));
@@ -134,12 +134,16 @@ const LOOPBACK: &str = "localhost";
 const PRIVATE: [&str; 3] = ["local", "home.arpa", "internal"];
 
 /// Where no key is asked for, a page of another site must not get in by a name that leads here (DNS rebinding). So the name
-/// has to be one of this machine. In a private network others can give a name to it; programs are let in by such a name,
-/// and pages, whose requests say of which origin they are, are not.
-fn check_host(headers: &HeaderMap, uri: &Uri, allowed: &[String]) -> Result<(), ApiError> {
+/// has to be one of this machine. In a private network others can give a name to it. Programs are let in by such a name,
+/// and pages are not: their requests that change something state their origin. A page's GET to its own origin does not, so
+/// by such a name nothing can be read that belongs to a client.
+fn check_host(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
+    let (headers, uri) = (request.headers(), request.uri());
     let header = headers.get(header::HOST).map(|host| host.to_str().unwrap_or("no text"));
     let mut hosts = header.into_iter().chain(uri.authority().map(|a| a.as_str()));
-    let by_program = !headers.contains_key(header::ORIGIN);
+    let states_origin = headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
+    let is_public = OPEN.contains(&uri.path()) || uri.path() == "/v1/models";
+    let by_program = !states_origin && (!request.method().is_safe() || is_public);
     hosts.try_for_each(|host| check_name(host, by_program, allowed))
 }
 
@@ -192,6 +196,8 @@ fn number(address: IpAddr) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
 
     #[test]
@@ -264,13 +270,16 @@ mod tests {
             ("local.evil.example", false, false),
             ("llm.example.evil.example", false, false),
         ] {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::HOST, host.parse().unwrap());
-            let is_let_in =
-                |headers: &HeaderMap| check_host(headers, &Uri::from_static("/"), &["llm.example".into()]).is_ok();
-            assert_eq!(is_let_in(&headers), program, "{host}");
-            headers.insert(header::ORIGIN, "http://evil.local".parse().unwrap());
-            assert_eq!(is_let_in(&headers), page, "{host}");
+            let is_let_in = |method: &str, path: &str, origin: Option<&str>| {
+                let request = Request::builder().method(method).uri(path).header(header::HOST, host);
+                let request = origin.into_iter().fold(request, |request, one| request.header(header::ORIGIN, one));
+                check_host(&request.body(Body::empty()).unwrap(), &["llm.example".into()]).is_ok()
+            };
+            assert_eq!(is_let_in("POST", "/v1/chat/completions", None), program, "{host}");
+            assert_eq!(is_let_in("GET", "/v1/models", None), program, "{host}");
+            // A page's GET to its own origin states none.
+            assert_eq!(is_let_in("GET", "/v1/files", None), page, "{host}");
+            assert_eq!(is_let_in("POST", "/v1/chat/completions", Some("http://evil.local")), page, "{host}");
         }
     }
 }

@@ -202,7 +202,7 @@ pub async fn begin(shared: &Shared, files: Arc<Files>, batch: Batch) -> Result<B
         };
         batch.told["request_counts"]["total"] = places.len().into();
         writer.take(batch.client(), EACH)?;
-        writer.write(batch.id(), &batch)?;
+        writer.write(batch.id(), &batch).inspect_err(|_| writer.give(batch.client(), EACH))?;
         Ok((batch, Lines { file: Arc::new(Mutex::new(file)), places, _hold: hold }))
     });
     let (batch, lines) = checked.await?;
@@ -435,7 +435,14 @@ async fn attempt(
             }
         }
     };
-    hold.grow(body.len())?;
+    // The answer is there: it waits for room, and is not computed again.
+    let (status, body) = loop {
+        match hold.grow(body.len()) {
+            Ok(()) => break (status, body),
+            Err(error) if busy(error.status) => tokio::time::sleep(PATIENCE).await,
+            Err(error) => break (error.status, error.openai().to_string()),
+        }
+    };
     let [id, request] = ["batch_req_", "req_"].map(identity::unique);
     let custom_id = Value::from(custom_id);
     // The body is JSON as it is. To read it would take many times its size.

@@ -34,6 +34,11 @@ pub fn layer(origins: &[String]) -> Result<CorsLayer, ServeError> {
         .expose_headers(EXPOSED))
 }
 
+/// Whether a page of this origin is one of those that are listed.
+pub fn allows(listed: &[String], origin: &str) -> bool {
+    listed.iter().any(|one| one == "*" || Origin::parse(one).is_ok_and(|one| one.has(origin)))
+}
+
 /// An origin that was listed.
 #[derive(Debug, PartialEq)]
 enum Origin {

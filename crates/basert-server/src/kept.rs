@@ -11,7 +11,8 @@ use crate::error::ApiError;
 
 /// A response, and all messages of the conversation up to its end.
 pub struct Answer {
-    client: Client,
+    /// Its client, whose batches are the same.
+    client: u64,
     pub response: Value,
     pub messages: Vec<Value>,
     /// What it takes of memory.
@@ -27,7 +28,7 @@ pub struct Kept {
 #[derive(Default)]
 struct Inner {
     answers: HashMap<String, Arc<Answer>>,
-    clients: HashMap<Client, Shelf>,
+    clients: HashMap<u64, Shelf>,
     bytes: usize,
 }
 
@@ -48,12 +49,13 @@ impl Kept {
     }
 
     pub fn get(&self, id: &str, client: Client) -> Result<Arc<Answer>, ApiError> {
-        let found = self.lock().answers.get(id).filter(|answer| answer.client == client).cloned();
+        let found = self.lock().answers.get(id).filter(|answer| answer.client == client.account()).cloned();
         let none = || ApiError::new(StatusCode::NOT_FOUND, format!("there is no response '{id}', or no longer"));
         found.ok_or_else(none)
     }
 
     pub fn keep(&self, id: &str, client: Client, response: Value, messages: Vec<Value>) {
+        let client = client.account();
         let bytes = id.len() + size(&response) + messages.iter().map(size).sum::<usize>();
         let mut inner = self.lock();
         inner.bytes += bytes;

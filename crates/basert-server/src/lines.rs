@@ -70,7 +70,7 @@ impl<'de> Deserialize<'de> for Glance {
                 let mut streams = false;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "stream" {
-                        streams = map.next_value::<Value>()? != Value::Bool(false);
+                        streams = map.next_value::<Streams>()?.0;
                     } else {
                         map.next_value::<IgnoredAny>()?;
                     }
@@ -79,6 +79,31 @@ impl<'de> Deserialize<'de> for Glance {
             }
         }
         deserializer.deserialize_map(Look)
+    }
+}
+
+/// Whether a value of `stream` asks for one; null does not, and anything else is an error.
+struct Streams(bool);
+
+impl<'de> Deserialize<'de> for Streams {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Streams, D::Error> {
+        struct Look;
+        impl<'de> Visitor<'de> for Look {
+            type Value = Streams;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("true or false")
+            }
+
+            fn visit_bool<E>(self, streams: bool) -> Result<Streams, E> {
+                Ok(Streams(streams))
+            }
+
+            fn visit_unit<E>(self) -> Result<Streams, E> {
+                Ok(Streams(false))
+            }
+        }
+        deserializer.deserialize_any(Look)
     }
 }
 

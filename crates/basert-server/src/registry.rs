@@ -105,16 +105,20 @@ impl Registry {
         if let Some(model) = entry.usable() {
             return Ok(model);
         }
-        let _changing = entry.changing.lock().await;
+        let changing = entry.changing.clone().lock_owned().await;
         if let Some(model) = entry.usable() {
             return Ok(model);
         }
         let (registry, name) = (self.clone(), entry.source.name.clone());
-        let opened = tokio::task::spawn_blocking(move || registry.open(&name)).await;
-        let model = opened.map_err(|error| ApiError::internal(format!("opening the model failed: {error}")))??;
-        let mut state = entry.state();
-        (state.model, state.used) = (Some(model.clone()), Some(Instant::now()));
-        Ok(model)
+        let opened = tokio::task::spawn_blocking(move || {
+            // Held until the model is open, even if the client that asked for it has left.
+            let _changing = changing;
+            let model = registry.open(&name)?;
+            let mut state = registry.entry(Some(&name))?.state();
+            (state.model, state.used) = (Some(model.clone()), Some(Instant::now()));
+            Ok(model)
+        });
+        opened.await.map_err(|error| ApiError::internal(format!("opening the model failed: {error}")))?
     }
 
     fn open(&self, name: &str) -> Result<Arc<Model>, ApiError> {

@@ -19,19 +19,27 @@ pub(super) fn repairs(knows_system: bool) -> impl Iterator<Item = Repair> {
     all.into_iter().filter(|(_, applies)| *applies).map(|(repair, _)| repair)
 }
 
+/// How often the whole text is searched for what is not where it is expected.
+const SEARCHES: usize = 64;
+
 /// Whether the text holds all that system and user say.
 pub(super) fn holds(text: &str, messages: &[Value]) -> bool {
-    let mut at = 0;
+    // Templates keep the order of each role, even if they put one before the other.
+    let (mut at, mut searches) = ([0, 0], SEARCHES);
     messages.iter().filter(|message| is(message, "system") || is(message, "user")).all(|message| {
         let said = text_of(message.get("content"));
         let said = said.trim();
-        // Most often each comes after the one before.
-        match text[at..].find(said) {
+        let at = &mut at[usize::from(is(message, "user"))];
+        match text[*at..].find(said) {
             Some(place) => {
-                at += place + said.len();
+                *at += place + said.len();
                 true
             }
-            None => text.contains(said),
+            None if searches == 0 => true,
+            None => {
+                searches -= 1;
+                text.contains(said)
+            }
         }
     })
 }

@@ -68,6 +68,7 @@ impl ControlTexts {
                 places.push(at);
             }
         }
+        self.at_begins(text, allowed, &mut places);
         self.at_ends(text, &mut places);
         if places.is_empty() {
             return None;
@@ -82,6 +83,20 @@ impl ControlTexts {
             done = place;
         }
         Some(broken + &text[done..])
+    }
+
+    /// The places after the first character of what begins like a control token: a template may take out what follows and
+    /// join the rest of one to it. Templates look for closing tags in texts, so those are left as they are.
+    fn at_begins(&self, text: &str, allowed: &[&str], places: &mut Vec<usize>) {
+        for (i, first) in text.char_indices().filter(|(_, c)| self.first.contains(c)) {
+            let after = i + first.len_utf8();
+            let Some(second) = text[after..].chars().next().filter(|&c| c != '/') else { continue };
+            let begin = &text[i..after + second.len_utf8()];
+            let begins = self.from(&self.wholes, begin).is_some_and(|whole| whole.starts_with(begin));
+            if begins && !allowed.iter().any(|allowed| text[i..].starts_with(allowed)) {
+                places.push(after);
+            }
+        }
     }
 
     /// The places in parts of a control token at the beginning and end of the text, which may be trimmed. Words are left
