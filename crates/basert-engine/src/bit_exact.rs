@@ -32,7 +32,7 @@ pub(crate) fn ln(x: f32) -> f32 {
     e.mul_add(0.693_359_4, f + low)
 }
 
-/// A logit divided by the temperature. The sum makes one zero of two.
+/// A logit divided by the temperature. The sum turns −0 into 0.
 #[inline(always)]
 pub(crate) fn scaled(logit: f32, temperature: f32) -> f32 {
     logit / temperature + 0.0
@@ -68,7 +68,7 @@ pub(crate) fn weight(x: f32) -> u32 {
         p = p.mul_add(r, c);
     }
     let y = (r * r).mul_add(p, r) + 1.0;
-    // Beyond that there is nothing left.
+    // The result is 0 beyond that.
     if x < -17.0 { 0 } else { ((y * 8_388_608.0) as u32).wrapping_shr(-n as u32) }
 }
 

@@ -1,5 +1,5 @@
-//! The largest logit of each block of a vocabulary: few blocks have a token that may be chosen, and the others need not be
-//! looked at.
+//! The largest logit of each block of a vocabulary, so that the sampler can skip blocks: few have a token that may be
+//! chosen.
 
 use multiversion::multiversion;
 
@@ -11,7 +11,7 @@ pub(crate) const BLOCK: usize = 64;
 pub(crate) struct Maxima(Vec<f32>);
 
 impl Maxima {
-    /// Finds those of these logits.
+    /// Computes the maxima of these logits.
     pub fn find(&mut self, logits: &[f32]) {
         self.0.resize(logits.len().div_ceil(BLOCK), 0.0);
         find(logits, &mut self.0);

@@ -1,37 +1,38 @@
-//! A smaller model of the same vocabulary, which guesses for a larger one.
+//! A draft model: a smaller model with the same vocabulary, which proposes draft tokens for a larger one.
 
 use std::collections::BTreeMap;
 
 use crate::{Engine, EngineError, Sampler, Sequence};
 
-/// The smaller model, and how far it is with each answer.
+/// The draft model, with a sequence for each answer.
 pub struct Draft {
     engine: Engine,
     sequences: BTreeMap<u64, Sequence>,
 }
 
-/// An answer to guess for.
+/// A request for draft tokens of an answer.
 pub struct Ask {
-    /// Its number: the same each time.
+    /// The number of the answer: the same each time.
     pub number: u64,
-    /// The salt of its sequence.
+    /// The salt of the answer's sequence.
     pub salt: u64,
-    /// Its text so far.
+    /// The tokens of prompt and answer so far.
     pub tokens: Vec<u32>,
-    /// What draws its next token.
+    /// The sampler of the next token.
     pub sampler: Sampler,
-    /// How many guesses are wanted.
+    /// Limit on the draft tokens.
     pub most: usize,
 }
 
 impl Draft {
-    /// One that computes on this engine.
+    /// A draft model on this engine.
     pub fn new(engine: Engine) -> Draft {
         Draft { engine, sequences: BTreeMap::new() }
     }
 
-    /// Guesses for each of these, which are all there are, with their numbers. A long text is read in pieces, one each
-    /// time, with no guesses till then; nor are there any where the model fails, or has no room.
+    /// Proposes draft tokens for `asks`, which must be all answers that are running, and returns them with the answers'
+    /// numbers. A long text is prefilled in pieces, one a call, without draft tokens until it is done. There are none
+    /// either if the model fails or its KV cache is full.
     pub fn guess(&mut self, mut asks: Vec<Ask>) -> Vec<(u64, Vec<u32>)> {
         let guesses = self.try_guess(&mut asks).unwrap_or_else(|_| {
             self.keep(&[]);
@@ -40,13 +41,13 @@ impl Draft {
         asks.iter().map(|ask| ask.number).zip(guesses).collect()
     }
 
-    /// Gives memory back that no answer needs, where there are none to guess for.
+    /// Returns unused memory to the system, when there are no answers.
     pub(crate) fn give_back(&mut self) {
         self.keep(&[]);
         self.engine.give_back();
     }
 
-    /// Gives up all answers but these.
+    /// Closes the sequences of all answers but these.
     fn keep(&mut self, asks: &[Ask]) {
         let is_over = |number: &u64, _: &mut Sequence| asks.iter().all(|ask| ask.number != *number);
         for (_, mut sequence) in self.sequences.extract_if(.., is_over) {

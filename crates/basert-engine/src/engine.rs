@@ -17,7 +17,7 @@ use crate::{PagePool, PrefixFile};
 
 /// A timeline of tokens, and the pages that hold the keys and values of those computed so far.
 ///
-/// It belongs to the engine that made it, and has to be given back to it ([`Engine::close`]).
+/// It belongs to the engine that made it, and must be returned to it by [`Engine::close`].
 #[derive(Debug, Default)]
 pub struct Sequence {
     tokens: Vec<u32>,
@@ -25,14 +25,14 @@ pub struct Sequence {
     computed: usize,
     pages: Vec<u32>,
     logits: Vec<f32>,
-    /// Only sequences of the same salt share what is cached.
+    /// Only sequences with the same salt share cached prefixes.
     salt: u64,
-    /// The row of which chain of steps it is, counted over all of them; 0 is none.
+    /// The sequence's row in a chain of steps, numbered over all chains; 0 means none.
     chain: u64,
 }
 
 impl Sequence {
-    /// An empty one, which shares what is cached with those of the same salt.
+    /// An empty sequence, which shares cached prefixes with sequences of the same salt.
     pub fn of_salt(salt: u64) -> Sequence {
         Sequence { salt, ..Sequence::default() }
     }
@@ -47,36 +47,36 @@ impl Sequence {
         &self.tokens
     }
 
-    /// Logits of what follows the last token, after [`Engine::advance`]; empty before, and for no tokens.
+    /// Logits of the token after the last one, after [`Engine::advance`]; empty before that, and for an empty sequence.
     pub fn logits(&self) -> &[f32] {
         &self.logits
     }
 
-    /// How many of its tokens have their keys and values in the cache.
+    /// How many of the tokens have keys and values in the cache.
     pub fn computed(&self) -> usize {
         self.computed
     }
 }
 
-/// What a step computes of a sequence.
+/// A sequence's part of a step.
 #[derive(Debug)]
 pub struct Part<'s> {
-    /// Whose tokens.
+    /// The sequence.
     pub sequence: &'s mut Sequence,
-    /// How many, the next ones that are not computed yet.
+    /// How many of the sequence's next uncomputed tokens to compute.
     pub count: usize,
-    /// How many of the last of these have a row that is wanted.
+    /// For how many of the last of these tokens to return a row of output.
     pub wanted: usize,
 }
 
-/// Who holds the pages of the KV cache.
+/// The use of the KV cache's pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PageUse {
-    /// All there are.
+    /// All pages.
     pub total: usize,
-    /// Those of sequences, whether or not they are cached as well.
+    /// Pages of open sequences, whether or not they are also cached.
     pub held: usize,
-    /// Those that are kept for their tokens only.
+    /// Pages that only the prefix cache holds.
     pub cached: usize,
 }
 
@@ -86,18 +86,18 @@ pub enum EngineError {
     /// It is longer than the cache allows.
     #[error("{tokens} tokens do not fit the context of {context}; shorten the prompt or raise --max-context")]
     ContextFull {
-        /// Its length.
+        /// The sequence's length.
         tokens: usize,
-        /// The most there can be.
+        /// The longest possible.
         context: usize,
     },
     /// Other sequences use the rest of the cache.
     #[error("all {pages} pages of the KV cache are in use")]
     OutOfPages {
-        /// Pages there are.
+        /// The number of pages.
         pages: usize,
     },
-    /// It asks for a token that the vocabulary does not have.
+    /// A token is not in the vocabulary.
     #[error("token {token} is not one of the {vocabulary} of the vocabulary")]
     UnknownToken {
         /// The token.
@@ -105,22 +105,22 @@ pub enum EngineError {
         /// The size of the vocabulary.
         vocabulary: usize,
     },
-    /// More answers at once than are ever computed together.
-    #[error("{answers} answers at once are more than the {most} that there can be")]
+    /// A request asks for more answers than are computed together.
+    #[error("{answers} answers to a request are more than the {most} that can run together")]
     TooManyAnswers {
-        /// Those asked for.
+        /// The number of answers.
         answers: usize,
         /// The most there can be.
         most: usize,
     },
-    /// It ends before its time.
+    /// The answer was interrupted.
     #[error("the model was unloaded, or the server stopped, before the answer was complete")]
     Stopped,
-    /// Nothing may come next.
+    /// The constraint allows no next token.
     #[error("the answer cannot go on within its constraint: {0}")]
     Constraint(String),
-    /// No logit is a number: the model, or what is cached, is damaged.
-    #[error("the model computes no numbers; its file, or the file of cached prefixes, may be damaged")]
+    /// All logits are NaN: the model or the cached prefixes are damaged.
+    #[error("all logits are NaN; the model's file or the file of cached prefixes may be damaged")]
     NotNumbers,
     /// The device refused or failed.
     #[error(transparent)]
@@ -133,9 +133,9 @@ pub struct Engine {
     pool: PagePool,
     /// Pages of sequences that were closed, if they are kept.
     cache: Option<PrefixTree>,
-    /// Where they are saved, if anywhere.
+    /// The file in which they are saved, if any.
     prefix_file: Option<(PrefixFile, File)>,
-    /// The most pages that are kept for their tokens only.
+    /// Limit on the pages that only the prefix cache holds.
     most_prefixes: usize,
     page_tokens: usize,
     /// See [`Facts::layout`].
@@ -148,8 +148,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over a plan that a device with these `facts` has loaded, with a cache of `pages` pages, for sequences of
-    /// up to `context` tokens.
+    /// An engine over a plan that a device with these `facts` has loaded, with a cache of `pages` pages, for sequences
+    /// of up to `context` tokens.
     pub fn new(
         baked: Box<dyn Baked>,
         facts: &Facts,
@@ -176,27 +176,27 @@ impl Engine {
         }
     }
 
-    /// Keeps the pages of closed sequences as long as nobody needs the room: a sequence that begins with the same
-    /// tokens goes on from there.
+    /// Keeps the pages of closed sequences until the room is needed: a sequence that begins with the same tokens reuses
+    /// them.
     pub fn with_prefix_cache(mut self) -> Engine {
         self.cache = Some(PrefixTree::new(self.page_tokens));
         self
     }
 
-    /// The most bytes of pages that are kept for their tokens only; those that were not of use for longest are forgotten
-    /// first. Without this there may be as many as there are pages.
+    /// Limits the bytes of pages that only the prefix cache holds; the least recently used ones are evicted first. The
+    /// default is no limit.
     #[must_use]
     pub fn with_most_prefixes(self, bytes: usize) -> Engine {
         let most_prefixes = bytes / self.baked.page_bytes().max(1);
         Engine { most_prefixes, ..self }
     }
 
-    /// Whether there is memory to [give back](Engine::give_back).
+    /// Whether there is memory to [return to the system](Engine::give_back).
     pub fn can_give_back(&self) -> bool {
         self.pool.has_touched()
     }
 
-    /// Gives the memory of pages that nobody uses back to the system, if the device can: it is there again when they are
+    /// Returns the memory of free pages to the system, if the device supports this; it is allocated again when they are
     /// used.
     pub fn give_back(&mut self) {
         for page in self.pool.take_touched() {
@@ -204,49 +204,49 @@ impl Engine {
         }
     }
 
-    /// Bytes of the keys and values of one sequence as long as the context.
+    /// Bytes of the KV cache of one sequence of full context.
     pub fn context_bytes(&self) -> usize {
         self.context.div_ceil(self.page_tokens) * self.baked.page_bytes()
     }
 
-    /// Who holds the pages.
+    /// The use of the pages.
     pub fn page_use(&self) -> PageUse {
         let (total, free) = (self.pool.total(), self.pool.available());
         let cached = self.cache.as_ref().map_or(0, |cache| cache.alone(&self.pool));
         PageUse { total, held: total - free - cached, cached }
     }
 
-    /// Pages that are free, or would be if something else were forgotten.
+    /// Pages that are free or can be evicted from the prefix cache.
     pub fn available_pages(&self) -> usize {
         self.pool.available() + self.cache.as_ref().map_or(0, |cache| cache.evictable(&self.pool))
     }
 
-    /// Whether the device can draw tokens.
+    /// Whether the device can sample tokens.
     pub fn draws_on_device(&self) -> bool {
         self.chain.most > 0
     }
 
-    /// Pages that the sequence needs to be computed to its end and does not have.
+    /// Pages that computing the sequence to its end needs beyond those that it has.
     pub fn lacking_pages(&self, sequence: &Sequence) -> usize {
         sequence.tokens.len().div_ceil(self.page_tokens).saturating_sub(sequence.pages.len())
     }
 
-    /// Tokens that a page holds.
+    /// Tokens of a page.
     pub fn page_tokens(&self) -> usize {
         self.page_tokens
     }
 
-    /// The largest step.
+    /// The limits of a step.
     pub fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// The most tokens a sequence can have.
+    /// Limit on a sequence's tokens.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Makes `tokens` the sequence's timeline. What it has computed of a common prefix is kept.
+    /// Sets the sequence's timeline to `tokens`. The KV cache of the common prefix is kept.
     pub fn sync(&mut self, sequence: &mut Sequence, tokens: &[u32]) {
         sequence.chain = 0;
         let common = sequence.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
@@ -256,7 +256,7 @@ impl Engine {
         if unchanged && !sequence.logits.is_empty() {
             return;
         }
-        // The last token is computed again, if need be, for its logits.
+        // The last token is recomputed, if need be, for its logits.
         let keep = common.min(sequence.computed).min(tokens.len().saturating_sub(1));
         sequence.computed = keep;
         sequence.logits.clear();
@@ -266,17 +266,17 @@ impl Engine {
         self.adopt(sequence);
     }
 
-    /// Makes `tokens` the timeline of an empty sequence, without looking for what is known of it.
+    /// Sets the timeline of an empty sequence to `tokens`, without a lookup in the prefix cache.
     ///
     /// # Errors
-    /// When there are too many, or tokens that do not exist.
+    /// When there are too many tokens, or some are not in the vocabulary.
     pub fn set(&self, sequence: &mut Sequence, tokens: Vec<u32>) -> Result<(), EngineError> {
         sequence.tokens = tokens;
         self.check(sequence)
     }
 
-    /// Goes on from cached pages where they hold more of the sequence's tokens than it has computed. Returns how many
-    /// tokens that saves. The last token is never one of them, for its logits.
+    /// Takes pages from the prefix cache if they hold more of the sequence's tokens than are computed. Returns how many
+    /// tokens that saves. The last token is never among them, because its logits are needed.
     pub fn adopt(&mut self, sequence: &mut Sequence) -> usize {
         let Some(cache) = &mut self.cache else { return 0 };
         let lacking = sequence.tokens.len().saturating_sub(sequence.computed);
@@ -292,9 +292,9 @@ impl Engine {
         saved
     }
 
-    /// Makes the sequence's full pages known, so that others that begin with the same tokens can go on from them. Where
-    /// others were first, it goes on from theirs: two pages of the same tokens would be one that nobody can make use of,
-    /// and that cannot be forgotten as long as something known comes after it.
+    /// Adds the sequence's full pages to the prefix cache, for others that begin with the same tokens. If pages with
+    /// the same tokens are there already, the sequence uses those instead: its own copies could not be found, nor
+    /// evicted as long as cached pages follow them.
     pub fn publish(&mut self, sequence: &mut Sequence) {
         let Some(cache) = &mut self.cache else { return };
         let full = sequence.computed / self.page_tokens;
@@ -306,7 +306,8 @@ impl Engine {
         }
     }
 
-    /// Gives the sequence's pages to the cache, from where it can go on as long as they are there. Its tokens stay.
+    /// Moves the sequence's pages to the prefix cache, from which the sequence can continue until they are evicted. Its
+    /// tokens stay.
     pub fn release(&mut self, sequence: &mut Sequence) {
         if let Some(cache) = &mut self.cache {
             cache.insert(sequence.salt, &sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
@@ -329,8 +330,8 @@ impl Engine {
         sequence.logits.clear();
     }
 
-    /// Adds tokens to the timeline, of which all before is computed, and computes them: the logits that follow each are the
-    /// rows from 0 on. More than a step has room for are not taken.
+    /// Adds tokens to the timeline, all earlier tokens of which must be computed, and computes them: the logits after
+    /// each are the rows from 0 on. Tokens beyond the limit of a step are not added.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
@@ -342,7 +343,7 @@ impl Engine {
         result.and_then(|()| self.run(&mut [Part { sequence, count, wanted: count }], false))
     }
 
-    /// Shortens the timeline to its first `length` tokens, which are computed.
+    /// Truncates the timeline to its first `length` tokens, which must be computed.
     pub fn rewind(&mut self, sequence: &mut Sequence, length: usize) {
         sequence.chain = 0;
         sequence.tokens.truncate(length);
@@ -350,13 +351,13 @@ impl Engine {
         sequence.logits.clear();
     }
 
-    /// Tokens that the sequence could have computed without anything being forgotten, if `pages` pages are left to others.
+    /// How many more tokens the sequence can compute without evictions, if `pages` pages are left to others.
     pub fn free_tokens(&self, sequence: &Sequence, pages: usize) -> usize {
         let pages = sequence.pages.len() + self.pool.available().saturating_sub(pages);
         (pages * self.page_tokens).saturating_sub(sequence.computed)
     }
 
-    /// Another sequence with the same timeline. Pages are shared until one of the two writes to them.
+    /// Another sequence with the same timeline. Pages are shared until one of the two writes to them (copy on write).
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
         let pages = sequence.pages[..sequence.computed.div_ceil(self.page_tokens)].to_vec();
         pages.iter().for_each(|&page| self.pool.share(page));
@@ -370,15 +371,15 @@ impl Engine {
         }
     }
 
-    /// Gives the sequence's pages back, or to the cache.
+    /// Frees the sequence's pages, or moves them to the prefix cache.
     pub fn close(&mut self, sequence: &mut Sequence) {
         self.release(sequence);
         *sequence = Sequence::default();
     }
 
-    /// Computes what the sequences lack, all of them together, in steps of at most `chunk` tokens (and no more than
-    /// the plan allows). `progress` is called after each step with the tokens computed so far; when it returns false,
-    /// the sequences are left as far as they are.
+    /// Computes the uncomputed tokens of all sequences together, in steps of at most `chunk` tokens (and no more than
+    /// the plan allows). `progress` is called after each step with the number of tokens computed so far; if it returns
+    /// false, the rest is not computed.
     ///
     /// # Errors
     /// When a sequence is too long, the pages do not suffice, or the device fails. The sequences stay usable.
@@ -421,7 +422,7 @@ impl Engine {
         }
     }
 
-    /// What a step computes of the sequences, in order, with pages for it; wanted is what follows their last tokens.
+    /// Plans a step over the sequences, in order, and reserves its pages; output is wanted for their last tokens.
     fn plan_step<'s>(
         &mut self,
         sequences: &'s mut [&mut Sequence],
@@ -444,9 +445,9 @@ impl Engine {
         Ok(parts)
     }
 
-    /// One step: computes the next tokens of each sequence, for which there are pages ([`Engine::reserve`]). The rows that
-    /// are wanted are numbered through: [`Engine::logits`], or [`Engine::hidden`] where it is `hidden` states that are
-    /// wanted. All together has to be within [`Engine::limits`].
+    /// Runs a step: computes the next tokens of each sequence, whose pages must be reserved ([`Engine::reserve`]). The
+    /// wanted rows are numbered across all parts: [`Engine::logits`], or [`Engine::hidden`] if `hidden` is set. The
+    /// whole step must be within [`Engine::limits`].
     ///
     /// # Errors
     /// When a sequence is too long, or the device fails; the sequences are left as they were.
@@ -468,27 +469,27 @@ impl Engine {
         Ok(())
     }
 
-    /// The logits of a row that was wanted in the last step.
+    /// The logits of a wanted row of the last step.
     pub fn logits(&self, row: usize) -> &[f32] {
         self.baked.logits(row)
     }
 
-    /// Does `work` for each of these, by the threads of the device.
+    /// Calls `work` for each item, on the device's threads.
     ///
     /// # Errors
-    /// When it panicked.
+    /// When `work` panicked.
     pub(crate) fn each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) -> Result<(), EngineError> {
         let items: Vec<Mutex<&mut T>> = items.iter_mut().map(Mutex::new).collect();
         let one = |i: usize| work(&mut items[i].lock().unwrap_or_else(PoisonError::into_inner));
         Ok(self.baked.divide(items.len(), &one)?)
     }
 
-    /// The hidden state of a row that was wanted in the last step.
+    /// The hidden state of a wanted row of the last step.
     pub fn hidden(&self, row: usize) -> &[f32] {
         self.baked.hidden(row)
     }
 
-    /// Sees to it that the sequence's next `count` tokens have pages that are its own.
+    /// Reserves pages that belong to the sequence alone for its next `count` tokens.
     ///
     /// # Errors
     /// When there are not enough.
@@ -519,7 +520,7 @@ impl Engine {
         Ok(())
     }
 
-    /// A free page, for which something cached may be forgotten.
+    /// Takes a free page, for which a cached one may be evicted.
     fn take_page(&mut self) -> Option<u32> {
         if self.pool.available() == 0
             && let Some(cache) = &mut self.cache

@@ -1,12 +1,12 @@
-//! What lies between a device and text.
+//! Sequences, the KV cache, sampling and scheduling: what lies between a device and text.
 //!
 //! A [`Sequence`] is a timeline of tokens. The [`Engine`] owns the device and the pages of the KV cache, and brings
-//! sequences up to date: [`Engine::advance`] takes any number of them, cuts what they lack into steps, and leaves each
-//! with the logits of its last token. There is no prefill and no decode: computed tokens catch up with wanted ones.
-//! A [`Sampler`] turns logits into the next token. A [`Scheduler`] shares the engine between many requests.
+//! sequences up to date: [`Engine::advance`] takes any number of them, divides their uncomputed tokens into steps, and
+//! leaves each with the logits of its last token. Prefill and decoding are the same operation. A [`Sampler`] samples
+//! the next token from logits. A [`Scheduler`] shares the engine between many requests.
 //!
-//! Pages of sequences that were closed can be kept ([`Engine::with_prefix_cache`]): they are found again by exactly the
-//! tokens that they were computed from, and in a file ([`Engine::save_prefixes`]) also by another process.
+//! Pages of closed sequences can be cached ([`Engine::with_prefix_cache`]): a page is found by exactly the tokens from
+//! which it was computed. They can be saved to a file ([`Engine::save_prefixes`]) for another process.
 
 #![forbid(unsafe_code)]
 

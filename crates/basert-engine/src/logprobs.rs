@@ -1,22 +1,22 @@
-//! Log probabilities, as the model has them: before penalties, temperature and what else a sampler does.
+//! Log probabilities of the model itself: before penalties, temperature and other sampling settings.
 
-/// The log probability of a token, and of the likeliest ones in its place.
+/// The log probability of a token, and those of the likeliest tokens at its position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenLogprobs {
     /// Natural logarithm of the token's probability.
     pub logprob: f32,
-    /// The likeliest tokens with theirs, in order.
+    /// The likeliest tokens with their log probabilities, in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
 impl TokenLogprobs {
-    /// Those of `token`, and the `top` likeliest, where the logits are these.
+    /// The log probabilities of `token` and of the `top` likeliest tokens, from logits.
     pub fn of(logits: &[f32], token: u32, top: usize) -> TokenLogprobs {
         let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().map(|&logit| f64::from(logit - max).exp()).filter(|x| !x.is_nan()).sum();
         let log_sum = sum.ln();
         let logprob = |logit: f32| (f64::from(logit - max) - log_sum) as f32;
-        // The likeliest ones so far, of equal ones the smaller first; few are asked for.
+        // The likeliest so far, with ties in order of token ids; `top` is small.
         let mut likeliest: Vec<(f32, u32)> = Vec::new();
         for (&logit, id) in logits.iter().zip(0..) {
             let is_likelier = |than: &(f32, u32)| logit.total_cmp(&than.0).is_gt();

@@ -1,32 +1,32 @@
-//! Which pages of the KV cache are in use, and by how many sequences.
+//! The pool of the KV cache's pages, with reference counts.
 
-/// The pages of a device's KV cache, with reference counts.
+/// The pages of a device's KV cache.
 #[derive(Debug)]
 pub struct PagePool {
     uses: Vec<u32>,
     free: Vec<u32>,
-    /// Those that were used since their memory was given back.
+    /// Pages that were used since their memory was returned to the system.
     touched: Vec<bool>,
 }
 
 impl PagePool {
-    /// All `pages` are free.
+    /// A pool of `pages` free pages.
     pub fn new(pages: usize) -> PagePool {
-        // Taken from the end: low numbers first, so that memory not needed is never touched.
+        // Pages are popped from the end: low numbers first, so that unneeded memory is never touched.
         PagePool { uses: vec![0; pages], free: (0..pages as u32).rev().collect(), touched: vec![false; pages] }
     }
 
-    /// Pages that nobody uses.
+    /// The number of free pages.
     pub fn available(&self) -> usize {
         self.free.len()
     }
 
-    /// All pages.
+    /// The number of all pages.
     pub fn total(&self) -> usize {
         self.uses.len()
     }
 
-    /// A free page, which then has one user.
+    /// Takes a free page, which then has one user.
     pub fn take(&mut self) -> Option<u32> {
         let page = self.free.pop()?;
         self.uses[page as usize] = 1;
@@ -34,12 +34,12 @@ impl PagePool {
         Some(page)
     }
 
-    /// One more user of a page in use.
+    /// Adds a user to a page in use.
     pub fn share(&mut self, page: u32) {
         self.uses[page as usize] += 1;
     }
 
-    /// One user less; the last one frees the page.
+    /// Removes a user of a page; removing the last one frees it.
     pub fn release(&mut self, page: u32) {
         let uses = &mut self.uses[page as usize];
         *uses = uses.saturating_sub(1);
@@ -48,18 +48,18 @@ impl PagePool {
         }
     }
 
-    /// Whether a free page was used since its memory was given back.
+    /// Whether a free page was used since its memory was returned to the system.
     pub fn has_touched(&self) -> bool {
         self.free.iter().any(|&page| self.touched[page as usize])
     }
 
-    /// The free pages that were used, whose memory is given back now.
+    /// Takes the free pages that were used, whose memory the caller must return to the system.
     pub fn take_touched(&mut self) -> Vec<u32> {
         let PagePool { free, touched, .. } = self;
         free.iter().copied().filter(|&page| std::mem::take(&mut touched[page as usize])).collect()
     }
 
-    /// Whether more than one sequence uses the page.
+    /// Whether the page has more than one user.
     pub fn is_shared(&self, page: u32) -> bool {
         self.uses[page as usize] > 1
     }

@@ -4,7 +4,7 @@
 
 use multiversion::multiversion;
 
-/// A seed, ready to be asked for numbers in any order.
+/// The generator of a seed, whose numbers can be computed in any order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Philox {
     key: [u32; 2],
@@ -27,15 +27,16 @@ impl Philox {
         [a, b, c, d]
     }
 
-    /// The numbers of the counters from `[first, index, 0, 0]` to `[first + 15, index, 0, 0]`: first those that come first
-    /// for each of them, and so on. Returns the largest.
+    /// The numbers of the counters from `[first, index, 0, 0]` to `[first + 15, index, 0, 0]`: the first number of each
+    /// counter, then the second of each, and so on. Returns the largest.
     pub fn block(&self, first: u32, index: u32, numbers: &mut [[u32; 16]; 4]) -> u32 {
         sixteen(self.key, first, index, numbers)
     }
 }
 
-/// Sixteen counters at once, in step, so that the compiler makes vectors of them: lanes of 64 bits, for the products, of
-/// which only the low half counts. Two vectors of AVX-512, since a product takes longer than until the next may begin.
+/// Sixteen counters at once, in step, so that the compiler makes vectors of them: lanes of 64 bits, for the products,
+/// of which only the low half counts. Two vectors of AVX-512, since a product takes longer than until the next may
+/// begin.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 #[allow(clippy::needless_range_loop)]
 fn sixteen([mut k0, mut k1]: [u32; 2], first: u32, index: u32, numbers: &mut [[u32; 16]; 4]) -> u32 {

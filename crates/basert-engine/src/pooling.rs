@@ -1,16 +1,16 @@
-//! One vector for a text, of the hidden states of its tokens.
+//! Pooling of hidden states to one vector for a text.
 
 use basert_plan::Limits;
 
-/// How hidden states become one vector.
+/// How hidden states are pooled to one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pooling {
     /// Their mean.
     #[default]
     Mean,
-    /// That of the last token, which has seen all others.
+    /// The hidden state of the last token, which attends to all others.
     Last,
-    /// That of the first token, where it has seen all others.
+    /// The hidden state of the first token, if it attends to all others.
     First,
 }
 
@@ -22,7 +22,7 @@ pub(crate) struct Pool {
 }
 
 impl Pooling {
-    /// The most tokens of a text that a step takes.
+    /// Limit on the tokens of a text in a step.
     pub(crate) fn most(self, limits: Limits) -> usize {
         match self {
             Pooling::Mean | Pooling::First => limits.tokens.min(limits.wanted),
@@ -30,7 +30,8 @@ impl Pooling {
         }
     }
 
-    /// Of so many tokens, the last of the text where that `ends`: of how many of the last of them the states are needed.
+    /// Of so many tokens, the last of the text where that `ends`: of how many of the last of them the states are
+    /// needed.
     pub(crate) fn wanted(self, tokens: usize, ends: bool) -> usize {
         match self {
             Pooling::Mean | Pooling::First => tokens,
@@ -48,7 +49,7 @@ impl Pool {
         self.pooling
     }
 
-    /// Begins again, with the first token.
+    /// Starts again, with the first token.
     pub fn clear(&mut self) {
         self.sum.clear();
     }

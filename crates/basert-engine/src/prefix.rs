@@ -1,10 +1,10 @@
-//! Pages of the KV cache that outlive their sequences, found again by their tokens.
+//! The prefix cache: pages of the KV cache that outlive their sequences, found by their tokens.
 //!
-//! A node of the tree is a page; the way to it spells the tokens of all pages before it and its own, so a page is found
-//! only by exactly the tokens that it was computed from. Where tokens part in the middle of a page, the page is still
-//! good up to there: whoever goes on from it writes to a copy.
+//! A node of the tree is a page; the path to it spells the tokens of all pages before it and its own, so a page is
+//! found only by exactly the tokens from which it was computed. If tokens diverge in the middle of a page, the page is
+//! valid up to there: a sequence that continues from it writes to a copy.
 //!
-//! There is a root for each salt: pages below it are found with the same salt only.
+//! There is a root for each salt: pages below it are only found with the same salt.
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
@@ -15,26 +15,26 @@ use crate::PagePool;
 /// The time at which pages are restored: there are not as many pages.
 const RESTORED: u64 = 1 << 32;
 
-/// A tree of pages, each under the tokens that it holds. Of the keys of one node, none is a prefix of another.
+/// A tree of pages, each keyed by its tokens. No key of a node is a prefix of another.
 #[derive(Debug)]
 pub(crate) struct PrefixTree {
     page_tokens: usize,
     nodes: Vec<Node>,
-    /// Nodes without a page, by salt; there are none below which there is nothing.
+    /// Roots by salt: nodes without a page, each with at least one child.
     roots: BTreeMap<u64, usize>,
-    /// Places of nodes that were removed.
+    /// Free indices of removed nodes.
     vacant: Vec<usize>,
     clock: u64,
-    /// Whether pages came or went since they were last saved.
+    /// Whether pages were added or removed since the last save.
     pub changed: bool,
 }
 
-/// A page of the tree, among others of which its parent is one.
+/// A page of the tree, in a list that also has its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept<'a> {
     /// The number of the page before it, counted from 1; 0 for the first page of a prefix.
     pub parent: u32,
-    /// Of the first page of a prefix.
+    /// The salt, for the first page of a prefix.
     pub salt: u64,
     pub tokens: &'a [u32],
     pub page: u32,
@@ -46,7 +46,7 @@ struct Node {
     page: u32,
     parent: usize,
     children: BTreeMap<Arc<[u32]>, usize>,
-    /// When it was last of use. Only those with a page are.
+    /// When it was last used; only for nodes with a page.
     used: u64,
     /// Of a root.
     salt: u64,
@@ -64,13 +64,13 @@ impl PrefixTree {
         }
     }
 
-    /// How many pages it holds.
+    /// The number of pages.
     pub fn len(&self) -> usize {
         self.nodes.len() - self.vacant.len() - self.roots.len()
     }
 
-    /// The pages that hold the longest prefix of `tokens` that is known with this salt, and its length. Only as many tokens of the last page
-    /// count as make up that length.
+    /// The pages of the longest cached prefix of `tokens` with this salt, and the prefix's length. The last page may
+    /// hold more tokens than that length includes.
     pub fn find(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize) {
         self.clock += 1;
         let (mut pages, mut found) = (Vec::new(), 0);
@@ -87,7 +87,7 @@ impl PrefixTree {
         (pages, found)
     }
 
-    /// Adds the pages that hold `tokens` of this salt, becoming another user of those that are not known yet.
+    /// Adds the pages that hold `tokens` with this salt, as a further user of those that are not cached yet.
     pub fn insert(&mut self, salt: u64, tokens: &[u32], pages: &[u32], pool: &mut PagePool) {
         self.clock += 1;
         if tokens.is_empty() || pages.is_empty() {
@@ -97,7 +97,7 @@ impl PrefixTree {
         for (chunk, &page) in tokens.chunks(self.page_tokens).zip(pages) {
             node = match self.closest(node, chunk) {
                 Some((child, common)) if common == chunk.len() => child,
-                // The beginning of this page, of which there is more now.
+                // The cached page holds the beginning of this page, and is replaced by it.
                 Some((child, common)) if common == self.nodes[child].tokens.len() => {
                     self.changed = true;
                     pool.share(page);
@@ -118,8 +118,8 @@ impl PrefixTree {
         }
     }
 
-    /// Removes the page that was not of use for the longest time, among those that nobody else uses and no other page
-    /// goes on from. Whether there was one.
+    /// Evicts the least recently used page among those that no sequence uses and no page follows. Returns whether there
+    /// was one.
     pub fn evict(&mut self, pool: &mut PagePool) -> bool {
         let unused = |&id: &usize| {
             let node = &self.nodes[id];
@@ -134,7 +134,8 @@ impl PrefixTree {
         }
     }
 
-    /// Gives up a page that a sequence wants for itself. Whether it was there, with nothing that goes on from it.
+    /// Removes a page that a sequence wants for itself, if it is in the tree and no page follows it. Returns whether it
+    /// was removed.
     pub fn forget(&mut self, page: u32, pool: &mut PagePool) -> bool {
         let is_it = |&id: &usize| {
             let node = &self.nodes[id];
@@ -144,7 +145,7 @@ impl PrefixTree {
         found.inspect(|&id| self.remove(id, pool)).is_some()
     }
 
-    /// How many pages could be evicted, one after the other.
+    /// How many pages can be evicted, one after the other.
     pub fn evictable(&self, pool: &PagePool) -> usize {
         let mut kept = vec![false; self.nodes.len()];
         for (id, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.used > 0) {
@@ -157,12 +158,12 @@ impl PrefixTree {
         self.len() - kept.iter().filter(|&&kept| kept).count()
     }
 
-    /// The pages that only the tree holds.
+    /// The number of pages that only the tree holds.
     pub fn alone(&self, pool: &PagePool) -> usize {
         self.nodes.iter().filter(|node| node.used > 0 && !pool.is_shared(node.page)).count()
     }
 
-    /// All pages, those before others first, and else those that were of use last.
+    /// All pages, parents before children, and otherwise the most recently used first.
     pub fn by_use(&self) -> Vec<Kept<'_>> {
         let mut kept = Vec::with_capacity(self.len());
         let of = |node: usize, parent: u32| {
@@ -178,8 +179,8 @@ impl PrefixTree {
         kept
     }
 
-    /// Adds a page to an empty tree, or one to which the pages `before` were added like this: they come as
-    /// [`PrefixTree::by_use`] has them. Whether it can be where it is said to be.
+    /// Adds a page to a tree that was empty before the pages in `before` were restored, in the order of
+    /// [`PrefixTree::by_use`]. Returns whether its place in the tree is valid.
     pub fn restore(&mut self, kept: Kept<'_>, before: &mut Vec<usize>) -> bool {
         let Kept { parent, salt, tokens, page } = kept;
         if !(1..=self.page_tokens).contains(&tokens.len()) {
@@ -199,7 +200,7 @@ impl PrefixTree {
         if !is_new() {
             return false;
         }
-        // Each is older than the one before.
+        // Each is older than the previous one.
         let older = before.len() as u64;
         self.clock = RESTORED;
         let id = self.add(parent, tokens.into(), page);
@@ -208,17 +209,17 @@ impl PrefixTree {
         true
     }
 
-    /// Gives up all pages.
+    /// Removes all pages.
     pub fn clear(&mut self, pool: &mut PagePool) {
         self.nodes.iter().filter(|node| node.used > 0).for_each(|node| pool.release(node.page));
         *self = PrefixTree::new(self.page_tokens);
     }
 
-    /// The child that has most tokens in common with `tokens`, and how many.
+    /// The child whose key has the longest common prefix with `tokens`, and its length.
     fn closest(&self, node: usize, tokens: &[u32]) -> Option<(usize, usize)> {
         let chunk = &tokens[..tokens.len().min(self.page_tokens)];
         let children = &self.nodes[node].children;
-        // The key with the longest common prefix is a neighbour in lexical order.
+        // The key with the longest common prefix is adjacent in lexical order.
         let before = children.range::<[u32], _>((Bound::Unbounded, Bound::Included(chunk))).next_back();
         let after = children.range::<[u32], _>((Bound::Excluded(chunk), Bound::Unbounded)).next();
         let common = |key: &[u32]| key.iter().zip(chunk).take_while(|(a, b)| a == b).count();

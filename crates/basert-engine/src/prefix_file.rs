@@ -1,10 +1,10 @@
-//! Cached prefixes in a file.
+//! The file format of cached prefixes.
 //!
 //! ```text
 //! magic            8 bytes
 //! version          u32
 //! length           u32, of what follows
-//! belongs          JSON: what the pages are good for
+//! belongs          JSON: what the pages are valid for
 //! checksum         u64
 //! records, each:
 //!   parent         u32: the number of the record of the page before, from 1; 0 for the first page of a prefix
@@ -15,8 +15,8 @@
 //!   checksum       u64
 //! ```
 //!
-//! Numbers are little-endian. A checksum is XXH3 of everything since the one before, which is its seed: records are whole,
-//! in order, and of this file. A page with few tokens is written whole.
+//! Numbers are little-endian. A checksum is XXH3 of everything since the one before, which is its seed: records are
+//! whole, in order, and of this file. A page with few tokens is written whole.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
@@ -28,24 +28,24 @@ use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"basertPX";
 const VERSION: u32 = 2;
-/// The most bytes that what a file belongs to may take.
+/// Limit on the bytes of the `belongs` header.
 const MOST_HEADER: usize = 1 << 16;
 
-/// Where cached prefixes are kept, and of which model.
+/// A file of cached prefixes, and the model that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrefixFile {
-    /// The file. While it is written, there is another one beside it whose name ends in `.partial`.
+    /// The file's path. It is written to another file beside it, whose name ends in `.partial`, and then renamed.
     pub path: PathBuf,
-    /// A digest of everything that keys and values depend on but the device and the format.
+    /// A digest of everything that keys and values depend on except the device and the format.
     pub model: String,
     /// The format of keys and values.
     pub kv: String,
 }
 
-/// What pages are good for: nothing else but exactly this.
+/// What pages are valid for: all fields must be equal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Belongs {
-    /// Kernels may change in their last bits.
+    /// The program's version: other kernels may give other last bits.
     pub program: String,
     pub model: String,
     pub kv: String,
@@ -55,7 +55,7 @@ pub(crate) struct Belongs {
     pub page_bytes: usize,
 }
 
-/// Why cached prefixes were not read or written.
+/// Why cached prefixes were not loaded or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum PrefixFileError {
     /// The file cannot be read.
@@ -74,31 +74,31 @@ pub enum PrefixFileError {
         /// What the system said.
         source: io::Error,
     },
-    /// It is some other file, which is not to be lost.
+    /// The file is of another kind, and must not be lost.
     #[error("'{}' is not a file of cached prefixes, and is not overwritten", path.display())]
     Other {
         /// The file.
         path: PathBuf,
     },
-    /// Another process reads and writes it.
+    /// Another process uses the file.
     #[error("the cached prefixes in '{}' are not used: another process uses them", path.display())]
     InUse {
         /// The file.
         path: PathBuf,
     },
-    /// Its pages are of no use here.
+    /// The file belongs to another model, version or device.
     #[error("the cached prefixes in '{}' are not used: their {what} is {found}, and here it is {expected}", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
         /// What differs.
         what: &'static str,
-        /// As it is there.
+        /// The value in the file.
         found: String,
-        /// As it would have to be.
+        /// The required value.
         expected: String,
     },
-    /// It is not as it was written.
+    /// The file is damaged.
     #[error("the cached prefixes in '{}' are not used: the file is damaged, {what}", path.display())]
     Damaged {
         /// The file.
@@ -112,7 +112,7 @@ pub enum PrefixFileError {
 }
 
 impl PrefixFileError {
-    /// Whether the file is one of cached prefixes all the same, so that another one may take its place.
+    /// Whether the file is one of cached prefixes, which may be overwritten.
     pub fn is_replaceable(&self) -> bool {
         matches!(self, PrefixFileError::Foreign { .. } | PrefixFileError::Damaged { .. })
     }
@@ -130,7 +130,7 @@ impl Belongs {
         }
     }
 
-    /// The first thing in which a file that belongs to `found` differs.
+    /// The first field in which `found` differs.
     fn difference(&self, found: &Belongs) -> Option<(&'static str, String, String)> {
         let pairs = [
             ("program", &found.program, &self.program),
@@ -158,7 +158,7 @@ fn partial(path: &Path) -> PathBuf {
     beside(path, ".partial")
 }
 
-/// A new file. Only its owner may read what is in it: prompts and answers.
+/// Creates a file that only its owner may read, because it has prompts and answers.
 fn create_new(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true).write(true).create_new(true);
@@ -167,7 +167,7 @@ fn create_new(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// A new file in the place of what may have been left there; a link is not followed.
+/// Creates a file, after removing what may have been left under its name; a link is not followed.
 fn replace(path: &Path) -> io::Result<File> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -175,11 +175,12 @@ fn replace(path: &Path) -> io::Result<File> {
     }
 }
 
-/// A file that no other process that asks uses, as long as this one is open. An empty one is made where there is none.
+/// Opens and locks a file, so that no other process of basert uses it while it is open. It is created if it does not
+/// exist.
 pub(crate) fn lock(path: &Path) -> Result<File, PrefixFileError> {
     let failed = |source| PrefixFileError::Read { path: path.to_owned(), source };
     let file = match fs::metadata(path) {
-        // A pipe would be waited for.
+        // Opening a pipe would block.
         Ok(found) if !found.is_file() => return Err(PrefixFileError::Other { path: path.to_owned() }),
         Ok(_) => File::open(path).map_err(failed)?,
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -189,19 +190,19 @@ pub(crate) fn lock(path: &Path) -> Result<File, PrefixFileError> {
     };
     match file.try_lock() {
         Err(TryLockError::WouldBlock) => Err(PrefixFileError::InUse { path: path.to_owned() }),
-        // Not every file system knows of locks.
+        // Not every file system supports locks.
         Err(TryLockError::Error(_)) | Ok(()) => Ok(file),
     }
 }
 
-/// Sees whether a file could be written, so that this is not found out when it is.
+/// Checks that a file can be written, so that an error shows now rather than when saving.
 pub(crate) fn check_writable(path: &Path) -> Result<(), PrefixFileError> {
     let probe = beside(path, ".probe");
     let result = replace(&probe).and_then(|_| fs::remove_file(&probe));
     result.map_err(|source| PrefixFileError::Write { path: path.to_owned(), source })
 }
 
-/// Writes a file beside the one that there is, and puts it in its place when it is whole and on the disk.
+/// Writes a file beside the existing one, and replaces that when the new one is complete and synced to disk.
 pub(crate) struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
@@ -209,7 +210,7 @@ pub(crate) struct Writer {
     partial: Partial,
 }
 
-/// What is removed unless it becomes the file.
+/// A temporary file, removed on drop unless it was renamed.
 struct Partial(Option<PathBuf>);
 
 impl Drop for Partial {
@@ -243,18 +244,18 @@ impl Writer {
         self.checksum()
     }
 
-    /// The file that is in its place then, locked as the old one was ([`lock`]).
+    /// Replaces the existing file, and returns the new one, locked as the old one was ([`lock`]).
     pub fn finish(mut self) -> io::Result<File> {
         self.put(&[0; 16])?;
         self.checksum()?;
         let Writer { path, file, partial: mut unfinished, .. } = self;
         let file = file.into_inner()?;
         file.sync_all()?;
-        // Nobody else has it yet; without locks there is nothing to be had.
+        // No other process has it yet; an error means that there are no locks.
         let _ = file.try_lock();
         fs::rename(partial(&path), &path)?;
         unfinished.0 = None;
-        // The name is on the disk when its folder is; not every system can say so.
+        // The rename is durable when the folder is synced, which not every system supports.
         #[cfg(unix)]
         File::open(path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new(".")))?.sync_all()?;
         Ok(file)
@@ -272,7 +273,7 @@ impl Writer {
     }
 }
 
-/// Reads a file, and believes nothing of it.
+/// Reads a file, whose contents are not trusted.
 pub(crate) struct Reader {
     path: PathBuf,
     file: BufReader<File>,
@@ -282,7 +283,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    /// Of the file at `path`; none where it is empty.
+    /// A reader of the file at `path`; none if the file is empty.
     pub fn open(path: &Path, file: &File, belongs: &Belongs) -> Result<Option<Reader>, PrefixFileError> {
         let failed = |source| PrefixFileError::Read { path: path.to_owned(), source };
         if file.metadata().map_err(failed)?.len() == 0 {
@@ -316,7 +317,7 @@ impl Reader {
         }
     }
 
-    /// The next record: its parent and its salt. None after the last one, which nothing follows.
+    /// Reads the next record, and returns its parent and salt; none after the last one, which must end the file.
     pub fn record(&mut self, tokens: &mut Vec<u32>, page: &mut [u8]) -> Result<Option<(u32, u64)>, PrefixFileError> {
         let (parent, salt) = (self.number()?, u64::from(self.number()?) | u64::from(self.number()?) << 32);
         let count = self.number()? as usize;
@@ -337,7 +338,7 @@ impl Reader {
         }
         match self.file.read(&mut [0]) {
             Ok(0) => Ok(None),
-            Ok(_) => Err(self.damaged("there is more after its end".to_owned())),
+            Ok(_) => Err(self.damaged("there are bytes after its end".to_owned())),
             Err(source) => Err(PrefixFileError::Read { path: self.path.clone(), source }),
         }
     }

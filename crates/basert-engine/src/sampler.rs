@@ -1,14 +1,14 @@
-//! From logits to a token.
+//! The sampler: chooses a token from logits.
 //!
 //! In this order: logit bias; repeat, presence and frequency penalties; and then either the largest logit
-//! (temperature 0), or temperature, top-k, top-p, min-p, and a draw among what is left.
+//! (temperature 0), or temperature, top-k, top-p, min-p, and sampling from the remaining candidates.
 //!
 //! Every step is the same on every device, to the bit: see `bit_exact.rs`.
 //!
-//! The draw is the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the token with the largest
-//! `logit / temperature + g` is drawn with the softmax's probabilities, where g is Gumbel noise of its own for each
-//! token. The noise is a function of the seed, the index of the draw and the token, so it does not depend on the order
-//! in which candidates are looked at, nor on how a device adds numbers up.
+//! Sampling uses the Gumbel-max trick (Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030): the token with the largest
+//! `logit / temperature + g`, with independent Gumbel noise g for each token, is distributed as the softmax. The noise
+//! is a function of the seed, the position in the answer and the token, so it does not depend on the order of the
+//! candidates, nor on how a device adds numbers.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -18,12 +18,12 @@ use basert_plan::{Draw, first_allowed};
 use crate::block_maxima::{BLOCK, Maxima};
 use crate::{Philox, Sampling, SamplingError, bit_exact};
 
-/// Chooses the tokens of one answer.
+/// Samples the tokens of one answer.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     sampling: Sampling,
     random: Philox,
-    /// How many tokens were chosen.
+    /// Number of tokens sampled so far.
     drawn: u32,
     /// How often each token is in the answer, and 0 for those that are only in the prompt.
     seen: BTreeMap<u32, u32>,
@@ -38,7 +38,7 @@ impl Sampler {
     /// # Errors
     /// When a setting is outside its range.
     pub fn new(mut sampling: Sampling, prompt: &[u32]) -> Result<Sampler, SamplingError> {
-        // Logits that are divided by less are no numbers any more.
+        // Logits divided by less could become infinite.
         const LEAST_TEMPERATURE: f32 = 1e-5;
         sampling.check()?;
         if sampling.temperature < LEAST_TEMPERATURE {
@@ -51,8 +51,8 @@ impl Sampler {
         Ok(Sampler { sampling, random, drawn: 0, seen, logits: Vec::new(), maxima, candidates: Vec::new() })
     }
 
-    /// Chooses a token by its logits, and counts it as part of the answer. NaN counts as impossible; where nothing is
-    /// possible, the first token is as good as any.
+    /// Samples a token from logits, and counts it as part of the answer. A token whose logit is NaN is impossible; if
+    /// all are, the first token is returned.
     pub fn next(&mut self, logits: &[f32]) -> u32 {
         if !self.has_penalties() && self.sampling.logit_bias.is_empty() {
             return self.next_by(logits, 0);
@@ -63,8 +63,8 @@ impl Sampler {
         self.next_of_own(own, 0)
     }
 
-    /// Chooses a token like [`Sampler::next`] among those whose bit is set in `mask`, bit t % 32 of word t / 32 for token
-    /// t; none if there is none.
+    /// Like [`Sampler::next`], among the tokens whose bit is set in `mask`: bit t % 32 of word t / 32 for token t. None
+    /// if the mask allows no token.
     pub fn next_of(&mut self, logits: &[f32], mask: &[u32]) -> Option<u32> {
         let first = first_allowed(mask, logits.len())?;
         let may_come = |token: usize| mask.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1);
@@ -76,7 +76,7 @@ impl Sampler {
         Some(self.next_of_own(own, first))
     }
 
-    /// With bias and penalties; `own` is kept for the next token.
+    /// Samples with bias and penalties; the buffer `own` is kept for the next token.
     fn next_of_own(&mut self, mut own: Vec<f32>, first: u32) -> u32 {
         self.adjust(&mut own);
         let token = self.next_by(&own, first);
@@ -90,14 +90,14 @@ impl Sampler {
         token
     }
 
-    /// Counts a token as part of the answer that a device chose as [`Sampler::draw_on_device`] says.
+    /// Counts a token as part of the answer that a device sampled by [`Sampler::draw_on_device`].
     pub fn accept(&mut self, token: u32) {
         self.drawn += 1;
         *self.seen.entry(token).or_default() += 1;
     }
 
-    /// How a device is to choose the next token, with the history of this number where there are penalties; none where
-    /// no device knows how, because single tokens have a bias.
+    /// How a device samples the next token, with the history of this number if there are penalties; none if no device
+    /// can, because there is a logit bias.
     pub fn draw_on_device(&self, history: u32) -> Option<Draw> {
         let Sampling { temperature, top_k, top_p, min_p, seed, .. } = self.sampling;
         let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
@@ -121,20 +121,20 @@ impl Sampler {
         let mut counts = vec![0; vocabulary];
         for (&token, &count) in &self.seen {
             if let Some(entry) = counts.get_mut(token as usize) {
-                // Those of the answer are seen whether or not they are in the prompt too.
+                // Tokens of the answer count as seen whether or not they are also in the prompt.
                 *entry = Draw::IN_PROMPT | (count.min(u32::from(Draw::IN_PROMPT - 1)) as u16);
             }
         }
         counts
     }
 
-    /// Whether a penalty looks at the history.
+    /// Whether a penalty needs the history.
     pub fn has_penalties(&self) -> bool {
         let Sampling { repeat_penalty, presence_penalty, frequency_penalty, .. } = self.sampling;
         repeat_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
-    /// None where no token is possible.
+    /// Samples a token; none if no token is possible.
     fn choose(&mut self, logits: &[f32]) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
         self.maxima.find(logits);
@@ -148,7 +148,7 @@ impl Sampler {
         }
     }
 
-    /// Bias and penalties.
+    /// Applies bias and penalties.
     fn adjust(&self, logits: &mut [f32]) {
         let Sampling { repeat_penalty, presence_penalty, frequency_penalty, ref logit_bias, .. } = self.sampling;
         for (&token, &bias) in logit_bias {
@@ -168,11 +168,11 @@ impl Sampler {
         }
     }
 
-    /// Leaves the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
+    /// Finds the candidates that top-k, top-p and min-p allow, with their logits divided by the temperature.
     fn truncate(&mut self, logits: &[f32]) {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
         let max = bit_exact::scaled(self.maxima.largest(), temperature);
-        // Those that are likely enough are few, and what so many blocks have is at least as many.
+        // The tokens that are likely enough are few, and at least `k` tokens reach the k-th largest block maximum.
         let mut some = match top_k {
             0 if top_p < 1.0 => 64,
             0 => usize::MAX,
@@ -196,8 +196,8 @@ impl Sampler {
         }
     }
 
-    /// Makes the likeliest candidates, `some` of them or more, and none with less than `least`. Returns whether these are
-    /// all that have as much.
+    /// Makes the likeliest candidates, `some` of them or more, and none with less than `least`. Returns whether these
+    /// are all that have as much.
     fn gather(&mut self, logits: &[f32], some: usize, least: f32) -> bool {
         let temperature = self.sampling.temperature;
         let border = bit_exact::scaled(self.maxima.nth(some), temperature);
@@ -228,7 +228,7 @@ impl Sampler {
         blocks.map(|(_, logits, _)| bit_exact::total(logits, temperature, max)).sum()
     }
 
-    /// The candidate with the largest sum of logit and Gumbel noise.
+    /// Samples from the candidates: the one with the largest sum of logit and Gumbel noise.
     fn draw(&self) -> Option<u32> {
         let mut best = *self.candidates.iter().min_by(|a, b| likelier(a, b))?;
         best.0 += bit_exact::gumbel(self.bits(best.1));
@@ -240,14 +240,14 @@ impl Sampler {
         Some(best.1)
     }
 
-    /// The token that [`draw`](Self::draw) chooses where nothing is truncated.
+    /// The token that [`draw`](Self::draw) samples if nothing is truncated.
     fn draw_from_all(&self, logits: &[f32]) -> Option<u32> {
         let scaled = |logit| bit_exact::scaled(logit, self.sampling.temperature);
         let likeliest = self.maxima.first(logits)?;
         let mut best = (scaled(logits[likeliest as usize]) + bit_exact::gumbel(self.bits(likeliest)), likeliest);
         let mut bits = [[0; BLOCK / 4]; 4];
         for (first, logits, highest) in self.maxima.blocks(logits) {
-            // Most blocks are too far behind for any noise, and most others for the largest of their own.
+            // Most blocks are too far behind for any noise, and most others for the largest noise in the block.
             let least = least_to_win(&best, scaled(highest));
             if bit_exact::noise_bits(u32::MAX) < least
                 || bit_exact::noise_bits(self.random.block(first / 4, self.drawn, &mut bits)) < least
@@ -264,19 +264,19 @@ impl Sampler {
         Some(best.1)
     }
 
-    /// The random bits of this draw and token.
+    /// The random bits of this position and token.
     fn bits(&self, token: u32) -> u32 {
         self.random.at([token / 4, self.drawn, 0, 0])[(token % 4) as usize]
     }
 }
 
-/// The least noise bits by which a candidate may have more than the best one.
+/// The least noise bits with which a candidate may exceed the best one.
 fn least_to_win(best: &(f32, u32), logit: f32) -> u32 {
     // Logits may be so large that their difference is not exact.
     bit_exact::least_bits(best.0 - logit - best.0.abs() * 1e-6)
 }
 
-/// Replaces the best candidate by this one, where that has more with its noise.
+/// Replaces the best candidate if this one exceeds it with its noise.
 fn challenge(best: &mut (f32, u32), logit: f32, token: u32, bits: u32) {
     if bit_exact::noise_bits(bits) >= least_to_win(best, logit) {
         let noisy = (logit + bit_exact::gumbel(bits), token);
@@ -286,11 +286,11 @@ fn challenge(best: &mut (f32, u32), logit: f32, token: u32, bits: u32) {
     }
 }
 
-/// What is further behind the most likely token than this, divided by the temperature, can neither win by noise, which lies
-/// between −2.9 and 16.7, nor has a weight.
+/// What is further behind the most likely token than this, divided by the temperature, can neither win by noise, which
+/// lies between −2.9 and 16.7, nor has a weight.
 const REACH: f32 = 20.0;
 
-/// Larger logits first, and of equal ones the smaller token.
+/// Descending order of logits, with ties in order of token ids.
 fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
 }
@@ -298,10 +298,10 @@ fn likelier(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
 /// Leaves the most likely candidates that have probability `p` together, of which all have the weight `total`, or what
 /// these have; `max` is the largest logit. Returns whether they have as much.
 fn keep_nucleus(candidates: &mut Vec<(f32, u32)>, max: f32, total: Option<u64>, p: f32) -> bool {
-    // By how far they are behind, so that few have to be sorted: those among which the nucleus ends.
+    // Bucketed by distance from the maximum, so that few have to be sorted: those in the bucket where the nucleus ends.
     const BINS: usize = 32 * REACH as usize + 1;
     let bin = |c: &(f32, u32)| (((max - c.0) * 32.0) as usize).min(BINS - 1);
-    // Whole numbers, whose sum does not depend on their order.
+    // Integers, whose sum does not depend on their order.
     let mut weights = vec![0; candidates.len()];
     bit_exact::weights(candidates, max, &mut weights);
     let mut bins = [0; BINS];

@@ -1,32 +1,32 @@
-//! Settings of the choice of tokens.
+//! Sampling settings.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 
 use serde::{Deserialize, Serialize};
 
-/// How the next token is chosen.
+/// How the next token is sampled.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Sampling {
-    /// Divides the logits; 0, or less than 10⁻⁵, takes the most likely token always.
+    /// Divides the logits; 0, or less than 10⁻⁵, means greedy decoding.
     pub temperature: f32,
     /// Only the k most likely tokens; 0 means all.
     pub top_k: usize,
-    /// Only the most likely tokens that together have this probability.
+    /// Only the most likely tokens whose probabilities add up to this.
     pub top_p: f32,
-    /// Only tokens at least this likely relative to the most likely one.
+    /// Only tokens with at least this probability relative to that of the most likely one.
     pub min_p: f32,
     /// Positive logits of tokens seen in prompt or answer are divided by it, negative ones multiplied (Keskar et al.
     /// 2019, arXiv 1909.05858).
     pub repeat_penalty: f32,
     /// Subtracted from logits of tokens that are in the answer.
     pub presence_penalty: f32,
-    /// Subtracted from logits of tokens once for every time they are in the answer.
+    /// Subtracted from logits of tokens for each time they are in the answer.
     pub frequency_penalty: f32,
     /// Added to the logits of single tokens.
     pub logit_bias: BTreeMap<u32, f32>,
-    /// Chooses the random numbers.
+    /// Seed of the random numbers.
     pub seed: u64,
 }
 
@@ -47,7 +47,7 @@ impl Default for Sampling {
     }
 }
 
-/// Settings of which some may be left open: what a model recommends, or what was asked for.
+/// Settings that may be unset: those that a model recommends, or that a request has.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct SamplingOptions {
     /// [`Sampling::temperature`]
@@ -66,17 +66,17 @@ pub struct SamplingOptions {
     pub frequency_penalty: Option<f32>,
     /// [`Sampling::logit_bias`]
     pub logit_bias: BTreeMap<u32, f32>,
-    /// [`Sampling::seed`]; where it is open, another one every time.
+    /// [`Sampling::seed`]; if unset, one is chosen at random.
     pub seed: Option<u64>,
 }
 
 impl SamplingOptions {
-    /// The most likely token always; everything else is left open.
+    /// Greedy decoding; everything else is unset.
     pub fn greedy() -> SamplingOptions {
         SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() }
     }
 
-    /// All settings: these, and those of `base` where they are left open.
+    /// All settings: these, and those of `base` for the unset ones.
     pub fn over(&self, base: &Sampling) -> Sampling {
         let mut logit_bias = base.logit_bias.clone();
         logit_bias.extend(&self.logit_bias);
@@ -95,7 +95,7 @@ impl SamplingOptions {
 }
 
 impl From<Sampling> for SamplingOptions {
-    /// Nothing is left open.
+    /// All settings are set.
     fn from(sampling: Sampling) -> SamplingOptions {
         SamplingOptions {
             temperature: Some(sampling.temperature),
@@ -111,14 +111,14 @@ impl From<Sampling> for SamplingOptions {
     }
 }
 
-/// A seed that nobody chose, short enough to be typed again.
+/// A random seed, short enough to be typed again.
 fn any_seed() -> u64 {
     RandomState::new().hash_one(()) >> 32
 }
 
 /// A setting outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[error("{name} is {value}, and has to be {expected}")]
+#[error("{name} is {value}, but must be {expected}")]
 pub struct SamplingError {
     name: &'static str,
     value: f32,
@@ -126,7 +126,7 @@ pub struct SamplingError {
 }
 
 impl Sampling {
-    /// What answers are drawn with where neither the model nor a request says otherwise.
+    /// The defaults of settings that neither the model nor a request has.
     pub fn usual() -> Sampling {
         Sampling { temperature: 0.7, top_k: 40, top_p: 0.95, min_p: 0.05, ..Sampling::default() }
     }
@@ -134,7 +134,7 @@ impl Sampling {
     /// Checks that every setting is within its range.
     ///
     /// # Errors
-    /// The first that is not.
+    /// Names the first setting that is not.
     pub fn check(&self) -> Result<(), SamplingError> {
         let bias = self.logit_bias.values().copied().find(|bias| bias.is_nan()).unwrap_or(0.0);
         for (name, value, good, expected) in [

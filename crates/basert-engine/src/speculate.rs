@@ -1,31 +1,31 @@
-//! Tokens that are guessed before they are drawn, so that a step computes several of an answer.
+//! Speculative decoding: draft tokens, so that a step computes several tokens of an answer.
 //!
-//! Where a step's time goes into reading weights, a few tokens take hardly longer than one (Leviathan et al. 2023, arXiv
-//! 2211.17192). Here each token is drawn as it would be without guesses: its noise is a function of its place (see
-//! `sampler.rs`). A guess is right when it is the token drawn, and the logits after it are of use then. So texts are the
-//! same to the bit, for every way to sample.
+//! If reading weights takes most of a step's time, a few tokens take hardly longer than one (Leviathan et al. 2023,
+//! arXiv 2211.17192). Each token is sampled as it would be without speculation: its noise is a function of its position
+//! (see `sampler.rs`). A draft token is accepted if it equals the sampled token, and then the logits after it are
+//! valid. So texts are the same to the bit, for all sampling settings.
 //!
-//! Guesses are what followed the last tokens when the text had them before (prompt lookup), or what a smaller model draws
-//! with the same noise.
+//! Draft tokens are those that followed the last tokens earlier in the text (prompt lookup), or those that a smaller
+//! model samples with the same noise.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// How many tokens are guessed.
+/// How many draft tokens are proposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Speculation {
     /// None.
     #[default]
     Off,
-    /// As many as pay, by how often guesses are right and what they cost.
+    /// As many as pay off, by how often they are accepted and what they cost.
     Auto,
-    /// Always as many, if there is anything to guess by.
+    /// A fixed number, if any can be proposed.
     Tokens(usize),
 }
 
 impl Speculation {
-    /// The most tokens that are guessed.
+    /// The largest number of draft tokens.
     pub const MOST: usize = 16;
 }
 
@@ -52,11 +52,11 @@ impl FromStr for Speculation {
     }
 }
 
-/// What followed when the text last had the tokens that it ends with: at most `most` tokens. Of several places, the one
-/// counts where most tokens before are the same, and of these the last; at least two have to be.
+/// Prompt lookup: at most `most` tokens that followed the last earlier occurrence of the text's last tokens. The
+/// longest match counts, of several the last one; at least two tokens have to match.
 pub(crate) fn lookup(tokens: &[u32], most: usize) -> &[u32] {
     const LEAST: usize = 2;
-    /// Beyond that it makes no difference.
+    /// Longer matches are not compared.
     const LONGEST: usize = 32;
     let alike = |end: usize| {
         let pairs = tokens[..end].iter().rev().zip(tokens.iter().rev());
@@ -69,21 +69,21 @@ pub(crate) fn lookup(tokens: &[u32], most: usize) -> &[u32] {
     }
 }
 
-/// What steps cost with guesses and without: measured, with a memory of some ten steps.
+/// The durations of steps with and without draft tokens: measured, as a moving average over about ten steps.
 #[derive(Debug, Default)]
 pub struct Costs {
-    /// Seconds of a step without guesses.
+    /// Seconds of a step without draft tokens.
     plain: f64,
-    /// Seconds more for each guess; 0 as long as none was measured.
+    /// Seconds that each draft token adds; 0 if not measured yet.
     guess: f64,
 }
 
 impl Costs {
-    /// A step took that long, with so many guesses.
+    /// Records the duration of a step with `guesses` draft tokens.
     pub fn measure(&mut self, time: Duration, guesses: usize) {
         let seconds = time.as_secs_f64();
         let (value, sample) = match guesses {
-            // What seemed dear once is tried again some time.
+            // A cost that was once measured too high decays, so that it is measured again.
             0 => {
                 self.guess *= 0.99;
                 (&mut self.plain, seconds)
@@ -93,13 +93,13 @@ impl Costs {
         *value = if *value == 0.0 { sample } else { *value + 0.2 * (sample - *value) };
     }
 
-    /// How many guesses give the most tokens a second, where each is right with probability `rate` if those before are,
-    /// and `answers` are computed together.
+    /// How many draft tokens give the most tokens a second, if each is accepted with probability `rate` given those
+    /// before it, and `answers` are computed together.
     fn worth(&self, rate: f64, answers: usize) -> usize {
         if self.plain == 0.0 {
             return 0;
         }
-        // What a guess costs, in steps' shares of one answer.
+        // The cost of a draft token, relative to one answer's share of a step.
         let cost = answers as f64 * self.guess / self.plain;
         let (mut best, mut most) = (0, 1.0);
         let (mut tokens, mut chance) = (1.0, 1.0);
@@ -107,7 +107,7 @@ impl Costs {
             chance *= rate;
             tokens += chance;
             let gain = tokens / (1.0 + cost * guesses as f64);
-            // A little more is noise.
+            // Smaller gains are noise.
             if gain > most * 1.01 {
                 (best, most) = (guesses, gain);
             }
@@ -116,33 +116,33 @@ impl Costs {
     }
 }
 
-/// The guesses for one answer, and how often they were right.
+/// The draft tokens of one answer, and how often they were accepted.
 #[derive(Debug, Clone, Default)]
 pub struct Guesser {
     speculation: Speculation,
     rate: f64,
     guesses: Vec<u32>,
-    /// So many of them are computed; the first may be checked nevertheless.
+    /// How many of them are computed; the first may be compared without being computed.
     computed: usize,
 }
 
 impl Guesser {
-    /// One that knows nothing yet, for an answer on a device that draws tokens itself or does not.
+    /// The initial state for an answer, on a device that samples or does not.
     pub fn new(speculation: Speculation, draws_on_device: bool) -> Guesser {
         let speculation = match speculation {
-            // Steps follow each other there before anyone here knows the tokens.
+            // There, steps are submitted before the host knows the tokens.
             Speculation::Auto if draws_on_device => Speculation::Off,
             speculation => speculation,
         };
         Guesser { speculation, ..Guesser::default() }
     }
 
-    /// Whether there are never any guesses.
+    /// Whether speculation is off.
     pub fn is_off(&self) -> bool {
         self.speculation == Speculation::Off
     }
 
-    /// How many guesses are worth it, where `answers` are computed together.
+    /// How many draft tokens are worth it, if `answers` are computed together.
     pub fn wanted(&self, costs: &Costs, answers: usize) -> usize {
         match self.speculation {
             Speculation::Off => 0,
@@ -151,40 +151,40 @@ impl Guesser {
         }
     }
 
-    /// Guesses by the text itself, so far with `last`; of which at most `most` are to be computed.
+    /// Proposes draft tokens by prompt lookup in `text` followed by `last`, of which at most `most` are computed.
     pub fn look_up(&mut self, text: &[u32], last: u32, most: usize) {
         self.clear();
         if !self.is_off() {
             let text = [text, &[last]].concat();
-            // One is looked for in any case, to learn how often that would be right.
+            // At least one is looked up, to measure how often it would be accepted.
             self.set(lookup(&text, most.max(1)).to_vec(), most);
         }
     }
 
-    /// Makes these the guesses, of which at most `most` are to be computed.
+    /// Sets the draft tokens, of which at most `most` are computed.
     fn set(&mut self, guesses: Vec<u32>, most: usize) {
         self.computed = guesses.len().min(most);
         self.guesses = guesses;
     }
 
-    /// Makes a draft model's guesses those to be computed.
+    /// Sets the draft tokens to those of a draft model, all of which are computed.
     pub fn take(&mut self, guesses: Vec<u32>) {
         let most = guesses.len();
         self.set(guesses, most);
     }
 
-    /// Those to be computed.
+    /// The draft tokens to compute.
     pub fn guesses(&self) -> &[u32] {
         &self.guesses[..self.computed]
     }
 
-    /// Forgets them.
+    /// Drops the draft tokens.
     pub fn clear(&mut self) {
         self.guesses.clear();
         self.computed = 0;
     }
 
-    /// Whether the guess at `place` was computed and is the token that was drawn there.
+    /// Whether the draft token at `place` was computed and equals the token sampled there.
     pub fn is_right(&mut self, place: usize, drawn: u32) -> bool {
         let Some(&guess) = self.guesses.get(place) else { return false };
         let right = guess == drawn;

@@ -1,4 +1,4 @@
-//! Who may ask.
+//! Access: API keys, origins and host names.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,11 +14,11 @@ use crate::cors;
 use crate::error::ApiError;
 use crate::server::Shared;
 
-/// Whose request it is: a key, or an address where there are no keys. Requests of one client share its fair part.
+/// The client of a request: an API key, or an address if there are no keys. A client's requests share its fair part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Client(pub u64);
 
-/// A client's batches take turns with its other requests as if they were another's.
+/// A client's batches are scheduled beside its other requests as those of another client.
 const BATCH: u64 = 1 << 63;
 
 impl Client {
@@ -27,16 +27,16 @@ impl Client {
         Client(self.0 ^ BATCH)
     }
 
-    /// Whose memory and work it is: a client and its batches are one.
+    /// The client to whom memory and work are charged, also for its batches.
     pub fn account(self) -> u64 {
         self.0 & !BATCH
     }
 }
 
-/// What anybody may see.
+/// Paths that need no key.
 const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
 
-/// Lets in who has a key, and notes who that is.
+/// Checks the API key, and attaches the client to the request.
 pub async fn check(State(shared): State<Shared>, mut request: Request, next: Next) -> Result<Response, ApiError> {
     let peer = request.extensions().get::<SocketAddr>().map(SocketAddr::ip);
     check_number_of_hosts(&request)?;
@@ -70,7 +70,7 @@ pub async fn check(State(shared): State<Shared>, mut request: Request, next: Nex
     Ok(next.run(request).await)
 }
 
-/// The key of a request, wherever its API puts it.
+/// The key of a request, in either API's header.
 fn key(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
     let bearer = bearer.and_then(|value| value.split_at_checked(7));
@@ -78,7 +78,7 @@ fn key(headers: &HeaderMap) -> Option<&[u8]> {
     bearer.or_else(|| headers.get("x-api-key").map(|value| value.as_bytes()))
 }
 
-/// The number of the key, if it is one, in a time that depends on nothing but lengths.
+/// The index of the key, if it is valid, in a time that depends only on lengths.
 fn find(keys: &[String], given: &[u8]) -> Option<u64> {
     let mut found = None;
     for key in keys {
@@ -99,7 +99,7 @@ fn number_of_key(key: &[u8]) -> u64 {
     Sha256::digest(key).iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// HTTP wants one `Host`, so that all on the way agree which it is.
+/// Refuses requests without exactly one `Host`, so that all proxies on the way agree on it.
 fn check_number_of_hosts(request: &Request) -> Result<(), ApiError> {
     let hosts = request.headers().get_all(header::HOST).iter().count();
     if hosts == 1 || (hosts == 0 && request.version() < Version::HTTP_11) {
@@ -108,8 +108,8 @@ fn check_number_of_hosts(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::bad(format!("{hosts} Host headers; a request has one")))
 }
 
-/// Where no key is asked for, a page of another site must not change anything: browsers send forms and empty requests for
-/// it without asking first. They say where a request comes from; other programs say nothing.
+/// Where no key is asked for, a page of another site must not change anything: browsers send forms and empty requests
+/// for it without asking first. They say where a request comes from; other programs say nothing.
 fn check_site(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
     let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let (site, origin) = (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN));
@@ -175,7 +175,7 @@ fn check_name(host: &str, by_program: bool, allowed: &[String]) -> Result<(), Ap
     Err(ApiError::new(StatusCode::FORBIDDEN, message))
 }
 
-/// What this machine calls itself.
+/// This machine's host name.
 #[cfg(unix)]
 fn own_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()

@@ -1,8 +1,8 @@
-//! Batches under way.
+//! Running batches.
 //!
-//! Lines are read when it is their turn, and answers are appended to files as they come, in the order of the lines. So a
-//! server that ends, however it does, loses no answer that was complete, and the next one goes on where it was: as many
-//! lines are done as there are answers.
+//! Lines are read one by one, and answers are appended to files as they are completed, in the order of the lines. So a
+//! server that stops or crashes loses no complete answer, and the next one continues: as many lines are done as there
+//! are answers.
 
 use std::fs::File;
 use std::io::Write;
@@ -38,8 +38,8 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Seconds after which a batch that has not ended does.
 const WINDOW: u64 = 24 * 3600;
-/// The files that answers are appended to: what they are called when the batch has ended, and what was asked is then told
-/// by. They lie beside the batch by the endings.
+/// The files that answers are appended to: what they are called when the batch has ended, and what was asked is then
+/// told by. They lie beside the batch by the endings.
 const OUTPUTS: [(&str, &str); 2] = [("output_file_id", "good"), ("error_file_id", "bad")];
 /// What is told of how many answers are in each.
 const COUNTS: [&str; 2] = ["completed", "failed"];
@@ -217,7 +217,7 @@ pub async fn begin(shared: &Shared, files: Arc<Files>, batch: Batch) -> Result<B
 struct Admitted {
     shared: Shared,
     id: String,
-    /// What could not be written down can still be told.
+    /// A state that could not be saved is kept in memory.
     stays: bool,
 }
 
@@ -357,8 +357,8 @@ async fn answer_all(shared: &Shared, files: &Arc<Files>, batch: &Batch, lines: &
     Ok(())
 }
 
-/// Makes files of the answers, and writes down that a batch has ended. It is told to have ended when its files are there:
-/// clients ask for them at once.
+/// Makes files of the answers, and writes down that a batch has ended. It is told to have ended when its files are
+/// there: clients ask for them at once.
 async fn finish(files: Arc<Files>, mut admitted: Admitted, mut batch: Batch) {
     let written = spawn_blocking(move || {
         for (name, ending) in OUTPUTS {

@@ -23,12 +23,12 @@ pub const INPUTS: usize = 2048;
 pub const METADATA: usize = 16;
 pub const METADATA_BYTES: usize = 512;
 
-/// That there are not more than these.
+/// Checks that there are not more than `most`.
 pub fn check(field: &str, found: usize, most: usize) -> Result<(), ApiError> {
     if found > most { Err(ApiError::field(field, format!("{found} are given; {most} are the most"))) } else { Ok(()) }
 }
 
-/// That texts end an answer within these bounds.
+/// Checks stop texts against these bounds.
 pub fn stops(field: &str, texts: &[String]) -> Result<(), ApiError> {
     check(field, texts.len(), STOPS)?;
     match texts.iter().position(|text| text.len() > STOP_BYTES) {

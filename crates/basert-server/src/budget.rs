@@ -1,7 +1,7 @@
-//! Memory that requests take beside what models take: one account for all of them, with a share for each client.
+//! The memory of requests, beside that of models: one account for all of them, with a share for each client.
 //!
-//! What is counted is what is there: bytes of bodies as they come, values of the JSON in them, lines and answers of
-//! batches, log probabilities that are kept for whole answers. A [`Hold`] gives back what it took when it is dropped.
+//! Counted are bytes of bodies as they arrive, values of the JSON in them, lines and answers of batches, and log
+//! probabilities that are kept for whole answers. A [`Hold`] releases what it took when it is dropped.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,7 +35,7 @@ impl Budget {
         Arc::new(Budget { total, ledger: Mutex::default() })
     }
 
-    /// The most that one client may hold: there is as much left for others.
+    /// Limit of one client: as much is left for others.
     pub fn share(&self) -> usize {
         self.total / 2
     }

@@ -1,4 +1,4 @@
-//! What a server is told when it begins.
+//! The configuration of a server.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,54 +6,54 @@ use std::time::Duration;
 
 use basert_engine::Speculation;
 
-/// How a server behaves.
+/// The settings of a server.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Where it listens; port 0 takes one that is free.
+    /// The address to listen on; port 0 takes a free port.
     pub address: SocketAddr,
-    /// Any of these lets a client in; without any, everybody who can connect is let in.
+    /// The accepted API keys; without any, no key is needed.
     pub api_keys: Vec<String>,
-    /// Web pages from these origins may use the server; `*` is all, and in the place of a port any port.
+    /// Origins whose web pages may use the server; `*` is all, and as the port any port.
     pub cors: Vec<String>,
-    /// Names of this machine by which it may be asked without a key, beside those that it has in any case; `*` is all.
+    /// Host names that requests without a key may use, beside those that are always allowed; `*` is all.
     pub hosts: Vec<String>,
-    /// More names for the first model; `*` is every name that no model has.
+    /// Further names of the first model; `*` is every name that no model has.
     pub aliases: Vec<String>,
-    /// The largest body of a request, in bytes.
+    /// Limit on a request's body, in bytes.
     pub body_limit: usize,
-    /// Bytes that all requests may take together, beside what models take; one client may take half of it.
+    /// Memory of all requests together, in bytes, beside that of models; one client may take half of it.
     pub request_memory: usize,
-    /// Connections at once; one address may have half of them.
+    /// Limit on open connections; one address may have half of them.
     pub connections: usize,
-    /// How long a client may take to send the head of a request, and as long again for its body.
+    /// Time limit for receiving a request's head, and again for its body.
     pub header_timeout: Duration,
-    /// How long a client may take nothing of what is sent to it.
+    /// How long a client may read nothing before it is disconnected.
     pub write_timeout: Duration,
-    /// How long an answer may take.
+    /// Time limit for an answer.
     pub request_timeout: Duration,
-    /// How long requests may go on after the server was told to stop.
+    /// How long running requests may continue after the server is stopped.
     pub drain_timeout: Duration,
-    /// A stream that has nothing to say for that long says so.
+    /// The silence after which a stream sends a keep-alive.
     pub keep_alive: Duration,
-    /// Requests a minute for each key, or for each address where there are no keys.
+    /// Limit on requests a minute for each key, or for each address if there are no keys.
     pub rate_limit: Option<u32>,
-    /// Answers at once, for each model.
+    /// Limit on running answers, for each model.
     pub parallel: usize,
-    /// Requests that may wait for their turn, for each model.
+    /// Limit on waiting requests of a client, for each model.
     pub queue: usize,
-    /// The most tokens of an answer, unless the request says less.
+    /// Limit on an answer's tokens, whatever a request asks for.
     pub max_tokens: Option<usize>,
-    /// How long a step may take while answers are written.
+    /// How long a step may take while answers are decoded.
     pub step_gap: Duration,
-    /// How many tokens of answers are guessed before they are drawn.
+    /// Speculative decoding.
     pub speculation: Speculation,
-    /// Whether clients with different keys share cached prefixes, and may so learn what others have asked.
+    /// Whether clients with different keys share cached prefixes, and can thereby find out what others have asked.
     pub share_prefixes: bool,
-    /// A model that was not used for that long is unloaded.
+    /// The time without use after which a model is unloaded.
     pub idle_timeout: Option<Duration>,
-    /// Where uploaded files and results of batches are kept; there are none without.
+    /// The folder of uploaded files and results of batches; without it, both are disabled.
     pub files: Option<PathBuf>,
-    /// Bytes of all of them; those of one client may be half of it.
+    /// Limit on the bytes of all files; those of one client may be half of it.
     pub files_limit: u64,
 }
 

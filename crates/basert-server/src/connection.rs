@@ -1,9 +1,9 @@
-//! A connection: what becomes of its requests' paths, and of a client that says nothing more.
+//! A connection: normalisation of request paths, and detection of clients that are gone.
 //!
-//! A client may close its half of a connection when it has sent its request, and read the answer all the same (RFC 9112,
-//! 9.6). One that has gone looks alike, until something is sent to it: then its machine says that nobody is there. So what
-//! is sent to a silent client, while its answer is computed, is something that means nothing: an interim response before
-//! the answer has begun, a comment in a stream.
+//! A client may close its half of a connection after its request and still read the answer (RFC 9112, 9.6). A client
+//! that is gone looks the same until something is sent to it, which its machine then rejects. So a client that has
+//! closed its half is probed while its answer is computed: by an interim response before the answer begins, by comments
+//! in a stream.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,7 +29,7 @@ use crate::connections::Connection;
 use crate::stall::Stalling;
 use crate::transfer::With;
 
-/// How long a client that says nothing more is left in peace, and between two probes.
+/// The time before the first probe, and between two probes.
 const PROBE: Duration = Duration::from_millis(500);
 
 /// Serves a connection.
@@ -95,8 +95,8 @@ const FAMILIES: [&str; 10] = [
     "detokenize",
 ];
 
-/// The address of an endpoint that programs put together from parts which do not quite fit: a slash too many, `/v1` twice or
-/// not at all.
+/// The address of an endpoint that programs put together from parts which do not quite fit: a slash too many, `/v1`
+/// twice or not at all.
 fn usual(uri: &Uri) -> Option<Uri> {
     let mut parts: Vec<&str> = uri.path().split('/').filter(|part| !part.is_empty()).collect();
     while parts.starts_with(&["v1", "v1"]) {

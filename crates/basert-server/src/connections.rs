@@ -1,5 +1,5 @@
-//! How many connections there may be. When there are too many, those that wait for a request make room, the one that has
-//! waited longest first: of the same address when that one has its share, else of all.
+//! The limit on connections. When it is reached, the connection that has been idle for longest is closed: of the same
+//! address if that has its share, else of all.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};

@@ -1,11 +1,11 @@
-//! Which web pages may use the server.
+//! CORS: which web pages may use the server.
 
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::server::ServeError;
 
-/// Headers of responses that pages may see.
+/// Response headers that pages may read.
 const EXPOSED: [HeaderName; 4] = [
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("request-id"),
@@ -13,7 +13,7 @@ const EXPOSED: [HeaderName; 4] = [
     header::WARNING,
 ];
 
-/// Lets pages of these origins in, if any. They may send any header: what lets a request in is its key.
+/// Allows pages of these origins, if any. They may send any header, as requests are authorised by their key.
 pub fn layer(origins: &[String]) -> Result<CorsLayer, ServeError> {
     if origins.is_empty() {
         return Ok(CorsLayer::new());

@@ -1,7 +1,7 @@
-//! What is answered to a request that cannot be served.
+//! Error responses.
 //!
-//! Whoever finds a mistake says what is wrong ([`ApiError`]). How an API words that is decided in one place, by the path
-//! of the request: [`in_its_own_shape`].
+//! The code that finds a mistake returns an [`ApiError`]. Its form in the request's API is decided in one place, by the
+//! path of the request: [`in_its_own_shape`].
 
 use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -10,23 +10,23 @@ use axum::response::{IntoResponse, Response};
 use basert_engine::EngineError;
 use serde_json::{Value, json};
 
-/// Seconds after which to come back where nothing is known of how long it takes.
+/// `Retry-After` in seconds, if nothing better is known.
 const SOON: u64 = 5;
 
-/// A request that is refused, or that failed.
+/// Why a request was refused or failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     pub status: StatusCode,
     pub message: String,
-    /// The field of the request that is to blame.
+    /// The field of the request that is wrong.
     pub param: Option<String>,
-    /// What programs tell errors of one status apart by.
+    /// A code that distinguishes errors of the same status.
     pub code: Option<&'static str>,
-    /// Tokens of a prompt that is longer than the context, and those of the context. Programs that shorten conversations
-    /// know that by the words that an API has for it.
+    /// Tokens of a prompt that is longer than the context, and those of the context. Programs that shorten
+    /// conversations know that by the words that an API has for it.
     pub overflow: Option<(usize, usize)>,
-    /// Seconds after which the same request may succeed.
+    /// Seconds after which a retry may succeed.
     pub again_after: Option<u64>,
 }
 
@@ -46,7 +46,7 @@ impl ApiError {
         ApiError { param: Some(param.clone()), ..ApiError::bad(format!("{param}: {message}")) }
     }
 
-    /// Something here is wrong.
+    /// An internal error.
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
@@ -55,7 +55,7 @@ impl ApiError {
         ApiError { code: Some(code), ..self }
     }
 
-    /// The same request may succeed after so many seconds.
+    /// Sets the seconds after which a retry may succeed.
     pub fn again_after(self, seconds: u64) -> ApiError {
         ApiError { again_after: Some(seconds.max(1)), ..self }
     }
@@ -65,7 +65,7 @@ impl ApiError {
         std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
     }
 
-    /// As OpenAI's API says it.
+    /// The body in the form of OpenAI's API.
     pub fn openai(&self) -> Value {
         let kind = match self.status.as_u16() {
             401 => "authentication_error",
@@ -84,7 +84,7 @@ impl ApiError {
         json!({ "error": { "message": message, "type": kind, "param": self.param, "code": self.code } })
     }
 
-    /// As Anthropic's API says it.
+    /// The body in the form of Anthropic's API.
     pub fn anthropic(&self) -> Value {
         let kind = match self.status.as_u16() {
             401 => "authentication_error",
@@ -134,7 +134,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// Words errors as the API of the request's path does.
+/// Gives errors the form of the API to which the request's path belongs.
 pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let method = request.method().clone();

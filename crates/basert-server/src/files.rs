@@ -1,5 +1,5 @@
-//! Files that clients leave here, in a folder: the content beside a description. Nobody but the server's user can read
-//! them, and together they take no more room than they may.
+//! Uploaded files in a folder, the content beside a description. Only the server's user can read them, and their total
+//! size is limited.
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};

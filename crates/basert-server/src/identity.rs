@@ -1,4 +1,4 @@
-//! Names for things that need one.
+//! Unique ids, seeds and the time.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
@@ -14,7 +14,7 @@ pub fn unique(prefix: &str) -> String {
     format!("{prefix}{high:016x}{low:016x}")
 }
 
-/// A seed that nobody chose.
+/// A random seed.
 pub fn seed() -> u64 {
     RandomState::new().hash_one(0) >> 32
 }

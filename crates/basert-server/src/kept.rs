@@ -1,4 +1,4 @@
-//! Responses that are kept in memory, for requests that go on from them.
+//! Responses that are stored in memory, for requests that continue them.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ pub struct Answer {
     pub bytes: usize,
 }
 
-/// Responses within so many bytes. When there are more, the client that has most loses its oldest one.
+/// Stored responses, within a limit of bytes. When it is exceeded, the client with the most loses its oldest one.
 pub struct Kept {
     most: usize,
     inner: Mutex<Inner>,

@@ -1,4 +1,4 @@
-//! The models by name: opened when they are asked for, unloaded when nobody does. Of each there is one engine at most.
+//! The models by name: loaded when first used, unloaded when idle. Each has at most one engine.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -131,8 +131,8 @@ impl Registry {
         Ok(Arc::new(model))
     }
 
-    /// Lets go of a model. Its requests may end within the drain timeout, and then its memory is free; until then it is not
-    /// opened again. Whether it was open.
+    /// Lets go of a model. Its requests may end within the drain timeout, and then its memory is free; until then it is
+    /// not opened again. Whether it was open.
     pub async fn unload(self: &Arc<Self>, name: &str) -> Result<bool, ApiError> {
         let entry = self.entry(Some(name))?;
         let changing = entry.changing.clone().lock_owned().await;

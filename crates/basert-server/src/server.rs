@@ -1,4 +1,4 @@
-//! The server: connections, what every request passes, and the end.
+//! The server: connections, the layers that every request passes, and shutdown.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,13 +30,13 @@ use crate::registry::Registry;
 use crate::work::Work;
 use crate::{api, auth, connection, cors, error, fields, log, telemetry};
 
-/// How often models and limits are looked after.
+/// How often idle models and limits are checked.
 const TIDY: Duration = Duration::from_secs(5);
 /// How long to wait after a connection could not be accepted.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Why a server does not run.
+/// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address cannot be listened to.
@@ -44,16 +44,16 @@ pub enum ServeError {
     Listen {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// Everybody in the network could ask.
+    /// The server would be open to the network without a key.
     #[error("{address} can be reached from other machines; give an API key, or listen on 127.0.0.1")]
     Open {
         /// The address.
         address: SocketAddr,
     },
-    /// An origin that is none.
+    /// Not an origin.
     #[error("'{0}' is not an origin; one looks like https://example.org or http://localhost:*, and * is all")]
     Origin(String),
     /// The folder for files cannot be used.
@@ -61,7 +61,7 @@ pub enum ServeError {
     Files {
         /// The folder.
         folder: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// There is nothing to serve.
@@ -72,7 +72,7 @@ pub enum ServeError {
     SameName(String),
 }
 
-/// What handlers know.
+/// The state that handlers share.
 #[derive(Clone)]
 pub struct Shared(Arc<Inner>);
 
@@ -101,7 +101,8 @@ impl std::ops::Deref for Shared {
 }
 
 impl Shared {
-    /// The salt of the client's prompts: what is cached of them is for prompts of the same salt. Its batches have it too.
+    /// The salt of the client's prompts: what is cached of them is for prompts of the same salt. Its batches have it
+    /// too.
     pub fn salt(&self, client: u64) -> u64 {
         if self.config.api_keys.is_empty() || self.config.share_prefixes { 0 } else { Client(client).account() }
     }
@@ -111,11 +112,11 @@ impl Shared {
     }
 }
 
-/// Tells a server to end.
+/// A handle that stops a server.
 #[derive(Debug, Clone)]
 pub struct Stop(watch::Sender<Ending>);
 
-/// How a server is to end.
+/// How a server stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Ending {
     /// Not at all.
@@ -128,17 +129,17 @@ enum Ending {
 }
 
 impl Stop {
-    /// No new requests are taken; those there are may end within the drain timeout.
+    /// Takes no new requests; running ones may finish within the drain timeout.
     pub fn drain(&self) {
         self.0.send_replace(Ending::Soon);
     }
 
-    /// No new requests are taken; those there are may end, however long that takes.
+    /// Takes no new requests; running ones may finish, however long that takes.
     pub fn drain_patiently(&self) {
         self.0.send_replace(Ending::Patiently);
     }
 
-    /// What there is ends at once.
+    /// Ends running requests at once.
     pub fn now(&self) {
         self.0.send_replace(Ending::Now);
     }
@@ -151,7 +152,7 @@ impl Stop {
     }
 }
 
-/// A server that listens.
+/// A server that is listening.
 pub struct Server {
     listener: TcpListener,
     shared: Shared,
@@ -160,10 +161,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Listens, and opens the first model before anybody asks for it.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// When the address is taken, or what was asked for is not safe.
+    /// When the address is taken, or the configuration is not safe.
     pub async fn bind(config: Config, sources: Vec<Source>) -> Result<Server, ServeError> {
         let address = config.address;
         if sources.is_empty() {
@@ -214,7 +215,7 @@ impl Server {
         Ok(Server { listener, shared, router, stop: Stop(watch::Sender::new(Ending::No)) })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     ///
     /// # Errors
     /// When the system does not say.
@@ -222,12 +223,12 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// What tells it to end.
+    /// The handle that stops it.
     pub fn stop(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// Opens the model of requests that name none, so that the first one need not wait.
+    /// Loads the default model, so that the first request need not wait.
     ///
     /// # Errors
     /// Why it cannot be opened.
@@ -235,7 +236,7 @@ impl Server {
         Ok(self.shared.registry.get(None).await.map(drop)?)
     }
 
-    /// Serves until it is told to stop, and then until all requests have ended or the drain timeout is over.
+    /// Serves until stopped, and then until all requests have ended or the drain timeout is over.
     pub async fn run(self) {
         let Server { listener, shared, router, stop } = self;
         let connections = GracefulShutdown::new();

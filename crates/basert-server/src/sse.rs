@@ -13,10 +13,10 @@ use serde_json::Value;
 use crate::error::ApiError;
 use crate::model::{Event, Events, Part, TokenText};
 
-/// Tokens with log probabilities that are written at once: others want to be served meanwhile.
+/// Tokens with log probabilities in one piece, so that other requests are served in between.
 const AT_ONCE: usize = 16;
 
-/// A long piece as several.
+/// Splits a long piece.
 fn divided(choice: usize, parts: Vec<Part>, mut tokens: Vec<TokenText>) -> VecDeque<Event> {
     let mut pieces = VecDeque::new();
     while tokens.len() > AT_ONCE {
@@ -44,19 +44,19 @@ impl Sent {
     }
 }
 
-/// How an API tells what happens to an answer.
+/// How an API renders the events of an answer.
 pub trait Narrator: Send + 'static {
-    /// Before anything happened.
+    /// The beginning of the stream.
     fn begin(&mut self, out: &mut VecDeque<Sent>);
-    /// It did.
+    /// One event.
     fn event(&mut self, event: Event, out: &mut VecDeque<Sent>);
-    /// It went wrong; nothing follows.
+    /// An error, which ends the stream.
     fn failed(&mut self, error: &ApiError, out: &mut VecDeque<Sent>);
-    /// All is told.
+    /// The end of the stream.
     fn end(&mut self, out: &mut VecDeque<Sent>);
 }
 
-/// The stream of what a narrator says of the events.
+/// The stream of a narrator's renderings of the events.
 pub fn stream<N: Narrator>(events: Events, mut narrator: N, keep_alive: Duration) -> Response {
     let mut out = VecDeque::new();
     narrator.begin(&mut out);
@@ -89,7 +89,7 @@ pub fn stream<N: Narrator>(events: Events, mut narrator: N, keep_alive: Duration
     let keep_alive = KeepAlive::new().interval(keep_alive).text("keep-alive");
     let mut response = Sse::new(sent).keep_alive(keep_alive).into_response();
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Proxies that collect answers are told not to.
+    // Asks proxies not to buffer the stream.
     let buffering = HeaderName::from_static("x-accel-buffering");
     response.headers_mut().insert(buffering, HeaderValue::from_static("no"));
     response

@@ -1,4 +1,4 @@
-//! A connection that fails if its peer reads nothing for too long.
+//! A write timeout: a connection fails if its peer reads nothing for too long.
 
 use std::future::Future;
 use std::io;

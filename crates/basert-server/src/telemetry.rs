@@ -1,4 +1,4 @@
-//! What is measured, for Prometheus.
+//! Metrics for Prometheus.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -14,7 +14,7 @@ const SECONDS: [f64; 14] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 
 /// Bounds of histograms of counts.
 const COUNTS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
-/// The recorder of this process, installed by whoever asks first. None where another one was installed.
+/// The recorder of this process, installed on first use. None if the process has another one.
 pub fn recorder() -> Option<&'static PrometheusHandle> {
     static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     RECORDER.get_or_init(install).as_ref()
@@ -33,20 +33,20 @@ fn install() -> Option<PrometheusHandle> {
     describe_counter!("basert_generated_tokens_total", "Tokens of answers");
     describe_histogram!("basert_first_token_seconds", "Time from a request to its first token");
     describe_histogram!("basert_between_tokens_seconds", "Time between two tokens of an answer");
-    describe_gauge!("basert_running_answers", "Answers that are being computed");
-    describe_gauge!("basert_waiting_answers", "Answers that wait for room");
-    describe_counter!("basert_preempted_total", "Answers that had to wait because the pages ran out");
-    describe_counter!("basert_proposed_tokens_total", "Tokens of answers that were guessed before they were drawn");
-    describe_counter!("basert_accepted_tokens_total", "Guessed tokens that were drawn");
+    describe_gauge!("basert_running_answers", "Running answers");
+    describe_gauge!("basert_waiting_answers", "Waiting answers");
+    describe_counter!("basert_preempted_total", "Preempted answers");
+    describe_counter!("basert_proposed_tokens_total", "Draft tokens proposed");
+    describe_counter!("basert_accepted_tokens_total", "Draft tokens accepted");
     describe_histogram!("basert_step_seconds", "Time of a step");
-    describe_histogram!("basert_step_answers", "Answers that went on in a step");
+    describe_histogram!("basert_step_answers", "Answers that got a token in a step");
     describe_gauge!("basert_kv_pages", "Pages of the KV cache");
     describe_gauge!("basert_kv_pages_held", "Pages of the KV cache that requests hold");
-    describe_gauge!("basert_kv_pages_cached", "Pages of the KV cache that are kept for their prefix only");
+    describe_gauge!("basert_kv_pages_cached", "Pages of the KV cache that only the prefix cache holds");
     Some(handle)
 }
 
-/// What a model's thread reports.
+/// The metrics of a model's thread.
 pub struct ModelGauges {
     running: Gauge,
     waiting: Gauge,
@@ -96,7 +96,7 @@ impl ModelGauges {
     }
 }
 
-/// What is counted for a request that a model answered.
+/// The metrics of a request that a model answered.
 pub struct Answered {
     first: Histogram,
     between: Histogram,

@@ -1,4 +1,4 @@
-//! Bodies on their way: those of requests have to come in time, those of answers say when they are gone.
+//! Bodies in transfer: time limits for those of requests, and a notice when those of responses are sent.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! Where work is done whose amount a request decides: never on the threads that serve connections, a few at once, and no
-//! client before all others.
+//! Threads for work whose amount depends on a request: never those that serve connections, a few at once, and shared
+//! fairly between clients.
 //!
 //! A request with a large body is served there as a whole ([`Work::serve`]): each piece of it that does not wait for
-//! anything is a turn. What takes long in small requests, such as grammars, has a turn by itself ([`run_long`]). Turns end
-//! by themselves, since what they work on is limited; those that may take longer look now and then whether they are still
-//! wanted ([`Wanted`]).
+//! anything is a turn. What takes long in small requests, such as grammars, has a turn by itself ([`run_long`]). Turns
+//! end by themselves, since what they work on is limited; those that may take longer look now and then whether they are
+//! still wanted ([`Wanted`]).
 
 use std::collections::HashMap;
 use std::future::Future;

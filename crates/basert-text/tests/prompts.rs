@@ -125,16 +125,16 @@ fn text_from_outside_is_never_a_control_token() {
 #[test]
 fn what_a_template_joins_is_no_control_token() {
     let tokenizer = common::byte_tokenizer(&["<|im_end|>", "<|im_start|>"]);
-    // Texts side by side, a tag around a key, and letters made small.
-    let template = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}{% for key in x or {} %}<{{ key }}>{% endfor %}{{ y | lower }}";
+    // Texts side by side, a tag around a key, letters made small, and a part taken out.
+    let template = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}{% for key in x or {} %}<{{ key }}>{% endfor %}{{ y | lower }}{{ z | replace('/no_think', '') }}";
     let template = ChatTemplate::new(template).unwrap();
     let parts =
         ["<", "|im_end|>", " <|im_", "end|> ", "<|im_end|", ">"].map(|text| json!({"type": "text", "text": text}));
-    let variables = json!({"x": {"|im_end|": 1}, "y": "<|IM_END|>"});
+    let variables = json!({"x": {"|im_end|": 1}, "y": "<|IM_END|>", "z": "<|im_/no_thinkend|>"});
     let messages = [json!({"role": "user", "content": parts})];
     let chat = Chat { variables: variables.as_object(), ..chat(&messages) };
     let prompt = Dialect::of_template("").prompt(&template, &tokenizer, &chat).unwrap();
-    assert_eq!(prompt.text, "<|im_end|> <|im_end|> <|im_end|><|im_end|><|im_end|>");
+    assert_eq!(prompt.text, "<|im_end|> <|im_end|> <|im_end|><|im_end|><|im_end|><|im_end|>");
     assert!(prompt.tokens(&tokenizer).unwrap().iter().all(|&id| id < 256));
 }
 

@@ -1,5 +1,5 @@
-//! The tokens that follow: drawn on the device, in steps that follow each other without being asked for or within masks
-//! that are made meanwhile; or here, where the device draws none.
+//! Sampling of the next tokens: on the device, in chains of steps that run ahead of the host or within masks that are
+//! computed meanwhile; or on the host if the device does not sample.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -9,38 +9,38 @@ use basert_plan::{Draw, first_allowed};
 use super::{Engine, EngineError, Sequence};
 use crate::Sampler;
 
-/// A sequence that draws: with what, and the token that it goes on with.
+/// A sequence that samples, its sampler, and the token to add to it first.
 pub type Drawing<'a> = (&'a mut Sequence, &'a mut Sampler, u32);
 
-/// The mask of the tokens that may be drawn, bit t % 32 of word t / 32 for token t; all may where there is none, and none
-/// may for a reason.
+/// The mask of allowed tokens, bit t % 32 of word t / 32 for token t. `None` allows all tokens; an error says why no
+/// token is allowed.
 pub type Allowed<'m> = Result<Option<&'m [u32]>, String>;
 
-/// Tokens that a chain takes pages for when it begins, if there are plenty.
+/// Tokens for which a chain reserves pages when it begins, if there are plenty.
 const CHAIN_TOKENS: usize = 64;
 
-/// Steps that follow each other on the device, each with the tokens drawn in the one before.
+/// A chain: steps that the device runs one after the other, each with the tokens sampled in the one before.
 #[derive(Default)]
 pub(super) struct Chain {
-    /// How many can be under way; 0 where the device draws no tokens.
+    /// Limit on the steps under way; 0 if the device does not sample.
     pub(super) most: usize,
-    /// The number of its first row.
+    /// The number of the first row.
     first: u64,
     /// Steps under way.
     ahead: usize,
-    /// The tokens that the next of them to be waited for began with, and how it draws. Without draws, what the device
-    /// has is of no use.
+    /// The input tokens of the oldest step under way, and how its rows sample. Without `draws`, the device's state is
+    /// not valid.
     tokens: Vec<u32>,
     draws: Vec<Draw>,
 }
 
 impl Chain {
-    /// None yet, of at most so many steps.
+    /// No steps yet, of at most `most`.
     pub(super) fn of(most: usize) -> Chain {
         Chain { most, ..Chain::default() }
     }
 
-    /// Whether these rows, drawn like that, are what comes next.
+    /// Whether the chain continues with these rows and `draws`.
     fn is_followed_by(&self, rows: &[Drawing<'_>], draws: &[Draw]) -> bool {
         self.draws == draws
             && (self.first..).zip(rows).all(|(number, (sequence, ..))| sequence.chain == number)
@@ -49,8 +49,8 @@ impl Chain {
 }
 
 impl Engine {
-    /// Adds a token to each sequence, of which all before is computed, and draws the next one as its sampler says. About
-    /// `more` further calls with the tokens drawn are expected: a device may run ahead of them.
+    /// Adds a token to each sequence, all earlier tokens of which must be computed, and samples the next one. About
+    /// `more` further calls with the sampled tokens are expected: a device may run ahead of them.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
@@ -73,8 +73,8 @@ impl Engine {
         Ok(self.chain.tokens.clone())
     }
 
-    /// Like [`Engine::draw`], but each row draws among the tokens that it is allowed: `masks` finds out which, one
-    /// for each row, while the device computes. A row that is allowed none has an error of its own.
+    /// Like [`Engine::draw`], but each row samples within a mask: `masks` returns one for each row, and is called while
+    /// the device computes. A row whose mask allows no token gets an error of its own.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
@@ -110,7 +110,7 @@ impl Engine {
         Ok(drawn.map(accept).collect())
     }
 
-    /// Adds the tokens that rows go on with. Returns how the device draws the next ones, if it does.
+    /// Adds the rows' tokens to their sequences. Returns how the device samples the next ones, if it can.
     fn push_tokens(&self, rows: &mut [Drawing<'_>]) -> Option<Vec<Draw>> {
         for (sequence, _, token) in rows.iter_mut() {
             sequence.tokens.push(*token);
@@ -133,7 +133,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Whether each sequence can have `tokens` more without another page.
+    /// Whether each sequence can grow by `tokens` without another page.
     fn has_room(&self, rows: &[Drawing<'_>], tokens: usize) -> bool {
         rows.iter().all(|(sequence, ..)| {
             let end = sequence.computed + tokens;
@@ -141,7 +141,7 @@ impl Engine {
         })
     }
 
-    /// Makes ready the first step of a chain. Where it follows the last one, the device has the rows' histories.
+    /// Prepares the first step of a chain. If it continues the last chain, the device has the rows' histories already.
     fn lay_out(&mut self, rows: &mut [Drawing<'_>], draws: &[Draw]) -> Result<(), EngineError> {
         let follows = self.chain.ahead == 0 && self.chain.is_followed_by(rows, draws);
         if !follows {
@@ -164,22 +164,22 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes note of a chain whose first step was submitted.
+    /// Records a chain whose first step was submitted.
     fn begin_chain(&mut self, rows: &mut [Drawing<'_>], draws: Vec<Draw>) {
-        // There are no more rows than that.
+        // The number of rows is within the limit.
         self.chain.first += self.limits.wanted as u64;
         (self.chain.ahead, self.chain.draws) = (1, draws);
         self.chain.tokens.clear();
         (self.chain.first..).zip(rows).for_each(|(number, (sequence, ..))| sequence.chain = number);
     }
 
-    /// [`Engine::draw`] where the device draws no tokens.
+    /// [`Engine::draw`] for devices that do not sample.
     fn draw_here(&mut self, rows: &mut [Drawing<'_>]) -> Result<Vec<u32>, EngineError> {
         self.catch_up(rows)?;
         Ok(rows.iter_mut().map(|(sequence, sampler, _)| sampler.next(&sequence.logits)).collect())
     }
 
-    /// [`Engine::draw_allowed`] where the device draws no tokens.
+    /// [`Engine::draw_allowed`] for devices that do not sample.
     fn draw_allowed_here<'m>(
         &mut self,
         rows: &mut [Drawing<'_>],
@@ -194,13 +194,13 @@ impl Engine {
         Ok(rows.map(|((sequence, sampler, _), allowed)| choose(sampler, &sequence.logits, allowed)).collect())
     }
 
-    /// Computes what the rows lack.
+    /// Computes the rows' uncomputed tokens.
     fn catch_up(&mut self, rows: &mut [Drawing<'_>]) -> Result<(), EngineError> {
         let mut sequences: Vec<_> = rows.iter_mut().map(|(sequence, ..)| &mut **sequence).collect();
         self.advance(&mut sequences, usize::MAX, &mut |_| true)
     }
 
-    /// Waits for the steps of a chain that nobody will ask for.
+    /// Waits for the steps of a chain whose results are not needed.
     pub(super) fn settle(&mut self) -> Result<(), EngineError> {
         while self.chain.ahead > 0 {
             self.chain.ahead -= 1;
@@ -211,7 +211,7 @@ impl Engine {
     }
 }
 
-/// The mask, if one of its tokens is of the vocabulary.
+/// The mask, if it allows a token of the vocabulary.
 fn not_empty(allowed: Allowed<'_>, vocabulary: usize) -> Result<Option<&[u32]>, EngineError> {
     match allowed {
         Ok(Some(mask)) if first_allowed(mask, vocabulary).is_none() => Err(EngineError::nothing_allowed()),
@@ -219,7 +219,7 @@ fn not_empty(allowed: Allowed<'_>, vocabulary: usize) -> Result<Option<&[u32]>, 
     }
 }
 
-/// The token that follows these logits, among those allowed.
+/// Samples from these logits, within the mask.
 pub(crate) fn choose(sampler: &mut Sampler, logits: &[f32], allowed: Allowed<'_>) -> Result<u32, EngineError> {
     match allowed.map_err(EngineError::Constraint)? {
         None => Ok(sampler.next(logits)),
@@ -229,6 +229,6 @@ pub(crate) fn choose(sampler: &mut Sampler, logits: &[f32], allowed: Allowed<'_>
 
 impl EngineError {
     fn nothing_allowed() -> EngineError {
-        EngineError::Constraint("no token may come next".to_owned())
+        EngineError::Constraint("no token is allowed next".to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! Cached prefixes that outlive the process.
+//! Saving and loading of cached prefixes.
 
 use std::fs::File;
 
@@ -8,13 +8,14 @@ use crate::prefix::{Kept, PrefixTree};
 use crate::prefix_file::{self, Belongs, PrefixFileError, Reader, Writer};
 
 impl Engine {
-    /// Makes the prefixes known that are saved in a file, as many as there are pages for, those that were of use last;
-    /// and saves them there when [`Engine::save_prefixes`] is called. It has to come before anything is computed. Returns
-    /// how many pages that are: none where there is no file yet. Whatever is wrong with the file, nothing of it is known.
+    /// Loads the prefixes that are saved in a file, the most recently used ones if there are too few pages, and makes
+    /// [`Engine::save_prefixes`] save to this file. It must be called before anything is computed. Returns the number
+    /// of loaded pages, none if there is no file yet. If anything is wrong with the file, nothing of it is loaded.
     ///
     /// # Errors
-    /// When the file is there and cannot be read, is another one, is damaged, or belongs to something else; or could not
-    /// be written later; or another process uses it; or the device fails. Where it [can be replaced](PrefixFileError::is_replaceable), it will be.
+    /// When the file exists and cannot be read, has another format, is damaged, or belongs to another model or version;
+    /// when it could not be written later; when another process uses it; or when the device fails. If it [can be
+    /// replaced](PrefixFileError::is_replaceable), saving will replace it.
     pub fn load_prefixes(&mut self, file: PrefixFile) -> Result<usize, PrefixFileError> {
         let mut tree = PrefixTree::new(self.page_tokens);
         self.prefix_file = None;
@@ -35,13 +36,13 @@ impl Engine {
         result.map(|()| pages)
     }
 
-    /// Whether the file lacks prefixes that are cached, or has some that are not any more. Never without a file.
+    /// Whether the cached prefixes differ from those in the file. False without a file.
     pub fn has_unsaved_prefixes(&self) -> bool {
         self.prefix_file.is_some() && self.cache.as_ref().is_some_and(|cache| cache.changed)
     }
 
-    /// Saves what is kept of closed sequences. The file that was there before is replaced when the new one is whole and on
-    /// the disk. Returns how many pages that are.
+    /// Saves the cached prefixes. The previous file is replaced when the new one is complete and synced to disk.
+    /// Returns the number of pages.
     ///
     /// # Errors
     /// When the file cannot be written, or the device fails.
@@ -71,7 +72,7 @@ impl Engine {
         let belongs = Belongs::new(file, &self.layout, self.page_tokens, bytes.len());
         let Some(mut reader) = Reader::open(&file.path, opened, &belongs)? else { return Ok(()) };
         while let Some((parent, salt)) = reader.record(&mut tokens, &mut bytes)? {
-            // What there is no page for is read nevertheless: it could be damaged.
+            // Records without room are read, too, as they could be damaged.
             let Some(page) = (tree.len() < self.most_prefixes).then(|| self.pool.take()).flatten() else { continue };
             if !tree.restore(Kept { parent, salt, tokens: &tokens, page }, &mut before) {
                 self.pool.release(page);

@@ -1,11 +1,11 @@
-//! What is asked of whole texts: logits of every place, a vector.
+//! Computations on whole texts: logits of every position, embeddings.
 
 use super::{Engine, EngineError, Part, Sequence};
 use crate::Pooling;
 use crate::pooling::Pool;
 
 impl Engine {
-    /// Logits that follow each token of `tokens` from position `from` on, computed in a sequence of their own.
+    /// Logits after each token of `tokens` from position `from` on, computed in a temporary sequence.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
@@ -18,7 +18,7 @@ impl Engine {
         self.alone(tokens, |engine, sequence| engine.score_sequence(sequence, from, each))
     }
 
-    /// One vector of length 1 for a text, of its tokens' hidden states; empty for no tokens.
+    /// The embedding of a text: a vector of length 1, pooled from the tokens' hidden states; empty for no tokens.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
@@ -26,7 +26,7 @@ impl Engine {
         self.alone(tokens, |engine, sequence| engine.pool_sequence(sequence, pooling))
     }
 
-    /// Does something with a sequence of these tokens that is closed afterwards.
+    /// Calls a function with a sequence of these tokens, which is closed afterwards.
     fn alone<T>(
         &mut self,
         tokens: &[u32],

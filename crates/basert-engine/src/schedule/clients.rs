@@ -1,12 +1,12 @@
-//! Whose turn it is: the client that got least so far.
+//! Fairness between clients: how much each was served.
 //!
-//! Each client has a counter of tokens computed for it. One that comes back after it had nothing to do is lifted to the
-//! least of those that have, so that nobody saves up (Sheng et al. 2024, "Fairness in Serving Large Language Models",
+//! Each client has a counter of tokens computed for it. The counter of a client that was idle is raised to the least of
+//! the active ones, so that idle time gives no credit (Sheng et al. 2024, "Fairness in Serving Large Language Models",
 //! arXiv 2401.00588).
 
 use std::collections::HashMap;
 
-/// What clients got, of those that have requests.
+/// The counters of the clients that have requests.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     active: HashMap<u64, Client>,
@@ -19,13 +19,13 @@ struct Client {
 }
 
 impl Clients {
-    /// A request of the client begins.
+    /// Records that a request of the client begins.
     pub fn enter(&mut self, client: u64) {
         let least = self.active.values().map(|client| client.served).min().unwrap_or(0);
         self.active.entry(client).or_insert(Client { served: least, requests: 0 }).requests += 1;
     }
 
-    /// A request of the client is over.
+    /// Records that a request of the client ended.
     pub fn leave(&mut self, client: u64) {
         if let Some(entry) = self.active.get_mut(&client) {
             entry.requests -= 1;
@@ -35,14 +35,14 @@ impl Clients {
         }
     }
 
-    /// So many tokens were computed for the client.
+    /// Adds tokens that were computed for the client.
     pub fn charge(&mut self, client: u64, tokens: usize) {
         if let Some(entry) = self.active.get_mut(&client) {
             entry.served += tokens as u64;
         }
     }
 
-    /// What the client got.
+    /// The client's counter.
     pub fn served(&self, client: u64) -> u64 {
         self.active.get(&client).map_or(0, |client| client.served)
     }

@@ -1,10 +1,10 @@
-//! Many requests on one engine.
+//! The scheduler: many requests on one engine.
 //!
-//! A task is a timeline whose computed tokens catch up with its wanted ones. Each step takes one token of every answer
-//! that is being written, and of prompts as much as fits the time until those answers want their next one. A task is
-//! admitted when there are pages for all that it lacks. When places or pages run out nevertheless, a task gives up its own
-//! and waits: its tokens and its sampler stay, so it goes on with the same text. First it is one whose reader does not
-//! read, then the youngest one of the client that has most.
+//! A task is a timeline whose computed tokens catch up with its wanted ones. Each step computes one token of every
+//! decoding answer, and as much prefill as fits the time until those answers need their next token. A task is admitted
+//! when there are pages for all its uncomputed tokens. If places or pages run out nevertheless, a task is preempted: it
+//! gives up its pages and waits, but keeps its tokens and its sampler, so it continues with the same text. Tasks whose
+//! reader does not read are preempted first, then the youngest one of the client with the most tasks.
 
 mod clients;
 mod pace;
@@ -21,60 +21,60 @@ use crate::pooling::Pool;
 use crate::speculate::{Costs, Guesser};
 use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation, TokenLogprobs};
 
-/// Requests that wait and requests that are being answered.
+/// Waiting and running requests.
 pub struct Scheduler {
-    /// The most answers at once.
+    /// Limit on the running answers.
     most: usize,
     pace: Pace,
     clients: Clients,
     waiting: Vec<Task>,
     /// In no particular order.
     running: Vec<Task>,
-    /// The number of the next task.
+    /// The next task's number.
     next: u64,
     preempted: u64,
     speculation: Speculation,
-    /// Guesses, where not the text itself does.
+    /// The draft model; without one, draft tokens come from prompt lookup.
     draft: Option<Draft>,
     costs: Costs,
     proposed: u64,
     accepted: u64,
 }
 
-/// A timeline, and the answers that go on from it: several as long as it is their prompt.
+/// A timeline, and the answers that continue it: several while it is their common prompt.
 struct Task {
     /// Younger tasks have larger numbers.
     number: u64,
     client: u64,
     sequence: Sequence,
-    /// Drawn, and not part of the timeline yet.
+    /// Sampled, and not part of the timeline yet.
     drawn: Option<u32>,
     prompt: Prompt,
     answers: Vec<Answer>,
-    /// Of the hidden states so far, where they are wanted instead of an answer.
+    /// The pool of hidden states, if an embedding is wanted instead of an answer.
     pool: Option<Pool>,
     /// Whether log probabilities of the prompt are wanted.
     prompt_logprobs: Option<usize>,
-    /// What comes after the token that is drawn, perhaps.
+    /// Draft tokens after the sampled one.
     guesser: Guesser,
-    /// Tokens of the answer.
+    /// Number of tokens of the answer.
     made: usize,
 }
 
-/// What a step did.
+/// The result of a turn of the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Turn {
-    /// There is nothing to do.
+    /// There are no tasks.
     Idle,
-    /// Nobody who waits for something is ready to take it.
+    /// No task's reader is ready for output.
     Blocked,
-    /// A step.
+    /// A step was run.
     Step {
-        /// Answers that went on.
+        /// Answers that got a token.
         decoded: usize,
-        /// Tokens of prompts.
+        /// Tokens of prefill.
         prompt: usize,
-        /// What the device, and drawing tokens, took.
+        /// Time of the device and of sampling.
         time: Duration,
     },
 }
@@ -95,7 +95,7 @@ impl Task {
         }
     }
 
-    /// Whether a device may draw its tokens without showing logits to anyone.
+    /// Whether the device may sample, because no logits are needed on the host.
     fn needs_no_logits(&self) -> bool {
         self.drawn.is_some()
             && self.guesser.guesses().is_empty()
@@ -106,13 +106,13 @@ impl Task {
         self.pool.as_ref().map(Pool::pooling)
     }
 
-    /// Whether logits of all tokens that it computes are wanted: of its prompt.
+    /// Whether logits of all tokens of the prompt are wanted.
     fn is_scored(&self) -> bool {
         self.prompt_logprobs.is_some() && self.made == 0
     }
 
-    /// Goes on from what is known of its tokens, unless hidden states or logits of all of them are wanted. What was done
-    /// before it had to wait is not counted as found.
+    /// Takes cached pages for its tokens, unless hidden states or logits of all of them are wanted. Tokens computed
+    /// before a preemption are not counted as cached.
     fn adopt(&mut self, engine: &mut Engine) {
         if self.pooling() == Some(Pooling::Mean) || self.is_scored() {
             return;
@@ -125,8 +125,8 @@ impl Task {
         }
     }
 
-    /// The last `count` tokens of the prompt were computed, and their logits are those from `row` on: readers get the log
-    /// probabilities of the tokens after them, unless they had them before the task had to wait.
+    /// Called when the last `count` tokens of the prompt were computed, with logits from `row` on: readers get the log
+    /// probabilities of the tokens after them, unless they had them before a preemption.
     fn score(&mut self, engine: &Engine, count: usize, row: usize) {
         let Some(top) = self.prompt_logprobs.filter(|_| self.is_scored()) else { return };
         let first = self.sequence.computed() - count;
@@ -138,7 +138,8 @@ impl Task {
         }
     }
 
-    /// So many tokens of the prompt were computed: readers are told, and others can go on from there.
+    /// Called when `count` tokens of the prompt were computed: reports the progress to readers, and publishes full
+    /// pages.
     fn read(&mut self, engine: &mut Engine, count: usize) {
         self.prompt.done = self.prompt.done.max(self.sequence.computed());
         let prompt = self.prompt;
@@ -150,7 +151,7 @@ impl Task {
 }
 
 impl Scheduler {
-    /// A scheduler of at most `most` answers at once, whose steps take about `gap` at most while answers are written.
+    /// A scheduler of at most `most` running answers, whose steps take about `gap` at most while answers are decoded.
     pub fn new(most: usize, gap: Duration) -> Scheduler {
         Scheduler {
             most: most.max(1),
@@ -168,39 +169,39 @@ impl Scheduler {
         }
     }
 
-    /// Guesses tokens, by the text itself or by a draft model. A device that draws tokens itself does so only where the
-    /// number of guesses is given.
+    /// Enables speculative decoding, by prompt lookup or a draft model. On a device that samples, it is used only with
+    /// a fixed number of draft tokens.
     pub fn with_speculation(mut self, speculation: Speculation, draft: Option<Draft>) -> Scheduler {
         (self.speculation, self.draft) = (speculation, draft);
         self
     }
 
-    /// Answers that are being written, or whose prompt is being read.
+    /// Running answers, in prefill or decoding.
     pub fn running(&self) -> usize {
         self.running.iter().map(|task| task.answers.len()).sum()
     }
 
-    /// Answers that wait for room.
+    /// Waiting answers.
     pub fn waiting(&self) -> usize {
         self.waiting.iter().map(|task| task.answers.len()).sum()
     }
 
-    /// How often a task had to give up its place.
+    /// Number of preemptions.
     pub fn preempted(&self) -> u64 {
         self.preempted
     }
 
-    /// Tokens of answers that were guessed and computed before they were drawn.
+    /// Number of draft tokens proposed.
     pub fn proposed(&self) -> u64 {
         self.proposed
     }
 
-    /// Of these, those that were drawn.
+    /// Number of draft tokens accepted.
     pub fn accepted(&self) -> u64 {
         self.accepted
     }
 
-    /// Takes a request. If it can never be answered, its readers are told at once.
+    /// Takes a request. If it can never be answered, its readers get the error at once.
     pub fn submit(&mut self, engine: &mut Engine, request: Request) {
         let Request { client, salt, prompt: tokens, answers, pooling, prompt_logprobs } = request;
         let pool = pooling.map(Pool::new);
@@ -241,13 +242,13 @@ impl Scheduler {
         }
     }
 
-    /// Gives memory back that is of no use where nobody asks anything.
+    /// Returns unused memory to the system, when there are no requests.
     pub fn give_back(&mut self, engine: &mut Engine) {
         engine.give_back();
         self.draft.iter_mut().for_each(Draft::give_back);
     }
 
-    /// One step of what is most urgent.
+    /// Runs one step over the most urgent tasks.
     pub fn step(&mut self, engine: &mut Engine) -> Turn {
         self.part_with_those_gone(engine);
         self.admit(engine);
@@ -256,7 +257,7 @@ impl Scheduler {
         if rows.is_empty() {
             return if self.running.is_empty() && self.waiting.is_empty() { Turn::Idle } else { Turn::Blocked };
         }
-        // Those of the step are taken out, and those come back that go on.
+        // Tasks of the step are taken out of the list, and put back if they continue.
         let mut step = Vec::with_capacity(rows.len());
         for (number, count) in rows {
             if let Some(at) = self.running.iter().position(|task| task.number == number) {
@@ -269,7 +270,7 @@ impl Scheduler {
         for (task, count) in &step {
             self.clients.charge(task.client, if task.drawn.is_some() { 1 } else { *count });
         }
-        // A step of the device gives logits or hidden states, so those who want the one and the other have theirs in turn.
+        // A step gives either logits or hidden states, so tasks that want the one and the other take turns.
         let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
         let on_device =
             engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.needs_no_logits());
@@ -298,7 +299,7 @@ impl Scheduler {
         Turn::Step { decoded, prompt, time }
     }
 
-    /// Answers that nobody reads any more give their pages back.
+    /// Ends answers whose reader is gone, and frees their pages.
     fn part_with_those_gone(&mut self, engine: &mut Engine) {
         let clients = &mut self.clients;
         for task in self.running.extract_if(.., leave).chain(self.waiting.extract_if(.., leave)) {
@@ -312,13 +313,14 @@ impl Scheduler {
         }
     }
 
-    /// Lets in those that wait, as far as there are places for them, and pages for what they lack.
+    /// Admits waiting tasks, as far as there are places for them and pages for their uncomputed tokens.
     fn admit(&mut self, engine: &mut Engine) {
         let most = self.most.min(engine.limits().wanted);
         loop {
             let held = self.held();
             let ready = self.waiting.iter().enumerate().filter(|(_, task)| task.attention() == Attention::Ready);
-            // The client that has least comes first; of its tasks, those that were let in before.
+            // Clients with the fewest running answers come first, then preempted tasks, then clients that were served
+            // least, then older tasks.
             let urgency = |(_, task): &(usize, &Task)| {
                 let held = held.get(&task.client).copied().unwrap_or(0);
                 (held, task.made == 0, self.clients.served(task.client), task.number)
@@ -342,14 +344,14 @@ impl Scheduler {
         }
     }
 
-    /// Answers of each client that are let in.
+    /// Admitted answers of each client.
     fn held(&self) -> BTreeMap<u64, usize> {
         let mut held = BTreeMap::new();
         self.running.iter().for_each(|task| *held.entry(task.client).or_default() += task.answers.len());
         held
     }
 
-    /// Who gives up its place so that there are enough for the task, where at `most` so many answers are let in.
+    /// The tasks to preempt so that the task finds enough places, of `most` in all.
     fn places(&self, task: &Task, most: usize) -> Option<Vec<u64>> {
         let (mut running, mut victims) = (self.running(), Vec::new());
         while running + task.answers.len() > most {
@@ -360,8 +362,8 @@ impl Scheduler {
         Some(victims)
     }
 
-    /// Who is first to make room for the task, beside those that do so already: one whose reader does not read, or else the
-    /// youngest one of the client that has most, if that has not less than the task's client afterwards.
+    /// The next task to preempt for the task, beside those in `gone`: one whose reader does not read, or else the
+    /// youngest one of the client with the most, if that client is not left with fewer than the task's client.
     fn victim(&self, task: &Task, gone: &[u64]) -> Option<&Task> {
         let left = || self.running.iter().filter(|task| !gone.contains(&task.number));
         let busy = left().filter(|task| task.attention() == Attention::Busy).max_by_key(|task| task.number);
@@ -374,14 +376,15 @@ impl Scheduler {
         busy.or_else(greedy)
     }
 
-    /// Whether there are pages for what the task lacks, beside what those let in before it lack, and one more for each.
+    /// Whether there are pages for the task's uncomputed tokens, beside those of the tasks admitted before, and one
+    /// more for each.
     fn has_room(&self, engine: &Engine, task: &Task) -> bool {
         let tasks = self.running.iter().chain([task]);
         let lacking: usize = tasks.map(|task| engine.lacking_pages(&task.sequence) + task.answers.len()).sum();
         lacking <= engine.available_pages()
     }
 
-    /// What the next step computes: numbers of tasks, and how many tokens of each. There are pages for them.
+    /// Plans the next step: the numbers of its tasks, and how many tokens of each, with pages reserved.
     fn plan(&mut self, engine: &mut Engine) -> Vec<(u64, usize)> {
         let ready: Vec<&Task> = self.running.iter().filter(|task| task.attention() == Attention::Ready).collect();
         let mut decoding: Vec<u64> = ready.iter().filter(|task| task.drawn.is_some()).map(|task| task.number).collect();
@@ -402,12 +405,12 @@ impl Scheduler {
         let left = engine.limits().tokens - rows.iter().map(|(_, count)| count).sum::<usize>();
         let mut budget = self.pace.prompt_tokens(rows.len(), left);
         let mut states = engine.limits().wanted;
-        // What is left of the rows of logits, if each prompt needs one.
+        // The rows of logits that are left, if each prompt needs one.
         let used = rows.iter().map(|(_, count)| count).sum::<usize>() + reading.len();
         let mut logits = engine.limits().wanted.saturating_sub(used);
         for (_, number) in reading {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { continue };
-            // Another one may have computed the same in the meantime.
+            // Another task may have computed the same tokens in the meantime.
             task.adopt(engine);
             let (mut count, mut wanted) = (task.lacking().min(budget), 0);
             if let Some(pooling) = task.pooling() {
@@ -427,7 +430,7 @@ impl Scheduler {
         rows
     }
 
-    /// Guesses how answers go on, with at most `spare` tokens in all.
+    /// Proposes draft tokens for answers, at most `spare` in all.
     fn guess(&mut self, engine: &Engine, decoding: &[u64], mut spare: usize) {
         let mut asks = Vec::new();
         for task in self.running.iter_mut().filter(|task| decoding.contains(&task.number)) {
@@ -437,7 +440,7 @@ impl Scheduler {
             let most = task.guesser.wanted(&self.costs, decoding.len());
             let limit = room.min(left).min(spare);
             if self.draft.is_some() && !task.guesser.is_off() {
-                // One is asked for in any case, to learn how often that is right.
+                // At least one is requested, to measure how often drafts are accepted.
                 let (number, most) = (task.number, most.max(1).min(limit));
                 let (tokens, sampler) = ([task.sequence.tokens(), &[last]].concat(), answer.sampler.clone());
                 let salt = task.sequence.salt();
@@ -456,7 +459,7 @@ impl Scheduler {
         }
     }
 
-    /// How many of its guesses a task can have computed: for those no other answer and nothing cached gives up its place.
+    /// How many draft tokens of a task can be checked without preempting an answer or evicting cached pages.
     fn affordable_guesses(&mut self, engine: &Engine, number: u64) -> usize {
         let others = self.running.len();
         let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { return 0 };
@@ -468,7 +471,7 @@ impl Scheduler {
         0
     }
 
-    /// Adds a task to the rows of a step, if there are pages for that; others may have to give up theirs.
+    /// Adds a task to the rows of a step if there are pages for it, for which others may be preempted.
     fn reserve(&mut self, engine: &mut Engine, number: u64, count: usize, rows: &mut Vec<(u64, usize)>) -> bool {
         loop {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { return false };
@@ -495,7 +498,7 @@ impl Scheduler {
         }
     }
 
-    /// The task gives up its pages and waits.
+    /// Preempts the task: it gives up its pages and waits.
     fn preempt(&mut self, engine: &mut Engine, number: u64) {
         let Some(at) = self.running.iter().position(|task| task.number == number) else { return };
         let mut task = self.running.swap_remove(at);
@@ -510,7 +513,7 @@ impl Scheduler {
     }
 }
 
-/// Gives the task's pages back, and tells its readers what there is to tell.
+/// Frees the task's pages, and ends its readers with the result, if there is one.
 fn end(engine: &mut Engine, mut task: Task, word: Option<Result<(), EngineError>>) {
     engine.close(&mut task.sequence);
     for mut answer in task.answers.into_iter().filter(|_| word.is_some()) {

@@ -1,27 +1,29 @@
-//! How much of a prompt fits a step without those noticing who wait for their next token.
+//! How many tokens of prefill fit a step without a noticeable delay of decoding answers.
 
 use std::time::Duration;
 
-/// How long steps take: measured, with a memory of some ten steps.
+/// The duration of steps: measured, as a moving average over about ten steps.
 ///
-/// A step with half as many tokens may take half the time, as on a CPU, or nearly the same, as on a GPU; so what prompts add to it
-/// is measured for each size, in powers of two.
+/// A step with half as many tokens may take half the time, as on a CPU, or nearly the same, as on a GPU; so what
+/// prompts add to it is measured for each size, in powers of two.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// How long a step may take while answers are being written.
+    /// How long a step may take while answers are decoded.
     gap: f64,
-    /// Seconds of a step without prompts.
+    /// Seconds of a step without prefill.
     decode: f64,
-    /// Seconds more with so many tokens of prompts: 2ⁿ of them; 0 as long as that was not measured.
+    /// Seconds that 2ⁿ tokens of prefill add, for each n; 0 if not measured yet.
     prompts: [f64; SIZES],
 }
 
 const SIZES: usize = 17;
-/// The least of a prompt that is worth a step.
+/// The least number of prefill tokens that is worth adding.
 const LEAST: usize = 16;
-/// By how much more than the least a prompt may take where even that takes too long: those who wait hardly notice.
+/// The factor by which prefill may exceed the duration of the least piece if even that takes too long: the further
+/// delay is hardly noticeable.
 const HARDLY_MORE: f64 = 1.25;
-/// The part of a measurement that is forgotten with each one of a smaller size, lest a large one be believed too long for good.
+/// The part of a measurement that is forgotten with each one of a smaller size, lest a large one be believed too long
+/// for good.
 const FORGOTTEN: f64 = 0.02;
 
 impl Pace {
@@ -29,14 +31,14 @@ impl Pace {
         Pace { gap: gap.as_secs_f64(), decode: 0.0, prompts: [0.0; SIZES] }
     }
 
-    /// Tokens of prompts that a step takes along, of at most `most`, beside `decoding` answers.
+    /// Tokens of prefill for a step with `decoding` answers, at most `most`.
     pub fn prompt_tokens(&self, decoding: usize, most: usize) -> usize {
         if decoding == 0 {
             return most;
         }
         let least = size(LEAST);
         let Some(of_least) = self.seconds(least) else { return LEAST.min(most) };
-        // Where decoding alone takes as long, prompts get a quarter nevertheless.
+        // If decoding alone takes that long, prefill still gets a quarter.
         let time = (self.gap - self.decode).max(self.gap / 4.0);
         let (mut tokens, mut fits) = (LEAST, of_least);
         let exceeded = of_least > time;
@@ -45,7 +47,7 @@ impl Pace {
             let untried = exceeded && self.prompts[n] == 0.0;
             let seconds = if untried { fits } else { self.seconds(n).unwrap_or(fits).max(fits) };
             if seconds > time {
-                // Between two sizes, time is taken to grow evenly.
+                // Times between two sizes are interpolated linearly.
                 let share = if exceeded { 0.0 } else { (time - fits) / (seconds - fits) };
                 return (tokens + (tokens as f64 * share) as usize).min(most);
             }
@@ -57,14 +59,15 @@ impl Pace {
         tokens.min(most)
     }
 
-    /// Seconds that 2ⁿ tokens of prompts add: as measured, or in proportion to the next smaller size that was, or larger one.
+    /// Seconds that 2ⁿ tokens of prefill add: measured, or in proportion to the nearest measured size, smaller ones
+    /// first.
     fn seconds(&self, n: usize) -> Option<f64> {
         let measured = |&m: &usize| self.prompts[m] > 0.0;
         let nearest = (0..=n).rev().find(measured).or_else(|| (n..SIZES).find(measured))?;
         Some(self.prompts[nearest] * 2f64.powi(n as i32 - nearest as i32))
     }
 
-    /// A step took that long, with so many tokens of prompts.
+    /// Records the duration of a step with `prompt` tokens of prefill.
     pub fn measure(&mut self, time: Duration, prompt: usize, decoding: usize) {
         let seconds = time.as_secs_f64();
         let (value, sample) = if prompt == 0 {
@@ -82,7 +85,7 @@ impl Pace {
     }
 }
 
-/// The n for which 2ⁿ tokens are the fewest that are as many.
+/// The least n with 2ⁿ at least `tokens`.
 fn size(tokens: usize) -> usize {
     (tokens.max(1).next_power_of_two().ilog2() as usize).min(SIZES - 1)
 }

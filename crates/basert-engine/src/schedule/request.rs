@@ -1,95 +1,95 @@
-//! What is asked of the scheduler, and who is told.
+//! Requests to the scheduler, and the callbacks that get their results.
 
 use crate::{Allowed, EngineError, Pooling, Sampler, TokenLogprobs};
 
-/// A prompt, and the answers that are wanted to it.
+/// A prompt, and the answers wanted for it.
 pub struct Request {
-    /// Whose it is: steps are shared fairly between clients.
+    /// The client, between which steps are shared fairly.
     pub client: u64,
-    /// Only requests of the same salt share what is cached of their prompts and answers.
+    /// Only requests with the same salt share cached prefixes.
     pub salt: u64,
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// One or more; they share what is computed of the prompt.
+    /// One or more answers, which share the prompt's KV cache.
     pub answers: Vec<Answer>,
-    /// Whether they get a vector of the prompt's hidden states instead of tokens.
+    /// If set, readers get an embedding of the prompt, pooled in this way, instead of tokens.
     pub pooling: Option<Pooling>,
-    /// Whether they get the tokens of the prompt with log probabilities first, and of how many of the likeliest tokens at
-    /// each place.
+    /// If set, readers first get the prompt's tokens with log probabilities, and with this many of the likeliest tokens
+    /// at each position.
     pub prompt_logprobs: Option<usize>,
 }
 
-/// An answer that is wanted.
+/// A wanted answer.
 pub struct Answer {
-    /// Chooses its tokens.
+    /// The sampler of its tokens.
     pub sampler: Sampler,
-    /// The most there may be.
+    /// Limit on its tokens.
     pub max_tokens: usize,
-    /// Whether log probabilities are wanted, and of how many of the likeliest tokens at each place.
+    /// If set, log probabilities are wanted, with this many of the likeliest tokens at each position.
     pub logprobs: Option<usize>,
-    /// Gets them.
+    /// Gets the tokens.
     pub reader: Box<dyn Reader>,
 }
 
-/// Whether a reader takes what there is for it.
+/// Whether a reader can take more tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attention {
-    /// It does.
+    /// It can.
     Ready,
-    /// Not now: its answer waits.
+    /// Not now: the answer waits.
     Busy,
-    /// Never more: its answer ends without another word.
+    /// The reader is gone: the answer ends without a further call.
     Gone,
 }
 
 /// A token of an answer, or of a prompt.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
-    /// Its id.
+    /// The token's id.
     pub id: u32,
-    /// If they are wanted.
+    /// Log probabilities, if wanted.
     pub logprobs: Option<TokenLogprobs>,
 }
 
-/// How far a prompt is.
+/// The progress of a prompt's prefill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prompt {
-    /// Its tokens.
+    /// Tokens of the prompt.
     pub tokens: usize,
-    /// Of these, those that are computed or found.
+    /// Tokens that are computed or were cached.
     pub done: usize,
-    /// Of these, those that were found in the cache.
+    /// Tokens that were cached.
     pub cached: usize,
 }
 
-/// Whoever gets an answer. It is called between steps and must not take long.
+/// Callbacks that get an answer. They are called between steps and must return quickly.
 pub trait Reader: Send {
-    /// Whether it takes another token.
+    /// Whether the reader can take another token.
     fn attention(&self) -> Attention;
 
-    /// The prompt is that far; called once at least, before the first token.
+    /// Gets the progress of the prompt; called at least once, before the first token.
     fn prompt(&mut self, prompt: Prompt);
 
-    /// Takes the next token of the prompt, from the second on, where their log probabilities are wanted.
+    /// Gets the next token of the prompt, from the second on, if their log probabilities are wanted.
     fn prompt_token(&mut self, _token: Token) {}
 
-    /// Whether only some tokens may come next.
+    /// Whether the next token is constrained.
     fn is_constrained(&self) -> bool {
         false
     }
 
-    /// Those that may come next, or why none may, which ends the answer. It is called while the device computes, and may
-    /// take as long as that; asked again before it was given a token, it says the same at once.
+    /// The mask of the next token, or why no token is allowed, which ends the answer. It is called while the device
+    /// computes, and may take as long as that; a second call before the next token must return the same at once.
     fn mask(&mut self) -> Allowed<'_> {
         Ok(None)
     }
 
-    /// Takes a token, and says whether another one is wanted. If not, nothing more is said.
+    /// Gets a token, and returns whether another one is wanted. If not, there are no further calls.
     fn token(&mut self, token: Token) -> bool;
 
-    /// Takes the vector, of length 1, where that is wanted instead of tokens.
+    /// Gets the embedding, a vector of length 1, if that is wanted instead of tokens.
     fn embedding(&mut self, _vector: Vec<f32>) {}
 
-    /// There are no more tokens: as many as may be or as fit the context were taken, or something failed.
+    /// Called when there are no more tokens: the limit was reached, the context is full, or there was an error.
     fn end(&mut self, result: Result<(), EngineError>);
 }

@@ -1,4 +1,4 @@
-//! How a step is carried out, and what becomes of its tasks.
+//! Running a step, and handing its tokens to readers.
 
 use std::ops::Range;
 use std::thread;
@@ -9,17 +9,17 @@ use crate::schedule::Attention;
 use crate::speculate::Guesser;
 use crate::{Engine, EngineError, Part, TokenLogprobs};
 
-/// What is left to be said to the reader of an answer that is over.
+/// The result with which to end the reader of a finished answer; none if it needs no further call.
 type Word = Option<Result<(), EngineError>>;
 
 impl Task {
-    /// The row of logits that its next token is drawn from, of those that it wanted: the first, or if these are scored, the
-    /// last.
+    /// The row of logits from which the next token is sampled, of the task's rows: the first, or the last if the prompt
+    /// is scored.
     fn row(&self, rows: &Range<usize>) -> usize {
         if self.is_scored() { rows.end - 1 } else { rows.start }
     }
 
-    /// Gives a token to the reader, after `length` others. None where there may be more.
+    /// Gives a token to the reader, after `length` others. None if the answer continues.
     fn hand(&mut self, token: Token, length: usize, context: usize) -> Option<Word> {
         let answer = self.answers.first_mut()?;
         self.made += 1;
@@ -31,7 +31,7 @@ impl Task {
 }
 
 impl Answer {
-    /// Draws its next token.
+    /// Samples the next token.
     fn draw(&mut self, logits: &[f32]) -> Result<Token, EngineError> {
         let id = choose(&mut self.sampler, logits, self.reader.mask())?;
         if logits.get(id as usize).is_some_and(|logit| logit.is_nan()) {
@@ -41,7 +41,7 @@ impl Answer {
     }
 }
 
-/// The next token of each task that has no more to compute, where these are the rows that each wanted: drawing among a whole
+/// Samples the next token of each task that is fully computed, from the rows that each wanted: sampling from a whole
 /// vocabulary takes long enough to be divided among threads.
 fn draw_first(
     engine: &Engine,
@@ -59,7 +59,7 @@ fn draw_first(
 }
 
 impl Scheduler {
-    /// A step on a device that draws the tokens.
+    /// Runs a step with sampling on the device.
     pub(super) fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
         let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
         let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
@@ -85,7 +85,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// A step whose logits are looked at here.
+    /// Runs a step with sampling on the host.
     pub(super) fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
         if step.is_empty() {
             return Ok(());
@@ -120,7 +120,7 @@ impl Scheduler {
             compute();
         } else {
             thread::scope(|scope| {
-                // Readers keep them until they are asked again.
+                // Readers keep their masks until the next token.
                 scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
                 compute();
             });
@@ -144,8 +144,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Takes the next token of an answer, drawn from a row of logits if it was not yet, and as long as it was guessed right,
-    /// the ones after it from the next rows.
+    /// Takes the next token of an answer, sampled from a row of logits if it was not already, and further tokens from
+    /// the next rows as long as draft tokens are accepted.
     fn answer(
         &mut self,
         engine: &mut Engine,
@@ -164,7 +164,7 @@ impl Scheduler {
             };
             let is_right = task.guesser.is_right(right, token.id);
             let word = task.hand(token, computed + right, engine.context());
-            // A reader takes one token, and more only if it says so.
+            // A reader takes one token, and further ones only if it can.
             if word.is_some() || !is_right || task.attention() != Attention::Ready {
                 break word;
             }
@@ -178,7 +178,7 @@ impl Scheduler {
         self.go_on(engine, task, word);
     }
 
-    /// A step of those who want a vector of hidden states.
+    /// Runs a step of tasks that want embeddings.
     pub(super) fn embed(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
         if step.is_empty() {
             return Ok(());
@@ -209,7 +209,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// A task for each answer.
+    /// Splits a task whose prompt is computed into one for each answer.
     fn split(&mut self, engine: &mut Engine, mut task: Task) -> Vec<Task> {
         let others = task.answers.split_off(1.min(task.answers.len()));
         let mut tasks = vec![];
@@ -236,7 +236,7 @@ impl Scheduler {
         tasks
     }
 
-    /// Keeps the task if there may be more.
+    /// Keeps the task if it continues, else ends it.
     fn go_on(&mut self, engine: &mut Engine, task: Task, word: Option<Word>) {
         match word {
             None => self.running.push(task),

@@ -1,4 +1,4 @@
-//! `/v1/batches`: a file of requests, answered when there is time, to a file of answers.
+//! `/v1/batches`: requests from a file, answered in the background into another file.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -23,7 +23,7 @@ pub fn router() -> Router<Shared> {
         .route("/v1/batches/{id}/cancel", post(cancel))
 }
 
-/// Endpoints that a batch may ask.
+/// Endpoints that a batch may use.
 const ENDPOINTS: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"];
 
 #[derive(Debug, Deserialize)]

@@ -62,7 +62,7 @@ impl Default for Logprobs {
     }
 }
 
-/// The most of the likeliest tokens that are told.
+/// Limit on the likeliest tokens in a response.
 pub const MOST_LOGPROBS: usize = 20;
 
 impl Request {
@@ -151,7 +151,7 @@ async fn complete(
     reply.whole(events).await
 }
 
-/// What an answer has in common, whole or as a stream.
+/// What whole and streamed answers have in common.
 struct Reply {
     id: String,
     created: u64,
@@ -171,7 +171,7 @@ fn finish_reason(finish: &Finish) -> &'static str {
     }
 }
 
-/// A log probability for JSON, where minus infinity is no number: it is as unlikely as can be.
+/// A log probability for JSON, which has no infinity: minus infinity becomes the least number.
 pub fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
@@ -202,7 +202,7 @@ fn message(items: &Items) -> Value {
         json!({ "id": call.id, "type": "function", "function": function })
     };
     let (text, reasoning, calls) = (items.text(), items.reasoning(), items.calls().map(call).collect::<Vec<_>>());
-    // Where tools are called, there need not be anything to read.
+    // With tool calls, there may be no content.
     let content = (!text.is_empty() || calls.is_empty()).then_some(text);
     let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
     if !reasoning.is_empty() {

@@ -1,8 +1,8 @@
-//! What Codex reads of `/v1/models`: with the context of the model, it shortens a conversation in time.
+//! The fields of `/v1/models` that Codex reads: it needs the context length to shorten a conversation in time.
 
 use serde_json::{Value, json};
 
-/// What the agent is to do. Codex insists on having it from the list of models.
+/// The agent's instructions, which Codex requires from the list of models.
 const INSTRUCTIONS: &str = "\
 You are Codex, a coding agent that works on the user's machine by the tools that are declared to you.
 - Work until the task is done. Look at the files that matter before you change them, and keep to their style.

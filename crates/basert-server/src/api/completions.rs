@@ -1,4 +1,4 @@
-//! `/v1/completions`: text is continued as it is.
+//! `/v1/completions`: continues plain text.
 
 use std::collections::VecDeque;
 
@@ -40,7 +40,7 @@ pub struct Request {
     echo: bool,
 }
 
-/// The most tokens of an answer if a request does not say; as OpenAI's API has it.
+/// The default limit on an answer's tokens, as in OpenAI's API.
 const UNASKED_TOKENS: usize = 16;
 
 async fn complete(
@@ -144,7 +144,7 @@ fn logprobs(tokens: &[TokenText], place: usize, offset: usize) -> Value {
         offsets.push((offset + start).saturating_sub(end));
         start += length(token);
     }
-    // Nothing predicts the first token of a prompt.
+    // The first token of a prompt has no probability.
     let known = |token: &TokenText| (!token.logprob.is_nan()).then_some(finite(token.logprob));
     let top = |token: &TokenText| -> Option<serde_json::Map<String, Value>> {
         known(token)?;
@@ -184,7 +184,7 @@ impl Reply {
                 Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens: more } => {
                     texts[choice].push_str(&joined(parts));
-                    // Those of prompts are counted already.
+                    // Tokens of prompts are counted already.
                     if more.len() == 1 {
                         work::hold(TokenText::size(more[0].top.len()))?;
                     }

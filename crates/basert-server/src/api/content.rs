@@ -1,4 +1,4 @@
-//! What a message says: texts, and what this server's models cannot read.
+//! The content of a message: text, and parts of kinds that this server's models cannot read.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,7 +7,7 @@ use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::Warnings;
 
-/// What a message says.
+/// The content of a message.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of parts")]
 pub enum Content {
@@ -15,17 +15,17 @@ pub enum Content {
     Parts(Vec<Value>),
 }
 
-/// What becomes of a part that is an image, a sound or a file.
+/// How to treat a part that is an image, audio or a file.
 #[derive(Clone, Copy)]
 pub enum Unread<'a> {
-    /// An answer to it would be made up.
+    /// Refuse it: the answer would be made up.
     Refused,
-    /// A note stands in its place: it belongs to a turn before, or is what a tool said, and the conversation goes on.
+    /// Replace it by a note: it is from an earlier turn or a tool, and the conversation can continue without it.
     Noted(&'a Warnings),
 }
 
 impl Unread<'_> {
-    /// What stands in the place of a part of this kind.
+    /// The note that replaces a part of this kind.
     pub fn stand_in(self, kind: &str, path: &str) -> Result<String, ApiError> {
         let what = ["image", "audio", "video", "document", "file"].into_iter().find(|what| kind.contains(what));
         match (self, what) {
@@ -58,7 +58,7 @@ impl Content {
             let path = format!("{path}[{i}]");
             let kind = part["type"].as_str().unwrap_or("text");
             match kind {
-                // What was thought in a turn before is no part of what was said.
+                // Reasoning of earlier turns is not content.
                 "thinking" | "redacted_thinking" | "reasoning" => {}
                 "text" | "input_text" | "output_text" | "reasoning_text" | "summary_text" | "refusal" => {
                     let text = part["text"].as_str().or(part["refusal"].as_str()).or(part.as_str());
@@ -72,8 +72,8 @@ impl Content {
     }
 }
 
-/// A system text without the line that Claude Code begins it with to say who pays. It is not meant for the model, and is
-/// another one in every request, so that no prefix of a prompt with it would ever be found in the cache.
+/// A system text without the billing line with which Claude Code begins it. The line is not meant for the model, and
+/// differs in every request, so that no prompt with it would ever share a cached prefix.
 pub fn without_attribution(text: &str) -> &str {
     let is_attribution = |line: &str| line.trim_start().starts_with("x-anthropic-billing-header:");
     match text.split_once('\n') {

@@ -1,8 +1,8 @@
 //! Tools as a request for a response declares them: functions, by themselves or in namespaces, tools of free text, the
 //! shell of the client, and what OpenAI's service runs itself.
 //!
-//! A model knows functions alone. What is called otherwise is declared to it as a function, and its calls are told in the
-//! words of what was declared.
+//! Models only support functions. Other kinds of tools are declared to the model as functions, and its calls are
+//! translated back to the declared kind.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,8 @@ use super::tools::{self, Function, Tools};
 use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
 
-/// What the service runs itself, and agents declare whether or not there is a service: a model is not told of it. With
-/// `tool_search` a model would ask for functions that are deferred; here it has them all.
+/// Tools that OpenAI's service runs itself, and that agents declare for every server: they are not passed to the model.
+/// `tool_search` is for loading deferred functions; here the model has all of them.
 const OF_THE_SERVICE: [&str; 3] = ["web_search", "image_generation", "tool_search"];
 
 #[derive(Debug, Deserialize)]
@@ -49,7 +49,7 @@ struct Namespace {
     tools: Vec<Value>,
 }
 
-/// What the API calls something that the model calls as a function.
+/// The kind of tool in the API, for a function that the model calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Called<'a> {
     Function {
@@ -70,7 +70,7 @@ enum Kind {
     Shell,
 }
 
-/// Functions by the names that the model knows them by, where the API says something else.
+/// The declared tools by their function names for the model, if the two differ.
 #[derive(Debug, Default)]
 pub struct Known(BTreeMap<String, Kind>);
 
@@ -133,7 +133,7 @@ pub fn read(
             }
             "custom" => {
                 let Custom { name, description, format, .. } = fields::part(tool, &path, Place::Tool, warnings)?;
-                // The grammar of a text tells the model what to write, but what it writes is not held to that.
+                // The grammar is part of the description for the model, but is not enforced.
                 let definition = format.as_ref().and_then(|format| format["definition"].as_str());
                 let meaning = definition.map_or("the whole input, as text".to_owned(), |definition| {
                     warnings.add(format!("{path}.format"));

@@ -1,4 +1,4 @@
-//! `/docs`: the document of `/openapi.json`, for people. It is text and one style sheet, without a script.
+//! `/docs`: the document of `/openapi.json` as a web page, with a style sheet and without scripts.
 
 use std::fmt::Write;
 use std::sync::LazyLock;

@@ -93,7 +93,7 @@ async fn embed(
     };
     let mut usage = Usage::new(prompts.len(), 1);
     let mut vectors = Vec::with_capacity(prompts.len());
-    // No more at once than are computed together: others want their turn, and the queue is not for these only.
+    // No more at once than are computed together, to leave room in the queue for other requests.
     for prompts in prompts.chunks(shared.config.parallel.max(1)) {
         let first = vectors.len();
         vectors.resize(first + prompts.len(), Vec::new());
@@ -131,7 +131,7 @@ async fn embed(
     .await
 }
 
-/// What is wrong with a prompt is wrong with the input.
+/// Renames the field in an error from the prompt to the input.
 fn of_input(error: ApiError) -> ApiError {
     ApiError { param: error.param.map(|_| "input".to_owned()), ..error }
 }

@@ -111,7 +111,7 @@ async fn content(
 ) -> Result<Response, ApiError> {
     let files = folder(&shared)?;
     let (description, file) = work::run(move |_| Ok((files.get(client, &id)?, files.content(client, &id)?))).await?;
-    // Whatever it is, a browser must not show it as a page of this server.
+    // A browser must not show the content as a page of this server.
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream"),
         (header::CONTENT_DISPOSITION, "attachment"),

@@ -1,4 +1,4 @@
-//! The format that an answer has to have, in the words of all the APIs that have some for it.
+//! The format of an answer, in the fields of all APIs that have some for it.
 
 use basert_text::{Grammar, relaxed};
 use serde::Deserialize;
@@ -16,7 +16,7 @@ pub struct Format {
     grammar: Option<Grammar>,
 }
 
-/// The fields of a request: one of them at most may say something.
+/// The fields of a request, at most one of which may be set.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Formats {
@@ -26,7 +26,7 @@ pub struct Formats {
     /// A schema, or the word `json`.
     json_schema: Option<Value>,
     regex: Option<String>,
-    /// The texts of which the answer is one.
+    /// The texts from which the answer is chosen.
     choice: Option<Vec<String>>,
     /// As vLLM has all of these in one.
     structured_outputs: Option<Structured>,
@@ -52,7 +52,7 @@ struct Structured {
     _backend: Option<IgnoredAny>,
 }
 
-/// A format, as a request says it.
+/// A format in a request.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Asked {
@@ -88,7 +88,7 @@ pub struct Schema {
     _name: Option<String>,
     #[serde(rename = "description")]
     _description: Option<String>,
-    /// It is honoured always.
+    /// Accepted; all schemas are enforced.
     #[serde(rename = "strict")]
     _strict: Option<bool>,
 }
@@ -150,7 +150,7 @@ impl Asked {
 }
 
 impl Formats {
-    /// Takes what there is out of the fields of a request.
+    /// Takes these fields out of a request.
     pub fn take(fields: &mut Fields) -> Result<Formats, ApiError> {
         fields.take(&[])
     }
@@ -215,7 +215,7 @@ impl Format {
         self.grammar.is_some()
     }
 
-    /// What the answer has to be, if it has to be anything, as far as a mask can hold it to that.
+    /// The constraint on the answer, if there is one, as far as a mask can enforce it.
     pub fn grammar(&self, warnings: &Warnings) -> Option<Grammar> {
         let Some(Grammar::JsonSchema(schema)) = &self.grammar else { return self.grammar.clone() };
         let (schema, notes) = relaxed(schema);

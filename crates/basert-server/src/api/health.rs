@@ -1,4 +1,4 @@
-//! `/health`, `/ready` and `/metrics`: for those who look after a server.
+//! `/health`, `/ready` and `/metrics`, for monitoring.
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -15,12 +15,12 @@ pub fn router() -> Router<Shared> {
     Router::new().route("/health", get(health)).route("/ready", get(ready)).route("/metrics", get(metrics))
 }
 
-/// It runs.
+/// Says that the server runs.
 async fn health() -> Response {
     Json(json!({ "status": "ok" })).into_response()
 }
 
-/// Whether it takes requests, without a model having to be opened first.
+/// Whether requests can be answered at once, without loading a model first.
 async fn ready(State(shared): State<Shared>) -> Response {
     let (status, word) = if shared.is_draining() {
         (StatusCode::SERVICE_UNAVAILABLE, "draining")

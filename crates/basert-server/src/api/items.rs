@@ -1,8 +1,8 @@
-//! An answer as a list of items, in the order in which they came: texts, reasoning, calls of tools.
+//! An answer as a list of items, in order of generation: text, reasoning, tool calls.
 
 use crate::model::Part;
 
-/// A part of an answer by itself.
+/// An item of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
     Text(String),
@@ -10,28 +10,28 @@ pub enum Item {
     Call(Call),
 }
 
-/// A call of a tool.
+/// A tool call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Call {
     pub id: String,
     pub name: String,
-    /// A JSON object, if the call is whole.
+    /// A JSON object, if the call is complete.
     pub arguments: String,
     pub whole: bool,
 }
 
-/// What happened to an item, which goes by its place.
+/// A change to an item, which is identified by its index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// It is new, and empty.
+    /// A new, empty item.
     Opened(usize),
-    /// That was added to it.
+    /// Text was appended.
     Grew(usize, String),
     /// It is complete.
     Closed(usize),
 }
 
-/// The items that there are so far.
+/// The items so far.
 #[derive(Debug, Default)]
 pub struct Items {
     items: Vec<Item>,
@@ -44,7 +44,7 @@ impl Items {
         &self.items
     }
 
-    /// Takes what came, and says what that changed.
+    /// Adds an event, and returns the changes.
     pub fn push(&mut self, part: Part) -> Vec<Change> {
         let mut changes = Vec::new();
         match part {
@@ -75,7 +75,7 @@ impl Items {
         changes
     }
 
-    /// Nothing is added to the last item any more.
+    /// Completes the last item.
     pub fn close(&mut self) -> Option<Change> {
         std::mem::take(&mut self.open).then(|| Change::Closed(self.items.len() - 1))
     }
@@ -96,19 +96,19 @@ impl Items {
         changes.push(Change::Grew(self.items.len() - 1, more));
     }
 
-    /// All texts as one.
+    /// All text, concatenated.
     pub fn text(&self) -> String {
         let text = |item: &Item| if let Item::Text(text) = item { text.clone() } else { String::new() };
         self.items.iter().map(text).collect()
     }
 
-    /// All reasoning as one.
+    /// All reasoning, concatenated.
     pub fn reasoning(&self) -> String {
         let reasoning = |item: &Item| if let Item::Reasoning(text) = item { text.clone() } else { String::new() };
         self.items.iter().map(reasoning).collect()
     }
 
-    /// The calls that are whole.
+    /// The complete calls.
     pub fn calls(&self) -> impl Iterator<Item = &Call> {
         self.items.iter().filter_map(|item| match item {
             Item::Call(call) if call.whole => Some(call),

@@ -82,7 +82,7 @@ impl Request {
             let path = format!("tools[{i}]");
             match tool["type"].as_str() {
                 None | Some("custom") => {}
-                // The model has all tools, those that are deferred too.
+                // The model has all tools, including deferred ones.
                 Some(kind) if kind.starts_with("tool_search") => {
                     warnings.add(format!("{path} ({kind})"));
                     continue;
@@ -188,7 +188,7 @@ struct Reply {
     finish: Option<Finish>,
 }
 
-/// Why it ended, and by which of the stop texts.
+/// Why the answer ended, and the stop text that ended it, if any.
 fn stop_reason(finish: Option<&Finish>) -> (Option<&'static str>, Option<&str>) {
     match finish {
         None => (None, None),
@@ -282,7 +282,7 @@ impl Reply {
 }
 
 impl Narrator for Reply {
-    /// The first event has what was cached, which is not known yet.
+    /// Waits with the first event, because it has the number of cached tokens, which is not known yet.
     fn begin(&mut self, _: &mut VecDeque<Sent>) {}
 
     fn event(&mut self, event: Event, out: &mut VecDeque<Sent>) {

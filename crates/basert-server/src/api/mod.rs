@@ -40,10 +40,10 @@ use crate::server::Shared;
 use crate::transfer::{Timely, With};
 use crate::work::{Left, Served};
 
-/// A body of so many bytes is read at once.
+/// Bodies up to this many bytes are parsed directly.
 const SMALL: u64 = 32 << 10;
 
-/// All of them.
+/// The router of all endpoints.
 pub fn router(shared: &Shared) -> Router<Shared> {
     Router::new()
         .merge(chat::router())
@@ -61,8 +61,8 @@ pub fn router(shared: &Shared) -> Router<Shared> {
         .layer(from_fn_with_state(shared.clone(), within_limits))
 }
 
-/// Serves a request with a body that has to come in time, with an account of the memory that it takes until its answer is
-/// over, and where it delays nobody.
+/// Serves a request with a time limit for its body, with its memory accounted until the answer ends, and on threads
+/// where it delays no other request.
 async fn within_limits(
     State(shared): State<Shared>,
     Extension(client): Extension<Client>,

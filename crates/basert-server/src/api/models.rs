@@ -1,4 +1,4 @@
-//! `/v1/models`: what there is, and whether it is in memory.
+//! `/v1/models`: the models, and whether they are loaded.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -39,9 +39,9 @@ fn describe(listed: &Listed<'_>) -> Value {
     })
 }
 
-/// What requests of this model that say nothing are answered with, by the names of their fields.
+/// The model's default sampling settings, by the names of request fields.
 fn sampling(sampling: &Sampling) -> Value {
-    // As short as people write it: 0.95, where the nearest f32 is 0.949999988.
+    // In the shortest form: 0.95, not the nearest f32's 0.949999988.
     let short = |number: f32| number.to_string().parse::<f64>().ok();
     json!({
         "temperature": short(sampling.temperature),
@@ -54,7 +54,7 @@ fn sampling(sampling: &Sampling) -> Value {
     })
 }
 
-/// All models, the first one by its other names too.
+/// All models, the first one also under its aliases.
 fn all(shared: &Shared) -> Vec<Value> {
     let mut all: Vec<Value> = shared.registry.list().map(|listed| describe(&listed)).collect();
     for alias in shared.registry.aliases() {
@@ -78,7 +78,7 @@ async fn one(State(shared): State<Shared>, Path(name): Path<String>) -> Result<J
     found.map(Json).ok_or_else(|| shared.registry.unknown(&name))
 }
 
-/// What concerns all clients is not for each of them.
+/// Refuses clients that may not load and unload models, which affects all clients.
 fn check_first(shared: &Shared, client: Client) -> Result<(), ApiError> {
     if auth::is_first(&shared.config.api_keys, client) {
         return Ok(());

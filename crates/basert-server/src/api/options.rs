@@ -1,4 +1,4 @@
-//! What requests of all kinds say about how an answer is to be generated.
+//! Generation settings that all kinds of requests have.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::bounds;
 use crate::error::ApiError;
 use crate::model::Model;
 
-/// Fields of OpenAI's endpoints, and those that others have added to them.
+/// Fields of OpenAI's endpoints, and extensions of other servers.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
@@ -21,7 +21,7 @@ pub struct Options {
     top_k: Option<i64>,
     min_p: Option<f32>,
     repeat_penalty: Option<f32>,
-    /// Of how many of the last tokens penalties are: of all.
+    /// The number of last tokens that penalties apply to; only all.
     repeat_last_n: Option<i64>,
     presence_penalty: Option<f32>,
     frequency_penalty: Option<f32>,
@@ -37,7 +37,7 @@ pub struct Options {
     stream_options: Option<StreamOptions>,
     #[serde(default)]
     pub ignore_eos: bool,
-    /// Whether a stream tells how far the prompt is.
+    /// Whether a stream reports the progress of prefill.
     #[serde(default)]
     pub return_progress: bool,
 }
@@ -105,7 +105,7 @@ impl Options {
         self.stream_options.as_ref().and_then(|options| options.include_usage).unwrap_or(false)
     }
 
-    /// How tokens are chosen, checked for this model: as it recommends where a request says nothing.
+    /// The sampling settings, checked for this model, with its defaults for unset ones.
     pub fn sampling(&self, model: &Model) -> Result<Sampling, ApiError> {
         let within = |name: &str, value: Option<f32>, least: f32, most: f32| match value {
             Some(value) if !(least..=most).contains(&value) => {

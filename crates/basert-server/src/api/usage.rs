@@ -1,4 +1,4 @@
-//! What a request used.
+//! Token counts of a request.
 
 use basert_engine::Prompt;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::model::Event;
 /// Tokens of a request, of all its prompts and answers.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Usage {
-    /// How far the prompt of each choice is.
+    /// The progress of each choice's prompt.
     prompts: Vec<Option<Prompt>>,
     answers_to_each: usize,
     pub completion: usize,
@@ -22,7 +22,7 @@ impl Usage {
         Usage { prompts: vec![None; prompts], answers_to_each: answers_to_each.max(1), completion: 0, reasoning: 0 }
     }
 
-    /// Counts what an event tells.
+    /// Counts the tokens of an event.
     pub fn count(&mut self, event: &Event) {
         match event {
             Event::Prompt { choice, prompt } => {
@@ -44,7 +44,7 @@ impl Usage {
         self.prompts.iter().flatten().map(|prompt| prompt.tokens).sum()
     }
 
-    /// Of these, those that were found in the cache.
+    /// Those of them that were cached.
     pub fn cached(&self) -> usize {
         self.prompts.iter().flatten().map(|prompt| prompt.cached).sum()
     }

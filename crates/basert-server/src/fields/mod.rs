@@ -1,8 +1,8 @@
-//! Fields of requests: those that an endpoint reads, and what others mean here.
+//! Fields of requests: those that an endpoint reads, and the treatment of others.
 //!
-//! What an endpoint reads is what the type of its request has ([`names`]). Programs also send fields of other servers, and
-//! values that ask for what happens anyway. The tables say which of them are accepted, and how; any field that is in none
-//! is refused by name.
+//! What an endpoint reads is what the type of its request has ([`names`]). Programs also send fields of other servers,
+//! and values that ask for what happens anyway. The tables say which of them are accepted, and how; any field that is
+//! in none is refused by name.
 
 mod table;
 

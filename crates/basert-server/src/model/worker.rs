@@ -1,4 +1,4 @@
-//! The thread that a model computes on.
+//! The thread that runs a model.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
