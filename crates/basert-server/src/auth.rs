@@ -22,7 +22,7 @@ pub struct Client(pub u64);
 const BATCH: u64 = 1 << 63;
 
 impl Client {
-    /// Whoever answers its batches.
+    /// The client as which its batches are scheduled.
     pub fn batch(self) -> Client {
         Client(self.0 ^ BATCH)
     }
