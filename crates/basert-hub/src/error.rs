@@ -1,4 +1,4 @@
-//! What can go wrong, said so that the reader knows what to do next.
+//! Errors, which say what to do next.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The text is no path, hub id or catalogue name.
+    /// The text is not a path, hub id or catalogue name.
     #[error("`{text}` is not a model reference: {reason}")]
     BadReference {
         /// What was given.
@@ -107,14 +107,14 @@ pub enum Error {
         /// What is wrong, and what would be right.
         reason: String,
     },
-    /// The user wants nothing to be fetched.
-    #[error("{variable} is set, so nothing is fetched; unset it to pull")]
+    /// Downloads are disabled.
+    #[error("{variable} is set, so nothing is downloaded; unset it to pull")]
     Offline {
         /// The environment variable that says so.
         variable: &'static str,
     },
-    /// The caller does not want it: see [`crate::PullOptions::check`].
-    #[error("`{model}` is not fetched: {reason}")]
+    /// The caller's check refused it: see [`crate::PullOptions::check`].
+    #[error("`{model}` is not downloaded: {reason}")]
     Unwanted {
         /// The model and variant.
         model: String,
@@ -170,7 +170,7 @@ pub enum Error {
     },
     /// A download failed for longer than the retries last. What was received is kept for the next pull.
     #[error(
-        "the download of `{file}` stopped at {} of {}: {reason}; pull again to go on from there",
+        "the download of `{file}` stopped at {} of {}: {reason}; pull again to resume it",
         human_bytes(*.done), human_bytes(*.size)
     )]
     Interrupted {
@@ -199,7 +199,7 @@ pub enum Error {
         /// Which rule it breaks.
         reason: &'static str,
     },
-    /// The file arrived whole and is not the right one. It has been deleted.
+    /// The downloaded file has the wrong checksum. It was deleted.
     #[error("`{file}` has {algorithm} {got}, expected {expected}; the download was deleted, pull again")]
     Checksum {
         /// The file.
@@ -211,8 +211,8 @@ pub enum Error {
         /// Hexadecimal digest of what arrived.
         got: String,
     },
-    /// A file of an installed model is not what was pulled.
-    #[error("`{}` has sha256 {got}, and was pulled with {expected}: remove the model and pull it again", .path.display())]
+    /// A file of an installed model has changed since it was pulled.
+    #[error("`{}` has sha256 {got}, but had {expected} when pulled: remove the model and pull it again", .path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -294,7 +294,7 @@ pub(crate) fn list(items: &[String]) -> String {
     }
 }
 
-/// A size as people write it: `98.4 MB`, in powers of 1000.
+/// A human-readable size: `98.4 MB`, in powers of 1000.
 pub fn human_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if bytes < 1000 {

@@ -1,4 +1,4 @@
-//! HTTP requests, and what may be tried again.
+//! HTTP requests, with retries.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const JSON_RETRIES: u32 = 3;
 /// Longest listing of a repository that is read.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 const MAX_REDIRECTS: usize = 10;
-/// What a page in place of anything else most likely is.
+/// The likely cause of an HTML page in place of a file.
 pub(crate) const HTML_PAGE: &str =
     "an HTML page came instead; it may be the login page of this network (open a web page once), or that of a proxy";
 

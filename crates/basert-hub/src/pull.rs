@@ -1,4 +1,4 @@
-//! Bringing a model to this machine.
+//! Downloading a model.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,7 +19,7 @@ use crate::transfer::{self, partial_path, state_path};
 use crate::variants;
 use crate::wheel;
 
-/// How to pull. [`PullOptions::from_env`] is what a command wants.
+/// Options of a pull. Commands use [`PullOptions::from_env`].
 #[derive(Clone)]
 pub struct PullOptions {
     /// The hub's address.
@@ -40,9 +40,9 @@ pub struct PullOptions {
     pub max_wait: Duration,
     /// Python interpreters to try for models that come as Python packages.
     pub pythons: Vec<PathBuf>,
-    /// The environment variable by which the user wants nothing to be fetched.
+    /// The environment variable that disables downloads, if it is set.
     pub offline: Option<&'static str>,
-    /// Looks at the beginning of a model from a hub before the rest is fetched; an error is why it is not wanted.
+    /// A callback that checks the beginning of a model from a hub before the rest is downloaded; an error refuses it.
     pub check: Option<Check>,
 }
 
@@ -82,8 +82,9 @@ impl Default for PullOptions {
 }
 
 impl PullOptions {
-    /// The defaults, with the endpoint from `HF_ENDPOINT`, and the token from `HF_TOKEN` or from the file where the hub's
-    /// own tools keep it (`$HF_HOME/token`, `~/.cache/huggingface/token`). `HF_HUB_OFFLINE` lets nothing be fetched.
+    /// The defaults, with the endpoint from `HF_ENDPOINT`, and the token from `HF_TOKEN` or from the file where the
+    /// hub's own tools keep it (`$HF_HOME/token`, `~/.cache/huggingface/token`). `HF_HUB_OFFLINE` lets nothing be
+    /// fetched.
     pub fn from_env() -> PullOptions {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let hf_home = std::env::var_os("HF_HOME").map(PathBuf::from);
@@ -100,10 +101,10 @@ impl PullOptions {
     }
 }
 
-/// Pulls a model into the store, or brings an installed one up to date; returns it.
+/// Downloads a model into the store, or updates an installed one, and returns it.
 ///
-/// The reference is a name of the catalogue or a hub id, see [`Reference`]. A name, and a hub id with a variant that the
-/// catalogue has, come from the catalogue's source; every other hub id comes from the hub.
+/// The reference is a name of the catalogue or a hub id, see [`Reference`]. A name, and a hub id with a variant that
+/// the catalogue has, come from the catalogue's source; every other hub id comes from the hub.
 ///
 /// An interrupted pull is continued by the next. If another process is pulling the same model, this one waits for it.
 /// Call it from an ordinary thread, not from within an asynchronous task.

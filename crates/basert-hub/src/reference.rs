@@ -1,4 +1,4 @@
-//! How people name a model.
+//! References to models: names, hub ids and paths.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -68,7 +68,7 @@ impl FromStr for ModelId {
     }
 }
 
-/// What a user may write where a model is wanted.
+/// A reference to a model, as users write it.
 ///
 /// ```
 /// use basert_hub::Reference;
@@ -155,8 +155,8 @@ impl FromStr for Reference {
 /// The hosts of the hub whose addresses are understood.
 const HOSTS: [&str; 3] = ["huggingface.co", "www.huggingface.co", "hf.co"];
 
-/// What the address of a page of the hub means, if it is an address: the model, and where the page is that of a GGUF file,
-/// the variant that its name ends with. The error is a reason.
+/// What the address of a page of the hub means, if it is an address: the model, and where the page is that of a GGUF
+/// file, the variant that its name ends with. The error is a reason.
 fn address(text: &str) -> Option<Result<Reference, String>> {
     let scheme = ["https://", "http://"].iter().find_map(|scheme| text.strip_prefix(scheme));
     let rest = scheme.unwrap_or(text);

@@ -1,21 +1,20 @@
-//! From ids to text, one token at a time.
+//! Streaming detokenisation: ids to text, one token at a time.
 
 use std::ops::Deref;
 
 use crate::Tokenizer;
 
-/// Turns a stream of ids into text without ever handing out part of a character.
+/// Turns a stream of ids into text, only in whole characters.
 ///
-/// A token may end in the middle of a character, or of several; the bytes are kept back until the character is
-/// complete, or can no longer become one: then U+FFFD stands for them. What all calls append together is what
-/// [`Tokenizer::decode`] yields for all ids.
+/// A token may end in the middle of a character; its bytes are held back until the character is complete, or invalid:
+/// then they become U+FFFD. All calls together append what [`Tokenizer::decode`] returns for all ids.
 ///
-/// The tokenizer is held by whatever points to one: `Detokenizer<&Tokenizer>`, `Detokenizer<Arc<Tokenizer>>`.
+/// `T` is any pointer to a tokenizer: `Detokenizer<&Tokenizer>`, `Detokenizer<Arc<Tokenizer>>`.
 #[derive(Clone, Debug)]
 pub struct Detokenizer<T> {
     tokenizer: T,
     skip_special: bool,
-    /// Control tokens that leave a trace all the same, in order.
+    /// Control tokens whose names are shown, sorted.
     shown: Vec<u32>,
     /// The next byte is the text's first, and a space in its place is the one that encoding puts there.
     drop_space: bool,
@@ -30,20 +29,20 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
         Self { tokenizer, skip_special, shown: Vec::new(), drop_space, pending: Vec::new() }
     }
 
-    /// A detokenizer for ids that go on after others, such as an answer after its prompt: a space at the beginning is
-    /// part of the text.
+    /// A detokenizer for ids that continue others, such as an answer after its prompt: a space at the beginning is part
+    /// of the text.
     pub fn continuing(tokenizer: T, skip_special: bool) -> Self {
         Self { drop_space: false, ..Self::new(tokenizer, skip_special) }
     }
 
-    /// With the names of these control tokens in the text, such as [`Dialect::tokens`](crate::Dialect::tokens).
+    /// Includes the names of these control tokens in the text, such as [`Dialect::tokens`](crate::Dialect::tokens).
     pub fn showing(mut self, mut ids: Vec<u32>) -> Self {
         ids.sort_unstable();
         self.shown = ids;
         self
     }
 
-    /// Appends to `text` what is complete with this id.
+    /// Appends the text that is complete with this id.
     pub fn push(&mut self, id: u32, text: &mut String) {
         if self.skip_special && self.tokenizer.is_special(id) && self.shown.binary_search(&id).is_err() {
             return;
@@ -69,7 +68,7 @@ impl<T: Deref<Target = Tokenizer>> Detokenizer<T> {
         self.pending.drain(..done);
     }
 
-    /// Ends the text: what is kept back will not become a character any more.
+    /// Ends the text: bytes that are held back become U+FFFD.
     pub fn finish(mut self, text: &mut String) {
         if !std::mem::take(&mut self.pending).is_empty() {
             text.push(char::REPLACEMENT_CHARACTER);

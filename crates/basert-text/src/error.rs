@@ -1,4 +1,4 @@
-//! What can be wrong with a tokenizer or a template, said so that the reader knows what to change.
+//! Errors of tokenizers and templates, which name what was found and what is expected.
 
 use std::path::PathBuf;
 
@@ -53,7 +53,7 @@ pub enum TemplateError {
         /// What went wrong.
         reason: String,
     },
-    /// The conversation is not of the form a chat template takes.
+    /// The conversation does not have the form that a chat template expects.
     #[error("{field}: {found}; expected {expected}")]
     Request {
         /// Which part of the request.

@@ -1,10 +1,10 @@
-//! Text at the two ends of a model: what goes in as token ids and what comes out as characters.
+//! Text before and after a model: tokenizers, chat templates, dialects and grammars.
 //!
 //! - [`Tokenizer`] turns text into ids and ids into text. It is built either from the metadata of a GGUF file
 //!   ([`Tokenizer::from_gguf`]) or from the `tokenizer.json` of a Hugging Face folder ([`Tokenizer::from_hf_dir`]).
-//! - [`Detokenizer`] does the second half one token at a time and never hands out part of a character.
-//! - [`ChatTemplate`] writes a conversation the way a model was trained to read it.
-//! - [`Dialect`] is how a model writes calls of tools and its reasoning; a [`Parser`] takes an answer apart by it.
+//! - [`Detokenizer`] turns ids into text one token at a time, only in whole characters.
+//! - [`ChatTemplate`] renders a conversation in the form that a model was trained on.
+//! - [`Dialect`] is how a model writes tool calls and reasoning; a [`Parser`] parses answers by it.
 //!
 //! ```
 //! use basert_text::{ChatRequest, ChatTemplate};

@@ -1,9 +1,9 @@
-//! Room for libraries that recurse.
+//! Large stacks for libraries that recurse.
 
 use std::thread;
 
-/// In bytes. Parsers and compilers of templates take up to 1 KB for each of the source's bytes where they are not optimised.
-/// Only what is touched takes memory.
+/// In bytes. Parsers and compilers of templates take up to 1 KB for each of the source's bytes where they are not
+/// optimised. Only what is touched takes memory.
 const STACK: usize = 256 << 20;
 
 /// Runs `work`, a call of the library `name`, on a thread of its own with a large stack. A panic there is an error.

@@ -1,4 +1,4 @@
-//! Texts that end an answer.
+//! Stop texts.
 
 use std::sync::Arc;
 

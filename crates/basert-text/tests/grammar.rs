@@ -325,7 +325,7 @@ fn copies_go_their_own_ways() {
     b.accept(256).unwrap();
     assert!(b.is_finished() && b.can_end());
     let error = compiler.compile(&Grammar::Regex("a".into())).unwrap().accept(u32::from(b'b')).unwrap_err();
-    assert_eq!(error.to_string(), "the grammar cannot go on: token 98, \"b\", is not allowed here");
+    assert_eq!(error.to_string(), "the grammar cannot continue: token 98, \"b\", is not allowed here");
 }
 
 fn tools() -> Vec<Value> {

@@ -350,7 +350,7 @@ fn a_model_is_looked_at_before_it_is_fetched() {
     };
     let options = PullOptions { check: Some(refusing), ..quick(&server.address) };
     let error = pull(&store, MODEL, &options, &()).unwrap_err().to_string();
-    assert_eq!(error, "`org/model:Q4_0` is not fetched: it is not for us");
+    assert_eq!(error, "`org/model:Q4_0` is not downloaded: it is not for us");
     assert!(server.bytes_asked() <= 1 << 16);
     assert_eq!(store.incomplete().unwrap().len(), 0, "nothing is left behind");
     let options = PullOptions { check: Some(|_| Ok(())), ..options };
@@ -368,7 +368,7 @@ fn nothing_is_fetched_offline() {
     let options = PullOptions { offline: Some("HF_HUB_OFFLINE"), ..quick(&server.address) };
     for model in [MODEL, "smollm2-135m"] {
         let error = pull(&store, model, &options, &()).unwrap_err().to_string();
-        assert_eq!(error, "HF_HUB_OFFLINE is set, so nothing is fetched; unset it to pull");
+        assert_eq!(error, "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it to pull");
     }
     assert_eq!(server.requests().len(), 0);
 }

@@ -1,4 +1,4 @@
-//! One marker's calls, character by character.
+//! Parsing of the calls after a marker, character by character.
 
 use std::sync::Arc;
 
@@ -27,20 +27,20 @@ impl Tool {
     }
 }
 
-/// What a character brought about.
+/// An event caused by a character.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Found {
     /// A call's name is known, and that arguments are there.
     Began { id: Option<String>, name: String },
     /// More of the arguments.
     Arguments(String),
-    /// All of it is there.
+    /// The call is complete.
     Ended,
-    /// It will never be whole.
+    /// The call can no longer become complete.
     Broken,
 }
 
-/// How the calls go on after a character.
+/// The state after a character.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     /// The character belongs to them.

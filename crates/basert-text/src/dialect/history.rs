@@ -1,4 +1,4 @@
-//! Conversations with tools, for templates that know tools and those that do not.
+//! Conversations with tools, for templates with and without support for tools.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -12,11 +12,11 @@ use crate::template::{CallForm, Traits};
 const BROKEN: &str = "arguments";
 
 impl Dialect {
-    /// The messages of an API, with calls in the form that the template takes them in.
+    /// An API's messages, with calls in the form that the template expects.
     ///
-    /// Arguments, which APIs pass as text, become objects where the template wants to write them itself. Those that a model
-    /// left unfinished stay the text that they are. What is missing of ids is made up, and where the template takes one call
-    /// in a message, each gets its own.
+    /// Arguments, which APIs pass as text, become objects where the template wants to write them itself. Those that a
+    /// model left unfinished stay the text that they are. What is missing of ids is made up, and where the template
+    /// takes one call in a message, each gets its own.
     ///
     /// # Errors
     /// When a call has no name.
@@ -104,7 +104,7 @@ impl Dialect {
         prepared
     }
 
-    /// Tells of the tools in the first message.
+    /// Describes the tools in the first message.
     pub(crate) fn describe(&self, traits: &Traits, messages: &mut Vec<Value>, tools: &[Value]) {
         let listed: Vec<String> = tools.iter().map(Value::to_string).collect();
         let example = self.write_calls(&[("NAME", "{\"ARGUMENT\": \"VALUE\"}", "ID")]);

@@ -1,7 +1,7 @@
-//! How models write what is not plain answer: calls of tools, and reasoning.
+//! Dialects: how models write tool calls and reasoning.
 //!
-//! A [`Dialect`] is a TOML file in `dialects/`: the markers around a call, what stands between them, and the markers around
-//! reasoning. Which one a model speaks is seen from its chat template. A [`Parser`] takes an answer apart while it is
+//! A [`Dialect`] is a TOML file in `dialects/`: the markers around a call, the form between them, and the markers
+//! around reasoning. A model's dialect is detected from its chat template. A [`Parser`] parses an answer while it is
 //! generated.
 
 mod call;
@@ -21,7 +21,7 @@ pub use self::parser::{Event, Parser, ParserOptions};
 pub use self::write::CallGrammar;
 use crate::{ChatTemplate, Tokenizer};
 
-/// The dialects that are built in, in the order in which templates are compared with them.
+/// The built-in dialects, in the order in which they are detected.
 const BUILT_IN: [(&str, &str); 14] = [
     ("harmony", include_str!("../../dialects/harmony.toml")),
     ("deepseek", include_str!("../../dialects/deepseek.toml")),
@@ -44,28 +44,28 @@ static PARSED: LazyLock<Vec<Arc<Dialect>>> = LazyLock::new(|| {
     parsed.collect::<Result<_, _>>().expect("the built-in dialects are tested")
 });
 
-/// How a family of models writes calls of tools and reasoning.
+/// How a family of models writes tool calls and reasoning.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dialect {
     /// What it is called.
     #[serde(skip)]
     name: String,
-    /// Signs in a chat template, any of which shows that the model speaks this dialect.
+    /// Signs in a chat template, any of which identifies this dialect.
     #[serde(default)]
     detect: Vec<Signs>,
     /// What reasoning stands between.
     #[serde(default)]
     reasoning: Vec<Between>,
-    /// The ways in which calls are written. The first one is how they are asked for.
+    /// The ways in which calls are written. The first one is used for required calls.
     #[serde(default)]
     call: Vec<CallStyle>,
-    /// The messages that an answer is made of, where it is not one text.
+    /// The format of an answer that consists of messages; none if it is one text.
     channels: Option<Channels>,
-    /// The form that ids of calls have.
+    /// The form of call ids.
     #[serde(default)]
     id: IdStyle,
-    /// How tools are told of where the template has no place for them.
+    /// How tools are described if the template does not support them.
     #[serde(default)]
     prompt: PromptStyle,
 }
@@ -211,7 +211,7 @@ fn argument_keys() -> Vec<String> {
     vec!["arguments".into(), "parameters".into()]
 }
 
-/// Why a dialect cannot be used.
+/// Why a dialect cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum DialectError {
     /// The file does not describe a dialect.
@@ -234,7 +234,7 @@ impl Dialect {
     /// Reads a dialect from TOML.
     ///
     /// # Errors
-    /// When a field is unknown, missing or makes no sense.
+    /// When a field is unknown, missing or inconsistent.
     pub fn parse(name: &str, source: &str) -> Result<Dialect, DialectError> {
         let failed = |reason: String| DialectError::Parse { name: name.into(), reason };
         let mut dialect: Dialect = toml::from_str(source).map_err(|error| failed(error.to_string()))?;
@@ -339,7 +339,7 @@ impl Dialect {
         self.reasoning.iter().flat_map(|pair| [pair.open.as_str(), pair.close.as_str()])
     }
 
-    /// Whether models with this template write down what they think before they answer.
+    /// Whether models with this template reason before they answer.
     pub fn reasons(&self, template: &ChatTemplate) -> bool {
         let in_channels = self.channels.as_ref().is_some_and(|channels| !channels.reasoning.is_empty());
         in_channels || self.reasoning_markers().any(|marker| template.source().contains(marker))

@@ -1,4 +1,4 @@
-//! An answer taken apart while it is generated.
+//! The parser of an answer, while it is generated.
 
 use std::sync::Arc;
 
@@ -11,18 +11,18 @@ use crate::StopTexts;
 /// The longest header of a message, in bytes.
 const LONGEST_HEADER: usize = 1024;
 
-/// A part of an answer.
+/// An event of the parser: a part of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// More of what the user is to read.
+    /// More of the content.
     Content(String),
-    /// More of what the model thinks before it answers.
+    /// More of the reasoning.
     Reasoning(String),
     /// A call begins.
     CallBegan {
-        /// Its place among the answer's calls, from 0.
+        /// The call's index in the answer, from 0.
         index: usize,
-        /// What its result will refer to: the model's, or made up.
+        /// The call's id, to which its result will refer: the model's own or a generated one.
         id: String,
         /// The name of the tool.
         name: String,
@@ -34,32 +34,32 @@ pub enum Event {
         /// The text that comes next.
         delta: String,
     },
-    /// The call is whole, and its arguments are valid JSON.
+    /// The call is complete, and its arguments are valid JSON.
     CallEnded {
         /// The call.
         index: usize,
     },
-    /// The call was cut off, or went on as something that is no JSON. It must not be executed.
+    /// The call was cut off, or its arguments are not JSON. It must not be executed.
     CallBroken {
         /// The call.
         index: usize,
     },
 }
 
-/// What a parser has to know beside the dialect.
+/// The context of an answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ParserOptions<'a> {
     /// The text that the answer follows; its end may have opened a reasoning, or a message's header.
     pub prompt: &'a str,
-    /// The tools, `{"type": "function", "function": {…}}`. Without tools nothing is a call.
+    /// The tools, `{"type": "function", "function": {…}}`. Without tools there are no calls.
     pub tools: &'a [Value],
-    /// Texts that end the answer where they come in its content.
+    /// Stop texts, which end the answer when they appear in its content.
     pub stop: &'a [String],
-    /// Chooses the ids of calls; to be different for every answer.
+    /// Seed of the call ids; must be different for every answer.
     pub seed: u64,
 }
 
-/// Takes an answer apart into [`Event`]s, fed with pieces of its text that may begin and end anywhere.
+/// Parses an answer into [`Event`]s, from pieces of its text that may begin and end anywhere.
 ///
 /// Joined together, the events do not depend on how the text was cut. Text that only looks like the beginning of a call
 /// comes back as content.
@@ -177,20 +177,20 @@ impl Parser {
         self.stop.came()
     }
 
-    /// Takes the next piece of the answer, and returns what is certain by now.
+    /// Takes the next piece of the answer, and returns the events that are certain now.
     pub fn push(&mut self, text: &str) -> Vec<Event> {
         text.chars().for_each(|c| self.feed(c));
         self.flush_content();
         std::mem::take(&mut self.events)
     }
 
-    /// Ends the answer, as the model said, and returns what was held back. Of a call that lacks nothing but brackets, they
-    /// are added.
+    /// Ends an answer that the model ended, and returns the events held back until now. If only closing brackets of a
+    /// call are missing, they are added.
     pub fn finish(self) -> Vec<Event> {
         self.last(true)
     }
 
-    /// Ends an answer that was cut off, and returns what was held back.
+    /// Ends an answer that was cut off, and returns the events held back until now.
     pub fn cut_off(self) -> Vec<Event> {
         self.last(false)
     }

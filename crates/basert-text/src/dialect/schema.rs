@@ -1,4 +1,4 @@
-//! What an argument may be by its tool's schema, for those that are not written as JSON.
+//! The types of arguments by their tool's schema, for arguments that are not written as JSON.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! The other direction: calls as a dialect writes them, as text and as a grammar.
+//! Writing calls in a dialect, as text and as a grammar.
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -37,8 +37,8 @@ struct Shape {
 }
 
 impl CallGrammar {
-    /// One call, or with `several` at least one, of these tools, given as `{"type": "function", "function": {…}}`; of `named`
-    /// only, if there is one.
+    /// One call, or with `several` at least one, of these tools, given as `{"type": "function", "function": {…}}`; of
+    /// `named` only, if there is one.
     ///
     /// # Errors
     /// When a tool has no usable name or no schema of an object, or there is none of that name.

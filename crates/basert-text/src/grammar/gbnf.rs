@@ -1,8 +1,8 @@
-//! GBNF, the grammars of llama.cpp, written as Lark.
+//! Translation of GBNF, llama.cpp's grammar format, to Lark.
 //!
-//! The library reads text in two levels, regular terminals and context-free rules over them. So whatever of a grammar does
-//! not recurse becomes a terminal, as large as possible, and what does recurse a rule. As in Lark, a terminal takes as much
-//! text as it can.
+//! The library parses in two levels: regular terminals, and context-free rules over them. So the parts of a grammar
+//! that do not recurse become terminals, as large as possible, and recursive parts become rules. As in Lark, a terminal
+//! matches as much text as it can.
 
 use std::collections::HashMap;
 use std::fmt::Write;

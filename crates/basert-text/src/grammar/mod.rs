@@ -1,8 +1,7 @@
-//! What an answer may be: masks over the vocabulary, from JSON schemas, grammars and regular expressions.
+//! Structured output: masks over the vocabulary, from JSON schemas, grammars and regular expressions.
 //!
-//! A [`GrammarCompiler`] makes a [`Constraint`] of a [`Grammar`]. Before each token the constraint says which ones may come,
-//! and after it, it is told which one came. The work is done by `llguidance`, an Earley parser over derivatives of
-//! regular expressions.
+//! A [`GrammarCompiler`] compiles a [`Grammar`] to a [`Constraint`], which returns a mask before each token and
+//! advances after it. The work is done by `llguidance`, an Earley parser over derivatives of regular expressions.
 
 mod gbnf;
 mod relaxed;
@@ -24,7 +23,7 @@ use crate::{CallGrammar, Dialect, Tokenizer};
 /// The longest grammar or schema, in bytes of text.
 const MOST_SOURCE: usize = 1 << 20;
 
-/// What is allowed to the library. Times are those of one core of a common server.
+/// Limits for the library. Times are measured on one core of a common server.
 const LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2000,
     // 20 ms of making regular expressions.
@@ -39,26 +38,26 @@ const LIMITS: ParserLimits = ParserLimits {
     verbose_errors: false,
 };
 
-/// What is allowed to it for grammars that are written as such. Its time grows with the square of the items that it looks
-/// at together: 200 ms.
+/// What is allowed to it for grammars that are written as such. Its time grows with the square of the items that it
+/// looks at together: 200 ms.
 const LIMITS_OF_GRAMMARS: ParserLimits = ParserLimits { step_max_items: 20_000, max_grammar_size: 20_000, ..LIMITS };
 
-/// What an answer has to be.
+/// A constraint on an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grammar {
     /// Any JSON object.
     JsonObject,
-    /// JSON that is valid by this schema. Properties come in the schema's order.
+    /// JSON that conforms to this schema, with properties in the schema's order.
     JsonSchema(Value),
     /// A grammar in the dialect of Lark that `llguidance` defines.
     Lark(String),
-    /// A grammar as llama.cpp writes them.
+    /// A grammar in GBNF, llama.cpp's format.
     Gbnf(String),
-    /// Text that a regular expression matches as a whole.
+    /// A regular expression that matches the whole answer.
     Regex(String),
-    /// Calls of tools, as a dialect writes them.
+    /// Tool calls, in a dialect.
     Calls(CallGrammar),
-    /// Calls of tools, or an answer by another grammar, which is not one of calls.
+    /// Tool calls, or an answer by another grammar, which must not be one of tool calls.
     CallsOr(CallGrammar, Box<Grammar>),
 }
 
@@ -72,7 +71,7 @@ impl Grammar {
     }
 }
 
-/// What may come before the part of an answer that a grammar is for.
+/// What may precede the constrained part of an answer.
 #[derive(Clone, Debug, Default)]
 pub enum Preface {
     /// Nothing.
@@ -92,18 +91,18 @@ pub enum Preface {
 /// Why a grammar cannot be used.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum GrammarError {
-    /// The tokenizer does not allow for masks.
+    /// Masks are not possible with the tokenizer.
     #[error("grammars cannot be used with this model: {reason}")]
     Tokenizer {
         /// Why.
         reason: String,
     },
-    /// A part of a JSON schema cannot be honoured.
+    /// A part of a JSON schema is not supported.
     #[error("schema{}{path}: {reason}", if path.is_empty() { "" } else { " at " })]
     Schema {
         /// Where in the schema, as a JSON pointer; empty for the schema itself.
         path: String,
-        /// What cannot be honoured.
+        /// What is not supported.
         reason: String,
     },
     /// The grammar or regular expression is wrong or too large.
@@ -114,21 +113,21 @@ pub enum GrammarError {
         /// What is wrong.
         reason: String,
     },
-    /// The tools cannot be called as was asked for.
+    /// The required tool calls are not possible.
     #[error("tools: {reason}")]
     Tools {
         /// What is wrong.
         reason: String,
     },
-    /// While an answer was generated.
-    #[error("the grammar cannot go on: {reason}")]
+    /// An error during generation.
+    #[error("the grammar cannot continue: {reason}")]
     Step {
-        /// What happened: a limit was exceeded, or a token came that was not allowed.
+        /// What happened: a limit was exceeded, or a token was not allowed.
         reason: String,
     },
 }
 
-/// Compiles grammars for one tokenizer. To be made once: it arranges the whole vocabulary.
+/// Compiles grammars for a tokenizer. Create it once for each: it indexes the whole vocabulary.
 pub struct GrammarCompiler {
     factory: ParserFactory,
     tokenizer: Arc<Tokenizer>,
@@ -138,7 +137,7 @@ impl GrammarCompiler {
     /// A compiler for the tokenizer's vocabulary.
     ///
     /// # Errors
-    /// When the vocabulary is too large or has no token that ends an answer.
+    /// When the vocabulary is too large or has no end-of-text token.
     pub fn new(tokenizer: Arc<Tokenizer>) -> Result<Self, GrammarError> {
         let failed = |reason| GrammarError::Tokenizer { reason };
         let factory = on_own_stack(|| {
@@ -152,7 +151,7 @@ impl GrammarCompiler {
     /// Compiles a grammar for a whole answer.
     ///
     /// # Errors
-    /// When the grammar is wrong, too large, or asks for something that cannot be honoured.
+    /// When the grammar is wrong, too large, or has something that is not supported.
     pub fn compile(&self, grammar: &Grammar) -> Result<Constraint, GrammarError> {
         self.compile_after(grammar, &Preface::None)
     }
@@ -302,20 +301,20 @@ fn on_own_stack<T: Send>(work: impl FnOnce() -> Result<T, String> + Send) -> Res
     crate::stack::on_own_stack("llguidance", work).and_then(|result| result)
 }
 
-/// What may come next in one answer.
+/// The state of a grammar in one answer.
 pub struct Constraint {
     matcher: Matcher,
     tokenizer: Arc<Tokenizer>,
-    /// The mask, once it was asked for.
+    /// The mask, once computed.
     mask: Option<Vec<u32>>,
 }
 
 impl Constraint {
-    /// The tokens that may come next: token `t` may if bit `t % 32` of word `t / 32` is set. There is at least one. Those
-    /// that end the answer are among them where it may end, and alone where it has to.
+    /// The mask of the next token: token `t` is allowed if bit `t % 32` of word `t / 32` is set. At least one is.
+    /// End-of-text tokens are allowed if the answer may end, and are the only ones if it must.
     ///
     /// # Errors
-    /// When the limits of one step do not suffice.
+    /// When the limits of a step are exceeded.
     pub fn mask(&mut self) -> Result<&[u32], GrammarError> {
         if self.mask.is_none() {
             let mask = guarded(|| self.matcher.compute_mask_or_eos())
@@ -325,7 +324,7 @@ impl Constraint {
         Ok(self.mask.as_deref().unwrap_or_default())
     }
 
-    /// Whether a token may come next.
+    /// Whether a token is allowed next.
     ///
     /// # Errors
     /// As for [`Constraint::mask`].
@@ -333,10 +332,10 @@ impl Constraint {
         Ok(self.mask()?.get(token as usize / 32).is_some_and(|word| word & (1 << (token % 32)) != 0))
     }
 
-    /// Goes on by a token.
+    /// Advances by a token.
     ///
     /// # Errors
-    /// When the token is not allowed. The constraint cannot be used any more.
+    /// When the token is not allowed. The constraint cannot be used after that.
     pub fn accept(&mut self, token: u32) -> Result<(), GrammarError> {
         if !self.allows(token)? {
             let text = String::from_utf8_lossy(self.tokenizer.token_bytes(token).unwrap_or_default()).into_owned();
@@ -354,14 +353,15 @@ impl Constraint {
         self.is_finished() || self.matcher.is_accepting().unwrap_or(false)
     }
 
-    /// Whether the answer has to end here.
+    /// Whether the answer must end here.
     pub fn is_finished(&self) -> bool {
         self.matcher.is_stopped()
     }
 }
 
 impl Clone for Constraint {
-    /// Another answer that goes on from here. Nothing is shared, so the two can be used on different threads.
+    /// A constraint for another answer that continues from here. Nothing is shared, so both can be used on different
+    /// threads.
     fn clone(&self) -> Self {
         Self { matcher: self.matcher.deep_clone(), tokenizer: Arc::clone(&self.tokenizer), mask: self.mask.clone() }
     }

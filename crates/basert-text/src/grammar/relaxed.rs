@@ -1,18 +1,19 @@
-//! JSON schemas as programs send them, with what no mask can hold taken out.
+//! Relaxation of JSON schemas: keywords that a mask cannot enforce are removed.
 
 use serde_json::{Map, Value, json};
 
-/// The formats that are honoured.
+/// The supported formats.
 pub const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
 /// Schemas inside each other; what is deeper is left as it is, and refused when it is compiled.
 const DEEPEST: usize = 64;
 
-/// A schema that compiles where the given one would be refused for a keyword that programs add without need, and what of it
-/// is not held to, each with its place: unknown formats, `uniqueItems`, `not`, and names of properties that are more than a
-/// list or a pattern. `oneOf` becomes `anyOf`, which is the same where its parts exclude each other; where that does not
-/// show, it is told too. What means nothing (`uniqueItems: false`, `propertyNames` of any text) goes without a word.
+/// Relaxes a schema that would be refused for a keyword that programs often add needlessly. Returns the schema, and
+/// what is not enforced, each with its place: unknown formats, `uniqueItems`, `not`, and `propertyNames` other than a
+/// list or a pattern. `oneOf` becomes `anyOf`, which is equivalent if its parts exclude each other; if that cannot be
+/// shown, it is reported, too. Keywords without effect (`uniqueItems: false`, `propertyNames` of any text) are removed
+/// silently.
 pub fn relaxed(schema: &Value) -> (Value, Vec<String>) {
     let (mut relaxed, mut notes) = (schema.clone(), Vec::new());
     Relaxing { whole: schema, notes: &mut notes }.schema(&mut relaxed, "", 0);
@@ -125,7 +126,8 @@ impl Relaxing<'_> {
         pointer.and_then(|pointer| self.whole.pointer(pointer)).unwrap_or(schema)
     }
 
-    /// Whether no value satisfies two of them, as far as that shows: by their types, or by a property that tells them apart.
+    /// Whether no value satisfies two of them, as far as that shows: by their types, or by a property that tells them
+    /// apart.
     fn exclude_each_other(&self, parts: &[Value]) -> bool {
         let parts: Vec<&Value> = parts.iter().map(|part| self.resolved(part)).collect();
         let kinds: Option<Vec<&str>> = parts.iter().map(|part| part["type"].as_str()).collect();

@@ -1,4 +1,4 @@
-//! What has to be said about JSON schemas before and after they are compiled.
+//! Checks of JSON schemas before they are compiled, and errors after that.
 
 use serde_json::{Map, Value, json};
 
@@ -42,7 +42,7 @@ pub(super) fn check(schema: &Value) -> Result<(), GrammarError> {
             return Err(failed("", format!("more than {MOST_VALUES} values or {MOST_SOURCE} bytes")));
         }
     }
-    // The library's own settings are not for whoever writes a schema.
+    // Schemas must not change the library's settings.
     if schema.get("x-guidance").is_some() {
         return Err(failed("/x-guidance", "not supported".into()));
     }

@@ -1,4 +1,4 @@
-//! The vocabulary as `llguidance` reads it.
+//! The vocabulary in the form that `llguidance` needs.
 
 use toktrie::{TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 

@@ -1,4 +1,4 @@
-//! Conversations that a template refuses, or says only a part of, told in another way.
+//! Rewriting of conversations that a template refuses or renders only in part.
 
 use serde_json::{Map, Value, json};
 

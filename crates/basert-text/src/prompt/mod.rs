@@ -1,9 +1,9 @@
-//! From a conversation to the prompt of a model.
+//! Rendering of a conversation to a prompt.
 //!
-//! What APIs hand over is put into the form that the model's template takes, and rendered. Only what the template itself
-//! writes becomes a control token. What comes from outside (messages, tools, variables) is text: where it spells a control
-//! token, a noncharacter breaks that before the template sees it, and is taken out again when the prompt has been cut at
-//! the control tokens that there are. Text without such spellings goes through unchanged.
+//! An API's messages are converted to the form that the model's template expects, and rendered. Only the template
+//! itself writes control tokens. Text from outside (messages, tools, variables) stays text: where it spells a control
+//! token, a noncharacter breaks that before the template sees it, and is taken out again when the prompt has been cut
+//! at the control tokens that there are. Text without such spellings goes through unchanged.
 
 mod guards;
 mod outside;
@@ -18,8 +18,8 @@ use crate::{ChatRequest, ChatTemplate, Dialect, EncodeOptions, TemplateError, To
 /// A conversation as APIs have it, to be continued.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Chat<'a> {
-    /// Messages as JSON objects: `role`, `content` (a string or a list of parts), `tool_calls` with arguments as text or as
-    /// an object, and whatever else the template knows.
+    /// Messages as JSON objects: `role`, `content` (a string or a list of parts), `tool_calls` with arguments as text
+    /// or as an object, and whatever else the template knows.
     pub messages: &'a [Value],
     /// Tools that may be called, `{"type": "function", "function": {…}}`.
     pub tools: &'a [Value],
@@ -34,8 +34,8 @@ pub struct Chat<'a> {
 /// How a prompt ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
-    /// With the assistant's last message, if the conversation ends with one that calls no tools: the answer continues it.
-    /// Otherwise with the beginning of an answer.
+    /// With the assistant's last message, if the conversation ends with one that calls no tools: the answer continues
+    /// it. Otherwise with the beginning of an answer.
     #[default]
     Auto,
     /// With the beginning of an answer.
@@ -72,14 +72,14 @@ impl Prompt {
 impl Dialect {
     /// The prompt of a conversation.
     ///
-    /// Where the template has no place for tools, they are described in the system message, past calls are written into the
-    /// content as this dialect writes them, and results are what the user says. A conversation that the template refuses, or
-    /// of which it leaves out what system or user say, is told in another way: system texts joined or given to the user,
-    /// messages of one role joined, several calls cut into messages of one.
+    /// Where the template has no place for tools, they are described in the system message, past calls are written into
+    /// the content as this dialect writes them, and results are what the user says. A conversation that the template
+    /// refuses, or of which it leaves out what system or user say, is told in another way: system texts joined or given
+    /// to the user, messages of one role joined, several calls cut into messages of one.
     ///
     /// # Errors
-    /// When the template refuses the conversation all the same, a call has no name, or the last message is to be continued
-    /// and cannot be.
+    /// When the template refuses the conversation all the same, a call has no name, or the last message is to be
+    /// continued and cannot be.
     pub fn prompt(
         &self,
         template: &ChatTemplate,

@@ -1,4 +1,4 @@
-//! Text from outside in a prompt, kept apart from the template's own.
+//! Separation of text from outside from the template's own text in a prompt.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,4 @@
-//! What keeps a template from ending the process.
+//! Limits that keep a template from crashing the process.
 //!
 //! minijinja counts the instructions that a template executes and the brackets and calls inside each other. What it
 //! does not count, a template from an unknown hand can use against the process:
@@ -87,7 +87,8 @@ pub(super) fn tick() -> Result<(), Error> {
     }
 }
 
-/// Adds the filters and the function that [`prepared`](super::source::prepared) writes, and limits those that minijinja has.
+/// Adds the filters and the function that [`prepared`](super::source::prepared) writes, and limits those that minijinja
+/// has.
 pub(super) fn add_to(environment: &mut Environment<'_>) {
     for (name, is_attribute) in CHECKS.into_iter().zip([false, true]) {
         environment.add_filter(name, move |value: Value| {

@@ -1,7 +1,7 @@
-//! Chat templates: how a conversation is written as one text, in the way its model was trained on.
+//! Chat templates: rendering of a conversation to a text in the form that the model was trained on.
 //!
 //! A template is a Jinja program that comes with the model. It is rendered as `transformers.apply_chat_template`
-//! renders it, byte for byte. Since it comes from a file that nobody vouches for, its length, its work, its output and
+//! renders it, byte for byte. Since it comes from an untrusted file, its length, its work, its output and
 //! the depth and size of its values are limited; the module `limits` says how, and what is not.
 
 mod environment;

@@ -1,4 +1,4 @@
-//! The source of a template in the form in which minijinja gets it.
+//! Preparation of a template's source for minijinja.
 
 use std::ops::Range;
 
@@ -102,8 +102,8 @@ impl<'t> Operands<'_, 't> {
         self.at.checked_sub(1).and_then(|last| self.tag.get(last)).map_or(0, |(_, place)| place.end)
     }
 
-    /// Operands and operators, up to a bracket that closes. Brackets within brackets recurse; how many there may be, the
-    /// parser has a limit for, which is less than what the stack has room for.
+    /// Operands and operators, up to a bracket that closes. Brackets within brackets recurse; how many there may be,
+    /// the parser has a limit for, which is less than what the stack has room for.
     fn list(&mut self) {
         let mut binds = false;
         while let Some(token) = self.peek() {

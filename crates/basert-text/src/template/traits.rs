@@ -1,4 +1,4 @@
-//! What a template can do, found out by rendering.
+//! Detection of a template's features by test renderings.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! The texts of control tokens, and how text from outside is kept from becoming one.
+//! The texts of control tokens, and protection against such texts from outside.
 
 use std::collections::BTreeSet;
 
@@ -85,8 +85,8 @@ impl ControlTexts {
         Some(broken + &text[done..])
     }
 
-    /// The places after the first character of what begins like a control token: a template may take out what follows and
-    /// join the rest of one to it. Templates look for closing tags in texts, so those are left as they are.
+    /// The places after the first character of what begins like a control token: a template may take out what follows
+    /// and join the rest of one to it. Templates look for closing tags in texts, so those are left as they are.
     fn at_begins(&self, text: &str, allowed: &[&str], places: &mut Vec<usize>) {
         for (i, first) in text.char_indices().filter(|(_, c)| self.first.contains(c)) {
             let after = i + first.len_utf8();
@@ -99,8 +99,8 @@ impl ControlTexts {
         }
     }
 
-    /// The places in parts of a control token at the beginning and end of the text, which may be trimmed. Words are left
-    /// alone: templates compare them, and write `<|user|>` with the role in between.
+    /// The places in parts of a control token at the beginning and end of the text, which may be trimmed. Words are
+    /// left alone: templates compare them, and write `<|user|>` with the role in between.
     fn at_ends(&self, text: &str, places: &mut Vec<usize>) {
         let trimmed = text.trim();
         let begin = text.len() - text.trim_start().len();

@@ -1,8 +1,8 @@
-//! What is refused in a `tokenizer.json` before the `tokenizers` library sees it: numbers and chains with which a small
-//! file takes gigabytes, or a text never ends.
+//! Checks of a `tokenizer.json` before the `tokenizers` library reads it: numbers and chains with which a small file
+//! would take gigabytes, or encoding would never end.
 //!
-//! What is left takes time but ends: a regular expression that backtracks (each attempt is limited), a unigram
-//! vocabulary of very long pieces.
+//! What remains can be slow but terminates: regular expressions that backtrack (each attempt is limited), and unigram
+//! vocabularies with very long pieces.
 
 use serde::Deserialize;
 use serde_json::Value;

@@ -1,7 +1,7 @@
-//! Merging neighbours, the step that byte pair encoding and SentencePiece's variant of it share: of all pairs of
-//! neighbours that may be merged take the best, leftmost first, until none is left.
+//! Merging of adjacent symbols, the step that byte pair encoding and SentencePiece's variant of it share: repeatedly
+//! merge the best pair, leftmost first, until none is left.
 //!
-//! A heap holds the candidates, so that a text of n symbols takes O(n log n) whatever it looks like.
+//! A heap holds the candidates, so that any text of n symbols takes O(n log n).
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

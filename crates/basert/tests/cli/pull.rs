@@ -101,7 +101,7 @@ fn a_model_is_compared_with_what_was_pulled() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&file, bytes).unwrap();
     let error = in_store(store.path(), &["verify", "smollm2-135m"]);
-    assert!(error.code == Some(1) && error.err.contains("and was pulled with b179c952"), "{}", error.err);
+    assert!(error.code == Some(1) && error.err.contains("but had b179c952"), "{}", error.err);
     let planned = in_store(store.path(), &["plan", "smollm2-135m", "--summary"]);
     assert!(
         planned.err.contains("was changed after the model was pulled; `basert verify smollm2-135m`"),
