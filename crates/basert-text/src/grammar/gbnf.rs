@@ -7,8 +7,11 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-/// Brackets inside each other, and rules that do not recurse.
+/// Brackets inside each other.
 const DEEPEST: usize = 200;
+
+/// Rules that lead from one to the next. The library recurses as deep, and its errors grow on the way back.
+const LONGEST_CHAIN: usize = 1000;
 
 /// The most repetitions that can be asked for by number.
 const MOST_TIMES: u32 = 10_000;
@@ -39,7 +42,10 @@ pub(super) fn to_lark(source: &str) -> Result<String, String> {
         }
     }
     let root = *names.get("root").ok_or("there is no rule root")?;
-    let mut writer = Writer::new(&rules, names)?;
+    let used: Vec<Vec<usize>> =
+        rules.iter().map(|(_, rule)| uses(rule).into_iter().map(|name| names[name]).collect()).collect();
+    refuse_deep(&used, root)?;
+    let mut writer = Writer::new(&rules, names, &used);
     let start = writer.rule_text(&rules[root].1);
     let mut lark = format!("start: {start}\n");
     for (i, (_, rule)) in rules.iter().enumerate() {
@@ -65,6 +71,27 @@ fn uses(expr: &Expr) -> Vec<&str> {
     }
 }
 
+/// Refuses rules that go on from each other for too long, in the order in which they are compiled.
+fn refuse_deep(used: &[Vec<usize>], root: usize) -> Result<(), String> {
+    let (mut seen, mut chain) = (vec![false; used.len()], vec![(root, 0)]);
+    seen[root] = true;
+    while let Some((rule, next)) = chain.last_mut() {
+        match used[*rule].get(*next) {
+            Some(&inner) => {
+                *next += 1;
+                if !std::mem::replace(&mut seen[inner], true) {
+                    chain.push((inner, 0));
+                }
+            }
+            None => drop(chain.pop()),
+        }
+        if chain.len() > LONGEST_CHAIN {
+            return Err(format!("more than {LONGEST_CHAIN} rules that lead from one to the next"));
+        }
+    }
+    Ok(())
+}
+
 struct Writer<'r> {
     rules: &'r [(String, Expr)],
     names: HashMap<&'r str, usize>,
@@ -77,9 +104,7 @@ struct Writer<'r> {
 }
 
 impl<'r> Writer<'r> {
-    fn new(rules: &'r [(String, Expr)], names: HashMap<&'r str, usize>) -> Result<Self, String> {
-        let used: Vec<Vec<usize>> =
-            rules.iter().map(|(_, rule)| uses(rule).into_iter().map(|name| names[name]).collect()).collect();
+    fn new(rules: &'r [(String, Expr)], names: HashMap<&'r str, usize>, used: &[Vec<usize>]) -> Self {
         // Without those that use none of the rest, again and again, the recursive ones are left.
         let mut users = vec![Vec::new(); rules.len()];
         let mut left: Vec<usize> = used.iter().map(Vec::len).collect();
@@ -98,19 +123,12 @@ impl<'r> Writer<'r> {
             }
         }
         let recursive = left.iter().map(|&left| left > 0).collect();
-        let mut depths = vec![0; rules.len()];
-        for &i in &regular {
-            depths[i] = used[i].iter().map(|&j| depths[j] + 1).max().unwrap_or(0);
-            if depths[i] > DEEPEST {
-                return Err(format!("rule {}: at most {DEEPEST} rules inside each other", rules[i].0));
-            }
-        }
         let nullable = vec![false; rules.len()];
         let mut writer = Self { rules, names, recursive, nullable, terminals: Vec::new() };
         for i in regular {
             writer.nullable[i] = writer.is_nullable(&writer.rules[i].1);
         }
-        Ok(writer)
+        writer
     }
 
     fn is_regular(&self, expr: &Expr) -> bool {
