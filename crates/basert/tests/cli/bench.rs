@@ -121,7 +121,7 @@ fn a_peer_that_does_not_work_is_told() {
     assert!(message.contains("CMAKE_ARGS=\"-DGGML_NATIVE=ON\"") && message.contains("-m pip install"), "{message}");
     assert!(compare(&peer("refuses"), &[]).fails(1).contains("fake 1.0: it does not load this model"));
     assert!(compare(&peer("ends"), &[]).fails(1).contains("ended: exit status: 3"));
-    assert!(compare(&peer("talks"), &[]).fails(1).contains("answered 'Welcome!'"));
+    assert!(compare(&peer("talks"), &[]).fails(1).contains("unexpected answer: 'Welcome!'"));
     assert!(compare("/no/such/python", &[]).fails(2).contains("--python names another"));
 }
 

@@ -147,7 +147,7 @@ fn guesses_change_no_text() {
         assert_eq!(guessed.ok(), plain);
     }
     assert_eq!(complete(&[]).ok(), plain);
-    assert!(complete(&["--speculate", "off", "--draft", &model]).fails(2).contains("nothing to guess"));
+    assert!(complete(&["--speculate", "off", "--draft", &model]).fails(2).contains("no effect with --speculate off"));
     let tiny = basert_testkit::tiny().join("llama.gguf").display().to_string();
     assert!(complete(&["--draft", &tiny]).fails(1).contains("its vocabulary has 288 tokens"));
 }
@@ -164,7 +164,7 @@ fn mistakes_are_told_from_failures() {
         (&["complete", "/no/such.gguf", "-p", "x"], "/no/such.gguf"),
         (&["complete", "smolm2", "-p", "x"], "did you mean `smollm2`"),
         (&["complete", "gemma3-270m", "-p", "x"], "basert pull gemma3-270m"),
-        (&["complete", "Once upon a time", "-p", "x"], "a prompt is given with -p"),
+        (&["complete", "Once upon a time", "-p", "x"], "give a prompt with -p"),
         (&["complete", &model, "-p", "x", "--top-p", "3"], "top-p is 3"),
         (&["complete", &model, "-p", ""], "the prompt has no tokens"),
         (&["complete", &model, "--raw", "-p", ""], "the prompt has no tokens"),

@@ -14,7 +14,7 @@ fn what_is_not_safe_or_not_there_is_a_mistake() {
     let error = basert(&["serve", &model(), "--host", "0.0.0.0", "--log", "off"]).fails(2);
     assert!(error.contains("0.0.0.0:8080") && error.contains("API key"), "{error}");
     let error = basert(&["serve", &model(), "--host", "no such host", "--log", "off"]);
-    assert!(error.code == Some(2) && error.err.contains("no name that stands for one"), "{}", error.err);
+    assert!(error.code == Some(2) && error.err.contains("neither an address nor a host name"), "{}", error.err);
     let error = basert(&["serve", &model(), "--cors", "example", "--log", "off"]).fails(2);
     assert!(error.contains("'example' is not an origin"), "{error}");
     let error = basert(&["serve", "./nothing.gguf", "--log", "off"]).fails(2);

@@ -14,7 +14,7 @@ fn every_instruction_set_is_checked_and_timed() {
 
 #[test]
 fn what_has_no_table_is_not_tuned() {
-    assert!(basert(&["tune", "--device", "cpu", "--submit"]).fails(2).contains("no table"));
+    assert!(basert(&["tune", "--device", "cpu", "--submit"]).fails(2).contains("no tuning table"));
     assert!(basert(&["tune", "--device", "reference"]).fails(2).contains("oracle"));
     // No machine has so many.
     basert(&["tune", "--device", "cuda:1000"]).fails(1);
