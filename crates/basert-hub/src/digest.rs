@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Error, Result};
 
-/// What a file's content is announced to be.
+/// The announced digest of a file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Digest {
@@ -35,8 +35,8 @@ impl Digest {
     }
 }
 
-/// Reads the file and compares it with what is expected, if anything is; returns its sha256. `on_bytes` is told of every
-/// chunk read.
+/// Reads the file and compares it with the expected digest, if there is one; returns its sha256. `on_bytes` is called
+/// with the size of every chunk read.
 pub(crate) fn verify(expected: Option<&Digest>, path: &Path, mut on_bytes: impl FnMut(u64)) -> Result<String> {
     let mut file = File::open(path).map_err(Error::io("open", path))?;
     let length = file.metadata().map_err(Error::io("examine", path))?.len();

@@ -1,4 +1,4 @@
-//! What a hub says about a repository.
+//! A hub's description of a repository.
 
 use serde::Deserialize;
 
@@ -55,7 +55,7 @@ pub(crate) fn describe(http: &Http<'_>, repo: &ModelId, revision: &str) -> Resul
     if description.siblings.len() > MAX_FILES {
         return Err(bad(format!("it lists {} files, more than {MAX_FILES}", description.siblings.len())));
     }
-    // Of a file that is not wanted, nonsense does no harm; of one that is, a missing checksum is told.
+    // Wrong data of a file that is not needed is ignored; for one that is, a missing checksum is noted.
     let digest = |text: String| Digest::try_from(text.trim_start_matches("sha256:").to_owned()).ok();
     let files = description.siblings.into_iter().map(|file| {
         let (size, digest) = match file.lfs {

@@ -83,8 +83,8 @@ impl Installed {
         format!("{}:{}", self.id, self.variant)
     }
 
-    /// A file that was changed after it was pulled, by the time that the file system keeps of it. It may still be right, for
-    /// a copy of it has a later time too: [`Installed::verify`] tells.
+    /// A file that was changed after it was pulled, by the time that the file system keeps of it. It may still be
+    /// right, for a copy of it has a later time too: [`Installed::verify`] tells.
     pub fn changed(&self) -> Option<&str> {
         // Times of files may be of whole seconds, or of two.
         let pulled = SystemTime::from(self.pulled) + Duration::from_secs(2);
@@ -109,7 +109,7 @@ impl Installed {
                 other => other,
             })?;
             progress.finish();
-            // A store that cannot be written to is told of again.
+            // If the store cannot be written to, the warning is repeated.
             let _ = fs::File::options().append(true).open(&path).and_then(|file| file.set_modified(self.pulled.into()));
         }
         Ok(())

@@ -38,17 +38,17 @@ const LARGEST_ANSWER: usize = 64 << 20;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Seconds after which a batch that has not ended does.
 const WINDOW: u64 = 24 * 3600;
-/// The files that answers are appended to: what they are called when the batch has ended, and what was asked is then
-/// told by. They lie beside the batch by the endings.
+/// The files that answers are appended to: the field of an ended batch that names each, and its ending beside the batch
+/// until then.
 const OUTPUTS: [(&str, &str); 2] = [("output_file_id", "good"), ("error_file_id", "bad")];
-/// What is told of how many answers are in each.
+/// The name of each file's count of answers.
 const COUNTS: [&str; 2] = ["completed", "failed"];
 
-/// A batch, as it is told and kept.
+/// A batch, as it is reported and saved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Batch {
     pub owner: u64,
-    /// What is told.
+    /// The object that the API returns.
     pub told: Value,
     /// How many lines were done when a server last went on with it.
     #[serde(default)]

@@ -14,7 +14,7 @@ use crate::work;
 
 /// What a value of JSON takes when it is read, in bytes: its place in a list that grows, and in what is made of it.
 pub const VALUE: usize = 128;
-/// A body may take this many times its limit when it is read, and in any case so many bytes.
+/// Limit on the memory of a parsed body: this many times the limit of its size, but at least this many bytes.
 const GROWTH: usize = 4;
 const ALWAYS: usize = 16 << 20;
 

@@ -30,7 +30,7 @@ struct Ledger {
 }
 
 impl Budget {
-    /// For so many bytes.
+    /// A budget of this many bytes.
     pub fn new(total: usize) -> Arc<Budget> {
         Arc::new(Budget { total, ledger: Mutex::default() })
     }

@@ -294,7 +294,7 @@ impl Server {
         }
         tidy.abort();
         shared.work.stop();
-        // What models know outlives them, if that is wanted; whoever says it again does not wait for that.
+        // Cached prefixes are saved, if configured; a second stop does not wait for that.
         tokio::select! {
             () = shared.registry.end() => {}
             () = stop.told(Ending::Now) => {}

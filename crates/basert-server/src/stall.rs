@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Bytes that the peer has to read within the limit, if there are so many: fewer do not count as progress.
+/// Bytes that the peer has to read within the limit, if as many are pending: fewer do not count as progress.
 const PROGRESS: usize = 1024;
 
 /// A stream whose writes fail with a timeout if they are stalled for longer than the limit.

@@ -107,7 +107,7 @@ async fn blocking<T: Send + 'static>(
 /// The turns that there are.
 pub struct Work {
     all: Arc<Semaphore>,
-    /// Of each client that has turns or waits for one. Whoever asks often waits here, and not before others.
+    /// For each client that has turns or waits for one. A client's further work waits here, not ahead of other clients.
     clients: Mutex<HashMap<u64, Arc<Semaphore>>>,
     /// Turns of one client at once.
     each: usize,
@@ -155,7 +155,7 @@ impl Work {
         Wanted { left, stopped: self.stopped.clone(), until: Instant::now() + LONGEST, hold }
     }
 
-    /// Runs what takes long for a client and is no request's. It is told when nobody wants it any more.
+    /// Runs long work for a client that does not belong to a request. `Wanted` says when it is no longer needed.
     pub async fn run<T: Send + 'static>(
         &self,
         client: Client,
@@ -214,7 +214,7 @@ impl Drop for Left {
 
 /// Whether work is still wanted.
 pub struct Wanted {
-    /// Whoever wanted it has left.
+    /// The client has left.
     left: Arc<AtomicBool>,
     /// The server ends.
     stopped: Arc<AtomicBool>,

@@ -1,13 +1,13 @@
-//! Where a user's files are kept, by the XDG Base Directory Specification, on macOS too.
+//! The folders of a user's files, by the XDG Base Directory Specification, also on macOS.
 //!
-//! | | variable of our own | otherwise |
+//! | | own variable | otherwise |
 //! | --- | --- | --- |
 //! | models | `$BASERT_MODELS_DIR` | `$XDG_DATA_HOME/basert/models`, `~/.local/share/basert/models` |
-//! | what can be made again | `$BASERT_CACHE_DIR` | `$XDG_CACHE_HOME/basert`, `~/.cache/basert` |
+//! | caches | `$BASERT_CACHE_DIR` | `$XDG_CACHE_HOME/basert`, `~/.cache/basert` |
 //! | history of the chat | | `$XDG_STATE_HOME/basert`, `~/.local/state/basert` |
 //!
-//! All of it was once in `~/.cache/baseRT`. [`leave_old`] moves it from there; until that was called, models are found in
-//! the old place too.
+//! Earlier versions kept everything in `~/.cache/baseRT`. [`leave_old`] moves it from there; before that, models are
+//! also found in the old folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,26 +17,26 @@ use etcetera::base_strategy::Xdg;
 
 /// Environment variable that names the folder of models.
 pub const MODELS_DIR_VARIABLE: &str = "BASERT_MODELS_DIR";
-/// Environment variable that names the folder of what can be made again.
+/// Environment variable that names the folder of caches.
 pub const CACHE_DIR_VARIABLE: &str = "BASERT_CACHE_DIR";
 
-/// The folder of models; none where no home folder is known.
+/// The folder of models; none if no home folder is known.
 pub fn models() -> Option<PathBuf> {
     named(MODELS_DIR_VARIABLE).or_else(|| Places::of_user()?.models())
 }
 
-/// The folder of what can be made again; none where no home folder is known.
+/// The folder of caches; none if no home folder is known.
 pub fn cache() -> Option<PathBuf> {
     named(CACHE_DIR_VARIABLE).or_else(|| Some(Places::of_user()?.cache))
 }
 
-/// The folder of what a user did here before; none where no home folder is known.
+/// The folder of the chat's history; none if no home folder is known.
 pub fn state() -> Option<PathBuf> {
     Some(Places::of_user()?.state)
 }
 
-/// Moves what an earlier version kept in `~/.cache/baseRT` to where it belongs now. Nothing is moved to or from a folder
-/// that a variable names, and nothing that is there already is replaced. Returns what to tell the user, if models moved.
+/// Moves the files of an earlier version from `~/.cache/baseRT` to the folders above. Nothing is moved to or from a
+/// folder that a variable names, and nothing is replaced. Returns a message for the user if models were moved.
 pub fn leave_old() -> Option<String> {
     Places::of_user()?.leave_old(named(MODELS_DIR_VARIABLE).is_none(), named(CACHE_DIR_VARIABLE).is_none())
 }
@@ -89,9 +89,9 @@ impl Places {
     }
 }
 
-/// Renames `old` to `new`, unless there is something already; whether it did. What cannot be renamed, for it is on another
-/// file system or not ours, stays. So does a link, which may lead elsewhere from another folder. Of several processes
-/// that do this at once, one succeeds.
+/// Renames `old` to `new`, unless that exists, and returns whether it was renamed. Files that cannot be renamed,
+/// because they are on another file system or belong to another user, stay. So do links, as relative ones would break.
+/// Of several processes that do this at once, one succeeds.
 fn relocate(old: &Path, new: &Path) -> bool {
     let real = fs::symlink_metadata(old).is_ok_and(|meta| !meta.is_symlink());
     let vacant = fs::symlink_metadata(new).is_err();

@@ -1,16 +1,16 @@
-//! Programs that are started, so that none comes from the folder that the user happens to be in.
+//! Starting programs safely: none is taken from the current folder.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, io};
 
-/// A program by its name, from an absolute folder of `PATH`, or by a path.
+/// Finds a program by its name, in an absolute folder of `PATH`, or by a path.
 ///
-/// An empty or relative entry of `PATH` stands for the current folder, and is passed over.
+/// Empty or relative entries of `PATH`, which refer to the current folder, are skipped.
 ///
 /// # Errors
-/// When there is none.
+/// When there is no such program.
 pub fn find(program: impl AsRef<Path>) -> io::Result<PathBuf> {
     find_in(program.as_ref(), &env::var_os("PATH").unwrap_or_default())
 }
@@ -34,8 +34,8 @@ pub fn command(program: impl AsRef<Path>) -> io::Result<Command> {
     Ok(command)
 }
 
-/// A command that runs this Python, which imports nothing from the current folder, from what `PYTHONPATH` names, or from the
-/// user's own packages. Paths among its arguments have to be absolute.
+/// A command that runs this Python in isolation: it imports nothing from the current folder, `PYTHONPATH` or the user's
+/// own packages. Paths among its arguments must be absolute.
 ///
 /// # Errors
 /// As for [`find`].

@@ -46,7 +46,7 @@ pub struct Options {
 #[serde(deny_unknown_fields)]
 struct StreamOptions {
     include_usage: Option<bool>,
-    /// What was used is told at the end alone.
+    /// Usage is reported only at the end.
     #[serde(rename = "continuous_usage_stats")]
     _continuous_usage_stats: Option<Unwanted>,
     /// Padding that hides lengths: without it there is nothing to hide behind it.

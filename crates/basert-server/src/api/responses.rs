@@ -369,7 +369,7 @@ impl Reply {
                 self.send("response.reasoning_text.delta", data, out);
             }
             (Change::Grew(_, delta), Item::Call(call)) => {
-                // Other calls are told when they are whole: their arguments are no text of JSON.
+                // Other calls are sent when they are complete: their arguments are not text of JSON.
                 if let Called::Function { .. } = self.known.called(&call.name) {
                     self.send("response.function_call_arguments.delta", of(json!({ "delta": delta })), out);
                 }

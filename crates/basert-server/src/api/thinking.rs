@@ -1,4 +1,4 @@
-//! Whether and how much a model is to think before it answers, in the words of all the APIs that have some for it.
+//! Control of reasoning, in the fields of all APIs that have some for it.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -12,7 +12,7 @@ use crate::fields::Warnings;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Thinking {
-    /// What the template is given as it is.
+    /// Variables that are passed to the template unchanged.
     chat_template_kwargs: Option<Map<String, Value>>,
     enable_thinking: Option<bool>,
     /// As Ollama's API has it.
@@ -82,7 +82,7 @@ impl Thinking {
         Thinking { reasoning_effort: effort.or(self.reasoning_effort), ..self }
     }
 
-    /// What the template is told. Templates call the switch by either name.
+    /// The variables for the template. Templates use either name for the switch.
     pub fn variables(self, warnings: &Warnings) -> Map<String, Value> {
         let mut variables = self.chat_template_kwargs.unwrap_or_default();
         let told = ["enable_thinking", "thinking"].into_iter().find_map(|name| variables.get(name)?.as_bool());

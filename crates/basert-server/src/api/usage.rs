@@ -17,7 +17,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of so many prompts, with so many answers to each.
+    /// Counts for a number of prompts, with a number of answers to each.
     pub fn new(prompts: usize, answers_to_each: usize) -> Usage {
         Usage { prompts: vec![None; prompts], answers_to_each: answers_to_each.max(1), completion: 0, reasoning: 0 }
     }

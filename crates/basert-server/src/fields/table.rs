@@ -67,7 +67,8 @@ pub(super) const REQUEST: &[(&str, Rule)] = &[
     ("betas", Void),
     ("anthropic_beta", Void),
     ("anthropic_version", Void),
-    // Caches, places, priorities, accounts, diagnostics: they change how an answer is computed or told of, not the answer.
+    // Caches, placement, priorities, accounts, diagnostics: they change how an answer is computed or reported, not the
+    // answer.
     ("cache_prompt", Ignored),
     ("cache_salt", Ignored),
     ("prompt_cache_max_len", Ignored),

@@ -77,8 +77,8 @@ pub struct TokenText {
 }
 
 impl TokenText {
-    /// What a token takes of memory until its answer is sent, with so many of the likeliest ones, in bytes: its text, its
-    /// place in JSON with what is around it, and JSON's text.
+    /// What a token takes of memory until its answer is sent, with so many of the likeliest ones, in bytes: its text,
+    /// its place in JSON with what is around it, and JSON's text.
     pub fn size(top: usize) -> usize {
         (top + 1) * 512
     }
@@ -93,7 +93,7 @@ pub enum Event {
     Embedding { choice: usize, vector: Vec<f32> },
     /// It goes on. Tokens of the prompt come first, without parts, where their log probabilities are wanted.
     Piece { choice: usize, parts: Vec<Part>, tokens: Vec<TokenText> },
-    /// It is complete, with so many tokens, of which so many were spent on reasoning.
+    /// The answer is complete, with its numbers of all tokens and of reasoning tokens.
     End { choice: usize, finish: Finish, tokens: usize, reasoning: usize },
     /// It will not be complete.
     Failed { error: ApiError },

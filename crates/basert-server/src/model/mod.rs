@@ -163,7 +163,7 @@ impl Model {
     /// How many answers there are to so many prompts, with `n` to each. To be asked before anything is made of them.
     ///
     /// # Errors
-    /// When there can never be so many.
+    /// When there are more than can ever run.
     pub fn answers(&self, prompts: usize, n: usize) -> Result<usize, ApiError> {
         if n > self.most_answers {
             let message = format!("{n} answers to a prompt; {} are the most", self.most_answers);

@@ -1,13 +1,13 @@
 //! Room for answers that run or wait, of which no client can take all.
 //!
-//! There is room for twice as many answers as one client may have. A client may take no more than it leaves free, so the
-//! next client always finds room, and gets more of it as answers of others end (Choudhury and Hahne 1998, "Dynamic Queue
-//! Length Thresholds for Shared-Memory Packet Switches").
+//! There is room for twice as many answers as one client may have. A client may take no more than it leaves free, so
+//! the next client always finds room, and gets more of it as answers of others end (Choudhury and Hahne 1998, "Dynamic
+//! Queue Length Thresholds for Shared-Memory Packet Switches").
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Who has how much of it.
+/// How many places each client has.
 pub struct Room {
     /// The most answers of one client.
     most: usize,
@@ -29,7 +29,7 @@ impl Room {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Places for so many answers of a client, if it may have them now.
+    /// Takes places for a client's answers, if it may have them now.
     pub fn enter(self: &Arc<Self>, client: u64, answers: usize) -> Option<Vec<Place>> {
         let mut held = self.held();
         let own = held.get(&client).copied().unwrap_or(0) + answers;

@@ -20,7 +20,7 @@ const REST: Duration = Duration::from_secs(5);
 /// After how long without a request new prefixes are saved: nobody has to wait for that then.
 const SAVE: Duration = Duration::from_secs(60);
 
-/// What the thread is told.
+/// Orders to the thread.
 pub enum Order {
     /// To answer.
     Answer(Request),
@@ -50,7 +50,7 @@ struct Worker {
 
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>, gauges: &ModelGauges) {
-        // Nobody could tell it anything any more.
+        // No more orders can come.
         let mut alone = false;
         let told = 'run: loop {
             while let Ok(order) = orders.try_recv() {

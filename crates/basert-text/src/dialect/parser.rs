@@ -94,7 +94,7 @@ enum State {
     Aside(usize, String),
     /// Calls of this style, or in a channel.
     Calls(Option<usize>, Box<Calls>),
-    /// A message's header; of its text, so many bytes are the prompt's.
+    /// In a message's header, whose text begins with this many bytes from the prompt.
     Header {
         text: String,
         prompt: usize,
@@ -398,7 +398,7 @@ impl Parser {
                     State::Calls(None, Box::new(Calls::named(name, channels.end.clone())))
                 }
                 None => {
-                    // Messages of one kind are told apart by a line feed.
+                    // Messages of the same kind are separated by a line feed.
                     self.space = if self.said[usize::from(is_reasoning)] { "\n".into() } else { String::new() };
                     if is_reasoning { State::Reasoning(0) } else { State::Text }
                 }

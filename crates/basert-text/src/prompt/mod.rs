@@ -166,7 +166,7 @@ impl Rendering<'_> {
         }
     }
 
-    /// The prompt, told in another way if need be.
+    /// The prompt, with the conversation rewritten if need be.
     fn of(&self, messages: Vec<Value>, answer: bool) -> Result<String, TemplateError> {
         let mut messages = match self.traits.calls {
             Some(_) => messages,

@@ -68,7 +68,7 @@ thread_local! {
     static BUDGET: Cell<Budget> = const { Cell::new(Budget { until: None, text: LEAST_TEXT }) };
 }
 
-/// Begins a rendering on this thread, of a template that is given so many bytes.
+/// Begins a rendering on this thread, of a template whose input has this many bytes.
 pub(super) fn begin(given: usize) {
     let text = given.saturating_mul(GROWTH).saturating_add(LEAST_TEXT).min(MOST_TEXT);
     BUDGET.set(Budget { until: Instant::now().checked_add(MOST_TIME), text });

@@ -7,7 +7,7 @@ use super::{ChatRequest, ChatTemplate};
 /// What a template knows of tools, calls and system messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Traits {
-    /// It tells the model of tools.
+    /// The template passes tools to the model.
     pub tools: bool,
     /// The form in which it takes past calls, if it writes them.
     pub calls: Option<CallForm>,
