@@ -1,4 +1,4 @@
-//! A line for each request, with its id, and never with what was said.
+//! The access log: a line for each request, with its id, but never with prompts or answers.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -55,7 +55,7 @@ impl Drop for Line {
     }
 }
 
-/// A body that knows when it is over.
+/// A body that records its end.
 struct Logged {
     body: Body,
     line: Line,

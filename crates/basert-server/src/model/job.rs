@@ -1,4 +1,4 @@
-//! What a model is asked, and what comes of it.
+//! Jobs for a model, and the events of their answers.
 
 use std::time::Instant;
 
@@ -10,50 +10,50 @@ use tokio::sync::mpsc;
 
 use crate::error::ApiError;
 
-/// Prompts to be answered.
+/// A job: prompts to answer.
 #[derive(Debug, Clone, Default)]
 pub struct Job {
-    /// Whose it is.
+    /// The client.
     pub client: u64,
-    /// Only those of the same salt share what is cached.
+    /// Only jobs with the same salt share cached prefixes.
     pub salt: u64,
-    /// Each one gets its own answers.
+    /// The prompts, each of which gets its own answers.
     pub prompts: Vec<Vec<u32>>,
-    /// Answers to each.
+    /// Number of answers to each prompt.
     pub n: usize,
     pub sampling: Sampling,
-    /// The most tokens of each answer.
+    /// Limit on each answer's tokens.
     pub max_tokens: Option<usize>,
-    /// Texts that end an answer.
+    /// Stop texts.
     pub stop: Vec<String>,
-    /// What each answer has to be.
+    /// The constraint on each answer.
     pub constraint: Option<Constraint>,
-    /// How answers are taken apart; they are plain text where this is none.
+    /// How answers are parsed; none means plain text.
     pub chat: Option<ChatAnswer>,
-    /// Whether log probabilities are wanted, and of how many tokens in each place.
+    /// If set, log probabilities are wanted, with this many tokens at each position.
     pub logprobs: Option<usize>,
-    /// Whether those of the prompt are wanted too.
+    /// Whether those of the prompt are wanted, too.
     pub prompt_logprobs: bool,
-    /// Go on after the model says that the answer is complete.
+    /// Continue after the model's end-of-text token.
     pub ignore_end: bool,
-    /// Whether vectors are wanted instead of answers.
+    /// If set, embeddings are wanted instead of answers.
     pub pooling: Option<Pooling>,
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finish {
-    /// The model said so.
+    /// The model ended it.
     End,
-    /// This stop text came.
+    /// This stop text appeared.
     Stop(String),
-    /// There are as many tokens as may be, or a call of a tool is not whole.
+    /// The limit on tokens was reached, or a tool call is incomplete.
     Length,
-    /// It calls tools, and wants to know what they say.
+    /// The model called tools, and waits for their results.
     Calls,
 }
 
-/// What has to be known to find reasoning and calls of tools in an answer.
+/// What is needed to parse reasoning and tool calls in an answer.
 #[derive(Debug, Clone, Default)]
 pub struct ChatAnswer {
     /// The text of the prompt.
@@ -68,11 +68,11 @@ pub struct ChatAnswer {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenText {
     pub id: u32,
-    /// What it stands for, which may be a part of a character.
+    /// The token's bytes, which may be a part of a character.
     pub bytes: Vec<u8>,
-    /// Not a number for the first token of a prompt, which nothing predicts.
+    /// The log probability; NaN for the first token of a prompt, which has none.
     pub logprob: f32,
-    /// The likeliest ones in its place.
+    /// The likeliest tokens at its position.
     pub top: Vec<(u32, Vec<u8>, f32)>,
 }
 
@@ -84,26 +84,26 @@ impl TokenText {
     }
 }
 
-/// Something that happened to an answer, which goes by its number among all of the job.
+/// An event of an answer, which is identified by its index in the job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The prompt is that far.
+    /// The progress of prefill.
     Prompt { choice: usize, prompt: Prompt },
-    /// The vector that was wanted instead.
+    /// The embedding that was wanted instead.
     Embedding { choice: usize, vector: Vec<f32> },
     /// It goes on. Tokens of the prompt come first, without parts, where their log probabilities are wanted.
     Piece { choice: usize, parts: Vec<Part>, tokens: Vec<TokenText> },
     /// The answer is complete, with its numbers of all tokens and of reasoning tokens.
     End { choice: usize, finish: Finish, tokens: usize, reasoning: usize },
-    /// It will not be complete.
+    /// The answer failed.
     Failed { error: ApiError },
 }
 
-/// What happens to the answers of a job. Dropping it ends them.
+/// The events of a job's answers. Dropping it ends the answers.
 #[derive(Debug)]
 pub struct Events {
     receiver: mpsc::Receiver<Event>,
-    /// Answers that did not end yet.
+    /// Number of answers that have not ended.
     left: usize,
     deadline: Instant,
 }

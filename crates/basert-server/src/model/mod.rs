@@ -1,4 +1,4 @@
-//! A model that is served: what is known of it, and the thread that computes.
+//! A served model, and the thread that runs it.
 
 mod job;
 mod reader;
@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::error::ApiError;
 use crate::telemetry::Answered;
 
-/// A model that was opened: what a server needs of it.
+/// The parts of an opened model that the server needs.
 pub struct Loaded {
     /// Computes.
     pub engine: Engine,
@@ -32,17 +32,17 @@ pub struct Loaded {
     pub tokenizer: Arc<Tokenizer>,
     /// Its chat template with its source, if it has one.
     pub template: Option<(ChatTemplate, String)>,
-    /// Guesses its tokens, if not the text itself does.
+    /// The draft model, if there is one.
     pub draft: Option<Draft>,
-    /// How its tokens are drawn where a request says nothing.
+    /// The default sampling settings.
     pub sampling: Sampling,
-    /// How it pools hidden states to a vector, or why it does not.
+    /// How hidden states are pooled to an embedding, or why they are not.
     pub pooling: Result<Pooling, String>,
 }
 
 /// A model that can be opened.
 pub struct Source {
-    /// What requests call it.
+    /// The model's name in requests.
     pub name: String,
     /// Opens it.
     pub open: Box<dyn Fn() -> Result<Loaded, Box<dyn std::error::Error + Send + Sync>> + Send + Sync>,
@@ -59,21 +59,21 @@ pub struct Model {
     pub name: String,
     pub tokenizer: Arc<Tokenizer>,
     pub template: Option<ChatTemplate>,
-    /// How it writes calls of tools and reasoning.
+    /// How the model writes tool calls and reasoning.
     pub dialect: Arc<Dialect>,
-    /// Whether it may think before it answers.
+    /// Whether the model may reason before it answers.
     pub reasons: bool,
-    /// Makes constraints; it arranges the whole vocabulary, so it is made when it is needed.
+    /// Compiles constraints; built when first needed, as it indexes the whole vocabulary.
     grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     /// The control tokens that the dialect needs to see.
     markers: Vec<u32>,
-    /// The most tokens of prompt and answer.
+    /// Limit on the tokens of prompt and answer together.
     pub context: usize,
-    /// The most answers to one prompt: they are computed together.
+    /// Limit on the answers to a prompt, which are computed together.
     most_answers: usize,
-    /// How its tokens are drawn where a request says nothing.
+    /// The default sampling settings.
     pub sampling: Sampling,
-    /// How hidden states become a vector where a request does not say, or why they do not.
+    /// The default pooling of hidden states to an embedding, or why there is none.
     pub pooling: Result<Pooling, String>,
     /// Bytes of the longest token.
     pub longest_token: usize,
@@ -137,7 +137,7 @@ impl Model {
         compiler.as_ref().map_err(Clone::clone)
     }
 
-    /// Whether the thread is no more.
+    /// Whether the thread has ended.
     pub fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
@@ -150,7 +150,7 @@ impl Model {
         }
     }
 
-    /// Answers that run or wait.
+    /// Running and waiting answers.
     pub fn in_flight(&self) -> usize {
         self.room.taken()
     }

@@ -1,4 +1,4 @@
-//! From an answer's tokens to the pieces that a client gets.
+//! Parsing of an answer's tokens to the pieces that a client gets.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use super::room::Place;
 use crate::identity;
 use crate::telemetry::Answered;
 
-/// Gets the tokens of one answer.
+/// The reader of an answer's tokens.
 pub struct TextReader {
     choice: usize,
     tokenizer: Arc<Tokenizer>,
@@ -36,16 +36,16 @@ pub struct TextReader {
     last: Instant,
 }
 
-/// Where the events of an answer go.
+/// The channel for an answer's events.
 pub struct Listener {
     pub sender: mpsc::Sender<Event>,
-    /// When nobody waits for them any more.
+    /// The time after which the client no longer waits for them.
     pub deadline: Instant,
     /// Free for other answers when this one is over, whether or not all of it was read.
     pub _place: Option<Place>,
 }
 
-/// How an answer is read.
+/// The parser of an answer.
 #[derive(Clone)]
 pub enum Text {
     Plain(StopTexts),
@@ -101,7 +101,7 @@ fn content(text: String) -> Vec<Part> {
     if text.is_empty() { vec![] } else { vec![Part::Content(text)] }
 }
 
-/// Calls of tools in an answer.
+/// The tool calls in an answer.
 #[derive(Default)]
 struct Calls {
     ended: usize,
@@ -173,7 +173,7 @@ impl TextReader {
         }
     }
 
-    /// Counts the prompt: once, where there are several answers to it.
+    /// Counts the prompt, once for all answers to it.
     fn measure_prompt(&self) {
         if let Some(prompt) = self.prompt.filter(|_| self.counts_prompt) {
             self.answered.prompt(prompt.tokens, prompt.cached);
@@ -209,7 +209,7 @@ impl TextReader {
         let parts = self.text.finish(&rest, finish == Finish::End);
         self.piece(parts, tokens);
         let finish = match finish {
-            // A call that is not whole must not look like one.
+            // An incomplete call must not be reported as a call.
             Finish::End if self.calls.broken > 0 => Finish::End,
             _ if self.calls.broken > 0 => Finish::Length,
             Finish::End if self.calls.ended > 0 => Finish::Calls,
