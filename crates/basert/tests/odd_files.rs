@@ -106,5 +106,5 @@ fn embeddings_are_pooled_as_the_files_say() {
     let refused = pooling(&[("1_Pooling/config.json", mode("max_tokens"))]).unwrap_err();
     assert!(refused.contains("pooling by max_tokens"), "{refused}");
     let refused = pooling(&[("modules.json", modules("sentence_transformers.models.Dense"))]).unwrap_err();
-    assert!(refused.contains("a module \"Dense\""), "{refused}");
+    assert!(refused.contains("the module \"Dense\""), "{refused}");
 }

@@ -139,7 +139,7 @@ fn a_damaged_file_is_refused_and_replaced() {
     for length in (8..400).chain((400..good.len()).step_by(977)) {
         refused(&good[..length], "ends too early");
     }
-    refused(&[&good[..], &[0]].concat(), "more after its end");
+    refused(&[&good[..], &[0]].concat(), "bytes after its end");
     // Sizes that nobody has memory for.
     refused(&[&good[..12], &[0xff; 4], &good[16..]].concat(), "its header would have 4294967295 bytes");
     let header = 16 + u32::from_le_bytes(good[12..16].try_into().unwrap()) as usize + 8;
