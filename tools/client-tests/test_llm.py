@@ -51,7 +51,7 @@ class Chats(unittest.TestCase):
         Colour.model_validate_json(answer.text())
 
     def test_mistakes_are_the_clients_own_errors(self):
-        with self.assertRaisesRegex(openai.BadRequestError, "context of 4096"):
+        with self.assertRaisesRegex(openai.BadRequestError, "maximum context length is 4096 tokens"):
             self.model.prompt("long " * 5000).text()
 
     def test_who_leaves_frees_the_pages(self):

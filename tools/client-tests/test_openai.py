@@ -114,7 +114,7 @@ class Chat(unittest.TestCase):
         with self.assertRaisesRegex(openai.BadRequestError, "frobnicate") as caught:
             self.create(**asked("x"), extra_body={"frobnicate": 1})
         self.assertEqual(caught.exception.param, "frobnicate")
-        with self.assertRaisesRegex(openai.BadRequestError, "context of 4096") as caught:
+        with self.assertRaisesRegex(openai.BadRequestError, "maximum context length is 4096 tokens") as caught:
             self.create(**asked("long " * 5000))
         self.assertEqual(caught.exception.code, "context_length_exceeded")
         schema = {"name": "x", "schema": {"type": "nonsense"}}

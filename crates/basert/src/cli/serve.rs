@@ -58,7 +58,7 @@ pub struct Args {
     /// Answers generated at the same time, for each model; others wait
     #[arg(long = "continuous-batching", value_name = "N", default_value_t = 16, value_parser = count(1))]
     parallel: usize,
-    /// Limit on waiting requests, for each model; further requests are refused
+    /// Limit on waiting requests of a client, for each model; further requests are refused
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(0))]
     queue: usize,
     /// Memory of each model's KV cache, in MiB [default: on the CPU, half of the available memory; on a GPU, enough for
