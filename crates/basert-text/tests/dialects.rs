@@ -200,6 +200,16 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     ),
     ("llama3", "{\"type\": \"function\", \"name\": \"add\", \"parameters\": {}}", "add{}."),
     ("llama3", "<function=add>{\"a\": 1}</function>", "add{\"a\": 1}."),
+    ("llama3", "<function=add{\"a\": 1}</function>", "add{\"a\": 1}."),
+    ("llama3", "[{\"name\": \"add\", \"parameters\": {\"a\": 1}}]", "add{\"a\": 1}."),
+    ("mistral", "[TOOL_CALLS]add{\"a\": 1}", "add{\"a\": 1}."),
+    (
+        "hermes",
+        "{\"type\": \"function\", \"function\": {\"name\": \"add\", \"arguments\": {\"a\": 1}}}",
+        "add{\"a\":1}.",
+    ),
+    ("hermes", "<tool_call>{\"function\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>", "add{\"a\": 1}."),
+    ("hermes", "{\"function\": {\"name\": \"sub\"}}", "content: {\"function\": {\"name\": \"sub\"}}"),
     // Answers that are JSON themselves.
     ("llama3", "{\"name\": \"Ada\", \"parameters\": {}}", "content: {\"name\": \"Ada\", \"parameters\": {}}"),
     ("llama3", "{\"name\": \"add\"}", "content: {\"name\": \"add\"}"),

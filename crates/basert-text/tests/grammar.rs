@@ -185,6 +185,8 @@ fn keywords_that_no_mask_holds_are_taken_out_with_a_note() {
         (json!({"type": "object", "propertyNames": {"minLength": 2}}), &["propertyNames"], "{\"a\":1}", "1"),
         (json!({"type": "object", "properties": {"a": {"not": {}}, "b": text}}), &[], "{\"b\":\"\"}", "{\"a\":1}"),
         (json!({"type": "string", "not": {"const": "x"}}), &["not"], "\"y\"", "1"),
+        (json!({"type": "object", "if": {"required": ["a"]}, "then": {"required": ["b"]}}), &["if", "then"], "{}", "1"),
+        (json!({"type": "array", "contains": {}, "items": text}), &[], "[\"a\"]", "[1]"),
         (json!({"oneOf": [text, {"type": "integer"}]}), &[], "1", "null"),
         (json!({"oneOf": [part("a"), part("b")]}), &[], "{\"k\":\"b\"}", "{\"k\":\"c\"}"),
         (

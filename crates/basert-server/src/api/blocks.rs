@@ -2,7 +2,7 @@
 //! read.
 
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::content::{Unread, without_attribution};
 use crate::body;
@@ -28,8 +28,9 @@ pub enum Content {
 struct ToolUse {
     id: String,
     name: String,
+    /// An object; what a client made of a call that broke off is kept as it is.
     #[serde(default)]
-    input: Map<String, Value>,
+    input: Value,
 }
 
 #[derive(Debug, Deserialize)]
@@ -40,12 +41,12 @@ struct ToolResult {
 
 #[derive(Debug, Deserialize)]
 struct Thinking {
-    thinking: String,
+    thinking: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Text {
-    text: String,
+    text: Option<String>,
 }
 
 /// Text with a title and a place, as results of searches and documents have it.
@@ -122,7 +123,7 @@ fn texts(blocks: Vec<Value>, path: &str, unread: Unread<'_>) -> Result<Vec<Strin
 fn text(block: Value, path: &str, unread: Unread<'_>) -> Result<String, ApiError> {
     let kind = kind(&block, path)?.to_owned();
     match kind.as_str() {
-        "text" => Ok(body::read::<Text>(block, path, Place::Request)?.text),
+        "text" => Ok(body::read::<Text>(block, path, Place::Request)?.text.unwrap_or_default()),
         "document" | "search_result" => {
             let Document { source, title, context, content } = body::read(block, path, Place::Request)?;
             let within = match (content, &source) {
@@ -207,7 +208,7 @@ fn assistant(content: Content, path: &str, unread: Unread<'_>) -> Result<Value, 
     for (i, block) in blocks.into_iter().enumerate() {
         let path = format!("{path}[{i}]");
         match kind(&block, &path)? {
-            "thinking" => thought.push(body::read::<Thinking>(block, &path, Place::Request)?.thinking),
+            "thinking" => thought.extend(body::read::<Thinking>(block, &path, Place::Request)?.thinking),
             "redacted_thinking" => {}
             "tool_use" => {
                 let ToolUse { id, name, input } = body::read(block, &path, Place::Request)?;

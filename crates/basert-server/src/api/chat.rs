@@ -6,14 +6,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use basert_text::Ending;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::format::Formats;
 use super::items::{Call, Items};
 use super::options::Options;
-use super::prompt::{Chat, Rendered};
+use super::prompt::{self, Chat, Rendered};
 use super::thinking::Thinking;
 use super::tools::Tools;
 use super::usage::Usage;
@@ -66,21 +65,6 @@ impl Default for Logprobs {
 pub const MOST_LOGPROBS: usize = 20;
 
 impl Request {
-    /// How the prompt ends.
-    fn ending(&self) -> Result<Ending, ApiError> {
-        match (self.continue_final_message, self.add_generation_prompt) {
-            (Some(true), Some(true)) => {
-                let message =
-                    "the last message is continued, or followed by an answer; add_generation_prompt says both";
-                Err(ApiError::field("continue_final_message", message))
-            }
-            (Some(true), _) => Ok(Ending::Continue),
-            (_, Some(false)) => Ok(Ending::Nothing),
-            (Some(false), _) => Ok(Ending::Answer),
-            (None, _) => Ok(Ending::Auto),
-        }
-    }
-
     fn logprobs(&self) -> Result<Option<usize>, ApiError> {
         let (wanted, top) = match self.logprobs {
             Logprobs::Wanted(wanted) => (wanted, self.top_logprobs),
@@ -113,7 +97,7 @@ async fn complete(
     let model = shared.registry.get(options.model.as_deref()).await?;
     let n = options.n.unwrap_or(1);
     model.answers(1, n)?;
-    let ending = request.ending()?;
+    let ending = prompt::ending(request.continue_final_message, request.add_generation_prompt)?;
     let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let variables = thinking.variables(&warnings);
     let chat = Chat { tools, format, variables, ending, ..Chat::new(request.messages, &warnings)? };

@@ -38,7 +38,11 @@ impl Unread<'_> {
                     format!("this model reads text alone, and cannot see the {what} (a part of type '{kind}')");
                 Err(ApiError::field(path, message))
             }
-            (_, None) => {
+            (Unread::Noted(warnings), None) => {
+                warnings.add(format!("{path} ({kind})"));
+                Ok(format!("[{kind} left out]"))
+            }
+            (Unread::Refused, None) => {
                 Err(ApiError::field(format!("{path}.type"), format!("parts of type '{kind}' are not supported")))
             }
         }
@@ -63,6 +67,8 @@ impl Content {
                 "text" | "input_text" | "output_text" | "reasoning_text" | "summary_text" | "refusal" => {
                     let text = part["text"].as_str().or(part["refusal"].as_str()).or(part.as_str());
                     let missing = || ApiError::field(format!("{path}.text"), "a part of type text needs a text");
+                    // Null is what programs write for an empty one.
+                    let text = text.or_else(|| part.get("text").is_some_and(Value::is_null).then_some(""));
                     texts.push(text.ok_or_else(missing)?.to_owned());
                 }
                 kind => texts.push(unread.stand_in(kind, &path)?),

@@ -16,7 +16,18 @@ use crate::fields::{self, Place, Warnings};
 
 /// Tools that OpenAI's service runs itself, and that agents declare for every server: they are not passed to the model.
 /// `tool_search` is for loading deferred functions; here the model has all of them.
-const OF_THE_SERVICE: [&str; 3] = ["web_search", "image_generation", "tool_search"];
+const OF_THE_SERVICE: [&str; 8] = [
+    "web_search",
+    "image_generation",
+    "tool_search",
+    "file_search",
+    "code_interpreter",
+    "mcp",
+    "computer",
+    "programmatic_tool_calling",
+];
+/// Tools of OpenAI that clients run themselves, which agents declare beside functions that do the same.
+const OF_THE_CLIENT: [&str; 2] = ["shell", "apply_patch"];
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -170,7 +181,7 @@ pub fn read(
                 }));
             }
             // Some have a date behind their names.
-            kind if OF_THE_SERVICE.iter().any(|name| kind.starts_with(name)) => {
+            kind if OF_THE_SERVICE.iter().any(|name| kind.starts_with(name)) || OF_THE_CLIENT.contains(&kind) => {
                 warnings.add(format!("{path} ({kind})"));
             }
             _ => return Err(unsupported(&tool, &path)),
@@ -193,7 +204,13 @@ fn unsupported(tool: &Value, path: &str) -> ApiError {
 }
 
 /// A function, and how a response repeats it.
-fn function(tool: Value, path: &str, warnings: &Warnings) -> Result<(Function, Value), ApiError> {
+fn function(mut tool: Value, path: &str, warnings: &Warnings) -> Result<(Function, Value), ApiError> {
+    // As chats have it: what is said of a function stands within it.
+    if let Some(tool) = tool.as_object_mut()
+        && let Some(Value::Object(within)) = tool.shift_remove("function")
+    {
+        tool.extend(within);
+    }
     let Declared { name, description, parameters, strict, .. } = fields::part(tool, path, Place::Tool, warnings)?;
     let repeated = json!({
         "type": "function", "name": name, "description": description, "parameters": parameters,

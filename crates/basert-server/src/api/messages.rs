@@ -65,7 +65,7 @@ enum ToolChoice {
     Auto { disable_parallel_tool_use: Option<bool> },
     Any { disable_parallel_tool_use: Option<bool> },
     Tool { name: String, disable_parallel_tool_use: Option<bool> },
-    None {},
+    None { disable_parallel_tool_use: Option<bool> },
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -75,6 +75,10 @@ struct OutputConfig {
     format: Option<Asked>,
 }
 
+/// Tools that Anthropic's service runs itself, by the beginnings of their types: a model is not told of them.
+const OF_THE_SERVICE: [&str; 6] =
+    ["tool_search", "web_search", "web_fetch", "code_execution", "advisor", "mcp_toolset"];
+
 impl Request {
     fn tools(&mut self, warnings: &Warnings) -> Result<Tools, ApiError> {
         let mut functions = Vec::new();
@@ -82,8 +86,8 @@ impl Request {
             let path = format!("tools[{i}]");
             match tool["type"].as_str() {
                 None | Some("custom") => {}
-                // The model has all tools, including deferred ones.
-                Some(kind) if kind.starts_with("tool_search") => {
+                // Without tool search the model has all tools, including deferred ones.
+                Some(kind) if OF_THE_SERVICE.iter().any(|name| kind.starts_with(name)) => {
                     warnings.add(format!("{path} ({kind})"));
                     continue;
                 }
@@ -103,7 +107,7 @@ impl Request {
             Some(ToolChoice::Tool { name, disable_parallel_tool_use }) => {
                 (Choice::Named(name), disable_parallel_tool_use)
             }
-            Some(ToolChoice::None {}) => (Choice::None, None),
+            Some(ToolChoice::None { disable_parallel_tool_use }) => (Choice::None, disable_parallel_tool_use),
         };
         Tools::of_functions(functions, (choice, None), !alone.unwrap_or(false))
     }

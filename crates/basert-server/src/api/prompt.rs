@@ -36,6 +36,8 @@ struct Message {
     /// Tools that the model called.
     #[serde(default)]
     tool_calls: Vec<Value>,
+    /// The one that it called, as it was before there were several.
+    function_call: Option<Value>,
     /// The call that a tool's message answers.
     tool_call_id: Option<String>,
 }
@@ -79,7 +81,8 @@ pub fn messages(messages: Vec<Value>, warnings: &Warnings) -> Result<Vec<Value>,
 impl Reading<'_> {
     fn message(&mut self, index: usize, message: Value) -> Result<Value, ApiError> {
         let at = format!("messages[{index}]");
-        let message: Message = fields::part(message, &at, Place::Message, self.warnings)?;
+        let mut message: Message = fields::part(message, &at, Place::Message, self.warnings)?;
+        message.tool_calls.extend(message.function_call.take().map(|function| json!({ "function": function })));
         let path = |field: &str| format!("{at}.{field}");
         let role = match message.role.as_str() {
             role @ ("system" | "user" | "assistant" | "tool") => role,
@@ -159,6 +162,20 @@ pub struct Chat {
     pub variables: Map<String, Value>,
     pub warnings: Warnings,
     pub ending: Ending,
+}
+
+/// How a prompt ends, by the fields of that name.
+pub fn ending(continue_final_message: Option<bool>, add_generation_prompt: Option<bool>) -> Result<Ending, ApiError> {
+    match (continue_final_message, add_generation_prompt) {
+        (Some(true), Some(true)) => {
+            let message = "the last message is continued, or followed by an answer; add_generation_prompt says both";
+            Err(ApiError::field("continue_final_message", message))
+        }
+        (Some(true), _) => Ok(Ending::Continue),
+        (_, Some(false)) => Ok(Ending::Nothing),
+        (Some(false), _) => Ok(Ending::Answer),
+        (None, _) => Ok(Ending::Auto),
+    }
 }
 
 /// A prompt as the model gets it.

@@ -98,8 +98,11 @@ async fn create(
     let options = Options::take(&mut fields, &OTHERS)?;
     let thinking = Thinking::take(&mut fields)?;
     let request: Request = fields.rest()?;
-    if request.truncation.as_deref().is_some_and(|how| how != "disabled") {
-        return Err(ApiError::field("truncation", "a conversation is never cut; only 'disabled' is supported"));
+    match request.truncation.as_deref() {
+        None | Some("disabled") => {}
+        // It allows that a conversation be cut; what is too long is refused here all the same.
+        Some("auto") => warnings.add("truncation"),
+        Some(how) => return Err(ApiError::field("truncation", format!("'{how}' is not one of auto and disabled"))),
     }
     if request.background {
         return Err(ApiError::field("background", "answers are not computed in the background"));

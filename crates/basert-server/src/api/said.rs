@@ -57,13 +57,15 @@ struct Reasoning {
 
 /// What a service did by itself in a turn before: the answer that followed has what came of it. So do snapshots and
 /// summaries that only the service can read.
-const OF_THE_SERVICE: [&str; 13] = [
+const OF_THE_SERVICE: [&str; 15] = [
     "web_search_call",
     "file_search_call",
     "image_generation_call",
     "code_interpreter_call",
     "mcp_call",
     "mcp_list_tools",
+    "computer_call",
+    "computer_call_output",
     "mcp_approval_request",
     "mcp_approval_response",
     "tool_search_call",

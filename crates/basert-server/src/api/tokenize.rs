@@ -27,6 +27,8 @@ pub struct Request {
     text: Option<String>,
     messages: Option<Vec<Value>>,
     tools: Option<Vec<Value>>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
 }
 
 async fn tokenize(State(shared): State<Shared>, mut fields: Fields) -> Result<Json<Value>, ApiError> {
@@ -39,7 +41,8 @@ async fn tokenize(State(shared): State<Shared>, mut fields: Fields) -> Result<Js
         (None, Some(messages)) => {
             let tools = Tools::new(request.tools, None, None, &warnings)?;
             let variables = thinking.variables(&warnings);
-            let chat = Chat { tools, variables, ..Chat::new(messages, &warnings)? };
+            let ending = prompt::ending(request.continue_final_message, request.add_generation_prompt)?;
+            let chat = Chat { tools, variables, ending, ..Chat::new(messages, &warnings)? };
             chat.render(model.clone()).await?.tokens
         }
         _ => return Err(ApiError::bad("either text or messages has to be given")),

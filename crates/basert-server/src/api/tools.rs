@@ -172,7 +172,8 @@ pub fn chosen(choice: Option<&Value>) -> Result<(Choice, Option<Vec<String>>), A
         Some(known_name(of["namespace"].as_str(), name))
     };
     let Some(choice) = choice else { return Ok((Choice::Auto, None)) };
-    match choice["type"].as_str() {
+    let unsaid = choice["function"].is_object().then_some("function");
+    match choice["type"].as_str().or(unsaid) {
         None if choice.is_string() => Ok((word(choice)?, None)),
         Some("function" | "tool" | "custom") => match name(choice) {
             Some(name) => Ok((Choice::Named(name), None)),

@@ -91,6 +91,16 @@ fn messages_are_taken_back_with_what_servers_and_clients_add() {
         messages.push(user.clone());
         server.ask(CHAT, &json!({ "messages": messages, "max_tokens": 1 }));
     }
+    let called = json!({ "role": "assistant", "content": null, "function_call": function(json!("{}")) });
+    let result = json!({ "role": "function", "name": "f", "content": "1" });
+    server.ask(CHAT, &json!({ "messages": [user, called, result], "max_tokens": 1 }));
+    for input in [json!("{\"a\": "), json!({}), Value::Null] {
+        let call = json!({ "type": "tool_use", "id": "1", "name": "f", "input": input });
+        let content = json!([{ "type": "thinking", "thinking": null }, { "type": "hologram" }, call]);
+        let result = json!([{ "type": "tool_result", "tool_use_id": "1" }]);
+        let said = json!([user, { "role": "assistant", "content": content }, { "role": "user", "content": result }]);
+        server.ask(MESSAGES, &json!({ "messages": said, "max_tokens": 1 }));
+    }
     let (status, answer) = server.refused(CHAT, &json!({ "messages": [with(user, json!({ "colour": 1 }))] }));
     assert_eq!((status, &answer["error"]["param"]), (400, &json!("messages[0].colour")));
 }
@@ -138,6 +148,29 @@ fn images_end_no_conversation() {
     let part = json!({ "role": "tool", "tool_call_id": "1", "content": [{ "type": "image_url", "image_url": {} }] });
     let called = json!({ "role": "assistant", "tool_calls": [{ "id": "1", "function": { "name": "see" } }] });
     server.ask(CHAT, &json!({ "messages": [user, called, part], "max_tokens": 1 }));
+}
+
+/// What a service would run is not declared to the model, and ends no session.
+#[test]
+fn tools_of_a_service_are_left_out() {
+    let server = Running::start("service");
+    for (path, tool) in [
+        (RESPONSES, json!({ "type": "mcp", "server_label": "a" })),
+        (RESPONSES, json!({ "type": "code_interpreter", "container": {} })),
+        (RESPONSES, json!({ "type": "shell" })),
+        (MESSAGES, json!({ "type": "web_search_20250305", "name": "web_search", "max_uses": 5 })),
+    ] {
+        let tools = json!({ "tools": [tool] });
+        let found = warning(&server, path, &with(simple(path), tools)).unwrap();
+        assert!(found.contains("tools[0] ("), "{found}");
+    }
+    for tool in [json!({ "type": "hologram" }), json!({ "type": "bash_20250124", "name": "bash" })] {
+        for path in [RESPONSES, MESSAGES] {
+            assert_eq!(server.refused(path, &with(simple(path), json!({ "tools": [tool] }))).0, 400, "{tool}");
+        }
+    }
+    let cut = with(simple(RESPONSES), json!({ "truncation": "auto" }));
+    assert!(warning(&server, RESPONSES, &cut).unwrap().contains("truncation"));
 }
 
 fn warning_of_earlier(server: &Running, body: &Value) {

@@ -35,7 +35,7 @@ fn responses_go_on_from_those_before() {
     assert_eq!(server.get(&unkept).send().unwrap().status(), 404);
     let gone = with(response(json!("x")), json!({ "previous_response_id": "resp_0" }));
     assert_eq!(server.refused(RESPONSES, &gone).0, 404);
-    let (status, refused) = server.refused(RESPONSES, &with(response(json!("x")), json!({ "truncation": "auto" })));
+    let (status, refused) = server.refused(RESPONSES, &with(response(json!("x")), json!({ "truncation": "middle" })));
     assert_eq!((status, &refused["error"]["param"]), (400, &json!("truncation")));
 }
 
@@ -115,7 +115,7 @@ fn functions_in_namespaces_are_called_by_both_names() {
     let wrong =
         |tools: Value| server.refused(RESPONSES, &with(body.clone(), json!({ "tools": tools, "tool_choice": "auto" })));
     for (tools, place, part) in [
-        (json!([{ "type": "computer" }]), "tools[0].type", "namespaces of functions"),
+        (json!([{ "type": "hologram" }]), "tools[0].type", "namespaces of functions"),
         (json!([{ "name": "x" }]), "tools[0].type", "needs a type"),
         (json!([{ "type": "function" }]), "tools[0]", "missing field `name`"),
         (json!([{ "type": "namespace", "name": "a", "tools": [{ "type": "mcp" }] }]), "tools[0].tools[0].type", "mcp"),

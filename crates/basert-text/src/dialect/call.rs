@@ -234,6 +234,12 @@ impl Calls {
             }
             Stage::Name(text) => {
                 let Some(style) = style else { return Flow::Refused };
+                // Some models leave out what separates the name from the arguments.
+                if c == '{' && text.chars().all(is_of_name) {
+                    let (id, name) = (None, std::mem::take(text));
+                    self.stage = Stage::Arguments { id, name, value: Value::new() };
+                    return self.step(c, Some(style), tools, found);
+                }
                 text.push(c);
                 if let Some(head) = text.strip_suffix(style.separator.as_str()) {
                     let parts =
@@ -398,6 +404,8 @@ enum Role {
     Name,
     Arguments,
     Id,
+    /// A function within the call, as APIs write it: its name, or an object with its name and arguments.
+    Function,
     #[default]
     Other,
 }
@@ -454,6 +462,7 @@ impl Object {
             () if is(&style.name) => Role::Name,
             () if is(&style.arguments) => Role::Arguments,
             () if style.id.as_deref() == Some(key) => Role::Id,
+            () if key == "function" && self.name.is_none() => Role::Function,
             () => Role::Other,
         };
         let is_new = self.role == Role::Other || !self.seen.contains(&self.role);
@@ -496,18 +505,33 @@ impl Object {
             }
             Role::Name => {
                 self.name = serde_json::from_str(&self.text).ok();
-                let is_good = |name: &String| {
-                    !name.is_empty()
-                        && name.len() <= LONGEST_NAME
-                        && (!style.ambiguous || tools.iter().any(|tool| tool.name == *name))
-                };
-                self.name.as_ref().is_some_and(is_good)
+                self.has_good_name(style, tools)
+            }
+            Role::Function => {
+                let Ok(function) = serde_json::from_str::<Json>(&self.text) else { return false };
+                let within = |keys: &[String]| keys.iter().find_map(|key| function.get(key));
+                let name = within(&style.name).unwrap_or(&function);
+                self.name = name.as_str().map(str::to_owned);
+                if let Some(given) = within(&style.arguments) {
+                    self.seen.push(Role::Arguments);
+                    self.arguments = arguments(&given.to_string());
+                }
+                self.seen.push(Role::Name);
+                self.has_good_name(style, tools)
             }
             Role::Arguments => {
                 self.arguments = arguments(&self.text);
                 self.arguments.is_some()
             }
         }
+    }
+
+    fn has_good_name(&self, style: &CallStyle, tools: &[Tool]) -> bool {
+        self.name.as_ref().is_some_and(|name| {
+            !name.is_empty()
+                && name.len() <= LONGEST_NAME
+                && (!style.ambiguous || tools.iter().any(|tool| tool.name == *name))
+        })
     }
 
     fn begin(&mut self, found: &mut Vec<Found>) {

@@ -23,14 +23,18 @@ impl Dialect {
     pub(crate) fn with_calls(&self, traits: &Traits, messages: &[Value]) -> Result<Vec<Value>, TemplateError> {
         let mut prepared = Vec::with_capacity(messages.len());
         let mut unanswered: VecDeque<Value> = VecDeque::new();
+        let mut renamed: HashMap<String, String> = HashMap::new();
         for (index, message) in messages.iter().enumerate() {
             let mut message = message.clone();
             if !calls_of(&message).is_empty() {
                 self.check_calls(traits, &mut message, index)?;
+                self.rename_calls(&mut message, index, &mut renamed);
                 unanswered = calls_of(&message).iter().map(|call| call["id"].clone()).collect();
             } else if message["role"] == "tool" {
                 let next = unanswered.pop_front();
-                if let (Value::Object(message), Some(next)) = (&mut message, next)
+                if let Some(id) = message["tool_call_id"].as_str().and_then(|id| renamed.get(id)) {
+                    message["tool_call_id"] = id.as_str().into();
+                } else if let (Value::Object(message), Some(next)) = (&mut message, next)
                     && message.get("tool_call_id").is_none_or(Value::is_null)
                 {
                     message.insert("tool_call_id".into(), next);
@@ -63,6 +67,23 @@ impl Dialect {
             *arguments = given(arguments, traits.calls.as_ref());
         }
         Ok(())
+    }
+
+    /// Gives calls whose ids another model or client made up ids of the one length that templates of this dialect take.
+    fn rename_calls(&self, message: &mut Value, index: usize, renamed: &mut HashMap<String, String>) {
+        if !self.id.prefix.is_empty() {
+            return;
+        }
+        for (i, call) in message["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
+            let id = call["id"].as_str().unwrap_or_default();
+            if id.len() != self.id.length || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                let other = self.made_up_id(index as u64, i as u64);
+                renamed.insert(id.to_owned(), other.clone());
+                call["id"] = other.into();
+            } else {
+                renamed.remove(id);
+            }
+        }
     }
 
     /// Messages for a template that takes no calls: they are written into the content as this dialect writes them, and

@@ -9,9 +9,25 @@ pub const FORMATS: [&str; 10] =
 /// Schemas inside each other; what is deeper is left as it is, and refused when it is compiled.
 const DEEPEST: usize = 64;
 
+/// Keywords that no mask can enforce.
+const UNENFORCED: [&str; 12] = [
+    "contains",
+    "minContains",
+    "maxContains",
+    "if",
+    "then",
+    "else",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "contentSchema",
+];
+
 /// Relaxes a schema that would be refused for a keyword that programs often add needlessly. Returns the schema, and
-/// what is not enforced, each with its place: unknown formats, `uniqueItems`, `not`, and `propertyNames` other than a
-/// list or a pattern. `oneOf` becomes `anyOf`, which is equivalent if its parts exclude each other; if that cannot be
+/// what is not enforced, each with its place: unknown formats, `uniqueItems`, `not`, what `UNENFORCED`
+/// lists, and `propertyNames` other than a list or a pattern. `oneOf` becomes `anyOf`, which is equivalent if its parts exclude each other; if that cannot be
 /// shown, it is reported, too. Keywords without effect (`uniqueItems: false`, `propertyNames` of any text) are removed
 /// silently.
 pub fn relaxed(schema: &Value) -> (Value, Vec<String>) {
@@ -67,6 +83,11 @@ impl Relaxing<'_> {
         }
         if object.shift_remove("uniqueItems") == Some(Value::Bool(true)) {
             self.note("uniqueItems", path);
+        }
+        for keyword in UNENFORCED {
+            if object.shift_remove(keyword).is_some_and(|value| !is_anything(&value)) {
+                self.note(keyword, path);
+            }
         }
         match object.shift_remove("not") {
             None | Some(Value::Bool(false)) => {}
