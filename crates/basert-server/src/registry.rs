@@ -99,8 +99,21 @@ impl Registry {
         error.with_code("model_not_found")
     }
 
-    /// The model of that name, opened if need be.
+    /// The model of that name, opened if need be. Why that failed is in the log: it names files of this machine, which
+    /// are not for clients.
     pub async fn get(self: &Arc<Self>, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
+        self.obtain(name).await.map_err(|error| {
+            if error.status != StatusCode::INTERNAL_SERVER_ERROR {
+                return error;
+            }
+            tracing::error!(%error, "no model");
+            let name = self.entry(name).map_or("", |entry| &entry.source.name);
+            ApiError::internal(format!("the model '{name}' could not be opened; the server's log says why"))
+        })
+    }
+
+    /// As [`Registry::get`], with the reason.
+    pub async fn obtain(self: &Arc<Self>, name: Option<&str>) -> Result<Arc<Model>, ApiError> {
         let entry = self.entry(name)?;
         if let Some(model) = entry.usable() {
             return Ok(model);

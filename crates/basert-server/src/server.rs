@@ -233,7 +233,7 @@ impl Server {
     /// # Errors
     /// Why it cannot be opened.
     pub async fn open_first(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.shared.registry.get(None).await.map(drop)?)
+        Ok(self.shared.registry.obtain(None).await.map(drop)?)
     }
 
     /// Serves until stopped, and then until all requests have ended or the drain timeout is over.
