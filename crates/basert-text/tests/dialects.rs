@@ -201,7 +201,6 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     ("llama3", "{\"type\": \"function\", \"name\": \"add\", \"parameters\": {}}", "add{}."),
     ("llama3", "<function=add>{\"a\": 1}</function>", "add{\"a\": 1}."),
     ("llama3", "<function=add{\"a\": 1}</function>", "add{\"a\": 1}."),
-    ("llama3", "[{\"name\": \"add\", \"parameters\": {\"a\": 1}}]", "add{\"a\": 1}."),
     ("mistral", "[TOOL_CALLS]add{\"a\": 1}", "add{\"a\": 1}."),
     (
         "hermes",

@@ -83,12 +83,6 @@ fn mistakes_have_the_shape_of_the_api() {
             "invalid_request_error",
             "messages[0].content",
         ),
-        (
-            change("tools", json!([{ "type": "web_search_20250305", "name": "web_search" }])),
-            400,
-            "invalid_request_error",
-            "web_search_20250305",
-        ),
     ] {
         let (found, answer) = server.refused(MESSAGES, &body);
         assert_eq!(

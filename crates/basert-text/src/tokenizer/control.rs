@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use aho_corasick::{AhoCorasick, Input};
 
-use super::vocabulary::Vocabulary;
+use super::vocabulary::{Kind, Vocabulary};
 
 /// The longest control token, in bytes, that is looked for across the ends of texts. Published ones have up to 50.
 const LONGEST: usize = 128;
@@ -20,6 +20,9 @@ pub(crate) struct ControlTexts {
     /// The places of those texts, and of what each of them ends with, both in the order of the text there.
     wholes: Vec<(u32, u32)>,
     ends: Vec<(u32, u32)>,
+    /// Tokens that are no control tokens and are found in any text, of those that begin like one; and their lengths.
+    found_in_text: BTreeSet<Box<str>>,
+    lengths: BTreeSet<usize>,
     /// The characters that they begin with, and that they end with.
     first: BTreeSet<char>,
     last: BTreeSet<char>,
@@ -44,6 +47,13 @@ impl ControlTexts {
             found.ends.extend(text.char_indices().map(|(i, _)| (begin + i as u32, end)));
             found.first.extend(text.chars().next());
             found.last.extend(text.chars().next_back());
+        }
+        let others = vocabulary.iter().filter(|&(id, _, kind)| kind == Kind::UserDefined && !is_control(id));
+        for text in others.filter_map(|(_, bytes, _)| std::str::from_utf8(bytes).ok()) {
+            if text.len() <= LONGEST && text.chars().next().is_some_and(|c| found.first.contains(&c)) {
+                found.lengths.insert(text.len());
+                found.found_in_text.insert(text.into());
+            }
         }
         let text = |&(begin, end): &(u32, u32)| &joined[begin as usize..end as usize];
         at.sort_unstable_by_key(text);
@@ -93,7 +103,11 @@ impl ControlTexts {
             let Some(second) = text[after..].chars().next().filter(|&c| c != '/') else { continue };
             let begin = &text[i..after + second.len_utf8()];
             let begins = self.from(&self.wholes, begin).is_some_and(|whole| whole.starts_with(begin));
-            if begins && !allowed.iter().any(|allowed| text[i..].starts_with(allowed)) {
+            let is_other = || {
+                let mut others = self.lengths.iter().filter_map(|length| text.get(i..i + length));
+                others.any(|other| self.found_in_text.contains(other))
+            };
+            if begins && !allowed.iter().any(|allowed| text[i..].starts_with(allowed)) && !is_other() {
                 places.push(after);
             }
         }
