@@ -47,6 +47,14 @@ def metric(name):
     return float(found[1]) if found else 0.0
 
 
+def wait_until_held():
+    """Waits until a request holds pages: metrics are set after a step, whose first tokens may be read before."""
+    began = time.monotonic()
+    while metric("basert_kv_pages_held") == 0:
+        assert time.monotonic() - began < 10, "a request that is being answered holds no pages"
+        time.sleep(0.02)
+
+
 def wait_until_free():
     """Waits until no request holds pages, as when those who left are forgotten."""
     began = time.monotonic()
