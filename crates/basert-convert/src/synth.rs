@@ -12,7 +12,7 @@ use std::io::{self, Write};
 
 use basert_core::{Format, FormatError, codec};
 use basert_files::{Kind, Problem, TensorSpec, Value, gguf};
-use basert_graph::{Architecture, GraphError, Metadata, Part, TensorShape};
+use basert_graph::{Architecture, GraphError, Metadata, TensorRole, TensorShape};
 
 use crate::sizes::{self, Family, Parameter, Size};
 use crate::vocabulary::Vocabulary;
@@ -153,9 +153,9 @@ impl Synth {
         };
         let (layers, heads, kv_heads) = (count("layers")?, count("heads")?, count("kv_heads")?);
         let tied = !with.contains(&"output");
-        let format = |tensor: &TensorShape| match (tensor.part, &tensor.shape[..]) {
+        let format = |tensor: &TensorShape| match (tensor.role, &tensor.shape[..]) {
             // Those of experts lie one after the other.
-            (Part::Matrix, &[.., columns]) if tensor.shape.len() > 1 => recipe.format(&Place {
+            (TensorRole::Matrix, &[.., columns]) if tensor.shape.len() > 1 => recipe.format(&Place {
                 tensor: &tensor.key,
                 layer: tensor.layer.unwrap_or(0),
                 layers,
@@ -199,21 +199,24 @@ impl Synth {
         let mut pools = Pools { seed: self.seed, most: self.most_tiles(), pools: HashMap::new() };
         let mut out = writer.begin(out)?;
         let mut chunk = Vec::with_capacity(CHUNK);
-        for (stream, ((tensor, format), &len)) in self.tensors.iter().zip(&lengths).enumerate() {
-            // Streams of pools are numbered by format and columns; no format has this number.
-            let mut random = Random::new(self.seed, 1 << 63 | stream as u64);
+        for ((tensor, format), &len) in self.tensors.iter().zip(&lengths) {
+            // A tensor's values depend on its name and not on what else there is. Streams of pools are numbered by format
+            // and columns; no format has this number.
+            let stream =
+                tensor.name.bytes().fold(0u64, |hash, byte| hash.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte));
+            let mut random = Random::new(self.seed, 1 << 63 | stream);
             let mut left = len;
             let mut shuffle = Shuffle::default();
             while left > 0 {
                 chunk.clear();
-                match tensor.part {
-                    Part::Matrix => {
+                match tensor.role {
+                    TensorRole::Matrix => {
                         let pool = pools.of(*format, tensor.shape.last().copied().unwrap_or(1))?;
                         while chunk.len() < CHUNK.min(left) {
                             chunk.extend_from_slice(pool.tile(shuffle.next(pool.tiles(), &mut random)));
                         }
                     }
-                    part => self.vector(part, len / size_of::<f32>(), &mut random, &mut chunk),
+                    role => self.vector(role, len / size_of::<f32>(), &mut random, &mut chunk),
                 }
                 chunk.truncate(left);
                 out.append(&chunk)?;
@@ -278,10 +281,10 @@ impl Synth {
     }
 
     /// Appends a vector of f32.
-    fn vector(&self, part: Part, len: usize, random: &mut Random, out: &mut Vec<u8>) {
+    fn vector(&self, role: TensorRole, len: usize, random: &mut Random, out: &mut Vec<u8>) {
         let mut normal = |mean: f32| (0..len).map(|_| mean + 0.1 * random.normal()).collect::<Vec<_>>();
-        let values = match (part, self.size.rope_factors) {
-            (Part::RopeFactors, Some(scaling)) => {
+        let values = match (role, self.size.rope_factors) {
+            (TensorRole::RopeFactors, Some(scaling)) => {
                 let base = match self.parameters.get("rope_base") {
                     Some(Parameter::Number(base)) => f64::from(*base),
                     _ => 10_000.0,
@@ -289,7 +292,7 @@ impl Synth {
                 let sizes::Llama3Scaling { factor, low, high, context } = scaling;
                 basert_graph::llama3_factors(2 * len, base, factor, (low, high), context)
             }
-            (Part::Bias, _) => normal(0.0),
+            (TensorRole::Bias, _) => normal(0.0),
             _ => normal(1.0),
         };
         out.extend(values.into_iter().flat_map(f32::to_le_bytes));

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use basert_core::{FORMATS, Format, KvFormat};
 use basert_cpu::*;
+use basert_graph::Reach;
 
 /// Larger than the last-level cache, so that a product with one row streams from memory.
 const LARGE: usize = 1 << 30;
@@ -140,7 +141,15 @@ fn product(pool: &Pool, isa: Isa, format: Format) {
 /// One token's attention, with the heads of SmolLM2, over contexts that stream from memory, and over four pages again and
 /// again.
 fn attention(pool: &Pool, isa: Isa, format: KvFormat) {
-    let shape = Attention { head_dim: 64, q_heads: 9, kv_heads: 3, scale: 0.125, soft_cap: None, window: None };
+    let shape = Attention {
+        head_dim: 64,
+        q_heads: 9,
+        kv_heads: 3,
+        scale: 0.125,
+        soft_cap: None,
+        reach: Reach::All,
+        alibi: None,
+    };
     let page_bytes = KvLayer::page_bytes(format, shape.kv_heads, shape.head_dim);
     let pages = LARGE / page_bytes;
     let mut memory = Buffer::zeroed(pages * page_bytes).expect("memory");

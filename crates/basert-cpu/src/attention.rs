@@ -20,6 +20,8 @@ use std::ops::Range;
 
 use basert_core::{Format, KvFormat};
 
+use basert_graph::{Alibi, Reach};
+
 use crate::Isa;
 use crate::dot::expand_floats;
 use crate::int14::Planes;
@@ -47,8 +49,10 @@ pub struct Attention {
     pub scale: f32,
     /// The cap of soft-capped scores.
     pub soft_cap: Option<f32>,
-    /// How many keys a query sees, its own included.
-    pub window: Option<usize>,
+    /// Which keys a query sees.
+    pub reach: Reach,
+    /// What is subtracted from scores by distance.
+    pub alibi: Option<Alibi>,
 }
 
 /// Why the kernels do not support an attention op.
@@ -99,13 +103,18 @@ impl Attention {
     }
 
     fn first_key(&self, position: usize) -> usize {
-        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+        self.reach.first(position)
     }
 
-    /// The tokens of a block that a query at `position` sees.
-    fn visible(&self, position: usize, block: usize) -> Visible {
+    /// The tokens of a block that the heads of a group see at `position`.
+    fn see(&self, position: usize, block: usize, kv_head: usize, visible: &mut [Visible]) {
         let within = |position: usize| position.saturating_sub(block * PAGE).min(PAGE);
-        Visible { start: within(self.first_key(position)), end: within(position + 1) }
+        let (start, end) = (within(self.first_key(position)), within(position + 1));
+        for (head, visible) in visible.iter_mut().enumerate() {
+            let head = kv_head * self.group() + head;
+            let slope = self.alibi.map_or(0.0, |alibi| alibi.slope(head, self.q_heads));
+            *visible = Visible { start, end, slope, distance: (block * PAGE) as f32 - position as f32 };
+        }
     }
 }
 
@@ -263,7 +272,7 @@ pub unsafe fn attend(
             unsafe { page.expand(isa, &mut scratch.keys, &mut scratch.values) };
         }
         for (row, visible) in scratch.visible.chunks_exact_mut(group).take(rows.len()).enumerate() {
-            visible.fill(attention.visible(first + row, block));
+            attention.see(first + row, block, kv_head, visible);
         }
         for tile in tiles(count) {
             // SAFETY: guaranteed by the caller.
@@ -324,7 +333,7 @@ pub unsafe fn attend_pages(
     scratch.q.load(isa, attention, (kv.format(), dim), q, kv_head, row..row + 1);
     for block in blocks.clone() {
         let page = Page::of(kv, sequence, kv_head, &blocks, block);
-        scratch.visible[..group].fill(attention.visible(position, block));
+        attention.see(position, block, kv_head, &mut scratch.visible[..group]);
         for tile in tiles(group) {
             let q = scratch.q.tile(dim, &tile);
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];

@@ -8,11 +8,14 @@
 // Vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
+use basert_graph::Activation;
+use basert_plan::Gate;
+
+use crate::Isa;
 use crate::isa::dispatch;
-use crate::linear::{gated, load_some, store_some};
+use crate::linear::{load_some, store_some};
 use crate::math;
 use crate::simd::{LANES, Simd};
-use crate::{Activation, Isa};
 
 /// Which values of a head a rotation pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,31 +51,39 @@ pub fn rms_norm_in_place(isa: Isa, x: &mut [f32], weight: &[f32], eps: f32) {
 pub struct BoundNorm {
     /// Whether the mean is subtracted first: LayerNorm.
     pub centred: bool,
-    /// One for each value.
+    /// Values that are normed together.
+    pub group: usize,
+    /// One for each value of a group, or of a row.
     pub weight: Vec<f32>,
-    /// Added to the result.
+    /// Added to the result; as long as the weight.
     pub bias: Option<Vec<f32>>,
     /// Added to the mean square.
     pub eps: f32,
 }
 
 impl BoundNorm {
-    /// `out = norm(x)`.
+    /// `out = norm(x)`, group by group.
     ///
     /// # Panics
     /// When lengths differ.
     pub fn apply(&self, isa: Isa, x: &[f32], out: &mut [f32]) {
-        if self.centred {
-            assert_eq!(x.len(), out.len());
-            // SAFETY: the machine has `isa`.
-            let mean = unsafe { sum(isa, x) } / x.len() as f32;
-            out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean);
-            rms_norm_in_place(isa, out, &self.weight, self.eps);
-        } else {
-            rms_norm(isa, x, &self.weight, self.eps, out);
-        }
-        if let Some(bias) = &self.bias {
-            add(isa, out, bias);
+        assert_eq!(x.len(), out.len());
+        let groups = x.chunks_exact(self.group).zip(out.chunks_exact_mut(self.group));
+        for (i, (x, out)) in groups.enumerate() {
+            let own =
+                if self.weight.len() == self.group { 0..self.group } else { i * self.group..(i + 1) * self.group };
+            let weight = &self.weight[own.clone()];
+            if self.centred {
+                // SAFETY: the machine has `isa`.
+                let mean = unsafe { sum(isa, x) } / x.len() as f32;
+                out.iter_mut().zip(x).for_each(|(out, x)| *out = x - mean);
+                rms_norm_in_place(isa, out, weight, self.eps);
+            } else {
+                rms_norm(isa, x, weight, self.eps, out);
+            }
+            if let Some(bias) = &self.bias {
+                add(isa, out, &bias[own]);
+            }
         }
     }
 
@@ -107,14 +118,30 @@ pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     unsafe { cap_each(isa, x, cap) }
 }
 
-/// `gate = activation(gate) · up`; but see [`Activation::ClampedSwish`].
+/// `x *= y`.
 ///
 /// # Panics
 /// When lengths differ.
-pub fn gate(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
-    assert_eq!(gate.len(), up.len());
+pub fn mul(isa: Isa, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len());
     // SAFETY: the machine has `isa`.
-    unsafe { gate_each(isa, activation, gate, up) }
+    unsafe { mul_each(isa, x, y) }
+}
+
+/// `x = activation(x)`.
+pub fn activate(isa: Isa, activation: Activation, x: &mut [f32]) {
+    // SAFETY: the machine has `isa`.
+    unsafe { activate_each(isa, activation, x) }
+}
+
+/// `g = gate(g, u)`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn gate(isa: Isa, gate: Gate, g: &mut [f32], u: &[f32]) {
+    assert_eq!(g.len(), u.len());
+    // SAFETY: the machine has `isa`.
+    unsafe { gate_each(isa, gate, g, u) }
 }
 
 /// Rotates the first `2 · cos.len()` values of a head by the angles whose cosines and sines are given.
@@ -134,7 +161,9 @@ dispatch! {
     unsafe fn add_each(x: &mut [f32], y: &[f32]) = add_kernel;
     unsafe fn scale_each(x: &mut [f32], factor: f32) = scale_kernel;
     unsafe fn cap_each(x: &mut [f32], cap: f32) = cap_kernel;
-    unsafe fn gate_each(activation: Activation, gate: &mut [f32], up: &[f32]) = gate_kernel;
+    unsafe fn mul_each(x: &mut [f32], y: &[f32]) = mul_kernel;
+    unsafe fn activate_each(activation: Activation, x: &mut [f32]) = activate_kernel;
+    unsafe fn gate_each(gate: Gate, g: &mut [f32], u: &[f32]) = gate_kernel;
     unsafe fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32], style: RotaryStyle) = rotate_kernel;
 }
 
@@ -210,13 +239,32 @@ unsafe fn cap_kernel<S: Simd>(x: &mut [f32], cap: f32) {
 }
 
 #[inline(always)]
-unsafe fn gate_kernel<S: Simd>(activation: Activation, gate: &mut [f32], up: &[f32]) {
-    let (gate, up, len) = (gate.as_mut_ptr(), up.as_ptr(), up.len());
-    for (at, count) in vectors(len) {
-        // SAFETY: the vectors are those of `gate` and `up`, which are equally long.
+unsafe fn mul_kernel<S: Simd>(x: &mut [f32], y: &[f32]) {
+    for (x, y) in x.iter_mut().zip(y) {
+        *x *= y;
+    }
+}
+
+#[inline(always)]
+unsafe fn activate_kernel<S: Simd>(activation: Activation, x: &mut [f32]) {
+    let p = x.as_mut_ptr();
+    for (at, count) in vectors(x.len()) {
+        // SAFETY: the vectors are those of `x`.
         unsafe {
-            let y = gated::<S>(activation, load_some::<S>(gate.add(at), count), load_some::<S>(up.add(at), count));
-            store_some::<S>(gate.add(at), count, y);
+            let y = math::activate::<S>(activation, load_some::<S>(p.add(at), count));
+            store_some::<S>(p.add(at), count, y);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn gate_kernel<S: Simd>(gate: Gate, g: &mut [f32], u: &[f32]) {
+    let (g, u, len) = (g.as_mut_ptr(), u.as_ptr(), u.len());
+    for (at, count) in vectors(len) {
+        // SAFETY: the vectors are those of `g` and `u`, which are equally long.
+        unsafe {
+            let y = math::gated::<S>(gate, load_some::<S>(g.add(at), count), load_some::<S>(u.add(at), count));
+            store_some::<S>(g.add(at), count, y);
         }
     }
 }

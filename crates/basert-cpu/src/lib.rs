@@ -32,10 +32,12 @@ mod tiles;
 
 pub use attention::{Attention, AttentionError, Scratch, Sequence, attend, attend_pages, merge_pages};
 pub use device::{CpuDevice, STEP_TOKENS};
-pub use elementwise::{BoundNorm, RotaryStyle, add, gate, rms_norm, rms_norm_in_place, rotate, scale, soft_cap};
+pub use elementwise::{
+    BoundNorm, RotaryStyle, activate, add, gate, mul, rms_norm, rms_norm_in_place, rotate, scale, soft_cap,
+};
 pub use isa::Isa;
 pub use kv::{KvLayer, PAGE};
-pub use linear::{Activation, Epilogue, Input, RowBlocks, linear};
+pub use linear::{Epilogue, Input, RowBlocks, linear};
 pub use memory::{AllocError, Buffer};
 pub use panel::{Order, PackError, PackedMatrix, Source};
 pub use pool::{Counter, Pool, Worker, WorkerPanicked};

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use basert_core::{FORMATS, Format};
-pub use basert_graph::Activation;
+use basert_plan::Gate;
 
 use crate::dot::{
     Ahead, Expanded, Lanes, expand, expand_floats, expanded_tile, float_tile, quantised_panels, stand_in,
@@ -66,8 +66,8 @@ pub enum Epilogue {
     Store,
     /// It is added to the output: a residual connection.
     Add,
-    /// The matrix is paired: the output is `activation(gate) · up`.
-    Gated(Activation),
+    /// The matrix is paired: the output is what the gate makes of both factors.
+    Gated(Gate),
 }
 
 /// The most results, rows times panels, of a call without expansion, and the most panels.
@@ -498,7 +498,7 @@ unsafe fn finish_kernel<S: Simd>(
                 y = match epilogue {
                     Epilogue::Store => y,
                     Epilogue::Add => S::add(load_some::<S>(out, count), y),
-                    Epilogue::Gated(activation) => gated::<S>(activation, S::load(result(0)), y),
+                    Epilogue::Gated(gate) => math::gated::<S>(gate, S::load(result(0)), y),
                 };
                 store_some::<S>(out, count, y);
             }
@@ -530,22 +530,5 @@ pub(crate) unsafe fn load_some<S: Simd>(p: *const f32, count: usize) -> S::F {
         let mut lanes = [0.0; LANES];
         std::ptr::copy_nonoverlapping(p, lanes.as_mut_ptr(), count);
         S::load(lanes.as_ptr())
-    }
-}
-
-/// The gate's activation, times the other factor.
-#[inline(always)]
-pub(crate) unsafe fn gated<S: Simd>(activation: Activation, gate: S::F, up: S::F) -> S::F {
-    // SAFETY: guaranteed by the caller.
-    unsafe {
-        match activation {
-            Activation::Silu => S::mul(math::silu::<S>(gate), up),
-            Activation::GeluTanh => S::mul(math::gelu_tanh::<S>(gate), up),
-            Activation::ClampedSwish => {
-                let up = S::max(S::splat(-7.0), S::min(S::splat(7.0), up));
-                let gate = math::swish::<S>(S::min(S::splat(7.0), gate), 1.702);
-                S::fma(gate, up, gate)
-            }
-        }
     }
 }

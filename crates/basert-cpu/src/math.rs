@@ -2,6 +2,9 @@
 //!
 //! Polynomials are those of the Cephes library (S. Moshier): errors of a few units in the last place.
 
+use basert_graph::Activation;
+use basert_plan::Gate;
+
 use crate::simd::Simd;
 
 /// e^x. Zero below -87.33, infinity above 88.37. NaN gives NaN. Exactly 1 for 0.
@@ -89,4 +92,115 @@ pub(crate) unsafe fn gelu_tanh<S: Simd>(x: S::F) -> S::F {
 pub(crate) unsafe fn soft_cap<S: Simd>(x: S::F, cap: f32) -> S::F {
     // SAFETY: guaranteed by the caller.
     unsafe { S::mul(tanh::<S>(S::mul(x, S::splat(1.0 / cap))), S::splat(cap)) }
+}
+
+/// The sum of coefficient · x^k, highest power first.
+#[inline(always)]
+unsafe fn polynomial<S: Simd, const N: usize>(x: S::F, coefficients: [f32; N]) -> S::F {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let mut p = S::splat(coefficients[0]);
+        for coefficient in &coefficients[1..] {
+            p = S::fma(p, x, S::splat(*coefficient));
+        }
+        p
+    }
+}
+
+/// x · Φ(x) = ½x(1 + erf(x / √2)).
+#[inline(always)]
+pub(crate) unsafe fn gelu<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let half = S::mul(x, S::splat(0.5));
+        let e = erf::<S>(S::mul(x, S::splat(std::f32::consts::FRAC_1_SQRT_2)));
+        S::fma(half, e, half)
+    }
+}
+
+/// The error function.
+#[inline(always)]
+unsafe fn erf<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let (zero, one) = (S::splat(0.0), S::splat(1.0));
+        let square = S::mul(x, x);
+        let near = [
+            7.853_861_4e-5,
+            -8.010_193_6e-4,
+            5.188_327_7e-3,
+            -2.685_381_2e-2,
+            1.128_358_5e-1,
+            -3.761_262_6e-1,
+            std::f32::consts::FRAC_2_SQRT_PI,
+        ];
+        let small = S::mul(x, polynomial::<S, 7>(square, near));
+        // 1 − erfc, with erfc |x| = e^(−x²) · q · P(q²), q = 1 / |x|, and another P beyond 2.
+        let magnitude = S::max(one, S::from_bits(S::and_i32(S::bits(x), S::splat_i32(0x7fff_ffff))));
+        let q = S::div(one, magnitude);
+        let y = S::mul(q, q);
+        let middle = [
+            2.326_82e-2,
+            -1.387_039_4e-1,
+            3.687_424_7e-1,
+            -5.824_733e-1,
+            6.210_004_6e-1,
+            -4.944_515_3e-1,
+            3.404_88e-1,
+            -2.741_127e-1,
+            5.638_259_4e-1,
+        ];
+        let far =
+            [-10.477_664, 12.977_2, -7.495_519, 2.921_019, -1.015_265_3, 4.218_463_4e-1, -2.820_767_4e-1, 5.641_895e-1];
+        let p = S::select_less(magnitude, S::splat(2.0), polynomial::<S, 9>(y, middle), polynomial::<S, 8>(y, far));
+        let tail = S::mul(S::mul(exp::<S>(S::sub(zero, S::mul(magnitude, magnitude))), q), p);
+        let large = S::sub(one, tail);
+        let large = S::select_less(x, zero, S::sub(zero, large), large);
+        S::select_less(square, one, small, large)
+    }
+}
+
+/// An activation of each lane.
+#[inline(always)]
+pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let (zero, one) = (S::splat(0.0), S::splat(1.0));
+        match activation {
+            Activation::Silu => silu::<S>(x),
+            Activation::Gelu => gelu::<S>(x),
+            Activation::GeluTanh => gelu_tanh::<S>(x),
+            Activation::GeluSigmoid => swish::<S>(x, 1.702),
+            Activation::Relu => S::max(zero, x),
+            Activation::ReluSquared => {
+                let positive = S::max(zero, x);
+                S::mul(positive, positive)
+            }
+            Activation::Sigmoid => S::div(one, S::add(one, exp::<S>(S::sub(zero, x)))),
+            Activation::Tanh => tanh::<S>(x),
+            Activation::Xielu { above, below, slope, eps } => {
+                let linear = S::mul(x, S::splat(slope));
+                let positive = S::fma(S::mul(x, x), S::splat(above), linear);
+                let grown = S::sub(S::sub(exp::<S>(S::min(S::splat(eps), x)), one), x);
+                let negative = S::fma(grown, S::splat(below), linear);
+                S::select_less(zero, x, positive, negative)
+            }
+        }
+    }
+}
+
+/// What a gate makes of its factors.
+#[inline(always)]
+pub(crate) unsafe fn gated<S: Simd>(gate: Gate, g: S::F, u: S::F) -> S::F {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        match gate {
+            Gate::Product(activation) => S::mul(activate::<S>(activation, g), u),
+            Gate::ClampedSwish => {
+                let u = S::max(S::splat(-7.0), S::min(S::splat(7.0), u));
+                let g = swish::<S>(S::min(S::splat(7.0), g), 1.702);
+                S::fma(g, u, g)
+            }
+        }
+    }
 }

@@ -14,6 +14,10 @@ use crate::tiles::TILE;
 pub(crate) struct Visible {
     pub start: usize,
     pub end: usize,
+    /// Factor of the distance from the query, negative where a token comes before it, which is added to scores.
+    pub slope: f32,
+    /// The distance of the page's first token.
+    pub distance: f32,
 }
 
 impl Visible {
@@ -79,12 +83,16 @@ unsafe fn softmax_kernel<S: Simd>(
     unsafe {
         let hidden = S::splat(f32::NEG_INFINITY);
         for (i, (scores, visible)) in scores.iter_mut().zip(visible).enumerate() {
-            let all = *visible == Visible { start: 0, end: PAGE };
+            let all = (visible.start, visible.end) == (0, PAGE);
             let mut m = hidden;
             for at in (0..PAGE).step_by(LANES) {
                 let mut score = S::mul(S::load(scores.as_ptr().add(at)), S::splat(scale));
                 if let Some(cap) = soft_cap {
                     score = math::soft_cap::<S>(score, cap);
+                }
+                if visible.slope != 0.0 {
+                    let lanes = S::add(S::splat(visible.distance + at as f32), S::load(LANE_NUMBERS.as_ptr()));
+                    score = S::fma(S::splat(visible.slope), lanes, score);
                 }
                 if !all {
                     score = visible.only::<S>(at, score, hidden);

@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use crate::STEP_TOKENS;
 use crate::kv::PAGE;
-use basert_core::{KvFormat, codec};
+use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_graph::{Activation, Experts, Graph, Norm, Op, Pairs, Rope, ValueId, WeightId};
+use basert_graph::{
+    Activation, Attention, Experts, Graph, Index, Norm, Op, Pairs, Rope, Route, Score, ValueId, WeightId,
+};
 use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Plan, StepState};
 
 /// A row-major matrix.
@@ -41,6 +43,10 @@ impl Matrix {
         out
     }
 
+    fn map(&self, f: impl Fn(f32) -> f32) -> Matrix {
+        Matrix { width: self.width, data: self.data.iter().map(|&x| f(x)).collect() }
+    }
+
     fn zip(&self, other: &Matrix, f: impl Fn(f32, f32) -> f32) -> Matrix {
         let data = self.data.iter().zip(&other.data).map(|(&a, &b)| f(a, b)).collect();
         Matrix { width: self.width, data }
@@ -59,12 +65,8 @@ impl Reference {
     /// # Errors
     /// When a tensor is missing or damaged.
     pub fn new(graph: Arc<Graph>, file: &ModelFile) -> Result<Reference, DeviceError> {
-        let decode = |weight: &basert_graph::Weight| {
-            let fail = |what: String| DeviceError::Weight { tensor: weight.tensor.clone(), what };
-            let tensor = file.tensor(&weight.tensor).ok_or_else(|| fail("it is missing".to_owned()))?;
-            let mut matrix = Matrix::new(weight.rows, weight.columns);
-            codec::decode(tensor.format, tensor.bytes, &mut matrix.data).map_err(|error| fail(error.to_string()))?;
-            Ok(matrix)
+        let decode = |weight: &basert_graph::Weight| -> Result<Matrix, DeviceError> {
+            Ok(Matrix { width: weight.columns, data: weight.values(file)? })
         };
         let weights = graph.weights.iter().map(decode).collect::<Result<_, _>>()?;
         Ok(Reference { graph, weights })
@@ -84,63 +86,93 @@ impl Reference {
         let mut values: Vec<Option<Matrix>> = vec![None; self.graph.values.len()];
         let mut caches: Vec<Option<(Matrix, Matrix)>> = vec![None; self.graph.caches.len()];
         for node in &self.graph.nodes {
-            let value = |id: ValueId| values[id.0].as_ref().expect("ops come in order");
+            let input = |i: usize| values[node.inputs[i].0].as_ref().expect("ops come in order");
             let out = match node.op {
-                Op::Embed { weight, scale } => self.embed(weight, scale, tokens),
-                Op::Norm { x, norm } => {
-                    let mut normed = value(x).clone();
+                Op::Embed { weight, scale, by } => self.embed(weight, scale, by, tokens),
+                Op::Norm(norm) => {
+                    let mut normed = input(0).clone();
                     normed.data.chunks_exact_mut(normed.width).for_each(|row| self.norm(&norm, row));
                     normed
                 }
-                Op::Linear { x, weight, bias, experts: None } => self.linear(value(x), weight, bias),
-                Op::Linear { x, weight, bias, experts: Some(experts) } => {
-                    self.experts(value(x), weight, bias, value(experts.route), experts)
+                Op::Linear { weight, bias, experts: None } => self.linear(input(0), weight, bias),
+                Op::Linear { weight, bias, experts: Some(experts) } => {
+                    self.experts(input(0), weight, bias, input(1), experts)
                 }
-                Op::Route { x, used, normalised } => value(x).map_rows(2 * used, |x, y| route(x, normalised, y)),
-                Op::Combine { x, experts } => combine(value(x), value(experts.route), experts.used),
-                Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache } => {
-                    let (head_dim, rope) = (self.graph.caches[cache.0].head_dim, &self.graph.ropes[rope.0]);
-                    let keys = self.rotate_heads(value(k), head_dim, k_norm.as_ref(), rope);
-                    caches[cache.0] = Some((keys, value(v).clone()));
-                    self.rotate_heads(value(q), head_dim, q_norm.as_ref(), rope)
+                Op::Route(how) => {
+                    let bias = how.bias.map(|bias| &self.weights[bias.0].data[..]);
+                    input(0).map_rows(2 * how.experts.used, |x, y| route(x, &how, bias, y))
                 }
-                Op::Attention { q, cache, heads, scale, window, cap, sinks } => {
-                    let (k, v) = caches[cache.0].as_ref().expect("ops come in order");
-                    let sinks = sinks.map(|sinks| &self.weights[sinks.0].data[..]);
-                    attention(value(q), k, v, heads, self.graph.caches[cache.0].kv_heads, scale, window, cap, sinks)
+                Op::Combine { experts, weighted } => combine(input(0), input(1), experts.used, weighted),
+                Op::Weigh(experts) => weigh(input(0), input(1), experts.used),
+                Op::Temper(how) => {
+                    let mut out = input(0).clone();
+                    for (position, row) in out.data.chunks_exact_mut(out.width).enumerate() {
+                        row.iter_mut().for_each(|x| *x *= how.at(position));
+                    }
+                    out
                 }
-                Op::Gate { gate, up, activation } => value(gate).zip(value(up), |g, u| gated(activation, g, u)),
-                Op::Add { a, b } => value(a).zip(value(b), |a, b| a + b),
-                Op::Select { x } => {
-                    let data = wanted.iter().flat_map(|&row| value(x).row(row)).copied().collect();
-                    Matrix { width: value(x).width, data }
+                Op::Rope { rope, head_dim } => rotate_heads(input(0), head_dim, &self.graph.ropes[rope.0]),
+                Op::Store(cache) => {
+                    caches[cache.0] = Some((input(0).clone(), input(1).clone()));
+                    Matrix { width: 0, data: Vec::new() }
                 }
-                Op::SoftCap { x, cap } => value(x).zip(value(x), |x, _| cap * (x / cap).tanh()),
+                Op::Attention(how) => {
+                    let (k, v) = caches[how.cache.0].as_ref().expect("ops come in order");
+                    let sinks = how.sinks.map(|sinks| &self.weights[sinks.0].data[..]);
+                    attention(input(0), k, v, &how, self.graph.caches[how.cache.0].kv_heads, sinks)
+                }
+                Op::Activate(activation) => input(0).map(|x| activate(activation, x)),
+                Op::Mul => input(0).zip(input(1), |a, b| a * b),
+                Op::Add => input(0).zip(input(1), |a, b| a + b),
+                Op::Scale(factor) => input(0).map(|x| factor * x),
+                Op::Slice(first) => {
+                    let width = self.graph.values[node.out.0].width;
+                    input(0).map_rows(width, |x, y| y.copy_from_slice(&x[first..first + width]))
+                }
+                Op::ClampedSwish => input(0).zip(input(1), clamped_swish),
+                Op::Select => {
+                    let data = wanted.iter().flat_map(|&row| input(0).row(row)).copied().collect();
+                    Matrix { width: input(0).width, data }
+                }
+                Op::SoftCap(cap) => input(0).map(|x| cap * (x / cap).tanh()),
             };
             values[node.out.0] = Some(out);
         }
         values[result.0].take().expect("the graph computes all values")
     }
 
-    fn embed(&self, weight: WeightId, scale: f32, tokens: &[u32]) -> Matrix {
+    fn embed(&self, weight: WeightId, scale: f32, by: Index, tokens: &[u32]) -> Matrix {
         let table = &self.weights[weight.0];
-        let data = tokens.iter().flat_map(|&token| table.row(token as usize)).map(|x| x * scale).collect();
+        let row = |(position, &token): (usize, &u32)| match by {
+            Index::Token => table.row(token as usize),
+            Index::Position => table.row(position),
+        };
+        let data = tokens.iter().enumerate().flat_map(row).map(|x| x * scale).collect();
         Matrix { width: table.width, data }
     }
 
-    /// x ← x / √(mean(x²) + ε) · (w + offset) + b, of x − mean(x) if it is centred
-    fn norm(&self, norm: &Norm, x: &mut [f32]) {
-        if norm.centred {
-            let mean = x.iter().sum::<f32>() / x.len() as f32;
-            x.iter_mut().for_each(|x| *x -= mean);
-        }
-        let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
-        let scale = 1.0 / (mean + norm.eps).sqrt();
-        for (x, w) in x.iter_mut().zip(&self.weights[norm.weight.0].data) {
-            *x *= scale * (w + norm.offset);
-        }
-        if let Some(bias) = norm.bias {
-            x.iter_mut().zip(&self.weights[bias.0].data).for_each(|(x, b)| *x += b);
+    /// x ← x / √(mean(x²) + ε) · (w + offset) + b, of x − mean(x) if it is centred, for each group of a row
+    fn norm(&self, norm: &Norm, row: &mut [f32]) {
+        // The part of a vector that belongs to a group: all of it, or a part of its own.
+        let of = |weight: Option<WeightId>, group: usize| {
+            let vector = &self.weights[weight?.0].data;
+            let first = if vector.len() == norm.group { 0 } else { group * norm.group };
+            Some(&vector[first..first + norm.group])
+        };
+        for (group, x) in row.chunks_exact_mut(norm.group).enumerate() {
+            if norm.centred {
+                let mean = x.iter().sum::<f32>() / x.len() as f32;
+                x.iter_mut().for_each(|x| *x -= mean);
+            }
+            let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+            let scale = 1.0 / (mean + norm.eps).sqrt();
+            match of(norm.weight, group) {
+                Some(weight) => x.iter_mut().zip(weight).for_each(|(x, w)| *x *= scale * (w + norm.offset)),
+                None => x.iter_mut().for_each(|x| *x *= scale),
+            }
+            if let Some(bias) = of(norm.bias, group) {
+                x.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+            }
         }
     }
 
@@ -178,20 +210,15 @@ impl Reference {
         }
         out
     }
+}
 
-    /// Norms each head, and rotates its pairs by position · frequency.
-    fn rotate_heads(&self, x: &Matrix, head_dim: usize, norm: Option<&Norm>, rope: &Rope) -> Matrix {
-        let mut out = x.clone();
-        for (position, row) in out.data.chunks_exact_mut(x.width).enumerate() {
-            for head in row.chunks_exact_mut(head_dim) {
-                if let Some(norm) = norm {
-                    self.norm(norm, head);
-                }
-                rotate(head, rope, position);
-            }
-        }
-        out
+/// Rotates the pairs of each head by position · frequency.
+fn rotate_heads(x: &Matrix, head_dim: usize, rope: &Rope) -> Matrix {
+    let mut out = x.clone();
+    for (position, row) in out.data.chunks_exact_mut(x.width).enumerate() {
+        row.chunks_exact_mut(head_dim).for_each(|head| rotate(head, rope, position));
     }
+    out
 }
 
 /// (a, b) ← (a cos θ − b sin θ, a sin θ + b cos θ) for each pair, with θ = position · frequency.
@@ -203,31 +230,62 @@ fn rotate(head: &mut [f32], rope: &Rope, position: usize) {
             Pairs::Interleaved => (2 * i, 2 * i + 1),
         };
         let (sin, cos) = (position as f32 * frequency).sin_cos();
-        (head[a], head[b]) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+        let (a_turned, b_turned) = (head[a] * cos - head[b] * sin, head[a] * sin + head[b] * cos);
+        (head[a], head[b]) = (rope.magnitude * a_turned, rope.magnitude * b_turned);
     }
 }
 
-/// The indices of the experts with the largest softmax, and then their weights.
-fn route(x: &[f32], normalised: bool, y: &mut [f32]) {
-    let (chosen, weights) = y.split_at_mut(y.len() / 2);
+/// The indices of the experts with the largest scores, and then their weights.
+fn route(x: &[f32], how: &Route, bias: Option<&[f32]>, y: &mut [f32]) {
+    let (chosen, weights) = y.split_at_mut(how.experts.used);
     let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f32 = x.iter().map(|x| (x - max).exp()).sum();
-    let mut order: Vec<usize> = (0..x.len()).collect();
-    order.sort_by(|&a, &b| x[b].total_cmp(&x[a]));
+    let score = |expert: usize| match how.score {
+        Score::Softmax => (x[expert] - max).exp() / sum,
+        Score::Sigmoid => 1.0 / (1.0 + (-x[expert]).exp()),
+    };
+    let biased = |expert: usize| score(expert) + bias.map_or(0.0, |bias| bias[expert]);
+    let largest = |candidates: std::ops::Range<usize>, value: &dyn Fn(usize) -> f32| {
+        let mut order: Vec<usize> = candidates.collect();
+        order.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
+        order
+    };
+    let size = x.len() / how.groups;
+    let of_group = |group: usize| {
+        let best = largest(group * size..(group + 1) * size, &biased);
+        best.iter().take(2).map(|&expert| biased(expert)).sum()
+    };
+    let groups = &largest(0..how.groups, &of_group)[..how.groups_used];
+    // Without a bias and groups, logits are in the order of scores, and finer.
+    let order = match bias.is_some() || how.groups > 1 {
+        true => largest(0..x.len(), &biased),
+        false => largest(0..x.len(), &|expert| x[expert]),
+    };
+    let order = order.into_iter().filter(|expert| groups.contains(&(expert / size)));
     for ((chosen, weight), expert) in chosen.iter_mut().zip(&mut *weights).zip(order) {
-        (*chosen, *weight) = (expert as f32, (x[expert] - max).exp() / sum);
+        (*chosen, *weight) = (expert as f32, score(expert));
     }
-    if normalised {
-        let sum: f32 = weights.iter().sum();
-        weights.iter_mut().for_each(|weight| *weight /= sum);
-    }
+    let sum = if how.normalised { weights.iter().sum::<f32>() } else { 1.0 };
+    weights.iter_mut().for_each(|weight| *weight *= how.scale / sum);
 }
 
-/// y = Σ weight · x over the experts of each token.
-fn combine(x: &Matrix, route: &Matrix, used: usize) -> Matrix {
+/// y = weight · x for each of a token's experts, side by side.
+fn weigh(x: &Matrix, route: &Matrix, used: usize) -> Matrix {
+    let mut out = Matrix::new(route.rows().len(), x.width * used);
+    for ((x, route), y) in x.rows().zip(route.rows()).zip(out.data.chunks_exact_mut(x.width * used)) {
+        for (y, weight) in y.chunks_exact_mut(x.len()).zip(&route[used..]) {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = weight * x);
+        }
+    }
+    out
+}
+
+/// y = Σ weight · x over the experts of each token, or Σ x.
+fn combine(x: &Matrix, route: &Matrix, used: usize, weighted: bool) -> Matrix {
     let mut out = Matrix::new(route.rows().len(), x.width / used);
     for ((x, route), y) in x.rows().zip(route.rows()).zip(out.data.chunks_exact_mut(x.width / used)) {
         for (x, weight) in x.chunks_exact(y.len()).zip(&route[used..]) {
+            let weight = if weighted { *weight } else { 1.0 };
             y.iter_mut().zip(x).for_each(|(y, x)| *y += weight * x);
         }
     }
@@ -235,27 +293,18 @@ fn combine(x: &Matrix, route: &Matrix, used: usize) -> Matrix {
 }
 
 /// softmax(cap(scale · q kᵀ)) v for each head, over the tokens that each token sees, and a sink that has no value.
-#[allow(clippy::too_many_arguments)]
-fn attention(
-    q: &Matrix,
-    k: &Matrix,
-    v: &Matrix,
-    heads: usize,
-    kv_heads: usize,
-    scale: f32,
-    window: Option<usize>,
-    cap: Option<f32>,
-    sinks: Option<&[f32]>,
-) -> Matrix {
+fn attention(q: &Matrix, k: &Matrix, v: &Matrix, how: &Attention, kv_heads: usize, sinks: Option<&[f32]>) -> Matrix {
+    let Attention { heads, scale, reach, cap, alibi, .. } = *how;
     let head_dim = q.width / heads;
     let mut out = Matrix::new(q.data.len() / q.width, q.width);
     for (position, (q, out)) in q.rows().zip(out.data.chunks_exact_mut(q.width)).enumerate() {
-        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let first = reach.first(position);
         for (head, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
             let of_head = head * kv_heads / heads * head_dim..(head * kv_heads / heads + 1) * head_dim;
             let score = |token: usize| {
                 let score = scale * dot(q, &k.row(token)[of_head.clone()]);
-                cap.map_or(score, |cap| cap * (score / cap).tanh())
+                let score = cap.map_or(score, |cap| cap * (score / cap).tanh());
+                score - alibi.map_or(0.0, |alibi| alibi.slope(head, heads) * (position - token) as f32)
             };
             let scores: Vec<f32> = (first..=position).map(score).collect();
             let sink = sinks.map(|sinks| sinks[head]);
@@ -385,16 +434,24 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// What a gate makes of the other factor.
-fn gated(activation: Activation, gate: f32, up: f32) -> f32 {
+fn activate(activation: Activation, x: f32) -> f32 {
     match activation {
-        Activation::Silu => silu(gate) * up,
-        Activation::GeluTanh => gelu_tanh(gate) * up,
-        Activation::ClampedSwish => {
-            let gate = gate.min(7.0);
-            gate / (1.0 + (-1.702 * gate).exp()) * (up.clamp(-7.0, 7.0) + 1.0)
-        }
+        Activation::Silu => silu(x),
+        Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Activation::GeluTanh => gelu_tanh(x),
+        Activation::GeluSigmoid => x / (1.0 + (-1.702 * x).exp()),
+        Activation::Relu => x.max(0.0),
+        Activation::ReluSquared => x.max(0.0) * x.max(0.0),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Activation::Tanh => x.tanh(),
+        Activation::Xielu { above, slope, .. } if x > 0.0 => above * x * x + slope * x,
+        Activation::Xielu { below, slope, eps, .. } => below * (x.min(eps).exp_m1() - x) + slope * x,
     }
+}
+
+fn clamped_swish(g: f32, u: f32) -> f32 {
+    let g = g.min(7.0);
+    g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
 }
 
 fn silu(x: f32) -> f32 {

@@ -5,107 +5,82 @@
 //! has one order of operations on any worker.
 
 mod attention;
+mod elementwise;
+mod embed;
 mod experts;
-mod rope;
+mod heads;
+mod linear;
+mod norm;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
-use basert_core::{KvFormat, codec};
+use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_graph::{Activation, Rows as RowClass, ValueId};
-use basert_plan::{Baked, DeviceError, Place, Plan, PlannedOp, Span, StepState};
+use basert_graph::{Op, Rows as RowClass, ValueId};
+use basert_plan::{Baked, DeviceError, Place, Plan, PlanNode, PlanOp, Span, StepState};
 
-pub(crate) use self::experts::{BoundExperts, Uses};
-pub(crate) use self::rope::RopeTable;
-use crate::attention::{Attention, Scratch};
+pub(crate) use self::experts::Uses;
+pub(crate) use self::heads::RopeTable;
+use crate::attention::Scratch;
 use crate::contention::{Contention, MEMORY_BOUND_TOKENS};
-use crate::dot::unexpanded_rows;
-use crate::elementwise::BoundNorm;
+use crate::device::Binder;
 use crate::kv::{KvLayer, PAGE};
-use crate::tiles::TILE;
-use crate::{
-    Buffer, Counter, Epilogue, FloatRows, Input, Isa, PackedMatrix, Pool, QuantisedRows, RowBlocks, Rows, Worker,
-};
-use crate::{elementwise, linear};
+use crate::{Buffer, Counter, Isa, PackedMatrix, Pool, Rows, Worker};
 
 /// A value's place, and which tokens it has rows for.
 type Output = (Place, RowClass);
 
 /// An op with everything it needs except the step.
-pub(crate) enum Kernel {
-    Embed {
-        tensor: String,
-        scale: f32,
-        out: Place,
-    },
-    Norm {
-        x: Place,
-        norm: BoundNorm,
-        add: bool,
-        out: Output,
-    },
-    Linear(BoundLinear),
-    Experts(BoundExperts),
-    Route {
-        x: Place,
-        normalised: bool,
-        out: Output,
-    },
-    Combine {
-        x: Place,
-        route: Place,
-        add: bool,
-        out: Output,
-    },
-    RopeCache {
-        q: Place,
-        k: Place,
-        v: Place,
-        q_norm: Option<BoundNorm>,
-        k_norm: Option<BoundNorm>,
-        rope: usize,
-        cache: CachePlace,
-        out: Place,
-    },
-    Attention {
-        q: Place,
-        attention: Attention,
-        sinks: Option<Vec<f32>>,
-        cache: CachePlace,
-        out: Place,
-    },
-    Gate {
-        gate: Place,
-        up: Place,
-        activation: Activation,
-        out: Output,
-    },
-    Add {
-        a: Place,
-        b: Place,
-        out: Output,
-    },
-    Select {
-        x: Place,
-        out: Place,
-    },
-    SoftCap {
-        x: Place,
-        cap: f32,
-        out: Output,
-    },
+pub(crate) trait Kernel: Send + Sync {
+    /// This worker's part of the op.
+    ///
+    /// # Safety
+    /// No op that uses the same memory is running, except the other workers' parts of this one, and the counters of
+    /// `op` hand out each piece of its work once.
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch);
+
+    /// Whether it uses the memory of prepared inputs.
+    fn prepares(&self) -> bool {
+        false
+    }
 }
 
-/// A linear op: matrices whose outputs are concatenated, with their biases and columns of the output.
-pub(crate) struct BoundLinear {
-    pub x: Place,
-    pub norm: Option<BoundNorm>,
-    pub parts: Vec<(PackedMatrix, Option<Vec<f32>>, Range<usize>)>,
-    pub epilogue: Epilogue,
-    pub out: Output,
+/// The kernel of a node. Matrices are taken from `packed`.
+pub(crate) fn bind(
+    binder: &Binder,
+    node: &PlanNode,
+    packed: &mut [Option<Vec<PackedMatrix>>],
+) -> Result<Box<dyn Kernel>, DeviceError> {
+    match &node.op {
+        PlanOp::Linear(linear) if linear.experts.is_some() => experts::bind(binder, node, linear, packed),
+        PlanOp::Linear(linear) => linear::bind(binder, node, linear, packed),
+        PlanOp::RopeStore(op) => heads::bind_rope_store(binder, node, op),
+        PlanOp::Gate(gate) => Ok(elementwise::bind(binder, node, elementwise::Function::Gate(*gate))),
+        PlanOp::Plain(op) => match *op {
+            Op::Embed { weight, scale, by } => embed::bind(binder, node, weight, scale, by),
+            Op::Norm(norm) => norm::bind(binder, node, &norm),
+            Op::Route(route) => experts::bind_route(binder, node, route),
+            Op::Combine { experts, weighted } => Ok(experts::bind_combine(binder, node, experts, weighted)),
+            Op::Weigh(experts) => Ok(experts::bind_weigh(binder, node, experts)),
+            Op::Temper(how) => Ok(elementwise::bind_temper(binder, node, how)),
+            Op::Rope { rope, head_dim } => Ok(heads::bind_rope(binder, node, rope, head_dim)),
+            Op::Store(cache) => Ok(heads::bind_store(binder, node, cache)),
+            Op::Attention(attention) => attention::bind(binder, node, &attention),
+            Op::Activate(activation) => {
+                Ok(elementwise::bind(binder, node, elementwise::Function::Activate(activation)))
+            }
+            Op::Mul => Ok(elementwise::bind(binder, node, elementwise::Function::Mul)),
+            Op::Add => Ok(elementwise::bind(binder, node, elementwise::Function::Add)),
+            Op::Scale(factor) => Ok(elementwise::bind(binder, node, elementwise::Function::Scale(factor))),
+            Op::SoftCap(cap) => Ok(elementwise::bind(binder, node, elementwise::Function::SoftCap(cap))),
+            Op::Slice(first) => Ok(elementwise::bind_slice(binder, node, first)),
+            Op::Select => Ok(elementwise::bind_select(binder, node)),
+            // Plans have other ops for these.
+            Op::Linear { .. } | Op::ClampedSwish => Err(binder.unsupported("an op that plans replace".to_owned())),
+        },
+    }
 }
 
 /// The place of a layer's keys and values in a page.
@@ -119,7 +94,7 @@ pub(crate) struct CachePlace {
 
 /// An op of the bound plan.
 pub(crate) struct Bound {
-    pub kernel: Kernel,
+    pub kernel: Box<dyn Kernel>,
     /// Whether all earlier ops must be complete.
     pub barrier: bool,
     /// Divides its work.
@@ -139,6 +114,7 @@ pub(crate) struct Shared {
 
 /// Memory of one worker.
 pub(crate) struct WorkerScratch {
+    /// A row of any value.
     pub row: Vec<f32>,
     /// A row of the embedding table, as the file has it.
     pub embedding: Vec<u8>,
@@ -227,7 +203,7 @@ impl CpuBaked {
                 before(i, op, worker);
                 // SAFETY: `before` separates ops that use the same memory, as the plan does, and the counters of an op
                 // hand out each piece of its work once.
-                unsafe { run.execute(op, worker, scratch) };
+                unsafe { op.kernel.run(&run, op, worker, scratch) };
             }
         });
         let waited = result.map_err(|error| DeviceError::Failed(error.to_string()))?;
@@ -255,7 +231,7 @@ impl Baked for CpuBaked {
 
     fn profile(&mut self, step: &StepState) -> Result<Vec<Span>, DeviceError> {
         let plan = self.plan.clone();
-        let begins: Vec<_> = plan.ops.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
+        let begins: Vec<_> = plan.nodes.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
         let start = Instant::now();
         self.run(step, |i, _, worker| {
             worker.barrier();
@@ -266,8 +242,8 @@ impl Baked for CpuBaked {
         let begins: Vec<f64> = begins.into_iter().map(|begin| begin.into_inner() as f64 / 1e9).collect();
         let ends = begins.iter().copied().skip(1).chain([end]);
         let span = |(i, (&begin, end))| {
-            let op: &PlannedOp = &plan.ops[i];
-            Span { ops: i..i + 1, kernel: op.op.name(), begin, seconds: end - begin }
+            let node: &PlanNode = &plan.nodes[i];
+            Span { ops: i..i + 1, kernel: node.name(), begin, seconds: end - begin }
         };
         Ok(begins.iter().zip(ends).enumerate().map(span).collect())
     }
@@ -321,7 +297,7 @@ impl Baked for CpuBaked {
 }
 
 /// What the workers share during a step.
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     isa: Isa,
     step: &'a StepState,
     file: &'a ModelFile,
@@ -346,13 +322,8 @@ struct Run<'a> {
 // data races as `run` says.
 unsafe impl Sync for Run<'_> {}
 
-/// Values in a piece of work of element-wise ops.
-const COLUMNS: usize = 4096;
 /// Rows in a piece of work of row-wise ops.
 const ROWS: usize = 4;
-/// Up to this number of values, every worker prepares the input of a linear op for itself instead of waiting for
-/// others.
-const OWN_INPUT: usize = 8192;
 
 impl Run<'_> {
     fn tokens(&self) -> usize {
@@ -379,189 +350,6 @@ impl Run<'_> {
         unsafe {
             let start = self.cache.add(cache.offset);
             KvLayer::from_raw(start, self.pages, self.page_bytes, self.kv, cache.kv_heads, cache.head_dim)
-        }
-    }
-
-    /// This worker's part of an op.
-    ///
-    /// # Safety
-    /// No op that uses the same memory is running, except the other workers' parts of this one.
-    unsafe fn execute(&self, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
-        // SAFETY: guaranteed by the caller, and each piece of work is handed out once.
-        unsafe {
-            match op.kernel {
-                Kernel::Embed { ref tensor, scale, out } => {
-                    self.embed(op, worker, tensor, (scale, out), &mut scratch.embedding)
-                }
-                Kernel::Norm { x, ref norm, add, out } => {
-                    let (x, out) = (self.view(x, self.count(out.1)), self.view(out.0, self.count(out.1)));
-                    for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
-                        if add {
-                            let scratch = &mut scratch.row[..out.cols()];
-                            norm.apply(self.isa, x.row(row), scratch);
-                            elementwise::add(self.isa, out.row_mut(row), scratch);
-                        } else {
-                            norm.apply(self.isa, x.row(row), out.row_mut(row));
-                        }
-                    }
-                }
-                Kernel::Linear(ref bound) => self.linear(op, bound, worker, scratch),
-                Kernel::Experts(ref bound) => self.experts(op, bound, worker, scratch),
-                Kernel::Route { x, normalised, out } => {
-                    let (x, out) = (self.view(x, self.count(out.1)), self.view(out.0, self.count(out.1)));
-                    for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
-                        experts::route(x.row(row), normalised, out.row_mut(row));
-                    }
-                }
-                Kernel::Combine { x, route, add, out } => {
-                    let rows = self.count(out.1);
-                    let (x, route, out) = (self.view(x, rows), self.view(route, rows), self.view(out.0, rows));
-                    for row in worker.chunks(&op.work, rows, 1).flatten() {
-                        let sums = &mut scratch.row[..out.cols()];
-                        experts::combine(x.row(row), route.row(row), sums);
-                        let out = out.row_mut(row);
-                        if add { elementwise::add(self.isa, out, sums) } else { out.copy_from_slice(sums) }
-                    }
-                }
-                Kernel::RopeCache { .. } => self.rope_cache(op, worker),
-                Kernel::Attention { q, ref attention, ref sinks, cache, out } => {
-                    if let Some(scratch) = &mut scratch.attention {
-                        let sinks = sinks.as_deref();
-                        self.attention(op, worker, scratch, attention, sinks, self.layer(cache), (q, out));
-                    }
-                }
-                Kernel::Gate { gate, up, activation, out } => self.columns(op, worker, out, |range, row| {
-                    let up = self.view(up, row + 1).columns(range.clone()).row(row);
-                    let out = self.copied(gate, out, range, row);
-                    elementwise::gate(self.isa, activation, out, up);
-                }),
-                Kernel::Add { a, b, out } => self.columns(op, worker, out, |range, row| {
-                    let b = self.view(b, row + 1).columns(range.clone()).row(row);
-                    elementwise::add(self.isa, self.copied(a, out, range, row), b);
-                }),
-                Kernel::SoftCap { x, cap, out } => self.columns(op, worker, out, |range, row| {
-                    elementwise::soft_cap(self.isa, self.copied(x, out, range, row), cap);
-                }),
-                Kernel::Select { x, out } => {
-                    let (x, out) = (self.view(x, self.tokens()), self.view(out, self.step.wanted.len()));
-                    for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
-                        out.row_mut(row).copy_from_slice(x.row(self.step.wanted[row] as usize));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Calls `f` for parts of rows, each once.
-    unsafe fn columns(&self, op: &Bound, worker: &Worker, out: Output, f: impl Fn(Range<usize>, usize)) {
-        let parts = out.0.width.div_ceil(COLUMNS);
-        for part in worker.chunks(&op.work, parts * self.count(out.1), 1).flatten() {
-            let (row, first) = (part / parts, part % parts * COLUMNS);
-            f(first..out.0.width.min(first + COLUMNS), row);
-        }
-    }
-
-    /// Columns of a row of `out`, holding what `x` has there.
-    ///
-    /// # Safety
-    /// Nobody else uses them.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn copied(&self, x: Place, out: Output, range: Range<usize>, row: usize) -> &mut [f32] {
-        let (from, to) = (self.view(x, row + 1), self.view(out.0, row + 1));
-        // SAFETY: guaranteed by the caller; and where the two are the same memory, nothing is copied.
-        unsafe {
-            if from.row_ptr(row) == to.row_ptr(row) {
-                return to.columns(range).row_mut(row);
-            }
-            let out = to.columns(range.clone()).row_mut(row);
-            out.copy_from_slice(from.columns(range).row(row));
-            out
-        }
-    }
-
-    /// Rows are read from the file and not from its mapping: a file that was written to or shortened since it was opened
-    /// is an error of the step, where a mapping of it would end the process.
-    unsafe fn embed(&self, op: &Bound, worker: &Worker, tensor: &str, (scale, out): (f32, Place), scratch: &mut [u8]) {
-        let out = self.view(out, self.tokens());
-        for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
-            let token = self.step.tokens[row];
-            // SAFETY: guaranteed by the caller.
-            let values = unsafe { out.row_mut(row) };
-            let decoded = self.file.tensor(tensor).and_then(|tensor| {
-                let len = tensor.format.row_bytes(values.len()).ok()?;
-                let bytes = scratch.get_mut(..len)?;
-                self.file.read(tensor.name, token as usize * len, bytes).ok()?;
-                codec::decode(tensor.format, bytes, values).ok()
-            });
-            if decoded.is_none() || values.iter().any(|x| !x.is_finite()) {
-                self.damaged.store(token, Ordering::Relaxed);
-            }
-            if scale != 1.0 {
-                elementwise::scale(self.isa, values, scale);
-            }
-        }
-    }
-
-    unsafe fn linear(&self, op: &Bound, bound: &BoundLinear, worker: &Worker, scratch: &mut WorkerScratch) {
-        let rows = self.count(bound.out.1);
-        if rows == 0 {
-            return;
-        }
-        let (x, out) = (self.view(bound.x, rows), self.view(bound.out.0, rows));
-        let any = |quantised| bound.parts.iter().any(|(matrix, ..)| matrix.wants_quantised() == quantised);
-        let (quantised, float) = (any(true), any(false));
-        let own = rows == 1 && x.cols() <= OWN_INPUT;
-        let memory =
-            if own { (scratch.row_floats.as_mut_ptr(), scratch.row_quantised.as_mut_ptr()) } else { self.prepared };
-        // SAFETY: prepared inputs have room for the widest; a worker's own are its own.
-        let floats = float.then(|| unsafe { FloatRows::from_raw(memory.0, rows, x.cols()) });
-        // SAFETY: as above.
-        let codes = quantised.then(|| unsafe { QuantisedRows::from_raw(memory.1, rows, x.cols()) });
-        let mut prepare = |row: usize| {
-            // SAFETY: each row is prepared by one worker, or by each for itself.
-            unsafe {
-                let mut values = x.row(row);
-                if let Some(norm) = &bound.norm {
-                    norm.apply(self.isa, values, &mut scratch.row[..x.cols()]);
-                    values = &scratch.row[..x.cols()];
-                }
-                if let Some(codes) = codes {
-                    codes.write(self.isa, row, values);
-                }
-                if let Some(floats) = floats {
-                    floats.write(row, values);
-                }
-            }
-        };
-        if own {
-            prepare(0);
-        } else {
-            worker.chunks(&op.prepare, rows, TILE).flatten().for_each(prepare);
-            worker.barrier();
-        }
-
-        let (codes, floats) = (codes.map(Input::Quantised), floats.map(Input::Float));
-        let Some(blocks) = floats.or(codes).map(RowBlocks::of) else { return };
-        let units: usize = bound.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
-        // Many rows are multiplied by two panels at a time.
-        let many = bound.parts.iter().any(|(matrix, ..)| rows > unexpanded_rows(self.isa, matrix.format()));
-        let step = if many { 2 } else { 1 };
-        for (block, units) in worker.products(&op.work, blocks.len(), units, step) {
-            let mut first = 0;
-            for (matrix, bias, columns) in &bound.parts {
-                let start = units.start.max(first) - first;
-                let end = units.end.min(first + matrix.units()).saturating_sub(first);
-                first += matrix.units();
-                let Some(input) = (if matrix.wants_quantised() { codes } else { floats }) else { continue };
-                if start < end {
-                    let (rows, out) = (blocks.get(block), out.columns(columns.clone()));
-                    // SAFETY: the columns of a unit, in the rows of a block, are computed by the worker that took it.
-                    unsafe {
-                        let (bias, panels) = (bias.as_deref(), &mut scratch.panels);
-                        linear(self.isa, matrix, start..end, input, rows, bias, bound.epilogue, out, None, panels);
-                    }
-                }
-            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod common;
 
 use basert_core::{KvFormat, codec};
 use basert_cpu::*;
+use basert_graph::{Alibi, Reach};
 use common::{Random, bits};
 
 /// A cache with one sequence of `len` tokens in shuffled pages, NaN wherever nothing was written, and its queries.
@@ -64,8 +65,8 @@ impl Case {
 
     /// What a textbook says of the row at `position`, given keys and values as they are stored.
     fn expected(&self, keys: &[f32], values: &[f32], position: usize) -> Vec<f64> {
-        let Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window } = self.attention;
-        let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let Attention { head_dim, q_heads, kv_heads, scale, soft_cap, reach, alibi } = self.attention;
+        let first = reach.first(position);
         let mut out = Vec::new();
         for head in 0..q_heads {
             let q = &self.queries[position * self.width() + head * head_dim..][..head_dim];
@@ -75,7 +76,9 @@ impl Case {
                     let k = &keys[at(t)..][..head_dim];
                     let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                     let score = dot * f64::from(scale);
-                    soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
+                    let score = soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
+                    let slope = alibi.map_or(0.0, |alibi| f64::from(alibi.slope(head, q_heads)));
+                    (score - slope * (position - t) as f64).exp()
                 })
                 .collect();
             let total: f64 = weights.iter().sum();
@@ -167,11 +170,20 @@ fn cases() -> Vec<(Attention, KvFormat, usize)> {
     .into_iter()
     .enumerate()
     {
-        let kinds = [(None, None), (Some(5.0), None), (None, Some(50)), (Some(3.0), Some(64)), (None, Some(1))];
+        let kinds = [
+            (None, Reach::All),
+            (Some(5.0), Reach::All),
+            (None, Reach::Window(50)),
+            (Some(3.0), Reach::Chunk(37)),
+            (Some(3.0), Reach::Window(64)),
+            (None, Reach::Chunk(64)),
+            (None, Reach::Window(1)),
+        ];
         // All kinds for the first shape, and every other one for each of the others: under emulation this takes a while.
-        for (soft_cap, window) in kinds.into_iter().skip(i % 2).step_by(if i == 0 { 1 } else { 2 }) {
+        for (soft_cap, reach) in kinds.into_iter().skip(i % 2).step_by(if i == 0 { 1 } else { 2 }) {
             let scale = 1.0 / (head_dim as f32).sqrt();
-            let attention = Attention { head_dim, q_heads, kv_heads, scale, soft_cap, window };
+            let alibi = (reach == Reach::Window(50) || soft_cap == Some(5.0)).then_some(Alibi { most: 4.0 });
+            let attention = Attention { head_dim, q_heads, kv_heads, scale, soft_cap, reach, alibi };
             cases.extend(KvFormat::ALL.into_iter().map(|format| (attention, format, len)));
         }
     }
@@ -225,7 +237,8 @@ fn how_it_is_divided_does_not_matter() {
 
 #[test]
 fn shapes_that_the_kernels_lack_are_refused() {
-    let good = Attention { head_dim: 64, q_heads: 8, kv_heads: 2, scale: 1.0, soft_cap: None, window: None };
+    let good =
+        Attention { head_dim: 64, q_heads: 8, kv_heads: 2, scale: 1.0, soft_cap: None, reach: Reach::All, alibi: None };
     assert_eq!(good.check(), Ok(()));
     for head_dim in [0, 513, 528] {
         assert_eq!(Attention { head_dim, ..good }.check(), Err(AttentionError::HeadDim(head_dim)));
@@ -239,7 +252,15 @@ fn shapes_that_the_kernels_lack_are_refused() {
 #[test]
 fn tokens_of_a_page_can_be_written_at_the_same_time() {
     for format in KvFormat::ALL {
-        let attention = Attention { head_dim: 64, q_heads: 2, kv_heads: 1, scale: 1.0, soft_cap: None, window: None };
+        let attention = Attention {
+            head_dim: 64,
+            q_heads: 2,
+            kv_heads: 1,
+            scale: 1.0,
+            soft_cap: None,
+            reach: Reach::All,
+            alibi: None,
+        };
         let mut case = Case::new(attention, format, PAGE, Isa::detect());
         let expected = case.memory.to_vec();
         case.memory.fill(0x7e);
@@ -265,7 +286,15 @@ fn tokens_of_a_page_can_be_written_at_the_same_time() {
 #[test]
 fn blocks_of_any_values_are_stored_as_the_codec_does() {
     for format in [KvFormat::Q8, KvFormat::Q4] {
-        let attention = Attention { head_dim: 32, q_heads: 1, kv_heads: 1, scale: 1.0, soft_cap: None, window: None };
+        let attention = Attention {
+            head_dim: 32,
+            q_heads: 1,
+            kv_heads: 1,
+            scale: 1.0,
+            soft_cap: None,
+            reach: Reach::All,
+            alibi: None,
+        };
         for size in [0.0, 1e-30, 1e-6, 3e-4, 1.0, 700.0, 6e4] {
             for offset in [-1.0, 0.0, 1.0] {
                 let mut case = Case::new(attention, format, 1, Isa::Portable);

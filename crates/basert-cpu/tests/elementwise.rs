@@ -3,6 +3,8 @@
 mod common;
 
 use basert_cpu::*;
+use basert_graph::Activation;
+use basert_plan::Gate;
 use common::{Random, bits};
 
 /// Runs `kernel` on every instruction set, asserts that all give the same bits, and returns the result.
@@ -52,20 +54,54 @@ fn wide() -> Vec<f32> {
 fn activations_and_soft_cap_agree_with_f64() {
     let x = wide();
     let ones = vec![1.0; x.len()];
-    let silu = everywhere(|isa| {
+    type Exact = fn(f64) -> f64;
+    let sigmoid = |x: f64, slope: f64| 1.0 / (1.0 + (-slope * x).exp());
+    let gelu_tanh: Exact =
+        |x| x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).exp());
+    let xielu = Activation::Xielu { above: 0.8, below: 0.6, slope: 0.5, eps: -1e-6 };
+    // The exponential carries the rounding of its argument, up to 88 here, and where most of a sum cancels, the smaller
+    // one's.
+    let table: [(Activation, Exact, f64, f64); 9] = [
+        (Activation::Silu, |x| x / (1.0 + (-x).exp()), 4e-7, 1e-35),
+        (Activation::Gelu, |x| 0.5 * x * libm::erfc(-x / std::f64::consts::SQRT_2), 1e-6, 6e-7),
+        (Activation::GeluTanh, gelu_tanh, 2e-5, 1e-35),
+        (Activation::GeluSigmoid, |x| x / (1.0 + (-1.702 * x).exp()), 2e-5, 1e-35),
+        (Activation::Relu, |x| x.max(0.0), 0.0, 0.0),
+        (Activation::ReluSquared, |x| x.max(0.0) * x.max(0.0), 2e-7, 1e-35),
+        (Activation::Sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 4e-7, 1e-35),
+        (Activation::Tanh, f64::tanh, 4e-7, 0.0),
+        (
+            xielu,
+            |x| {
+                let (above, below, eps) = (f64::from(0.8f32), f64::from(0.6f32), f64::from(-1e-6f32));
+                if x > 0.0 { above * x * x + 0.5 * x } else { below * (x.min(eps).exp_m1() - x) + 0.5 * x }
+            },
+            1e-6,
+            2e-7,
+        ),
+    ];
+    for (activation, exact, relative, absolute) in table {
+        let found = everywhere(|isa| {
+            let mut y = x.clone();
+            activate(isa, activation, &mut y);
+            // A gate multiplies the same.
+            let mut gated = x.clone();
+            gate(isa, Gate::Product(activation), &mut gated, &ones);
+            assert_eq!(bits(&y), bits(&gated));
+            y
+        });
+        // Squares of the largest are beyond what a float holds.
+        let within = |x: f32| if x.abs() < 1e18 { exact(f64::from(x)) } else { f64::from(x) };
+        let found: Vec<f32> = found.iter().zip(&x).map(|(y, x)| if x.abs() < 1e18 { *y } else { *x }).collect();
+        assert_close(&found, x.iter().map(|&x| within(x)), relative, absolute);
+    }
+    let swished = everywhere(|isa| {
         let mut y = x.clone();
-        gate(isa, Activation::Silu, &mut y, &ones);
+        gate(isa, Gate::ClampedSwish, &mut y, &x);
         y
     });
-    assert_close(&silu, x.iter().map(|&x| f64::from(x) / (1.0 + (-f64::from(x)).exp())), 4e-7, 1e-35);
-    let gelu = everywhere(|isa| {
-        let mut y = x.clone();
-        gate(isa, Activation::GeluTanh, &mut y, &ones);
-        y
-    });
-    let exact = |x: f64| x / (1.0 + (-2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).exp());
-    // The exponential carries the rounding of its argument, up to 88 here.
-    assert_close(&gelu, x.iter().map(|&x| exact(f64::from(x))), 2e-5, 1e-35);
+    let exact = |x: f64| x.min(7.0) * sigmoid(x.min(7.0), 1.702) * (x.clamp(-7.0, 7.0) + 1.0);
+    assert_close(&swished, x.iter().map(|&x| exact(f64::from(x))), 2e-5, 1e-6);
     let capped = everywhere(|isa| {
         let mut y = x.clone();
         soft_cap(isa, &mut y, 30.0);
@@ -85,7 +121,7 @@ fn activations_and_soft_cap_agree_with_f64() {
 fn what_is_not_a_number_stays_so() {
     for isa in Isa::available() {
         let mut y = vec![f32::NAN; 20];
-        gate(isa, Activation::Silu, &mut y, &[1.0; 20]);
+        gate(isa, Gate::Product(Activation::Silu), &mut y, &[1.0; 20]);
         assert!(y.iter().all(|y| y.is_nan()), "{isa}");
         soft_cap(isa, &mut y, 5.0);
         assert!(y.iter().all(|y| y.is_nan()), "{isa}");

@@ -4,6 +4,8 @@ mod common;
 
 use basert_core::{FORMATS, Format};
 use basert_cpu::*;
+use basert_graph::Activation;
+use basert_plan::Gate;
 use common::{Random, bits, quantise, weights};
 
 const ROWS: [usize; 11] = [1, 2, 3, 4, 5, 6, 8, 13, 16, 27, 64];
@@ -127,7 +129,9 @@ fn rows_and_columns_that_do_not_fit_a_cache_together_are_the_same() {
         let source = Source { bytes: &bytes, rows: n };
         let stacked = PackedMatrix::pack_alone(&pool, format, k, &[source], Order::Stacked).unwrap();
         let paired = PackedMatrix::pack_alone(&pool, format, k, &[source, source], Order::Paired).unwrap();
-        for (matrix, epilogue) in [(&stacked, Epilogue::Store), (&paired, Epilogue::Gated(Activation::Silu))] {
+        for (matrix, epilogue) in
+            [(&stacked, Epilogue::Store), (&paired, Epilogue::Gated(Gate::Product(Activation::Silu)))]
+        {
             let run = |x: &[f32]| product(&pool, Isa::detect(), matrix, x, 100, None, epilogue, 0.0);
             let alone: Vec<f32> = x.chunks_exact(k).flat_map(run).collect();
             for m in (12..=75).chain([239, 240, 241, 301]) {
@@ -188,7 +192,7 @@ fn epilogues_do_what_they_say() {
                 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
             }),
         ] {
-            let gated = run(&paired, None, Epilogue::Gated(activation), 0.0);
+            let gated = run(&paired, None, Epilogue::Gated(Gate::Product(activation)), 0.0);
             for ((gate, up), y) in plain.iter().zip(&up).zip(&gated) {
                 let expected = act(f64::from(*gate)) * f64::from(*up);
                 assert!(

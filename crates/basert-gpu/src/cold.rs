@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use basert_core::KvFormat;
-use basert_plan::{DeviceError, Plan, PlanOp, StepState};
+use basert_plan::{DeviceError, Plan, PlanNode, StepState};
 
 use crate::device::of_device;
 use crate::lower::{Launch, Lowering, Memory, page_bytes};
@@ -47,7 +47,7 @@ impl ColdPool {
         plan: &Plan,
         (tokens, context): (usize, usize),
         tuning: &Tuning,
-        kind: impl Fn(&PlanOp) -> bool,
+        kind: impl Fn(&PlanNode) -> bool,
     ) -> Result<f64, DeviceError> {
         let (name, cores) = (gpu.facts().name.clone(), gpu.facts().cores.max(1));
         let fail = |error| of_device(&name, error);
@@ -64,7 +64,7 @@ impl ColdPool {
         let shape = Shape::of(&step, tiles, plan, KvFormat::F16);
         let mut lowering = Lowering::new(plan, &weights, tuning, (layout, KvFormat::F16), cores, &name);
         let mut launches = lowering.lower(shape)?;
-        launches.retain(|launch| plan.ops[launch.ops.clone()].iter().any(|planned| kind(&planned.op)));
+        launches.retain(|launch| plan.nodes[launch.ops.clone()].iter().any(&kind));
         // Kernels of other ops are not compiled.
         let needed: BTreeSet<usize> = launches.iter().map(|launch| launch.kernel).collect();
         let kernels: Vec<_> = needed.iter().map(|&kernel| lowering.kernels[kernel].clone()).collect();

@@ -351,7 +351,12 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         let span = |(launch, seconds): (&Launch, f64)| {
             let begin = end;
             end += seconds;
-            Span { ops: launch.ops.clone(), kernel: self.lowered.kernels[launch.kernel].function, begin, seconds }
+            Span {
+                ops: launch.ops.clone(),
+                kernel: self.lowered.kernels[launch.kernel].function.to_owned(),
+                begin,
+                seconds,
+            }
         };
         Ok(launches.iter().zip(seconds).map(span).collect())
     }

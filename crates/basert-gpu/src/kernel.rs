@@ -18,6 +18,7 @@ macro_rules! sources {
 }
 
 sources![
+    "common/activation.h",
     "common/attention.h",
     "common/base.h",
     "common/epilogue.h",
@@ -43,8 +44,11 @@ sources![
     "moe/route.metal",
     "moe/sort.metal",
     "moe/uses.h",
+    "moe/weigh.metal",
     "norm/norm.metal",
+    "rope/rope.metal",
     "rope/rope_cache.metal",
+    "rope/store.metal",
     "sample/advance.metal",
     "sample/candidate.h",
     "sample/exact.h",
@@ -116,7 +120,7 @@ impl Kernel {
     /// take one of them.
     pub fn specialisation(&self) -> (&'static str, Vec<(&'static str, String)>) {
         const SIZES: [&str; 5] = ["ROWS_OF_W", "COLUMNS", "WIDTH", "PAGE_BYTES", "VOCABULARY"];
-        const CONSTANTS: [&str; 3] = ["COUNT", "SCALE", "ZERO"];
+        const CONSTANTS: [&str; 5] = ["COUNT", "FACTOR", "MAGNITUDE", "SCALE", "ZERO"];
         let differs = |name: &str| {
             let place = ["_AT", "_STRIDE", "_EPS"].iter().any(|end| name.ends_with(end)) || name.starts_with("STEP_");
             !place && !SIZES.contains(&name) && !CONSTANTS.contains(&name)

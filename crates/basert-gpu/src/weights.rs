@@ -6,10 +6,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use basert_core::codec;
-use basert_files::{ModelFile, Tensor};
-use basert_graph::{Norm, RopeId, WeightId};
-use basert_plan::{DeviceError, Matrix, MatrixId, Order, Plan, PlanOp, Stage};
+use basert_files::ModelFile;
+use basert_graph::{Part, RopeId, WeightId};
+use basert_plan::{DeviceError, Matrix, MatrixId, Order, Plan, Stage};
 
 use crate::layout::Layout;
 use crate::{Binding, Gpu, GpuError};
@@ -20,14 +19,24 @@ const ALIGNMENT: usize = 256;
 /// A vector of f32 that kernels read.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Vector {
-    /// A vector of the file, unchanged.
-    Plain(WeightId),
-    /// The weights of a norm, with its offset added.
-    Norm(Norm),
+    /// Values of the file, to each of which a number is added.
+    Values {
+        /// The file's.
+        weight: WeightId,
+        /// The number.
+        offset: f32,
+    },
     /// The biases of a matrix.
     Bias(MatrixId),
     /// The frequencies of a rotary embedding.
     Frequencies(RopeId),
+}
+
+impl Vector {
+    /// Values of the file as they are.
+    pub fn plain(weight: WeightId) -> Vector {
+        Vector::Values { weight, offset: 0.0 }
+    }
 }
 
 /// A matrix and its address.
@@ -58,40 +67,41 @@ impl Weights {
         for matrix in &plan.matrices {
             weights.place(plan, matrix.clone(), device)?;
         }
-        for op in &plan.ops {
-            match op.op {
-                PlanOp::Embed { weight, .. } => {
-                    let alone = |placed: &Placed| matches!(placed.matrix.parts[..], [(part, _)] if part == weight);
-                    let at = match weights.matrices.iter().position(alone) {
-                        Some(at) => at,
-                        None => {
-                            let basert_graph::Weight { rows, columns, format, .. } = plan.graph.weights[weight.0];
-                            let parts = vec![(weight, None)];
-                            let matrix = Matrix { parts, order: Order::Stacked, format, rows, columns, experts: 1 };
-                            weights.place(plan, matrix, device)?;
-                            weights.matrices.len() - 1
-                        }
-                    };
-                    weights.embeddings.push((weight, at));
+        for node in &plan.nodes {
+            for (weight, part) in node.op.signature().weights {
+                match part {
+                    Part::Table => weights.table(plan, weight, device)?,
+                    Part::Norm(offset) => weights.vector(plan, Vector::Values { weight, offset }),
+                    Part::Vector => weights.vector(plan, Vector::plain(weight)),
+                    // Those of the plan's matrices.
+                    Part::Matrix | Part::Bias => {}
                 }
-                PlanOp::Norm { norm, .. } => weights.norm(plan, norm),
-                PlanOp::Linear { norm, ref matrices, .. } => {
-                    norm.into_iter().for_each(|norm| weights.norm(plan, norm));
-                    matrices.iter().for_each(|&id| weights.vector(plan, Vector::Bias(id)));
-                }
-                PlanOp::RopeCache { q_norm, k_norm, rope, .. } => {
-                    q_norm.into_iter().chain(k_norm).for_each(|norm| weights.norm(plan, norm));
-                    weights.vector(plan, Vector::Frequencies(rope));
-                }
-                PlanOp::Attention { sinks: Some(sinks), .. } => weights.vector(plan, Vector::Plain(sinks)),
-                _ => {}
             }
+            node.op.rope().into_iter().for_each(|rope| weights.vector(plan, Vector::Frequencies(rope)));
         }
+        (0..plan.matrices.len()).for_each(|id| weights.vector(plan, Vector::Bias(MatrixId(id))));
         Ok(weights)
     }
 
+    /// A table of embeddings: the matrix of a linear op, if it is all of one.
+    fn table(&mut self, plan: &Plan, weight: WeightId, device: &str) -> Result<(), DeviceError> {
+        let alone = |placed: &Placed| matches!(placed.matrix.parts[..], [(part, _)] if part == weight);
+        let at = match self.matrices.iter().position(alone) {
+            Some(at) => at,
+            None => {
+                let &basert_graph::Weight { rows, columns, format, .. } = &plan.graph.weights[weight.0];
+                let parts = vec![(weight, None)];
+                let matrix = Matrix { parts, order: Order::Stacked, format, rows, columns, experts: 1 };
+                self.place(plan, matrix, device)?;
+                self.matrices.len() - 1
+            }
+        };
+        self.embeddings.push((weight, at));
+        Ok(())
+    }
+
     fn place(&mut self, plan: &Plan, matrix: Matrix, device: &str) -> Result<(), DeviceError> {
-        let tensor = &plan.graph.weights[matrix.parts[0].0.0].tensor;
+        let tensor = plan.graph.weights[matrix.parts[0].0.0].name();
         let unsupported =
             |what| DeviceError::Unsupported { device: device.to_owned(), what: format!("tensor '{tensor}': {what}") };
         let layout = Layout::new(matrix.format, matrix.rows, matrix.columns).map_err(unsupported)?;
@@ -99,11 +109,6 @@ impl Weights {
         self.bytes += layout.bytes;
         self.matrices.push(Placed { matrix, layout, offset });
         Ok(())
-    }
-
-    fn norm(&mut self, plan: &Plan, norm: Norm) {
-        self.vector(plan, Vector::Norm(norm));
-        norm.bias.into_iter().for_each(|bias| self.vector(plan, Vector::Plain(bias)));
     }
 
     fn vector(&mut self, plan: &Plan, vector: Vector) {
@@ -117,8 +122,7 @@ impl Weights {
     /// The length of a vector: 0 for the biases of a matrix without any.
     fn len(&self, plan: &Plan, vector: Vector) -> usize {
         match vector {
-            Vector::Plain(id) => plan.graph.weights[id.0].columns * plan.graph.weights[id.0].rows,
-            Vector::Norm(norm) => self.len(plan, Vector::Plain(norm.weight)),
+            Vector::Values { weight, .. } => plan.graph.weights[weight.0].len(),
             Vector::Bias(id) if plan.matrices[id.0].parts.iter().all(|(_, bias)| bias.is_none()) => 0,
             Vector::Bias(id) => plan.matrices[id.0].rows,
             Vector::Frequencies(rope) => plan.graph.ropes[rope.0].frequencies.len(),
@@ -197,21 +201,11 @@ impl Weights {
     }
 
     fn values(&self, plan: &Plan, file: &ModelFile, vector: Vector) -> Result<Vec<f32>, DeviceError> {
-        let decode = |id: WeightId| {
-            let tensor = tensor(plan, file, id)?;
-            let mut values = vec![0.0; tensor.elements()];
-            let fail = |what: String| DeviceError::Weight { tensor: tensor.name.to_owned(), what };
-            codec::decode(tensor.format, tensor.bytes, &mut values).map_err(|error| fail(error.to_string()))?;
-            match values.iter().position(|x| !x.is_finite()) {
-                Some(i) => Err(fail(format!("value {i} is {}, not a finite number", values[i]))),
-                None => Ok(values),
-            }
-        };
+        let decode = |id: WeightId| plan.graph.weights[id.0].values(file);
         match vector {
-            Vector::Plain(id) => decode(id),
-            Vector::Norm(norm) => {
-                let mut values = decode(norm.weight)?;
-                values.iter_mut().for_each(|value| *value += norm.offset);
+            Vector::Values { weight, offset } => {
+                let mut values = decode(weight)?;
+                values.iter_mut().for_each(|value| *value += offset);
                 Ok(values)
             }
             Vector::Bias(id) => {
@@ -284,28 +278,23 @@ fn chunks(sizes: &[usize], limit: usize) -> (Vec<usize>, Vec<(usize, usize)>) {
     (chunks, places)
 }
 
-fn tensor<'f>(plan: &Plan, file: &'f ModelFile, id: WeightId) -> Result<Tensor<'f>, DeviceError> {
-    let name = &plan.graph.weights[id.0].tensor;
-    file.tensor(name).ok_or_else(|| DeviceError::Weight { tensor: name.clone(), what: "it is missing".to_owned() })
-}
-
 impl Placed {
     /// The matrix in the file, if its layout there is that of kernels.
     fn in_file<'f>(&self, plan: &Plan, file: &'f ModelFile) -> Result<Option<&'f [u8]>, DeviceError> {
         let [(id, _)] = self.matrix.parts[..] else { return Ok(None) };
-        let bytes = tensor(plan, file, id)?.bytes;
-        Ok((self.layout.is_that_of_files() && bytes.len() == self.layout.bytes_of_file()).then_some(bytes))
+        let bytes = plan.graph.weights[id.0].mapped(file)?;
+        Ok(bytes.filter(|bytes| self.layout.is_that_of_files() && bytes.len() == self.layout.bytes_of_file()))
     }
 
     /// Checks for values that are not finite, for a matrix that is not copied.
     fn check(&self, plan: &Plan, bytes: &[u8]) -> Result<(), DeviceError> {
-        let tensor = || plan.graph.weights[self.matrix.parts[0].0.0].tensor.clone();
+        let tensor = || plan.graph.weights[self.matrix.parts[0].0.0].name().to_owned();
         self.layout.check(bytes).map_err(|what| DeviceError::Weight { tensor: tensor(), what })
     }
 
     /// The matrix in the device's layout, packed on all cores.
     fn pack(&self, plan: &Plan, file: &ModelFile) -> Result<Vec<u8>, DeviceError> {
-        let tensors = self.matrix.parts.iter().map(|&(id, _)| tensor(plan, file, id)).collect::<Result<Vec<_>, _>>()?;
+        let weights: Vec<_> = self.matrix.parts.iter().map(|(id, _)| &plan.graph.weights[id.0]).collect();
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let blocks_per_row = self.layout.blocks() / self.matrix.rows;
         let rows_each = self.matrix.rows.div_ceil(threads);
@@ -321,18 +310,16 @@ impl Placed {
                 .into_iter()
                 .zip(pieces)
                 .map(|(rows, mut piece)| {
-                    let tensors = &tensors;
+                    let weights = &weights;
                     scope.spawn(move || {
                         for row in rows {
                             let (part, row_of_part) = self.source(plan, row);
-                            let tensor = &tensors[part];
-                            let fail = |what: String| DeviceError::Weight { tensor: tensor.name.to_owned(), what };
-                            let len = blocks_per_row * self.matrix.format.block().bytes;
-                            let bytes = tensor.bytes.get(row_of_part * len..(row_of_part + 1) * len);
-                            let bytes = bytes.ok_or_else(|| fail(format!("it ends before row {row_of_part}")))?;
-                            self.layout.pack(row * blocks_per_row, bytes, &mut piece).map_err(fail)?;
+                            let weight = weights[part];
+                            let fail = |what: String| DeviceError::Weight { tensor: weight.name().to_owned(), what };
+                            let bytes = weight.read(file, row_of_part..row_of_part + 1)?;
+                            self.layout.pack(row * blocks_per_row, &bytes, &mut piece).map_err(fail)?;
                         }
-                        Ok(())
+                        Ok::<(), DeviceError>(())
                     })
                 })
                 .collect();
@@ -340,7 +327,8 @@ impl Placed {
                 .into_iter()
                 .try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
-        tensors.iter().for_each(|tensor| file.release(tensor.bytes));
+        let tensors = weights.iter().flat_map(|weight| &weight.tensors).filter_map(|name| file.tensor(name));
+        tensors.for_each(|tensor| file.release(tensor.bytes));
         Ok(memory)
     }
 

@@ -90,10 +90,10 @@ fn a_profile_times_the_dispatches_of_the_step() {
     let recorded = recorder.recorded();
     assert!(matches!(recorded.calls[..], [Call::Write(_), Call::Time(Recording(0))]), "{:?}", recorded.calls);
     let functions = recorded.lists[0].iter().map(|dispatch| recorded.kernels[dispatch.pipeline.0 as usize].function);
-    assert!(functions.eq(spans.iter().map(|span| span.kernel)));
-    for (i, planned) in model.1.ops.iter().enumerate() {
-        let selects = planned.op.name() == "select";
-        assert_eq!(spans.iter().any(|span| span.ops.contains(&i)), !selects, "{}", planned.op.name());
+    assert!(functions.eq(spans.iter().map(|span| span.kernel.as_str())));
+    for (i, node) in model.1.nodes.iter().enumerate() {
+        let selects = node.name() == "select";
+        assert_eq!(spans.iter().any(|span| span.ops.contains(&i)), !selects, "{}", node.name());
     }
 }
 
@@ -185,8 +185,7 @@ impl Touch {
                 let starts = plan.places.iter().filter(|place| place.stride > 0 && place.offset <= offset);
                 let place = starts.max_by_key(|place| place.offset).unwrap();
                 let column = (offset - place.offset) / 4;
-                let paired =
-                    kernel.macros.iter().any(|(_, value)| value == "EPILOGUE_SILU" || value == "EPILOGUE_GELU");
+                let paired = kernel.macros.iter().any(|(_, value)| value == "EPILOGUE_GATE");
                 let width = number(kernel, "ROWS_OF_W") / if paired { 2 } else { 1 };
                 let columns = if write && width > 0 && kernel.function != "embed" {
                     column..column + width

@@ -1,7 +1,7 @@
 //! Architecture files: a model family as data.
 //!
 //! An [`Architecture`] is one TOML file. It says where hyperparameters are stored and what tensors are called in each
-//! kind of model file, and lists the ops of a model in terms of both. [`crate::Graph::build`] evaluates it for one
+//! kind of model file, and lists the ops of a model in terms of both. [`crate::Graph::open`] evaluates it for one
 //! model file. `docs/adding-a-model.md` explains the format; `arch/` holds the built-in families.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ pub struct Architecture {
     pub hf: Vec<String>,
     #[serde(default, rename = "use")]
     uses: Vec<String>,
-    /// Tensors that a file may hold and the model does not need; `*` stands for any text.
+    /// Tensors that a file may hold and the model does not need; `*` stands for any text, `{NAME}` for a parameter.
     #[serde(default)]
     pub ignore: Vec<String>,
     /// Variants of the family that these ops cannot compute.
@@ -92,7 +92,9 @@ pub struct StoredParameter {
     /// Dotted paths in `config.json`.
     #[serde(default)]
     pub hf: Keys,
-    /// Its value if no key exists; without a default the model is refused.
+    /// A tensor, by its name in the architecture file, whose first value it is if no key exists.
+    pub tensor: Option<String>,
+    /// Its value if there is none; without a default the model is refused.
     pub default: Option<Expression>,
 }
 
@@ -122,22 +124,53 @@ impl Keys {
     }
 }
 
-/// A tensor's name in each kind of model file, where `{layer}` stands for the number of the layer, and its shape.
+/// A tensor's name in each kind of model file, where `{layer}` stands for the number of the layer, and its shape. Where
+/// the name has `{expert}`, `{head}` or `{kv_head}`, there are several, as many as the parameter `experts`, `heads` or
+/// `kv_heads` says, which lie one below the other.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TensorName {
-    /// Its name in GGUF files.
-    pub gguf: Option<String>,
-    /// Its name in Hugging Face files.
-    pub hf: Option<String>,
+    /// Its name in GGUF files, or several, of which the first that exists counts.
+    #[serde(default)]
+    pub gguf: Keys,
+    /// The same in Hugging Face files.
+    #[serde(default)]
+    pub hf: Keys,
     /// Whether the model is computed without it if it is missing.
     #[serde(default)]
     pub optional: bool,
     /// The tensor that replaces it if it is missing.
     pub otherwise: Option<String>,
+    /// The kind of files in which it is a matrix [inputs, outputs] of floats, or one of each expert: `"hf"` or `"gguf"`.
+    pub transposed: Option<String>,
+    /// Whether each of its values counts as a row: for vectors of experts that are stacked.
+    #[serde(default)]
+    pub vector: bool,
+    /// Only these rows: the first one, their number, and, if there is a third number, of how many rows each time.
+    #[serde(default)]
+    pub rows: Vec<Expression>,
     /// Its dimensions, outermost first, used to make models; the shape of an existing tensor is read from its file.
     #[serde(default)]
     pub shape: Vec<Expression>,
+}
+
+impl TensorName {
+    /// Its names in files of this kind.
+    pub fn names(&self, kind: Kind) -> &[String] {
+        match kind {
+            Kind::Gguf => self.gguf.as_slice(),
+            Kind::HuggingFace => self.hf.as_slice(),
+        }
+    }
+
+    /// Whether files of this kind have it transposed.
+    pub fn is_transposed(&self, kind: Kind) -> bool {
+        let name = match kind {
+            Kind::Gguf => "gguf",
+            Kind::HuggingFace => "hf",
+        };
+        self.transposed.as_deref() == Some(name)
+    }
 }
 
 /// The ops of a model: once at the start, once for every layer, once at the end.
@@ -156,16 +189,7 @@ pub struct Ops {
 }
 
 /// The files of `arch/`, by name.
-static BUILT_IN: [(&str, &str); 8] = [
-    ("common", include_str!("../arch/common.toml")),
-    ("gemma3", include_str!("../arch/gemma3.toml")),
-    ("gpt-oss", include_str!("../arch/gpt-oss.toml")),
-    ("llama", include_str!("../arch/llama.toml")),
-    ("qwen2", include_str!("../arch/qwen2.toml")),
-    ("qwen3", include_str!("../arch/qwen3.toml")),
-    ("qwen3moe", include_str!("../arch/qwen3moe.toml")),
-    ("stablelm", include_str!("../arch/stablelm.toml")),
-];
+static BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/arch.rs"));
 
 impl Architecture {
     /// What files of this kind call the family.
@@ -181,7 +205,8 @@ impl Architecture {
     /// # Errors
     /// Never in a build whose tests pass.
     pub fn built_in() -> Result<Vec<Architecture>, GraphError> {
-        let families = BUILT_IN.iter().filter(|(name, _)| *name != "common");
+        // Others are only used by families.
+        let families = BUILT_IN.iter().filter(|(_, text)| text.contains("\nname"));
         families.map(|(name, text)| Architecture::parse(text, &format!("built-in {name}"))).collect()
     }
 
@@ -261,7 +286,7 @@ mod tests {
         for (text, part) in [
             ("name = 'x'\nparamters = {}", "paramters"),
             ("gguf = ['x']", "no `name`"),
-            ("name = 'x'\nuse = ['comon']", "only common, gemma3, gpt-oss"),
+            ("name = 'x'\nuse = ['comon']", "only common, "),
             ("name = 'x'\n[tensors]\nq = { gguf = 'a', hff = 'b' }", "hff"),
         ] {
             let error = Architecture::parse(text, "my.toml").unwrap_err().to_string();

@@ -4,20 +4,45 @@ mod op_reader;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use basert_core::codec;
+use basert_core::{Format, codec};
 use basert_files::{Kind, ModelFile};
 
 use crate::GraphError;
 use crate::arch::{Architecture, Expression, TensorName};
 use crate::expr::Value as Val;
 use crate::graph::*;
-use crate::parameters::Parameters;
+use crate::op::{Index, Op};
+use crate::parameters::{Metadata, Parameters};
 use crate::rope::{self, Scaling};
+use crate::tensors::TensorShape;
+use crate::weight::{Taken, Weight};
 use op_reader::OpReader;
 
 /// Bounds beyond any real model; a larger number means a damaged file.
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
+const MAX_TENSORS: usize = 1 << 16;
+/// What stands in a tensor's name for one of several tensors, and the parameter that says how many there are.
+const COUNTED: [(&str, &str); 3] = [("{expert}", "experts"), ("{head}", "heads"), ("{kv_head}", "kv_heads")];
+
+/// Where tensors are, or whether there are any.
+#[derive(Clone, Copy)]
+pub(crate) enum Tensors<'a> {
+    /// In a model file.
+    File(&'a ModelFile),
+    /// Nowhere: each has the shape that the architecture file states, and this says whether there is an optional one, by
+    /// its name in the architecture file.
+    Declared(&'a dyn Fn(&str) -> bool),
+}
+
+impl<'a> Tensors<'a> {
+    fn file(self) -> Option<&'a ModelFile> {
+        match self {
+            Tensors::File(file) => Some(file),
+            Tensors::Declared(_) => None,
+        }
+    }
+}
 
 impl Graph {
     /// The graph of `file`, by the matching architecture among `extra` and the built-in ones.
@@ -26,6 +51,14 @@ impl Graph {
     /// When none matches, or the file lacks something that the architecture needs, or holds tensors that it does not
     /// mention.
     pub fn open(file: &ModelFile, extra: &[Architecture]) -> Result<Graph, GraphError> {
+        Graph::open_for(file, extra, usize::MAX)
+    }
+
+    /// The same for sequences of up to `tokens` tokens: some models compute long ones in another way.
+    ///
+    /// # Errors
+    /// As for [`Graph::open`].
+    pub fn open_for(file: &ModelFile, extra: &[Architecture], tokens: usize) -> Result<Graph, GraphError> {
         let key = match file.kind() {
             Kind::Gguf => "general.architecture",
             Kind::HuggingFace => "model_type",
@@ -45,7 +78,7 @@ impl Graph {
             what: format!("'{key}' is missing, which names the architecture"),
         })?;
         match families().find(|family| family.names(file.kind()).iter().any(|name| name == found)) {
-            Some(family) => Graph::build(family, file, found),
+            Some(family) => Ok(build(family, file, Tensors::File(file), found, tokens)?.0),
             None => {
                 let known: Vec<&str> =
                     families().flat_map(|family| family.names(file.kind())).map(String::as_str).collect();
@@ -53,37 +86,45 @@ impl Graph {
             }
         }
     }
+}
 
-    /// The graph of `file`, whose architecture is named `arch_name`, by `family`.
-    ///
-    /// # Errors
-    /// As for [`Graph::open`].
-    pub fn build(family: &Architecture, file: &ModelFile, arch_name: &str) -> Result<Graph, GraphError> {
-        let mut builder = Builder {
-            family,
-            file,
-            parameters: Parameters::new(family, file, arch_name.to_owned()),
-            layer: None,
-            names: BTreeMap::new(),
-            weights: BTreeMap::new(),
-            used: BTreeSet::new(),
-            ropes: BTreeMap::new(),
-            graph: Graph {
-                family: family.name.clone(),
-                vocabulary: 0,
-                context: 0,
-                layers: 0,
-                values: Vec::new(),
-                weights: Vec::new(),
-                ropes: Vec::new(),
-                caches: Vec::new(),
-                nodes: Vec::new(),
-                logits: ValueId(0),
-            },
-        };
-        builder.run()?;
-        Ok(builder.graph)
-    }
+/// A tensor that an architecture names, with its weight if it is one.
+pub(crate) type Declared = (TensorShape, Option<WeightId>);
+
+/// The graph of a model with these hyperparameters and tensors, for sequences of up to `longest` tokens, and every tensor that it names, in the order in which
+/// ops use them.
+pub(crate) fn build(
+    family: &Architecture,
+    metadata: &dyn Metadata,
+    tensors: Tensors<'_>,
+    arch_name: &str,
+    longest: usize,
+) -> Result<(Graph, Vec<Declared>), GraphError> {
+    let mut builder = Builder {
+        family,
+        tensors,
+        parameters: Parameters::new(family, metadata, arch_name.to_owned(), longest),
+        layer: None,
+        names: BTreeMap::new(),
+        weights: BTreeMap::new(),
+        used: BTreeSet::new(),
+        declared: Vec::new(),
+        ropes: BTreeMap::new(),
+        graph: Graph {
+            family: family.name.clone(),
+            vocabulary: 0,
+            context: 0,
+            layers: 0,
+            values: Vec::new(),
+            weights: Vec::new(),
+            ropes: Vec::new(),
+            caches: Vec::new(),
+            nodes: Vec::new(),
+            logits: ValueId(0),
+        },
+    };
+    builder.run()?;
+    Ok((builder.graph, builder.declared))
 }
 
 /// What a class of transformers, such as `Qwen3MoeForCausalLM`, and its `model_type` have in common.
@@ -97,14 +138,17 @@ fn class_type(name: &str) -> String {
 
 struct Builder<'a> {
     family: &'a Architecture,
-    file: &'a ModelFile,
+    tensors: Tensors<'a>,
     parameters: Parameters<'a>,
     layer: Option<usize>,
     /// The value that each name of the architecture file refers to at this point.
     names: BTreeMap<String, ValueId>,
-    weights: BTreeMap<String, WeightId>,
+    /// By their names in the architecture file, with the layer.
+    weights: BTreeMap<(String, Option<usize>), WeightId>,
     /// Tensors that were used, as weights or read here.
     used: BTreeSet<String>,
+    /// The same where they are declared, in order.
+    declared: Vec<Declared>,
     ropes: BTreeMap<String, RopeId>,
     graph: Graph,
 }
@@ -139,12 +183,18 @@ impl Builder<'_> {
         self.graph.logits = logits.ok_or_else(|| self.wrong("no op computes 'logits'".to_owned()))?;
         self.graph.vocabulary = self.graph.values[self.graph.logits.0].width;
         for node in &self.graph.nodes {
-            let Op::Embed { weight, .. } = node.op else { continue };
-            let Weight { ref tensor, rows, .. } = self.graph.weights[weight.0];
-            if rows < self.graph.vocabulary {
-                let what =
-                    format!("tensor '{tensor}' has {rows} rows, and there are logits for {}", self.graph.vocabulary);
-                return Err(self.fail(what));
+            let Op::Embed { weight, by, .. } = node.op else { continue };
+            let weight = &self.graph.weights[weight.0];
+            let (least, what) = match by {
+                Index::Token => (self.graph.vocabulary, "there are logits for"),
+                Index::Position => (self.graph.context, "the context has"),
+            };
+            if weight.rows < least {
+                return Err(self.fail(format!(
+                    "tensor '{}' has {} rows, and {what} {least} tokens",
+                    weight.name(),
+                    weight.rows
+                )));
             }
         }
         self.refuse_unused()
@@ -152,12 +202,13 @@ impl Builder<'_> {
 
     /// An unused tensor means that the architecture file does not describe this model.
     fn refuse_unused(&self) -> Result<()> {
-        let ignored = |name: &str| self.family.ignore.iter().any(|pattern| matches(pattern, name));
-        let unused: Vec<_> = self
-            .file
+        let Some(file) = self.tensors.file() else { return Ok(()) };
+        let ignored = self.family.ignore.iter().map(|pattern| self.filled(pattern)).collect::<Result<Vec<_>>>()?;
+        let ignored = |name: &str| ignored.iter().any(|pattern| matches(pattern, name));
+        let unused: Vec<_> = file
             .tensors()
             .map(|tensor| tensor.name)
-            .filter(|name| !self.used.contains(*name) && !ignored(name))
+            .filter(|name| !self.used.contains(*name) && !self.parameters.has_read(name) && !ignored(name))
             .collect();
         match unused.first() {
             None => Ok(()),
@@ -168,6 +219,19 @@ impl Builder<'_> {
                 self.family.name
             ))),
         }
+    }
+
+    /// A pattern with the numbers that it names by parameters in braces.
+    fn filled(&self, pattern: &str) -> Result<String> {
+        let mut parts = pattern.split('{');
+        let mut filled = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (name, rest) =
+                part.split_once('}').ok_or_else(|| self.wrong(format!("'{pattern}' has a brace too many")))?;
+            filled += &self.size(name, usize::MAX >> 12)?.to_string();
+            filled += rest;
+        }
+        Ok(filled)
     }
 
     /// An error about the model file.
@@ -220,58 +284,137 @@ impl Builder<'_> {
 
     /// The weight called `name` in the architecture file; `None` if it is optional and missing.
     fn weight(&mut self, name: &str) -> Result<Option<WeightId>> {
-        let Some(tensor) = self.tensor_name(name)? else { return Ok(None) };
-        if let Some(&id) = self.weights.get(&tensor) {
+        let Some((key, tensors)) = self.tensor_names(name)? else { return Ok(None) };
+        let entry = &self.family.tensors[&key];
+        // What has the same name in all layers is the same weight.
+        let of_layers = entry.names(self.parameters.kind()).iter().any(|pattern| pattern.contains("{layer}"));
+        let layer = self.layer.filter(|_| of_layers);
+        if let Some(&id) = self.weights.get(&(key.clone(), layer)) {
             return Ok(Some(id));
         }
-        let Some(found) = self.file.tensor(&tensor) else { return Ok(None) };
-        let (rows, columns) = match *found.shape {
+        let (mut shape, mut format) = (Vec::new(), Format::F32);
+        for tensor in &tensors {
+            let (of_this, is) = self.shape(&key, tensor)?;
+            if !shape.is_empty() && (&shape, format) != (&of_this, is) {
+                return Err(self.fail(format!("tensors '{}' and '{tensor}' have different shapes", tensors[0])));
+            }
+            (shape, format) = (of_this, is);
+        }
+        let (rows_each, columns) = match *shape {
+            // Of a vector some values may be taken.
+            _ if entry.vector || (shape.len() == 1 && !entry.rows.is_empty()) => (product(&shape), 1),
             [columns] => (1, columns),
-            [rows, columns] => (rows, columns),
-            // The matrices of experts, stacked along the rows.
-            [experts, rows, columns] => (experts.saturating_mul(rows), columns),
-            _ => return Err(self.fail(format!("tensor '{tensor}' has shape {:?}, not one of a matrix", found.shape))),
+            // The matrices of experts may be stacked along the rows.
+            [.., columns] => (product(&shape[..shape.len() - 1]), columns),
+            [] => return Err(self.fail(format!("tensor '{}' is a single number", tensors[0]))),
         };
+        let mut weight = Weight { tensors, ..Weight::whole("", (rows_each, columns), format) };
+        if let ([matrices @ .., inputs, outputs], true) = (&shape[..], entry.is_transposed(self.parameters.kind())) {
+            if !format.is_float() {
+                return Err(self.fail(format!("tensor '{}' is quantised, and has a row for each input", weight.name())));
+            }
+            weight.transposed = Some(*outputs);
+            (weight.rows_each, weight.columns) = (product(matrices).saturating_mul(*outputs), *inputs);
+        }
+        let all = weight.rows_each.saturating_mul(weight.tensors.len());
+        weight.taken = self.taken(&key, weight.name(), all)?;
+        weight.rows = all / weight.taken.of * weight.taken.count;
         let id = WeightId(self.graph.weights.len());
-        self.graph.weights.push(Weight { tensor: tensor.clone(), rows, columns, format: found.format });
-        self.weights.insert(tensor, id);
+        if self.tensors.file().is_none() {
+            let shapes = weight.tensors.iter().map(|name| TensorShape::new(&key, name, self.layer, &shape));
+            self.declared.extend(shapes.map(|shape| (shape, Some(id))));
+        }
+        self.graph.weights.push(weight);
+        self.weights.insert((key, layer), id);
         Ok(Some(id))
     }
 
-    /// The name in the model file of the tensor called `name` in the architecture file, if it exists.
-    fn tensor_name(&mut self, name: &str) -> Result<Option<String>> {
+    /// Which of `all` rows of the tensor called `key` are its own.
+    fn taken(&self, key: &str, tensor: &str, all: usize) -> Result<Taken> {
+        let whole = Taken { first: 0, count: all.max(1), of: all.max(1) };
+        let numbers = self.family.tensors[key].rows.iter();
+        let numbers: Vec<_> = numbers
+            .map(|number| {
+                self.whole(&format!("a number of rows of '{key}'"), &self.parameters.evaluate(number)?, 0, all)
+            })
+            .collect::<Result<_>>()?;
+        let taken = match numbers[..] {
+            [] => return Ok(whole),
+            [first, count] => Taken { first, count, ..whole },
+            [first, count, of] => Taken { first, count, of },
+            _ => return Err(self.wrong(format!("'{key}' has {} numbers of rows, not 2 or 3", numbers.len()))),
+        };
+        if taken.count == 0 || taken.first + taken.count > taken.of || !all.is_multiple_of(taken.of) {
+            let Taken { first, count, of } = taken;
+            let what = format!(
+                "tensor '{tensor}' has {all} rows, of which {count} of each {of} from {first} on are to be taken"
+            );
+            return Err(self.fail(what));
+        }
+        Ok(taken)
+    }
+
+    /// The shape and format of a tensor.
+    fn shape(&self, key: &str, tensor: &str) -> Result<(Vec<usize>, Format)> {
+        if let Some(file) = self.tensors.file() {
+            let found = file.tensor(tensor).ok_or_else(|| self.fail(format!("tensor '{tensor}' is missing")))?;
+            return Ok((found.shape.to_vec(), found.format));
+        }
+        let entry = &self.family.tensors[key];
+        if entry.shape.is_empty() {
+            return Err(self.wrong(format!("tensor '{key}' has no shape under [tensors]")));
+        }
+        let dimension = |expression| {
+            let name = format!("a dimension of {tensor}");
+            self.whole(&name, &self.parameters.evaluate(expression)?, 1, 1 << 32)
+        };
+        Ok((entry.shape.iter().map(dimension).collect::<Result<_>>()?, Format::F32))
+    }
+
+    /// Of the tensor called `name` in the architecture file, or the one that replaces it, the name there and those in
+    /// the model file, if it exists: several where each expert, or each head, has one.
+    fn tensor_names(&mut self, name: &str) -> Result<Option<(String, Vec<String>)>> {
         let mut name = name;
         let mut tried = Vec::new();
-        loop {
+        for steps in 0.. {
             let entry: &TensorName = self
                 .family
                 .tensors
                 .get(name)
                 .ok_or_else(|| self.wrong(format!("there is no tensor '{name}' under [tensors]")))?;
-            let pattern = match self.file.kind() {
-                Kind::Gguf => entry.gguf.as_deref(),
-                Kind::HuggingFace => entry.hf.as_deref(),
-            };
-            if let Some(pattern) = pattern {
-                let tensor = match self.layer {
-                    Some(layer) => pattern.replace("{layer}", &layer.to_string()),
-                    None => pattern.to_owned(),
-                };
-                if self.file.tensor(&tensor).is_some() {
-                    self.used.insert(tensor.clone());
-                    return Ok(Some(tensor));
+            for pattern in entry.names(self.parameters.kind()) {
+                let mut tensor = pattern.to_owned();
+                if let Some(layer) = self.layer {
+                    tensor = tensor.replace("{layer}", &layer.to_string());
                 }
-                tried.push(tensor);
+                let counted = COUNTED.iter().find(|(mark, _)| pattern.contains(mark));
+                let count = counted.map_or(Ok(1), |(_, count)| self.size(count, MAX_TENSORS))?;
+                let of = |number: usize| match counted {
+                    Some((mark, _)) => tensor.replace(mark, &number.to_string()),
+                    None => tensor.clone(),
+                };
+                let exists = match self.tensors {
+                    Tensors::File(file) => file.tensor(&of(0)).is_some(),
+                    Tensors::Declared(with) => !(entry.optional || entry.otherwise.is_some()) || with(name),
+                };
+                if exists {
+                    let tensors: Vec<_> = (0..count).map(of).collect();
+                    self.used.extend(tensors.iter().cloned());
+                    return Ok(Some((name.to_owned(), tensors)));
+                }
+                tried.push(of(0));
             }
             match &entry.otherwise {
-                Some(other) if tried.len() < self.family.tensors.len() => name = other,
+                // Names that lead to each other in a circle are tried no more often than there are any.
+                Some(other) if steps < self.family.tensors.len() => name = other,
                 _ if entry.optional => return Ok(None),
                 _ if tried.is_empty() => {
                     return Err(self.wrong(format!("tensor '{name}' has no name in this kind of file")));
                 }
-                _ => return Err(self.fail(format!("tensor '{}' is missing", tried.join("' or '")))),
+                _ => break,
             }
         }
+        Err(self.fail(format!("tensor '{}' is missing", tried.join("' or '"))))
     }
 
     fn rope(&mut self, name: &str) -> Result<RopeId> {
@@ -283,7 +426,7 @@ impl Builder<'_> {
             .rope
             .get(name)
             .ok_or_else(|| self.wrong(format!("there is no rotary embedding [rope.{name}]")))?;
-        const KNOWN: [&str; 12] = [
+        const KNOWN: [&str; 14] = [
             "base",
             "dim",
             "pairs",
@@ -296,6 +439,8 @@ impl Builder<'_> {
             "beta_slow",
             "truncate",
             "factors",
+            "divisors",
+            "magnitude",
         ];
         if let Some(unknown) = table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             return Err(self.wrong(format!("[rope.{name}] has no '{unknown}'; it has {}", KNOWN.join(", "))));
@@ -340,19 +485,60 @@ impl Builder<'_> {
             }
         };
         let mut frequencies = rope::frequencies(dim, number(self, "base")?, scaling);
-        if let Some(Expression::Text(tensor)) = table.get("factors") {
-            self.divide_by_factors(tensor, &mut frequencies)?;
+        if let Some(Expression::Text(text)) = table.get("factors") {
+            // A tensor, or an expression that chooses one, or none.
+            let chosen = match self.family.tensors.contains_key(text) {
+                true => Val::Text(text.clone()),
+                false => value(self, "factors")?,
+            };
+            match &chosen {
+                Val::Text(none) if none.is_empty() => {}
+                Val::Text(tensor) => self.divide_by_factors(tensor, &mut frequencies)?,
+                other => return Err(self.wrong(format!("the rope factors are {other}, not the name of a tensor"))),
+            }
         }
+        if table.contains_key("divisors") {
+            self.divide_by_list(&value(self, "divisors")?, &mut frequencies)?;
+        }
+        let magnitude = match table.get("magnitude") {
+            Some(_) => number(self, "magnitude")? as f32,
+            None => 1.0,
+        };
         let id = RopeId(self.graph.ropes.len());
-        self.graph.ropes.push(Rope { name: name.to_owned(), pairs, frequencies });
+        self.graph.ropes.push(Rope { name: name.to_owned(), pairs, frequencies, magnitude });
         self.ropes.insert(name.to_owned(), id);
         Ok(id)
     }
 
+    /// Configurations may list a divisor for each frequency; an empty text means none.
+    fn divide_by_list(&self, list: &Val, frequencies: &mut [f32]) -> Result<()> {
+        let items = match list {
+            Val::Text(none) if none.is_empty() => return Ok(()),
+            Val::List(items) if items.len() == frequencies.len() => items,
+            other => {
+                let what = format!("the rope divisors are {other}, not a list of {} numbers", frequencies.len());
+                return Err(self.fail(what));
+            }
+        };
+        for (frequency, item) in frequencies.iter_mut().zip(items) {
+            match item.number().filter(|x| x.is_finite() && *x > 0.0) {
+                Some(x) => *frequency /= x as f32,
+                None => return Err(self.fail(format!("a rope divisor is {item}, not a positive number"))),
+            }
+        }
+        Ok(())
+    }
+
     /// Files may hold a divisor for each frequency instead of naming a scaling.
     fn divide_by_factors(&mut self, name: &str, frequencies: &mut [f32]) -> Result<()> {
-        let Some(tensor) = self.tensor_name(name)? else { return Ok(()) };
-        let Some(found) = self.file.tensor(&tensor) else { return Ok(()) };
+        let Some((key, tensors)) = self.tensor_names(name)? else { return Ok(()) };
+        let tensor = &tensors[0];
+        let (shape, _) = self.shape(&key, tensor)?;
+        let Some(file) = self.tensors.file() else {
+            self.declared.push((TensorShape::new(&key, tensor, None, &shape), None));
+            return Ok(());
+        };
+        let Some(found) = file.tensor(tensor) else { return Ok(()) };
         let mut factors = vec![0.0; frequencies.len()];
         codec::decode(found.format, found.bytes, &mut factors)
             .map_err(|error| self.fail(format!("tensor '{tensor}': {error}")))?;
@@ -361,6 +547,10 @@ impl Builder<'_> {
         }
         Ok(())
     }
+}
+
+fn product(shape: &[usize]) -> usize {
+    shape.iter().fold(1, |n, &x| n.saturating_mul(x))
 }
 
 /// Whether `name` is `pattern`, in which `*` stands for any text.

@@ -215,8 +215,20 @@ impl<'t> Parser<'t, '_> {
         if !self.live {
             return Ok(Value::Bool(false));
         }
+        if let ("has", [Value::List(items), item]) = (name, &arguments[..]) {
+            return Ok(Value::Bool(items.contains(item)));
+        }
+        // An item of a list, or a value that stands for all of them.
+        if let ("at", [values, index]) = (name, &arguments[..]) {
+            let Value::List(items) = values else { return Ok(values.clone()) };
+            let index = number(index)?;
+            return items.get(index as usize).cloned().ok_or(format!("{values} has no item {index}"));
+        }
         let arguments = arguments.iter().map(number).collect::<Result<Vec<_>, _>>()?;
         match (name, &arguments[..]) {
+            ("floor", [x]) => Ok(Value::Number(x.floor())),
+            ("exp", [x]) => Ok(Value::Number(x.exp())),
+            ("pow", [x, y]) => Ok(Value::Number(x.powf(*y))),
             ("sqrt", [x]) => Ok(Value::Number(x.sqrt())),
             ("ln", [x]) => Ok(Value::Number(x.ln())),
             ("min", [a, b]) => Ok(Value::Number(a.min(*b))),

@@ -11,18 +11,19 @@ mod arch;
 mod build;
 pub mod expr;
 mod graph;
+mod op;
 mod parameters;
 mod rope;
 mod tensors;
+mod weight;
 
 pub use arch::{Architecture, Expression, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
-pub use graph::{
-    Activation, Cache, CacheId, Experts, Graph, Node, Norm, Op, Pairs, Rope, RopeId, Rows, Value, ValueId, Weight,
-    WeightId,
-};
+pub use graph::{Cache, CacheId, Graph, Node, Pairs, Rope, RopeId, Rows, Value, ValueId, WeightId};
+pub use op::{Activation, Alibi, Attention, Experts, Index, Norm, Op, Part, Reach, Route, Score, Signature, Temper};
 pub use parameters::Metadata;
 pub use rope::llama3_factors;
-pub use tensors::{Part, TensorShape};
+pub use tensors::{TensorRole, TensorShape};
+pub use weight::{Taken, Weight, WeightError};
 
 /// Why no graph could be built from a model file.
 #[derive(Debug, thiserror::Error)]

@@ -3,10 +3,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use basert_core::codec;
 use basert_files::{Kind, ModelFile};
 
 use crate::GraphError;
-use crate::arch::{Architecture, Expression, Parameter};
+use crate::arch::{Architecture, Expression, Parameter, StoredParameter};
 use crate::expr::{self, Value};
 
 /// A source of hyperparameters: a model file, or a description of one.
@@ -19,6 +20,11 @@ pub trait Metadata {
 
     /// The value of `key`.
     fn get(&self, key: &str) -> Option<basert_files::Value<'_>>;
+
+    /// The first value of a tensor.
+    fn number_of(&self, _tensor: &str) -> Option<f64> {
+        None
+    }
 }
 
 impl Metadata for ModelFile {
@@ -33,27 +39,49 @@ impl Metadata for ModelFile {
     fn get(&self, key: &str) -> Option<basert_files::Value<'_>> {
         ModelFile::get(self, key)
     }
+
+    fn number_of(&self, tensor: &str) -> Option<f64> {
+        let tensor = self.tensor(tensor)?;
+        let block = tensor.format.block();
+        let mut values = vec![0.0; block.elements];
+        codec::decode(tensor.format, tensor.bytes.get(..block.bytes)?, &mut values).ok()?;
+        values.first().map(|&x| f64::from(x))
+    }
 }
 
-/// Looks up names: values of the layer first, then parameters, then `source` and `layer`.
+/// Looks up names: values of the layer first, then parameters; before both `source`, `layer`, and `longest`, the most
+/// tokens that a sequence may have.
 pub(crate) struct Parameters<'a> {
     arch: &'a Architecture,
     file: &'a dyn Metadata,
     arch_name: String,
     found: RefCell<BTreeMap<String, Value>>,
+    /// Tensors whose values were read.
+    read: RefCell<BTreeSet<String>>,
     layer: Option<usize>,
+    longest: usize,
 }
 
 impl<'a> Parameters<'a> {
-    pub(crate) fn new(arch: &'a Architecture, file: &'a dyn Metadata, arch_name: String) -> Self {
-        Parameters { arch, file, arch_name, found: RefCell::default(), layer: None }
+    pub(crate) fn new(arch: &'a Architecture, file: &'a dyn Metadata, arch_name: String, longest: usize) -> Self {
+        Parameters { arch, file, arch_name, found: RefCell::default(), read: RefCell::default(), layer: None, longest }
     }
 
     /// Sets the layer that names are looked up for.
     pub(crate) fn set_layer(&mut self, layer: Option<usize>) {
         self.layer = layer;
-        let arch = self.arch;
-        self.found.get_mut().retain(|name, _| !arch.layer.contains_key(name));
+        // Parameters may depend on values of the layer.
+        self.found.get_mut().clear();
+    }
+
+    /// The kind of model file whose keys it has.
+    pub(crate) fn kind(&self) -> Kind {
+        self.file.kind()
+    }
+
+    /// Whether a tensor's value was read as a parameter's.
+    pub(crate) fn has_read(&self, tensor: &str) -> bool {
+        self.read.borrow().contains(tensor)
     }
 
     /// An error about the model file.
@@ -100,6 +128,10 @@ impl<'a> Parameters<'a> {
         match name {
             "source" => return Ok(Some(Value::Text(self.file.kind().key().to_owned()))),
             "layer" => return Ok(self.layer.map(|layer| Value::Number(layer as f64))),
+            "longest" => {
+                let trained = self.find("context", open)?.and_then(|context| context.number());
+                return Ok(Some(Value::Number(trained.unwrap_or(f64::INFINITY).min(self.longest as f64))));
+            }
             _ => {}
         }
         let of_layer = self.layer.and_then(|_| self.arch.layer.get(name));
@@ -120,7 +152,8 @@ impl<'a> Parameters<'a> {
                     Kind::HuggingFace => stored.hf.as_slice(),
                 };
                 let keys: Vec<_> = keys.iter().map(|key| key.replace("{arch}", &self.arch_name)).collect();
-                match (keys.iter().find_map(|key| self.stored(key)), &stored.default) {
+                let found = keys.iter().find_map(|key| self.stored(key)).or_else(|| self.first_value(stored));
+                match (found, &stored.default) {
                     (Some(value), _) => value,
                     (None, Some(default)) => self.evaluate_within(default, open)?,
                     (None, None) => {
@@ -135,6 +168,18 @@ impl<'a> Parameters<'a> {
         open.remove(name);
         self.found.borrow_mut().insert(name.to_owned(), value.clone());
         Ok(Some(value))
+    }
+
+    /// The first value of the tensor that a parameter names, if the file has it.
+    fn first_value(&self, stored: &StoredParameter) -> Option<Value> {
+        let entry = self.arch.tensors.get(stored.tensor.as_ref()?)?;
+        let layer = self.layer.map_or(String::new(), |layer| layer.to_string());
+        entry.names(self.kind()).iter().find_map(|pattern| {
+            let tensor = pattern.replace("{layer}", &layer);
+            let value = self.file.number_of(&tensor)?;
+            self.read.borrow_mut().insert(tensor);
+            Some(Value::Number(value))
+        })
     }
 
     fn stored(&self, key: &str) -> Option<Value> {

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use basert_files::Kind;
-
 use crate::GraphError;
-use crate::arch::{Architecture, Expression};
-use crate::expr::Value;
-use crate::parameters::{Metadata, Parameters};
+use crate::arch::Architecture;
+use crate::build::{Declared, Tensors, build};
+use crate::op::Part;
+use crate::parameters::Metadata;
 
 /// A tensor of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,30 +19,27 @@ pub struct TensorShape {
     pub layer: Option<usize>,
     /// Its dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Its role in the ops.
-    pub part: Part,
+    /// What it is to the ops.
+    pub role: TensorRole,
 }
 
-/// The role of a tensor.
+/// What a tensor is to the ops that use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum TensorRole {
     /// A matrix of a linear op, or a table of embeddings.
     Matrix,
     /// Weights of a norm.
     Norm,
-    /// The bias of a linear op.
+    /// Numbers that are added: biases, and the like.
     Bias,
     /// Divisors of rotary frequencies.
     RopeFactors,
 }
 
-/// The role of the tensor that the attribute `attribute` of op `op` names.
-fn part(op: &str, attribute: &str) -> Option<Part> {
-    match (op, attribute) {
-        ("embed" | "linear", "weight") => Some(Part::Matrix),
-        ("norm", "weight") | (_, "q_norm" | "k_norm") => Some(Part::Norm),
-        (_, "bias") => Some(Part::Bias),
-        _ => None,
+impl TensorShape {
+    pub(crate) fn new(key: &str, name: &str, layer: Option<usize>, shape: &[usize]) -> TensorShape {
+        let (key, name, shape) = (key.to_owned(), name.to_owned(), shape.to_vec());
+        TensorShape { key, name, layer, shape, role: TensorRole::RopeFactors }
     }
 }
 
@@ -53,99 +49,37 @@ impl Architecture {
     /// in the architecture file.
     ///
     /// # Errors
-    /// When a hyperparameter is missing or invalid, or a tensor has no shape or no name.
+    /// When a hyperparameter is missing or invalid, a tensor has no shape or no name, or shapes do not fit the ops.
     pub fn tensors(
         &self,
         metadata: &dyn Metadata,
         arch_name: &str,
         with: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<TensorShape>, GraphError> {
-        let kind = metadata.kind();
-        let parameters = Parameters::new(self, metadata, arch_name.to_owned());
-        let mut list = List { arch: self, kind, parameters, with, tensors: Vec::new(), seen: BTreeSet::new() };
-        for rope in self.rope.values() {
-            if let Some(Expression::Text(key)) = rope.get("factors") {
-                list.add(key, None, Part::RopeFactors)?;
-            }
+        let (graph, mut declared) = build(self, metadata, Tensors::Declared(with), arch_name, usize::MAX)?;
+        let mut roles = vec![TensorRole::Matrix; graph.weights.len()];
+        for (weight, part) in graph.nodes.iter().flat_map(|node| node.op.signature().weights) {
+            roles[weight.0] = match part {
+                Part::Matrix | Part::Table => TensorRole::Matrix,
+                Part::Norm(_) => TensorRole::Norm,
+                Part::Bias | Part::Vector => TensorRole::Bias,
+            };
         }
-        list.ops(&self.graph.start, None)?;
-        let layers = list.size(&Expression::Text("layers".to_owned()), "the number of layers")?;
-        for layer in 0..layers {
-            list.parameters.set_layer(Some(layer));
-            list.ops(&self.graph.block, Some(layer))?;
-        }
-        list.parameters.set_layer(None);
-        list.ops(&self.graph.finish, None)?;
-        Ok(list.tensors)
-    }
-}
-
-struct List<'a> {
-    arch: &'a Architecture,
-    kind: Kind,
-    parameters: Parameters<'a>,
-    with: &'a dyn Fn(&str) -> bool,
-    tensors: Vec<TensorShape>,
-    seen: BTreeSet<String>,
-}
-
-impl List<'_> {
-    fn ops(&mut self, ops: &[toml::Table], layer: Option<usize>) -> Result<(), GraphError> {
-        for op in ops {
-            let when = op.get("when").and_then(toml::Value::as_str).map(|text| Expression::Text(text.to_owned()));
-            if let Some(when) = when
-                && self.parameters.evaluate(&when)? == Value::Bool(false)
-            {
-                continue;
-            }
-            let name = op.get("op").and_then(toml::Value::as_str).unwrap_or_default();
-            for (attribute, key) in op {
-                if let (Some(part), Some(key)) = (part(name, attribute), key.as_str()) {
-                    self.add(key, layer, part)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, key: &str, layer: Option<usize>, part: Part) -> Result<(), GraphError> {
-        let fail = |what: &str| GraphError::Architecture {
-            file: self.arch.name.clone(),
-            what: format!("tensor '{key}' {what} under [tensors]"),
+        let mut seen = BTreeSet::new();
+        declared.retain(|(shape, _)| seen.insert(shape.name.clone()));
+        let with_role = |(shape, weight): Declared| TensorShape {
+            role: weight.map_or(shape.role, |weight| roles[weight.0]),
+            ..shape
         };
-        let entry = self.arch.tensors.get(key).ok_or_else(|| fail("is not"))?;
-        if (entry.optional || entry.otherwise.is_some()) && !(self.with)(key) {
-            return Ok(());
-        }
-        let pattern = match self.kind {
-            Kind::Gguf => &entry.gguf,
-            Kind::HuggingFace => &entry.hf,
-        };
-        let pattern = pattern.as_ref().ok_or_else(|| fail("has no name for this kind of file"))?;
-        let name = layer.map_or(pattern.clone(), |layer| pattern.replace("{layer}", &layer.to_string()));
-        if !self.seen.insert(name.clone()) {
-            return Ok(());
-        }
-        if entry.shape.is_empty() {
-            return Err(fail("has no shape"));
-        }
-        let shape = entry.shape.iter().map(|dimension| self.size(dimension, &name)).collect::<Result<_, _>>()?;
-        self.tensors.push(TensorShape { key: key.to_owned(), name, layer, shape, part });
-        Ok(())
-    }
-
-    /// A whole number from 1 to 2^32.
-    fn size(&self, expression: &Expression, what: &str) -> Result<usize, GraphError> {
-        match self.parameters.evaluate(expression)? {
-            Value::Number(x) if x.fract() == 0.0 && (1.0..=4_294_967_296.0).contains(&x) => Ok(x as usize),
-            other => Err(self.parameters.fail(format!("a dimension of {what} is {other}, not a number of values"))),
-        }
+        Ok(declared.into_iter().map(with_role).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use basert_files::Kind;
 
     use super::*;
 
@@ -176,6 +110,7 @@ mod tests {
             ("llama.attention.head_count", 4),
             ("llama.attention.head_count_kv", 2),
             ("llama.vocab_size", 300),
+            ("llama.context_length", 64),
         ]));
         let with = |key: &str| key == "rope_factors";
         let tensors = llama.tensors(&model, "llama", &with).unwrap();
@@ -183,12 +118,12 @@ mod tests {
         assert_eq!(tensors.len(), 3 + 2 * 9);
         assert_eq!(of("rope_freqs.weight").unwrap().shape, [8]);
         assert_eq!(of("blk.1.attn_k.weight").unwrap().shape, [32, 64]);
-        assert_eq!(of("blk.1.attn_norm.weight").unwrap().part, Part::Norm);
+        assert_eq!(of("blk.1.attn_norm.weight").unwrap().role, TensorRole::Norm);
         assert_eq!(of("token_embd.weight").unwrap().shape, [300, 64]);
         assert!(of("output.weight").is_none() && of("blk.0.attn_q.bias").is_none());
         let all = llama.tensors(&model, "llama", &|_| true).unwrap();
         let bias = all.iter().find(|tensor| tensor.name == "blk.0.ffn_down.bias").unwrap();
-        assert_eq!((bias.part, &bias.shape[..], bias.layer), (Part::Bias, &[64][..], Some(0)));
+        assert_eq!((bias.role, &bias.shape[..], bias.layer), (TensorRole::Bias, &[64][..], Some(0)));
 
         model.0.insert("llama.attention.head_count", 3);
         let error = llama.tensors(&model, "llama", &with).unwrap_err().to_string();

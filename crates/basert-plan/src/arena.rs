@@ -2,24 +2,24 @@
 
 use std::ops::Range;
 
-use basert_graph::ValueId;
+use basert_graph::{Op, ValueId};
 
-use crate::plan::{Place, Plan, PlanOp};
+use crate::plan::{Place, Plan, PlanNode, PlanOp};
 
 /// Alignment of values in bytes: a cache line, and a SIMD vector.
 const ALIGNMENT: usize = 64;
 
-/// Places the output of an op over its input if nothing reads the input afterwards.
+/// Places the output of an op over the input that it may overwrite, if nothing reads that afterwards and it is no other
+/// input as well.
 pub(crate) fn share(plan: &mut Plan) {
-    for i in 0..plan.ops.len() {
-        let (x, out) = match plan.ops[i].op {
-            PlanOp::RopeCache { q, out, .. } => (q, out),
-            PlanOp::Gate { gate, out, .. } => (gate, out),
-            PlanOp::Add { a, out, .. } => (a, out),
-            PlanOp::SoftCap { x, out, .. } => (x, out),
-            _ => continue,
-        };
-        if plan.values[out.0].within.is_none() && plan.dead_after(x, i) {
+    for i in 0..plan.nodes.len() {
+        let node = &plan.nodes[i];
+        let Some(overwritten) = node.op.signature().overwrites else { continue };
+        let (x, out) = (node.inputs[overwritten], node.out);
+        let others = node.inputs.iter().enumerate().filter(|&(at, _)| at != overwritten);
+        let alone = others.into_iter().all(|(_, &other)| !plan.overlap(x, other));
+        let fits = plan.values[x.0].width == plan.values[out.0].width;
+        if alone && fits && plan.values[out.0].within.is_none() && plan.dead_after(x, i) {
             plan.values[out.0].within = Some((x, 0));
         }
     }
@@ -65,16 +65,16 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
         let life = lives[plan.root(value).0.0].get_or_insert(i..i + 1);
         life.end = life.end.max(i + 1);
     };
-    for (i, op) in plan.ops.iter().enumerate() {
-        op.op.reads().into_iter().chain([op.op.out()]).for_each(|value| touch(value, i));
+    for (i, node) in plan.nodes.iter().enumerate() {
+        node.reads().chain([node.out]).for_each(|value| touch(value, i));
     }
-    touch(plan.logits, plan.ops.len());
+    touch(plan.logits, plan.nodes.len());
     // A step for hidden states ends here, so they live until then.
     touch(plan.hidden.value, plan.hidden.after);
     // If all rows are wanted, a device may use the input of the selection in its place.
-    for op in &plan.ops {
-        if let PlanOp::Select { x, out } = op.op
-            && let Some(end) = lives[plan.root(out).0.0].as_ref().map(|life| life.end)
+    for node in plan.nodes.iter().filter(|node| node.op == PlanOp::Plain(Op::Select)) {
+        let (x, out) = (node.inputs[0], node.out);
+        if let Some(end) = lives[plan.root(out).0.0].as_ref().map(|life| life.end)
             && let Some(life) = &mut lives[plan.root(x).0.0]
         {
             life.end = life.end.max(end);
@@ -95,9 +95,9 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 /// Puts a barrier before every op that uses memory which an op since the last barrier wrote, or writes memory which one
 /// of them used. Memory means bytes of the arena, whichever values lie there, and the KV caches.
 pub(crate) fn set_barriers(plan: &mut Plan) {
-    let accesses: Vec<_> = plan.ops.iter().map(|planned| accesses(plan, &planned.op)).collect();
-    for (planned, barrier) in plan.ops.iter_mut().zip(barriers(&accesses)) {
-        planned.barrier = barrier;
+    let accesses: Vec<_> = plan.nodes.iter().map(|node| accesses(plan, node)).collect();
+    for (node, barrier) in plan.nodes.iter_mut().zip(barriers(&accesses)) {
+        node.barrier = barrier;
     }
 }
 
@@ -141,19 +141,17 @@ impl Access {
     }
 }
 
-fn accesses(plan: &Plan, op: &PlanOp) -> Vec<Access> {
+fn accesses(plan: &Plan, node: &PlanNode) -> Vec<Access> {
     let range = |value: ValueId| {
         let root = plan.root(value).0.0;
         let start = plan.places[root].offset;
         Memory::Arena(start..start + bytes(plan, root))
     };
-    let mut accesses: Vec<_> =
-        op.reads().into_iter().map(|value| Access { memory: range(value), write: false }).collect();
-    accesses.push(Access { memory: range(op.out()), write: true });
-    let (written, read) = op.caches();
-    accesses.extend(written.map(|cache| Access { memory: Memory::Cache(cache.0), write: true }));
-    accesses.extend(read.map(|cache| Access { memory: Memory::Cache(cache.0), write: false }));
-    accesses
+    let signature = node.op.signature();
+    let read = node.reads().map(range).chain(signature.reads.map(|cache| Memory::Cache(cache.0)));
+    let written = [range(node.out)].into_iter().chain(signature.writes.map(|cache| Memory::Cache(cache.0)));
+    let read = read.map(|memory| Access { memory, write: false });
+    read.chain(written.map(|memory| Access { memory, write: true })).collect()
 }
 
 #[cfg(test)]

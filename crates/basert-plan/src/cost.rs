@@ -3,9 +3,9 @@
 use std::ops::AddAssign;
 
 use basert_core::KvFormat;
-use basert_graph::{Cache, Rows};
+use basert_graph::{Attention, Cache, Op, Part, Rows, ValueId};
 
-use crate::plan::{Plan, PlanOp};
+use crate::plan::{Linear, Plan, PlanNode, PlanOp};
 
 /// The properties of a step that determine its cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,27 +55,33 @@ impl AddAssign for Cost {
 }
 
 impl Plan {
-    /// The cost of one of the plan's ops in a step of this shape.
-    pub fn cost(&self, op: &PlanOp, step: StepShape) -> Cost {
+    /// The cost of one of the plan's nodes in a step of this shape.
+    pub fn cost(&self, node: &PlanNode, step: StepShape) -> Cost {
         let rows = |rows: Rows| match rows {
             Rows::Tokens => step.tokens as f64,
             Rows::Wanted => step.wanted as f64,
         };
-        let out = &self.values[op.out().0];
+        let out = &self.values[node.out.0];
         let m = rows(out.rows);
-        let elements = |value: basert_graph::ValueId| {
+        let elements = |value: ValueId| {
             let value = &self.values[value.0];
             rows(value.rows) * value.width as f64
         };
-        let moved = op.reads().into_iter().chain([op.out()]).map(elements).sum::<f64>() * 4.0;
-        let mut cost = Cost { values: moved, ..Cost::default() };
-        match *op {
-            PlanOp::Embed { weight, .. } => {
+        let moved = node.reads().chain([node.out]).map(elements).sum::<f64>() * 4.0;
+        let signature = node.op.signature();
+        let computed = if signature.writes.is_some() { moved / 4.0 } else { m * out.width as f64 };
+        let mut cost = Cost { values: moved, flops: signature.flops * computed, ..Cost::default() };
+        for (weight, part) in &signature.weights {
+            if *part == Part::Table {
                 let weight = &self.graph.weights[weight.0];
-                cost.weights = m * weight.bytes() as f64 / weight.rows as f64;
-                cost.flops = m * out.width as f64;
+                cost.weights += m * weight.bytes() as f64 / weight.rows as f64;
             }
-            PlanOp::Linear { ref matrices, experts, .. } if m > 0.0 => {
+        }
+        if let Some(cache) = signature.writes {
+            cost.cache += m * token_bytes(self.graph.caches[cache.0], step.kv);
+        }
+        match &node.op {
+            PlanOp::Linear(Linear { matrices, experts, .. }) if m > 0.0 => {
                 // The share of the experts that a token uses, and the share used by any token if all are equally
                 // likely.
                 let share: f64 = experts.map_or(1.0, |experts| experts.used as f64 / experts.count as f64);
@@ -87,24 +93,14 @@ impl Plan {
                     cost.flops += 2.0 * m * share * matrix.rows as f64 * matrix.columns as f64;
                 }
             }
-            PlanOp::RopeCache { cache, .. } => {
-                cost.cache = m * token_bytes(self.graph.caches[cache.0], step.kv);
-                cost.flops = 3.0 * moved / 4.0;
-            }
-            PlanOp::Attention { cache, window, .. } => {
-                let window = window.unwrap_or(usize::MAX);
-                let seen = |i: usize| (step.context + i + 1).min(window) as f64;
-                let scores: f64 = (0..step.tokens).map(seen).sum();
-                let read = (step.context + step.tokens).min(window.saturating_add(step.tokens)) as f64;
+            PlanOp::Plain(Op::Attention(Attention { cache, reach, .. })) => {
+                let first = |token: usize| reach.first(step.context + token);
+                let scores: f64 = (0..step.tokens).map(|token| (step.context + token + 1 - first(token)) as f64).sum();
+                let read = (step.context + step.tokens - first(0)) as f64;
                 cost.cache = read * token_bytes(self.graph.caches[cache.0], step.kv);
                 cost.flops = 4.0 * scores * out.width as f64;
             }
-            PlanOp::Norm { .. } => cost.flops = 4.0 * m * out.width as f64,
-            PlanOp::Gate { .. } | PlanOp::SoftCap { .. } => cost.flops = 8.0 * m * out.width as f64,
-            PlanOp::Add { .. } => cost.flops = m * out.width as f64,
-            PlanOp::Combine { experts, .. } => cost.flops = 2.0 * m * (out.width * experts.used) as f64,
-            PlanOp::Route { x, used, .. } => cost.flops = m * ((4 + used) * self.values[x.0].width) as f64,
-            PlanOp::Linear { .. } | PlanOp::Select { .. } => {}
+            _ => {}
         }
         cost
     }
@@ -113,8 +109,8 @@ impl Plan {
     pub fn step_cost(&self, step: StepShape, bandwidth: f64, rate: f64) -> (Cost, f64) {
         let mut total = Cost::default();
         let mut seconds = 0.0;
-        for op in &self.ops {
-            let cost = self.cost(&op.op, step);
+        for node in &self.nodes {
+            let cost = self.cost(node, step);
             seconds += cost.seconds(bandwidth, rate);
             total += cost;
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
+use basert_graph::WeightError;
 
 use crate::{Bounds, Limits, Plan};
 
@@ -173,7 +174,7 @@ pub struct Span {
     /// The ops of the plan that it computes, entirely or in part; empty for sampling.
     pub ops: Range<usize>,
     /// What ran: on a GPU the kernel's function.
-    pub kernel: &'static str,
+    pub kernel: String,
     /// Seconds from the beginning of the step.
     pub begin: f64,
     /// Seconds that it took.
@@ -392,4 +393,10 @@ pub enum DeviceError {
     /// The device failed.
     #[error("the device failed: {0}")]
     Failed(String),
+}
+
+impl From<WeightError> for DeviceError {
+    fn from(WeightError { tensor, what }: WeightError) -> DeviceError {
+        DeviceError::Weight { tensor, what }
+    }
 }

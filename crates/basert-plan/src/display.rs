@@ -2,44 +2,67 @@
 
 use std::fmt;
 
-use crate::plan::{Epilogue, Order, Plan, PlanOp};
+use basert_graph::{Attention, Op, Part, Reach, WeightId};
+
+use crate::plan::{Gate, Linear, Order, Plan, PlanNode, PlanOp, RopeStore};
 
 impl Plan {
-    /// A short description of an op's operands: the weights and their shape, or the heads.
-    pub fn describe(&self, op: &PlanOp) -> String {
-        let weight = |id: basert_graph::WeightId| &self.graph.weights[id.0];
-        match *op {
-            PlanOp::Embed { weight: id, .. } => {
-                let w = weight(id);
-                format!("{} {}×{} {}", w.tensor, w.rows, w.columns, w.format)
-            }
-            PlanOp::Linear { ref matrices, epilogue, .. } => {
+    /// A short description of a node: the weights and their shape, or the heads.
+    pub fn describe(&self, node: &PlanNode) -> String {
+        let weight = |id: WeightId| &self.graph.weights[id.0];
+        match &node.op {
+            PlanOp::Linear(Linear { matrices, gate, .. }) => {
                 let mut parts: Vec<_> = matrices
                     .iter()
                     .map(|id| {
                         let matrix = &self.matrices[id.0];
-                        let names: Vec<_> = matrix.parts.iter().map(|(id, _)| weight(*id).tensor.as_str()).collect();
+                        let names: Vec<_> = matrix.parts.iter().map(|(id, _)| weight(*id).name()).collect();
                         let joint = if matrix.order == Order::Paired { " | " } else { " + " };
                         format!("{} {}×{} {}", shorten(&names, joint), matrix.rows, matrix.columns, matrix.format)
                     })
                     .collect();
-                if let Epilogue::Gated(activation) = epilogue {
-                    parts.push(format!("{activation:?}"));
-                }
+                parts.extend(gate.map(|gate| gate.to_string()));
                 parts.join(", ")
             }
-            PlanOp::RopeCache { rope, cache, q_norm, .. } => {
+            PlanOp::RopeStore(RopeStore { q_norm, rope, cache, .. }) => {
                 let (rope, cache) = (&self.graph.ropes[rope.0], self.graph.caches[cache.0]);
                 let norm = if q_norm.is_some() { "QK-norm, " } else { "" };
                 format!("{norm}rope {}, {} kv heads of {}", rope.name, cache.kv_heads, cache.head_dim)
             }
-            PlanOp::Attention { heads, cache, window, .. } => {
+            PlanOp::Gate(gate) => gate.to_string(),
+            PlanOp::Plain(Op::Attention(Attention { heads, cache, reach, .. })) => {
                 let cache = self.graph.caches[cache.0];
-                let window = window.map_or(String::new(), |window| format!(", window {window}"));
-                format!("{heads} heads on {} of {}{window}", cache.kv_heads, cache.head_dim)
+                let reach = match reach {
+                    Reach::All => String::new(),
+                    Reach::Window(tokens) => format!(", window {tokens}"),
+                    Reach::Chunk(tokens) => format!(", chunks of {tokens}"),
+                };
+                format!("{heads} heads on {} of {}{reach}", cache.kv_heads, cache.head_dim)
             }
-            PlanOp::Norm { norm, .. } => weight(norm.weight).tensor.clone(),
-            _ => String::new(),
+            PlanOp::Plain(Op::Rope { rope, .. }) => format!("rope {}", self.graph.ropes[rope.0].name),
+            PlanOp::Plain(Op::Store(cache)) => {
+                let cache = self.graph.caches[cache.0];
+                format!("{} kv heads of {}", cache.kv_heads, cache.head_dim)
+            }
+            PlanOp::Plain(Op::Activate(activation)) => format!("{activation:?}"),
+            PlanOp::Plain(Op::Scale(factor)) => format!("by {factor}"),
+            PlanOp::Plain(op) => match op.signature().weights.first() {
+                Some(&(id, Part::Table)) => {
+                    let w = weight(id);
+                    format!("{} {}×{} {}", w.name(), w.rows, w.columns, w.format)
+                }
+                Some(&(id, _)) => weight(id).name().to_owned(),
+                None => String::new(),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gate::Product(activation) => write!(f, "{activation:?}"),
+            Gate::ClampedSwish => write!(f, "ClampedSwish"),
         }
     }
 }
@@ -58,21 +81,21 @@ fn shorten(names: &[&str], joint: &str) -> String {
 impl fmt::Display for Plan {
     /// One line per op: a bar for a barrier, its name, its output with place and width, and its operands.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let barriers = self.ops.iter().filter(|op| op.barrier).count();
+        let barriers = self.nodes.iter().filter(|node| node.barrier).count();
         writeln!(
             f,
             "{}: {} ops, {barriers} barriers, arena {} bytes for {} tokens with {} rows of logits",
             self.graph.family,
-            self.ops.len(),
+            self.nodes.len(),
             self.arena_bytes,
             self.limits.tokens,
             self.limits.wanted
         )?;
-        for op in &self.ops {
-            let (out, place) = (&self.values[op.op.out().0], self.places[op.op.out().0]);
-            let bar = if op.barrier { '|' } else { ' ' };
+        for node in &self.nodes {
+            let (out, place) = (&self.values[node.out.0], self.places[node.out.0]);
+            let bar = if node.barrier { '|' } else { ' ' };
             let position = format!("@{}+{}", place.offset, place.column);
-            writeln!(f, "{bar} {:<17} {:<14} {:<6} {}", op.op.name(), position, out.width, self.describe(&op.op))?;
+            writeln!(f, "{bar} {:<17} {:<14} {:<6} {}", node.name(), position, out.width, self.describe(node))?;
         }
         Ok(())
     }

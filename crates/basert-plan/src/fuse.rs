@@ -3,9 +3,9 @@
 //! Each fusion removes a dependency between ops, or superfluous work. A plan built without one of them computes the
 //! same: tests compare plans with and without each.
 
-use basert_graph::{Experts, Rows, ValueId};
+use basert_graph::{Activation, Experts, Norm, Op, Rows, ValueId};
 
-use crate::plan::{Epilogue, Matrix, MatrixId, Order, Plan, PlanOp, PlanValue, PlannedOp};
+use crate::plan::{Gate, Linear, Matrix, MatrixId, Order, Plan, PlanNode, PlanOp, PlanValue, RopeStore};
 
 /// A rewrite of a plan.
 #[derive(Clone, Copy)]
@@ -18,16 +18,27 @@ pub struct Fusion {
 }
 
 /// All fusions, in the order in which they are applied.
-pub const FUSIONS: [Fusion; 6] = [
+pub const FUSIONS: [Fusion; 9] = [
     Fusion {
         name: "select early",
         why: "ops after the last attention are computed only for the tokens whose logits are wanted",
         apply: select_early,
     },
+    Fusion { name: "slice in place", why: "columns are read where they lie", apply: slice_in_place },
+    Fusion {
+        name: "activation and product",
+        why: "one pass over both factors of a gate",
+        apply: activation_and_product,
+    },
     Fusion {
         name: "gate and up",
         why: "the activation is applied while both factors are in registers",
         apply: pair_gate_and_up,
+    },
+    Fusion {
+        name: "rope and store",
+        why: "heads are normed, rotated and stored where they are read, which removes two barriers",
+        apply: rope_and_store,
     },
     Fusion { name: "pack", why: "one pass over the input for all matrices that multiply it", apply: pack },
     Fusion {
@@ -38,20 +49,38 @@ pub const FUSIONS: [Fusion; 6] = [
     Fusion {
         name: "residual into linear",
         why: "the op that computes the term stores the sum, which removes a barrier",
-        apply: residual_into_linear,
+        apply: |plan| fuse_residual(plan, |op| matches!(op, PlanOp::Linear(_))),
     },
-    Fusion { name: "residual into norm", why: "one pass over the row instead of two", apply: residual_into_norm },
+    Fusion {
+        name: "residual into norm",
+        why: "one pass over the row instead of two",
+        apply: |plan| fuse_residual(plan, |op| !matches!(op, PlanOp::Linear(_))),
+    },
 ];
 
 impl Plan {
-    /// The op that computes `value`, if nothing but the op at `reader` reads it.
+    /// The op that computes `value`, if nothing but the op at `reader` reads it, or columns of it.
     fn only_for(&self, value: ValueId, reader: usize) -> Option<usize> {
-        if self.readers(value) == [reader] { self.position_of(value) } else { None }
+        let reads = |node: &PlanNode| node.reads().any(|read| self.overlap(value, read));
+        let readers = self.nodes.iter().enumerate().filter(|(_, node)| reads(node)).map(|(at, _)| at);
+        let only = readers.eq([reader]) && !self.overlap(value, self.logits);
+        if only { self.position_of(value) } else { None }
     }
 
-    /// Whether nothing after position `i` reads `value`.
+    /// Whether nothing after position `i` reads the columns in which `value` lies.
     pub(crate) fn dead_after(&self, value: ValueId, i: usize) -> bool {
-        value != self.logits && self.readers(value).iter().all(|&reader| reader <= i)
+        let used = |other: ValueId| self.overlap(value, other);
+        !used(self.logits) && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
+    }
+
+    /// Whether two values lie in the same columns.
+    pub(crate) fn overlap(&self, a: ValueId, b: ValueId) -> bool {
+        let columns = |value: ValueId| {
+            let (root, first) = self.root(value);
+            (root, first..first + self.values[value.0].width)
+        };
+        let ((root, a), (other, b)) = (columns(a), columns(b));
+        root == other && a.start < b.end && b.start < a.end
     }
 
     pub(crate) fn add_value(&mut self, name: String, width: usize, rows: Rows) -> ValueId {
@@ -65,100 +94,152 @@ fn select_early(plan: &mut Plan) {
     while let Some((value, selects)) = find_selectable(plan) {
         let Some(at) = plan.position_of(value) else { return };
         // All selections of the value become one.
-        let outs: Vec<_> = selects.iter().map(|&i| plan.ops[i].op.out()).collect();
+        let outs: Vec<_> = selects.iter().map(|&i| plan.nodes[i].out).collect();
         let first = outs[0];
         for &i in selects.iter().rev() {
-            plan.ops.remove(i);
+            plan.nodes.remove(i);
         }
         for &out in &outs[1..] {
             replace(plan, out, first);
         }
-        let mut op = plan.ops[at].op.clone();
-        let mut inserted = Vec::new();
-        for x in op.reads() {
-            if inserted.iter().any(|&(before, _)| before == x) {
-                continue;
-            }
-            let PlanValue { ref name, width, .. } = plan.values[x.0];
-            let selected = plan.add_value(format!("{name} selected"), width, Rows::Wanted);
-            inserted.push((x, selected));
+        let mut node = plan.nodes[at].clone();
+        let mut inserted: Vec<(ValueId, ValueId)> = Vec::new();
+        for x in &mut node.inputs {
+            let selected = match inserted.iter().find(|(before, _)| before == x) {
+                Some(&(_, selected)) => selected,
+                None => {
+                    let PlanValue { ref name, width, .. } = plan.values[x.0];
+                    let selected = plan.add_value(format!("{name} selected"), width, Rows::Wanted);
+                    inserted.push((*x, selected));
+                    selected
+                }
+            };
+            *x = selected;
         }
-        for &(before, selected) in &inserted {
-            op.substitute(before, selected);
-        }
-        op.set_out(first);
-        plan.ops[at].op = op;
+        node.out = first;
+        plan.nodes[at] = node;
         for &(x, out) in &inserted {
-            plan.ops.insert(at, PlannedOp { op: PlanOp::Select { x, out }, barrier: true });
+            plan.nodes.insert(at, PlanNode::new(PlanOp::Plain(Op::Select), vec![x], out));
         }
     }
+}
+
+fn is_select(node: &PlanNode) -> bool {
+    node.op == PlanOp::Plain(Op::Select)
 }
 
 /// A value that only selections read and that a row-wise op computes, with the positions of the selections.
 fn find_selectable(plan: &Plan) -> Option<(ValueId, Vec<usize>)> {
-    plan.ops.iter().find_map(|op| {
-        let PlanOp::Select { x, .. } = op.op else { return None };
-        let by = &plan.ops[plan.position_of(x)?].op;
-        let row_wise = matches!(
-            by,
-            PlanOp::Norm { .. }
-                | PlanOp::Linear { .. }
-                | PlanOp::Route { .. }
-                | PlanOp::Combine { .. }
-                | PlanOp::Gate { .. }
-                | PlanOp::Add { .. }
-                | PlanOp::SoftCap { .. }
-        );
+    plan.nodes.iter().filter(|node| is_select(node)).find_map(|node| {
+        let x = node.inputs[0];
+        let by = &plan.nodes[plan.position_of(x)?];
         let readers = plan.readers(x);
-        let only_selected = readers.iter().all(|&i| matches!(plan.ops[i].op, PlanOp::Select { .. }));
-        (row_wise && only_selected).then_some((x, readers))
+        let only_selected = readers.iter().all(|&i| is_select(&plan.nodes[i]));
+        (by.op.signature().row_wise && only_selected).then_some((x, readers))
     })
 }
 
 fn replace(plan: &mut Plan, old: ValueId, new: ValueId) {
-    for op in &mut plan.ops {
-        op.op.substitute(old, new);
+    let inputs = plan.nodes.iter_mut().flat_map(|node| node.inputs.iter_mut().chain(&mut node.onto));
+    for value in inputs.chain([&mut plan.logits]) {
+        if *value == old {
+            *value = new;
+        }
     }
-    if plan.logits == old {
-        plan.logits = new;
+}
+
+/// Values in a cache line: columns that begin and end with one can be read where they lie.
+const LINE: usize = 16;
+
+/// A slice of whole cache lines as a view.
+fn slice_in_place(plan: &mut Plan) {
+    let mut i = 0;
+    while i < plan.nodes.len() {
+        let PlanNode { ref op, ref inputs, out, .. } = plan.nodes[i];
+        let PlanOp::Plain(Op::Slice(first)) = *op else {
+            i += 1;
+            continue;
+        };
+        let (x, width) = (inputs[0], plan.values[out.0].width);
+        let lines = [first, width, plan.values[x.0].width].iter().all(|n| n.is_multiple_of(LINE));
+        // The device returns logits as they lie, and a selection may be its own input.
+        let is_maker = |value| plan.position_of(value).is_some_and(|at| !is_select(&plan.nodes[at]));
+        if lines && out != plan.logits && is_maker(x) {
+            plan.values[out.0].within = Some((x, first));
+            plan.nodes.remove(i);
+        } else {
+            i += 1;
+        }
     }
+}
+
+/// activation(g) · u as one op.
+fn activation_and_product(plan: &mut Plan) {
+    let mut i = 0;
+    while i < plan.nodes.len() {
+        if let Some((activation, g, at, u)) = activated(plan, i) {
+            let (op, out) = (PlanOp::Gate(Gate::Product(activation)), plan.nodes[i].out);
+            plan.nodes[i] = PlanNode::new(op, vec![g, u], out);
+            plan.nodes.remove(at);
+            i -= 1;
+        }
+        i += 1;
+    }
+}
+
+/// For the product at position `i`: the activation of one factor, what it is of, its position, and the other factor.
+fn activated(plan: &Plan, i: usize) -> Option<(Activation, ValueId, usize, ValueId)> {
+    let PlanNode { op: PlanOp::Plain(Op::Mul), ref inputs, .. } = plan.nodes[i] else { return None };
+    [(inputs[0], inputs[1]), (inputs[1], inputs[0])].into_iter().find_map(|(factor, other)| {
+        let at = plan.only_for(factor, i)?;
+        let PlanOp::Plain(Op::Activate(activation)) = plan.nodes[at].op else { return None };
+        (factor != other).then(|| (activation, plan.nodes[at].inputs[0], at, other))
+    })
 }
 
 /// gate(x · Gᵀ, x · Uᵀ) as one linear op over the paired matrix (G, U).
 fn pair_gate_and_up(plan: &mut Plan) {
     let mut i = 0;
-    while i < plan.ops.len() {
-        if let Some((op, first, second)) = paired(plan, i) {
-            plan.ops[i].op = op;
-            plan.ops.remove(first.max(second));
-            plan.ops.remove(first.min(second));
+    while i < plan.nodes.len() {
+        if let Some((node, first, second)) = paired(plan, i) {
+            plan.nodes[i] = node;
+            plan.nodes.remove(first.max(second));
+            plan.nodes.remove(first.min(second));
             i -= 2;
         }
         i += 1;
     }
 }
 
-fn paired(plan: &mut Plan, i: usize) -> Option<(PlanOp, usize, usize)> {
-    let PlanOp::Gate { gate, up, activation, out } = plan.ops[i].op else { return None };
-    let (first, second) = (plan.only_for(gate, i)?, plan.only_for(up, i)?);
+fn paired(plan: &mut Plan, i: usize) -> Option<(PlanNode, usize, usize)> {
+    let PlanNode { op: PlanOp::Gate(kind), ref inputs, out, .. } = plan.nodes[i] else { return None };
+    let (first, second) = (plan.only_for(inputs[0], i)?, plan.only_for(inputs[1], i)?);
     let ((x, g, experts), (same, u, others)) = (stored_linear(plan, first)?, stored_linear(plan, second)?);
     let (gate, up) = (&plan.matrices[g.0], &plan.matrices[u.0]);
     let bias = gate.parts[0].1.or(up.parts[0].1);
-    if x != same || experts != others || gate.format != up.format || gate.rows != up.rows || bias.is_some() {
+    if first == second
+        || x != same
+        || experts != others
+        || gate.format != up.format
+        || gate.rows != up.rows
+        || bias.is_some()
+    {
         return None;
     }
     let parts = vec![gate.parts[0], up.parts[0]];
     let matrix = Matrix { parts, order: Order::Paired, rows: gate.rows * 2, ..gate.clone() };
+    let inputs = x.to_vec();
     plan.matrices[g.0] = matrix;
-    let epilogue = Epilogue::Gated(activation);
-    Some((PlanOp::Linear { x, norm: None, matrices: vec![g], experts, epilogue, out }, first, second))
+    let linear = Linear { norm: None, matrices: vec![g], experts, gate: Some(kind) };
+    Some((PlanNode::new(PlanOp::Linear(linear), inputs, out), first, second))
 }
 
-/// Input, matrix and experts of a plain linear op.
-fn stored_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId, Option<Experts>)> {
-    match plan.ops[i].op {
-        PlanOp::Linear { x, norm: None, ref matrices, experts, epilogue: Epilogue::Store, .. } => match matrices[..] {
-            [matrix] => Some((x, matrix, experts)),
+/// Inputs, matrix and experts of a plain linear op.
+fn stored_linear(plan: &Plan, i: usize) -> Option<(&[ValueId], MatrixId, Option<Experts>)> {
+    let PlanNode { op: PlanOp::Linear(linear), inputs, onto: None, .. } = &plan.nodes[i] else { return None };
+    match *linear {
+        Linear { norm: None, ref matrices, experts, gate: None } => match matrices[..] {
+            [matrix] => Some((inputs, matrix, experts)),
             _ => None,
         },
         _ => None,
@@ -167,17 +248,86 @@ fn stored_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId, Option<Exp
 
 /// Input and matrix of one without experts.
 fn plain_linear(plan: &Plan, i: usize) -> Option<(ValueId, MatrixId)> {
-    stored_linear(plan, i).filter(|(.., experts)| experts.is_none()).map(|(x, matrix, _)| (x, matrix))
+    stored_linear(plan, i).filter(|(.., experts)| experts.is_none()).map(|(inputs, matrix, _)| (inputs[0], matrix))
 }
+
+/// What precedes the store of keys and values, and the queries that attend to them.
+fn rope_and_store(plan: &mut Plan) {
+    let mut i = 0;
+    while i < plan.nodes.len() {
+        if let Some((node, at, mut parts)) = heads(plan, i) {
+            plan.nodes[at] = node;
+            parts.sort_unstable();
+            for &part in parts.iter().rev() {
+                plan.nodes.remove(part);
+            }
+            i = at - parts.len();
+        }
+        i += 1;
+    }
+}
+
+/// For the store at position `i` of rotated keys: the op that norms and rotates queries too, the position in whose place
+/// it comes, and those of the ops that it replaces besides.
+fn heads(plan: &Plan, i: usize) -> Option<(PlanNode, usize, Vec<usize>)> {
+    let PlanNode { op: PlanOp::Plain(Op::Store(cache)), ref inputs, .. } = plan.nodes[i] else { return None };
+    let (keys, v) = (inputs[0], inputs[1]);
+    let head_dim = plan.graph.caches[cache.0].head_dim;
+    let attends = |node: &&PlanNode| node.op.signature().reads == Some(cache);
+    let queries = plan.nodes.iter().find(attends)?.inputs[0];
+    let (of_k, of_q) = (plan.only_for(keys, i)?, plan.position_of(queries)?);
+    let rope_of = |at: usize| match plan.nodes[at].op {
+        PlanOp::Plain(Op::Rope { rope, head_dim: of_heads }) if of_heads == head_dim => Some(rope),
+        _ => None,
+    };
+    let rope = rope_of(of_k).filter(|&rope| rope_of(of_q) == Some(rope))?;
+    let mut parts = vec![of_k, of_q, i];
+    // The norm of the heads before a rotation, if there is one and nothing else reads its result, and their input.
+    let mut normed = |rotation: usize| {
+        let x = plan.nodes[rotation].inputs[0];
+        let at = plan.only_for(x, rotation);
+        match at.map(|at| (at, &plan.nodes[at])) {
+            Some((at, PlanNode { op: PlanOp::Plain(Op::Norm(norm)), inputs, onto: None, .. }))
+                if is_norm_of_heads(plan, norm, head_dim) =>
+            {
+                parts.push(at);
+                (Some(*norm), inputs[0])
+            }
+            _ => (None, x),
+        }
+    };
+    let ((k_norm, k), (q_norm, q)) = (normed(of_k), normed(of_q));
+    let at = of_k.max(of_q).max(i);
+    // All that it reads is computed before, and all that reads it comes after; queries may then lie in its place.
+    let early = plan.nodes[..=at].iter().any(|node| node.reads().any(|read| plan.overlap(read, queries)));
+    let apart = !plan.overlap(q, k) && !plan.overlap(q, v);
+    if early || !apart {
+        return None;
+    }
+    parts.retain(|&part| part != at);
+    let op = PlanOp::RopeStore(RopeStore { q_norm, k_norm, rope, cache });
+    Some((PlanNode::new(op, vec![q, k, v], queries), at, parts))
+}
+
+/// Whether a norm is that of heads, with the same weights for all.
+fn is_norm_of_heads(plan: &Plan, norm: &Norm, head_dim: usize) -> bool {
+    let Norm { centred, group, weight, bias, .. } = *norm;
+    let shared = weight.is_some_and(|weight| plan.graph.weights[weight.0].len() == head_dim);
+    !centred && group == head_dim && bias.is_none() && shared
+}
+
+/// Values that a GPU loads at a time: rows and columns that begin elsewhere could not be read so.
+const VECTOR: usize = 4;
 
 /// Linear ops over the same input as one, which writes their outputs concatenated.
 fn pack(plan: &mut Plan) {
     let mut i = 0;
-    while i < plan.ops.len() {
+    while i < plan.nodes.len() {
         if let Some((x, _)) = plain_linear(plan, i) {
-            let group: Vec<_> =
-                (i..plan.ops.len()).filter(|&j| plain_linear(plan, j).is_some_and(|(other, _)| other == x)).collect();
-            if group.len() > 1 {
+            let aligned = |j: usize| plan.values[plan.nodes[j].out.0].width.is_multiple_of(VECTOR);
+            let packs = |&j: &usize| plain_linear(plan, j).is_some_and(|(other, _)| other == x) && aligned(j);
+            let group: Vec<_> = (i..plan.nodes.len()).filter(packs).collect();
+            if group.len() > 1 && group[0] == i {
                 pack_group(plan, x, &group);
             }
         }
@@ -186,7 +336,7 @@ fn pack(plan: &mut Plan) {
 }
 
 fn pack_group(plan: &mut Plan, x: ValueId, group: &[usize]) {
-    let outs: Vec<_> = group.iter().map(|&j| plan.ops[j].op.out()).collect();
+    let outs: Vec<_> = group.iter().map(|&j| plan.nodes[j].out).collect();
     let names: Vec<_> = outs.iter().map(|out| plan.values[out.0].name.clone()).collect();
     let width = outs.iter().map(|out| plan.values[out.0].width).sum();
     let packed = plan.add_value(names.join("+"), width, plan.values[outs[0].0].rows);
@@ -206,118 +356,66 @@ fn pack_group(plan: &mut Plan, x: ValueId, group: &[usize]) {
         }
     }
     for &j in group[1..].iter().rev() {
-        plan.ops.remove(j);
+        plan.nodes.remove(j);
     }
-    let epilogue = Epilogue::Store;
-    plan.ops[group[0]].op = PlanOp::Linear { x, norm: None, matrices, experts: None, epilogue, out: packed };
+    let linear = Linear { norm: None, matrices, experts: None, gate: None };
+    plan.nodes[group[0]] = PlanNode::new(PlanOp::Linear(linear), vec![x], packed);
 }
 
 /// linear(norm(x)) as one op, if nothing else reads norm(x).
 fn norm_into_linear(plan: &mut Plan) {
     let mut i = 0;
-    while i < plan.ops.len() {
-        if let PlanOp::Linear { x, norm: None, experts: None, .. } = plan.ops[i].op
-            && let Some(at) = plan.only_for(x, i)
-            && let PlanOp::Norm { x: input, norm: found, residual: None, .. } = plan.ops[at].op
-            && let PlanOp::Linear { x, norm, .. } = &mut plan.ops[i].op
+    while i < plan.nodes.len() {
+        if let Some((at, x, found)) = normed_input(plan, i)
+            && let PlanNode { op: PlanOp::Linear(Linear { norm, .. }), inputs, .. } = &mut plan.nodes[i]
         {
-            (*x, *norm) = (input, Some(found));
-            plan.ops.remove(at);
+            (inputs[0], *norm) = (x, Some(found));
+            plan.nodes.remove(at);
             i -= 1;
         }
         i += 1;
     }
 }
 
-/// For add(a, b) at position `i`: the op that computes `b`, and `a`, if `a` can be overwritten there.
+/// For the linear op at position `i`: the position of the norm of its input that only it reads, and what is normed.
+fn normed_input(plan: &Plan, i: usize) -> Option<(usize, ValueId, Norm)> {
+    let PlanNode { op: PlanOp::Linear(Linear { norm: None, experts: None, .. }), ref inputs, .. } = plan.nodes[i]
+    else {
+        return None;
+    };
+    let at = plan.only_for(inputs[0], i)?;
+    let PlanNode { op: PlanOp::Plain(Op::Norm(norm)), inputs: ref of, onto: None, .. } = plan.nodes[at] else {
+        return None;
+    };
+    let whole = norm.group == plan.values[of[0].0].width && norm.weight.is_some();
+    whole.then(|| (at, of[0], norm))
+}
+
+/// For the sum at position `i`: the node that computes one term, and the other, if that can be overwritten there.
 fn addable(plan: &Plan, i: usize) -> Option<(usize, ValueId, ValueId)> {
-    let PlanOp::Add { a, b, out } = plan.ops[i].op else { return None };
+    let PlanNode { op: PlanOp::Plain(Op::Add), ref inputs, out, .. } = plan.nodes[i] else { return None };
+    let (a, b) = (inputs[0], inputs[1]);
     [(a, b), (b, a)].into_iter().find_map(|(residual, term)| {
         let at = plan.only_for(term, i)?;
-        let reads_it = plan.ops[at].op.reads().iter().any(|&x| plan.root(x).0 == plan.root(residual).0);
+        let reads_it = plan.nodes[at].reads().any(|x| plan.root(x).0 == plan.root(residual).0);
         (residual != term && !reads_it && plan.dead_after(residual, i)).then_some((at, residual, out))
     })
 }
 
-/// x + linear(h) as a linear op that adds to x.
-fn residual_into_linear(plan: &mut Plan) {
-    fuse_residual(plan, |op, residual, sum| match op {
-        PlanOp::Linear { epilogue, experts: None, out, .. } if *epilogue == Epilogue::Store => {
-            (*epilogue, *out) = (Epilogue::Add(residual), sum);
-            true
-        }
-        _ => false,
-    });
-}
-
-/// x + norm(h) as a norm that adds to x, and the same for the combined results of experts.
-fn residual_into_norm(plan: &mut Plan) {
-    fuse_residual(plan, |op, into, sum| match op {
-        PlanOp::Norm { residual: residual @ None, out, .. }
-        | PlanOp::Combine { residual: residual @ None, out, .. } => {
-            (*residual, *out) = (Some(into), sum);
-            true
-        }
-        _ => false,
-    });
-}
-
-/// Replaces the addition of an op's result to a value by the op itself, if `rewrite` accepts it.
-fn fuse_residual(plan: &mut Plan, rewrite: fn(&mut PlanOp, ValueId, ValueId) -> bool) {
+/// x + op(h) as an op that adds to x, for the ops that `wanted` accepts.
+fn fuse_residual(plan: &mut Plan, wanted: fn(&PlanOp) -> bool) {
     let mut i = 0;
-    while i < plan.ops.len() {
+    while i < plan.nodes.len() {
         if let Some((at, residual, out)) = addable(plan, i) {
-            let mut op = plan.ops[at].op.clone();
-            if rewrite(&mut op, residual, out) {
+            let node = &plan.nodes[at];
+            if wanted(&node.op) && node.op.can_add() && node.onto.is_none() {
+                let node = PlanNode { onto: Some(residual), out, ..node.clone() };
                 plan.values[out.0].within = Some((residual, 0));
-                plan.ops[i].op = op;
-                plan.ops.remove(at);
+                plan.nodes[i] = node;
+                plan.nodes.remove(at);
                 i -= 1;
             }
         }
         i += 1;
-    }
-}
-
-impl PlanOp {
-    /// Replaces `old` by `new` in all reads.
-    fn substitute(&mut self, old: ValueId, new: ValueId) {
-        let operands: Vec<&mut ValueId> = match self {
-            PlanOp::Embed { .. } => vec![],
-            PlanOp::Norm { x, residual, .. } => std::iter::once(x).chain(residual.as_mut()).collect(),
-            PlanOp::Linear { x, epilogue: Epilogue::Add(residual), .. } => vec![x, residual],
-            PlanOp::Linear { x, experts, .. } => {
-                std::iter::once(x).chain(experts.as_mut().map(|experts| &mut experts.route)).collect()
-            }
-            PlanOp::Combine { x, experts, residual, .. } => {
-                [x, &mut experts.route].into_iter().chain(residual.as_mut()).collect()
-            }
-            PlanOp::Route { x, .. } | PlanOp::Select { x, .. } | PlanOp::SoftCap { x, .. } => vec![x],
-            PlanOp::RopeCache { q, k, v, .. } => vec![q, k, v],
-            PlanOp::Attention { q, .. } => vec![q],
-            PlanOp::Gate { gate, up, .. } => vec![gate, up],
-            PlanOp::Add { a, b, .. } => vec![a, b],
-        };
-        for operand in operands {
-            if *operand == old {
-                *operand = new;
-            }
-        }
-    }
-
-    fn set_out(&mut self, new: ValueId) {
-        match self {
-            PlanOp::Embed { out, .. }
-            | PlanOp::Norm { out, .. }
-            | PlanOp::Linear { out, .. }
-            | PlanOp::Route { out, .. }
-            | PlanOp::Combine { out, .. }
-            | PlanOp::RopeCache { out, .. }
-            | PlanOp::Attention { out, .. }
-            | PlanOp::Gate { out, .. }
-            | PlanOp::Add { out, .. }
-            | PlanOp::Select { out, .. }
-            | PlanOp::SoftCap { out, .. } => *out = new,
-        }
     }
 }

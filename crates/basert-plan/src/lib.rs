@@ -22,4 +22,6 @@ pub use device::{
     first_allowed,
 };
 pub use fuse::{FUSIONS, Fusion};
-pub use plan::{Epilogue, Hidden, Limits, Matrix, MatrixId, Order, Place, Plan, PlanOp, PlanValue, PlannedOp};
+pub use plan::{
+    Gate, Hidden, Limits, Linear, Matrix, MatrixId, Order, Place, Plan, PlanNode, PlanOp, PlanValue, RopeStore,
+};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use basert_core::Format;
-use basert_graph::{Activation, CacheId, Experts, Graph, Norm, Op, RopeId, Rows, ValueId, WeightId};
+use basert_graph::{Activation, CacheId, Experts, Graph, Norm, Op, RopeId, Rows, Signature, ValueId, Weight, WeightId};
 
 use crate::arena;
 use crate::fuse::Fusion;
@@ -57,232 +57,135 @@ pub enum Order {
     Paired,
 }
 
-/// What happens to the output of a linear op before it is stored.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Epilogue {
-    /// Nothing.
-    Store,
-    /// It is added to this value in place; nothing reads the value afterwards.
-    Add(ValueId),
-    /// For the paired matrix (gate, up), activation(gate) · up is stored.
-    Gated(Activation),
-}
-
-/// An op as it is executed. Operands are values of the plan.
+/// A node's op: one of the graph, or what fusions make of several.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PlanOp {
-    /// out = scale · row of `weight` for each token.
-    Embed {
-        /// One row for each token of the vocabulary.
-        weight: WeightId,
-        /// Factor.
-        scale: f32,
-        /// Output.
-        out: ValueId,
-    },
-    /// out = norm(x) + residual.
-    Norm {
-        /// Input.
-        x: ValueId,
-        /// What kind.
-        norm: Norm,
-        /// A value that nothing reads afterwards: the output lies where it does.
-        residual: Option<ValueId>,
-        /// Output.
-        out: ValueId,
-    },
-    /// out = epilogue(norm(x) · matricesᵀ): the outputs of the matrices, concatenated.
-    Linear {
-        /// Input.
-        x: ValueId,
-        /// Applied to x first.
-        norm: Option<Norm>,
-        /// One matrix for each run of weights of the same format; just one with experts.
-        matrices: Vec<MatrixId>,
-        /// The experts whose rows of the matrix are used.
-        experts: Option<Experts>,
-        /// Applied to the result.
-        epilogue: Epilogue,
-        /// Output.
-        out: ValueId,
-    },
-    /// See [`Op::Route`].
-    Route {
-        /// One value for each expert.
-        x: ValueId,
-        /// How many are chosen.
-        used: usize,
-        /// Whether their values are divided by their sum.
-        normalised: bool,
-        /// Output.
-        out: ValueId,
-    },
-    /// out = the weighted sum of the experts' results + residual.
-    Combine {
-        /// The results of all experts used.
-        x: ValueId,
-        /// Who they are.
-        experts: Experts,
-        /// A value that nothing reads afterwards: the output lies where it does.
-        residual: Option<ValueId>,
-        /// Output.
-        out: ValueId,
-    },
-    /// See [`Op::RopeCache`].
-    RopeCache {
-        /// Queries.
-        q: ValueId,
-        /// Keys.
-        k: ValueId,
-        /// Values.
-        v: ValueId,
-        /// Norm of each head of q.
-        q_norm: Option<Norm>,
-        /// Norm of each head of k.
-        k_norm: Option<Norm>,
-        /// Rotation.
-        rope: RopeId,
-        /// Where k and v are kept.
-        cache: CacheId,
-        /// The rotated queries; may lie where q does.
-        out: ValueId,
-    },
-    /// See [`Op::Attention`].
-    Attention {
-        /// Queries.
-        q: ValueId,
-        /// Keys and values.
-        cache: CacheId,
-        /// Heads of q.
-        heads: usize,
-        /// Factor of the scores.
-        scale: f32,
-        /// The number of tokens that a token sees, itself included.
-        window: Option<usize>,
-        /// Soft cap of the scores.
-        cap: Option<f32>,
-        /// An additional score for each head.
-        sinks: Option<WeightId>,
-        /// Output.
-        out: ValueId,
-    },
-    /// out = activation(gate) · up, if they could not be paired.
-    Gate {
-        /// Input of the nonlinearity.
-        gate: ValueId,
-        /// The other factor.
-        up: ValueId,
-        /// The nonlinearity.
-        activation: Activation,
-        /// Output; may lie where `gate` does.
-        out: ValueId,
-    },
-    /// out = a + b.
-    Add {
-        /// One term.
-        a: ValueId,
-        /// The other.
-        b: ValueId,
-        /// Output; may lie where `a` does.
-        out: ValueId,
-    },
-    /// out = the rows of x whose logits are wanted.
-    Select {
-        /// Input.
-        x: ValueId,
-        /// Output.
-        out: ValueId,
-    },
-    /// out = cap · tanh(x / cap).
-    SoftCap {
-        /// Input.
-        x: ValueId,
-        /// Largest magnitude.
-        cap: f32,
-        /// Output; may lie where x does.
-        out: ValueId,
-    },
+    /// One of the graph's, but for `Linear`, and for gates.
+    Plain(Op),
+    /// y = gate(norm(x) · matricesᵀ): the outputs of the matrices, concatenated.
+    Linear(Linear),
+    /// Heads of the inputs q, k and v: those of q and k are normed and rotated, and k and v are stored. y is the rotated
+    /// q.
+    RopeStore(RopeStore),
+    /// y = gate(g, u).
+    Gate(Gate),
+}
+
+/// A linear op with packed matrices. Its inputs are x and, with experts, their route.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Linear {
+    /// Applied to x first.
+    pub norm: Option<Norm>,
+    /// One matrix for each run of weights of the same format; just one with experts.
+    pub matrices: Vec<MatrixId>,
+    /// The experts whose rows of the matrix are used.
+    pub experts: Option<Experts>,
+    /// Of the paired matrix (g, u), gate(g, u) is stored.
+    pub gate: Option<Gate>,
+}
+
+/// Norm, rotation and storing of heads, as one op.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeStore {
+    /// Norm of each head of q.
+    pub q_norm: Option<Norm>,
+    /// Norm of each head of k.
+    pub k_norm: Option<Norm>,
+    /// Rotation.
+    pub rope: RopeId,
+    /// Where k and v are stored.
+    pub cache: CacheId,
+}
+
+/// What the two factors of a gate, g and u, become.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Gate {
+    /// activation(g) · u.
+    Product(Activation),
+    /// See [`Op::ClampedSwish`].
+    ClampedSwish,
 }
 
 impl PlanOp {
-    /// A name for tables.
-    pub fn name(&self) -> &'static str {
+    /// What there is to know about it: see [`Signature`].
+    pub fn signature(&self) -> Signature {
+        let fused = |name, norms: [Option<Norm>; 2], flops| Signature {
+            name,
+            weights: norms.iter().flatten().flat_map(Norm::weights).collect(),
+            reads: None,
+            writes: None,
+            overwrites: None,
+            row_wise: true,
+            flops,
+        };
         match self {
-            PlanOp::Embed { .. } => "embed",
-            PlanOp::Norm { residual: None, .. } => "norm",
-            PlanOp::Norm { residual: Some(_), .. } => "norm+add",
-            PlanOp::Linear { experts: Some(_), epilogue: Epilogue::Gated(_), .. } => "experts+gate",
-            PlanOp::Linear { experts: Some(_), .. } => "experts",
-            PlanOp::Linear { norm, epilogue, .. } => match (norm, epilogue) {
-                (None, Epilogue::Store) => "linear",
-                (None, Epilogue::Add(_)) => "linear+add",
-                (None, Epilogue::Gated(_)) => "linear+gate",
-                (Some(_), Epilogue::Store) => "norm+linear",
-                (Some(_), Epilogue::Add(_)) => "norm+linear+add",
-                (Some(_), Epilogue::Gated(_)) => "norm+linear+gate",
+            PlanOp::Plain(op) => op.signature(),
+            PlanOp::Linear(Linear { norm, .. }) => fused("linear", [*norm, None], 0.0),
+            PlanOp::RopeStore(RopeStore { q_norm, k_norm, cache, .. }) => Signature {
+                writes: Some(*cache),
+                overwrites: Some(0),
+                row_wise: false,
+                ..fused("rope+store", [*q_norm, *k_norm], 3.0)
             },
-            PlanOp::Route { .. } => "route",
-            PlanOp::Combine { residual: None, .. } => "combine",
-            PlanOp::Combine { residual: Some(_), .. } => "combine+add",
-            PlanOp::RopeCache { .. } => "rope+cache",
-            PlanOp::Attention { .. } => "attention",
-            PlanOp::Gate { .. } => "gate",
-            PlanOp::Add { .. } => "add",
-            PlanOp::Select { .. } => "select",
-            PlanOp::SoftCap { .. } => "soft cap",
+            PlanOp::Gate(_) => Signature { overwrites: Some(0), ..fused("gate", [None, None], 8.0) },
         }
     }
 
-    /// The values it reads.
-    pub fn reads(&self) -> Vec<ValueId> {
+    /// The rotation that it applies.
+    pub fn rope(&self) -> Option<RopeId> {
         match *self {
-            PlanOp::Embed { .. } => vec![],
-            PlanOp::Norm { x, residual, .. } => [x].into_iter().chain(residual).collect(),
-            PlanOp::Linear { x, epilogue: Epilogue::Add(residual), .. } => vec![x, residual],
-            PlanOp::Linear { x, experts, .. } => [x].into_iter().chain(experts.map(|experts| experts.route)).collect(),
-            PlanOp::Combine { x, experts, residual, .. } => [x, experts.route].into_iter().chain(residual).collect(),
-            PlanOp::RopeCache { q, k, v, .. } => vec![q, k, v],
-            PlanOp::Attention { q, .. } => vec![q],
-            PlanOp::Gate { gate, up, .. } => vec![gate, up],
-            PlanOp::Add { a, b, .. } => vec![a, b],
-            PlanOp::Route { x, .. } | PlanOp::Select { x, .. } | PlanOp::SoftCap { x, .. } => vec![x],
+            PlanOp::Plain(Op::Rope { rope, .. }) | PlanOp::RopeStore(RopeStore { rope, .. }) => Some(rope),
+            _ => None,
         }
     }
 
-    /// The value it computes.
-    pub fn out(&self) -> ValueId {
-        match *self {
-            PlanOp::Embed { out, .. }
-            | PlanOp::Norm { out, .. }
-            | PlanOp::Linear { out, .. }
-            | PlanOp::Route { out, .. }
-            | PlanOp::Combine { out, .. }
-            | PlanOp::RopeCache { out, .. }
-            | PlanOp::Attention { out, .. }
-            | PlanOp::Gate { out, .. }
-            | PlanOp::Add { out, .. }
-            | PlanOp::Select { out, .. }
-            | PlanOp::SoftCap { out, .. } => out,
-        }
-    }
-
-    /// The cache it writes to, and the one it reads from.
-    pub fn caches(&self) -> (Option<CacheId>, Option<CacheId>) {
-        match *self {
-            PlanOp::RopeCache { cache, .. } => (Some(cache), None),
-            PlanOp::Attention { cache, .. } => (None, Some(cache)),
-            _ => (None, None),
+    /// Whether a device can add its result to a value in place.
+    pub(crate) fn can_add(&self) -> bool {
+        match self {
+            PlanOp::Plain(Op::Norm(_) | Op::Combine { .. }) => true,
+            PlanOp::Linear(Linear { experts, gate, .. }) => experts.is_none() && gate.is_none(),
+            _ => false,
         }
     }
 }
 
-/// An op of a plan, with its barrier.
+/// An op as it is executed, with the values that it uses.
 #[derive(Debug, Clone, PartialEq)]
-pub struct PlannedOp {
+pub struct PlanNode {
     /// The op.
     pub op: PlanOp,
-    /// Whether all earlier ops must be complete before it.
+    /// What it reads, in the order that the op states.
+    pub inputs: Vec<ValueId>,
+    /// The result is added to this value in place, which nothing reads afterwards.
+    pub onto: Option<ValueId>,
+    /// What it computes.
+    pub out: ValueId,
+    /// Whether all earlier nodes must be complete before it.
     pub barrier: bool,
+}
+
+impl PlanNode {
+    pub(crate) fn new(op: PlanOp, inputs: Vec<ValueId>, out: ValueId) -> PlanNode {
+        PlanNode { op, inputs, onto: None, out, barrier: true }
+    }
+
+    /// The values it reads.
+    pub fn reads(&self) -> impl Iterator<Item = ValueId> {
+        self.inputs.iter().copied().chain(self.onto)
+    }
+
+    /// A name for tables.
+    pub fn name(&self) -> String {
+        let name = match &self.op {
+            PlanOp::Linear(Linear { experts, gate, norm, .. }) => {
+                let norm = if norm.is_some() { "norm+" } else { "" };
+                let name = if experts.is_some() { "experts" } else { "linear" };
+                format!("{norm}{name}{}", if gate.is_some() { "+gate" } else { "" })
+            }
+            op => op.signature().name.to_owned(),
+        };
+        if self.onto.is_some() { name + "+add" } else { name }
+    }
 }
 
 /// An intermediate value of a plan.
@@ -327,7 +230,7 @@ pub struct Plan {
     /// Size of the arena in bytes.
     pub arena_bytes: usize,
     /// The ops in order.
-    pub ops: Vec<PlannedOp>,
+    pub nodes: Vec<PlanNode>,
     /// The value that holds the logits.
     pub logits: ValueId,
     /// How a step for hidden states ends.
@@ -339,8 +242,8 @@ pub struct Plan {
 pub struct Hidden {
     /// The number of ops before the end.
     pub after: usize,
-    /// The last op, if a fusion has left the hidden state without a place.
-    pub op: Option<PlanOp>,
+    /// The last node, if a fusion has left the hidden state without a place.
+    pub node: Option<PlanNode>,
     /// The value that holds them.
     pub value: ValueId,
 }
@@ -374,50 +277,40 @@ impl Plan {
             values: graph.values.iter().map(value).collect(),
             places: Vec::new(),
             arena_bytes: 0,
-            ops: Vec::with_capacity(graph.nodes.len()),
+            nodes: Vec::with_capacity(graph.nodes.len()),
             logits: graph.logits,
-            hidden: Hidden { after: 0, op: None, value: graph.logits },
+            hidden: Hidden { after: 0, node: None, value: graph.logits },
             graph: graph.clone(),
         };
         for node in &graph.nodes {
-            plan.push_node(&node.op, node.out);
+            plan.push_node(node);
         }
         plan
     }
 
-    fn push_node(&mut self, op: &Op, out: ValueId) {
-        let op = match *op {
-            Op::Embed { weight, scale } => PlanOp::Embed { weight, scale, out },
-            Op::Norm { x, norm } => PlanOp::Norm { x, norm, residual: None, out },
-            Op::Linear { x, weight, bias, experts } => {
-                let basert_graph::Weight { rows, columns, format, .. } = self.graph.weights[weight.0];
+    fn push_node(&mut self, node: &basert_graph::Node) {
+        let op = match node.op {
+            Op::Linear { weight, bias, experts } => {
+                let &Weight { rows, columns, format, .. } = &self.graph.weights[weight.0];
                 let id = MatrixId(self.matrices.len());
                 let parts = vec![(weight, bias)];
                 let count = experts.map_or(1, |experts| experts.count);
                 self.matrices.push(Matrix { parts, order: Order::Stacked, format, rows, columns, experts: count });
-                PlanOp::Linear { x, norm: None, matrices: vec![id], experts, epilogue: Epilogue::Store, out }
+                PlanOp::Linear(Linear { norm: None, matrices: vec![id], experts, gate: None })
             }
-            Op::Route { x, used, normalised } => PlanOp::Route { x, used, normalised, out },
-            Op::Combine { x, experts } => PlanOp::Combine { x, experts, residual: None, out },
-            Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache } => {
-                PlanOp::RopeCache { q, k, v, q_norm, k_norm, rope, cache, out }
-            }
-            Op::Attention { q, cache, heads, scale, window, cap, sinks } => {
-                PlanOp::Attention { q, cache, heads, scale, window, cap, sinks, out }
-            }
-            Op::Gate { gate, up, activation } => PlanOp::Gate { gate, up, activation, out },
-            Op::Add { a, b } => PlanOp::Add { a, b, out },
-            Op::Select { x } => PlanOp::Select { x, out },
-            Op::SoftCap { x, cap } => PlanOp::SoftCap { x, cap, out },
+            Op::ClampedSwish => PlanOp::Gate(Gate::ClampedSwish),
+            op => PlanOp::Plain(op),
         };
-        self.ops.push(PlannedOp { op, barrier: true });
+        // What is stored is not among the values: barriers know of caches.
+        let inputs = node.inputs.iter().copied().filter(|x| self.values[x.0].width > 0).collect();
+        self.nodes.push(PlanNode::new(op, inputs, node.out));
     }
 
     /// Removes the matrices whose parts packing has moved.
     fn drop_unused_matrices(&mut self) {
         let all = std::mem::take(&mut self.matrices);
-        for op in &mut self.ops {
-            let PlanOp::Linear { matrices, .. } = &mut op.op else { continue };
+        for node in &mut self.nodes {
+            let PlanOp::Linear(Linear { matrices, .. }) = &mut node.op else { continue };
             for id in matrices {
                 self.matrices.push(all[id.0].clone());
                 *id = MatrixId(self.matrices.len() - 1);
@@ -428,17 +321,18 @@ impl Plan {
     /// Finds the hidden state from the logits, since fusions may have renamed or removed it.
     fn find_hidden(&mut self) {
         let mut value = self.logits;
-        self.hidden = Hidden { after: self.ops.len(), op: None, value };
+        self.hidden = Hidden { after: self.nodes.len(), node: None, value };
         while let Some(at) = self.position_of(value) {
-            match self.ops[at].op {
-                PlanOp::SoftCap { x, .. } => value = x,
-                PlanOp::Linear { x, norm, experts: None, epilogue: Epilogue::Store, .. } => {
-                    self.hidden = Hidden { after: at, op: None, value: x };
+            let PlanNode { op, inputs, onto: None, .. } = &self.nodes[at] else { return };
+            match (op, &inputs[..]) {
+                (PlanOp::Plain(Op::SoftCap(_) | Op::Scale(_)), &[x]) => value = x,
+                (&PlanOp::Linear(Linear { norm, experts: None, gate: None, .. }), &[x]) => {
+                    self.hidden = Hidden { after: at, node: None, value: x };
                     if let Some(norm) = norm {
                         let PlanValue { width, rows, .. } = self.values[x.0];
                         let out = self.add_value("hidden".to_owned(), width, rows);
-                        let op = Some(PlanOp::Norm { x, norm, residual: None, out });
-                        self.hidden = Hidden { after: at, op, value: out };
+                        let node = PlanNode::new(PlanOp::Plain(Op::Norm(norm)), vec![x], out);
+                        self.hidden = Hidden { after: at, node: Some(node), value: out };
                     }
                     return;
                 }
@@ -447,15 +341,15 @@ impl Plan {
         }
     }
 
-    /// The position of the op that computes `value`.
+    /// The position of the node that computes `value`.
     pub(crate) fn position_of(&self, value: ValueId) -> Option<usize> {
-        self.ops.iter().position(|op| op.op.out() == value)
+        self.nodes.iter().position(|node| node.out == value)
     }
 
-    /// The positions of the ops that read `value`.
+    /// The positions of the nodes that read `value`.
     pub(crate) fn readers(&self, value: ValueId) -> Vec<usize> {
-        let reads = |op: &PlannedOp| op.op.reads().contains(&value);
-        self.ops.iter().enumerate().filter(|(_, op)| reads(op)).map(|(i, _)| i).collect()
+        let reads = |node: &PlanNode| node.reads().any(|read| read == value);
+        self.nodes.iter().enumerate().filter(|(_, node)| reads(node)).map(|(i, _)| i).collect()
     }
 
     /// The value in whose place `value` lies, and its first column there.
@@ -471,10 +365,5 @@ impl Plan {
     pub fn weight_bytes(&self) -> usize {
         let matrices = self.matrices.iter().flat_map(|matrix| &matrix.parts);
         matrices.map(|(weight, _)| self.graph.weights[weight.0].bytes()).sum()
-    }
-
-    /// Bytes of keys and values of one token, with `bytes_per_value` bytes each.
-    pub fn kv_bytes_per_token(&self, bytes_per_value: usize) -> usize {
-        self.graph.caches.iter().map(|cache| 2 * cache.kv_heads * cache.head_dim * bytes_per_value).sum()
     }
 }

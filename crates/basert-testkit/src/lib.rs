@@ -1,5 +1,7 @@
 //! What tests share: where their models are.
 
+#![forbid(unsafe_code)]
+
 use std::path::{Path, PathBuf};
 
 /// SmolLM2-135M-Instruct, Q4_1.

@@ -47,6 +47,8 @@
 //! # }
 //! ```
 
+#![forbid(unsafe_code)]
+
 mod chat;
 mod device;
 mod digest;
@@ -57,6 +59,7 @@ mod model;
 pub mod ops;
 mod pooling;
 mod sampling;
+mod scorer;
 mod session;
 mod text;
 pub mod tune;
@@ -73,6 +76,8 @@ pub use device::DeviceKind;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};
 pub use model::{Model, Options, Progress, Stage};
+pub use scorer::Scorer;
 pub use session::Session;
+pub use text::tokenizer;
 
 pub use {basert_core as core, basert_files as files, basert_graph as graph, basert_hub as hub, basert_plan as plan};

@@ -234,10 +234,10 @@ impl Model {
         Model::plan_for(file, options, options.step_tokens.unwrap_or(basert_cpu::STEP_TOKENS))
     }
 
-    fn plan_for(file: &ModelFile, options: &Options, step_tokens: usize) -> Result<Plan, Error> {
+    pub(crate) fn plan_for(file: &ModelFile, options: &Options, step_tokens: usize) -> Result<Plan, Error> {
         let extra = options.arch_files.iter().map(|path| Architecture::open(path));
         let extra = extra.collect::<Result<Vec<_>, _>>()?;
-        let graph = Graph::open(file, &extra)?;
+        let graph = Graph::open_for(file, &extra, options.max_context.unwrap_or(Options::DEFAULT_CONTEXT))?;
         let limits = Limits { tokens: step_tokens.max(1), wanted: Options::WANTED };
         Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
     }

@@ -306,12 +306,29 @@ fn embed() -> Vec<Row> {
 /// What is done to inputs and outputs of products.
 fn around() -> Vec<Row> {
     let mut rows = Vec::new();
-    for (activation, format) in [("silu", Format::Q4_0), ("gelu_tanh", Format::F16), ("clamped_swish", Format::Q8_0)] {
+    let gates = [
+        ("silu", Format::Q4_0),
+        ("gelu", Format::F32),
+        ("gelu_tanh", Format::F16),
+        ("quick_gelu", Format::F32),
+        ("relu", Format::F32),
+        ("relu2", Format::F32),
+        ("sigmoid", Format::F32),
+        ("tanh", Format::F32),
+        ("clamped_swish", Format::Q8_0),
+    ];
+    for (activation, format) in gates {
+        let gate = match activation {
+            "clamped_swish" => "{ op = 'clamped_swish', in = ['g', 'u'], out = 'f' }".to_owned(),
+            _ => format!(
+                "{{ op = 'activate', in = 'g', kind = \"'{activation}'\", out = 'g' }},\
+                 {{ op = 'mul', in = ['u', 'g'], out = 'f' }}"
+            ),
+        };
         let ops = format!(
             "{{ op = 'norm', in = 'x', weight = 'norm', offset = 1, out = 'h' }},\
              {{ op = 'linear', in = 'h', weight = 'gate', out = 'g' }}, {{ op = 'linear', in = 'h', weight = 'up', out = 'u' }},\
-             {{ op = 'gate', gate = 'g', up = 'u', activation = \"'{activation}'\", out = 'f' }},\
-             {{ op = 'linear', in = 'f', weight = 'down', bias = 'bias', out = 'f' }},\
+             {gate}, {{ op = 'linear', in = 'f', weight = 'down', bias = 'bias', out = 'f' }},\
              {{ op = 'add', in = ['x', 'f'], out = 'y' }}"
         );
         let tensors = [
@@ -336,6 +353,28 @@ fn around() -> Vec<Row> {
         ];
         rows.push(Row::new(format!("norm {kind} {width}"), Kind::Around, &ops, &tensors).essential(width == 96));
     }
+    // Norms of groups, whose weights are shared, their own, or none; and what is done to single values.
+    let ops = "{ op = 'norm', in = 'x', weight = 'shared', bias = 'bias', group = 32, kind = \"'layer'\", out = 'a' },\
+               { op = 'norm', in = 'x', weight = 'own', group = 48, out = 'b' }, { op = 'norm', in = 'x', group = 24, out = 'c' },\
+               { op = 'mul', in = ['a', 'b'], out = 'a' }, { op = 'add', in = ['a', 'c'], out = 'a' },\
+               { op = 'activate', in = 'a', kind = \"'xielu'\", above = 0.8, below = 0.6, slope = 0.5, eps = -1e-6, out = 'a' },\
+               { op = 'activate', in = 'a', kind = \"'silu'\", out = 'b' }, { op = 'scale', in = 'b', factor = 0.3, out = 'b' },\
+               { op = 'slice', in = 'a', first = 32, width = 64, out = 'c' }, { op = 'slice', in = 'b', first = 5, width = 64, out = 'd' },\
+               { op = 'mul', in = ['c', 'd'], out = 'c' }, { op = 'add', in = ['c', 'c'], out = 'c' },\
+               { op = 'linear', in = 'c', weight = 'w', out = 'c' }, { op = 'add', in = ['c', 'a'], out = 'c' },\
+               { op = 'temper', in = 'c', factor = 0.4, every = 7, offset = 1, out = 'y' }";
+    let tensors = [
+        ("embed", &[TOKENS, 96][..], Format::F32),
+        ("shared", &[32], Format::F32),
+        ("bias", &[32], Format::F32),
+        ("own", &[96], Format::F32),
+        ("w", &[96, 64], Format::F32),
+    ];
+    rows.push(Row::new("values", Kind::Around, ops, &tensors).essential(true));
+    // Positions that are learned.
+    let ops = "{ op = 'embed', weight = 'positions', by = \"'position'\", out = 'p' }, { op = 'add', in = ['x', 'p'], out = 'y' }";
+    let tensors = [("embed", &[TOKENS, 96][..], Format::F32), ("positions", &[CONTEXT, 96], Format::F16)];
+    rows.push(Row::new("positions", Kind::Around, ops, &tensors));
     rows
 }
 
@@ -347,6 +386,9 @@ fn attention() -> Vec<Row> {
         (80, 4, 2, "cap = 3", "main", COMPARED),
         (128, 8, 1, "", "turned", COMPARED),
         (128, 3, 1, "window = 9, sinks = 'sinks'", "main", COMPARED),
+        (64, 4, 2, "chunk = 7", "none", COMPARED),
+        (64, 6, 2, "alibi = 8", "none", COMPARED),
+        (64, 6, 2, "alibi = 8, cap = 4", "none", 640),
         (256, 2, 1, "", "main", COMPARED),
         // Contexts that GPUs divide. Its products are of the size that those of the other essential row are.
         (64, 6, 2, "sinks = 'sinks'", "turned", 640),
@@ -360,16 +402,21 @@ fn attention() -> Vec<Row> {
 }
 
 fn attend(name: impl Into<String>, (dim, heads, kv): (usize, usize, usize), with: &str, rope: &str) -> Row {
-    let (comma, norm) =
-        (if with.is_empty() { "" } else { "," }, if heads > 4 { ", q_norm = 'norm', k_norm = 'norm'" } else { "" });
+    let comma = if with.is_empty() { "" } else { "," };
     let linear = |x: &str| format!("{{ op = 'linear', in = 'x', weight = 'w{x}', out = '{x}' }},");
+    let turned = |x: &str| {
+        let norm = format!("{{ op = 'norm', in = '{x}', weight = 'norm', group = {dim}, out = '{x}' }},");
+        let turn = format!("{{ op = 'rope', in = '{x}', head_dim = {dim}, rope = '{rope}', out = '{x}' }},");
+        format!("{}{}", if heads > 4 { norm.as_str() } else { "" }, if rope == "none" { "" } else { turn.as_str() })
+    };
     let ops = format!(
-        "{}{}{}{{ op = 'rope_cache', q = 'q', k = 'k', v = 'v', heads = {heads}, kv_heads = {kv}, head_dim = {dim}, \
-         rope = '{rope}'{norm}, out = 'q' }},\
-         {{ op = 'attention', in = 'q', heads = {heads}, scale = 0.1{comma} {with}, out = 'y' }}",
+        "{}{}{}{}{}{{ op = 'store', k = 'k', v = 'v', kv_heads = {kv}, head_dim = {dim}, out = 'kv' }},\
+         {{ op = 'attention', in = 'q', kv = 'kv', heads = {heads}, scale = 0.1{comma} {with}, out = 'y' }}",
         linear("q"),
         linear("k"),
         linear("v"),
+        turned("q"),
+        turned("k"),
     );
     let tensors = [
         ("embed", &[TOKENS.max(heads * dim), 64][..], Format::F32),
@@ -387,25 +434,48 @@ fn attend(name: impl Into<String>, (dim, heads, kv): (usize, usize, usize), with
 
 /// Experts, with an input of each token and one of each use.
 fn experts() -> Vec<Row> {
-    let row = |format: Format| {
-        let ops = "{ op = 'linear', in = 'x', weight = 'router', out = 'r' },\
-                   { op = 'route', in = 'r', used = 3, normalised = false, out = 'route' },\
+    let row = |(format, experts, route, weighed): (Format, usize, &str, bool)| {
+        let ops = format!(
+            "{{ op = 'linear', in = 'x', weight = 'router', out = 'r' }},\
+                   {{ op = 'route', in = 'r', used = 3, {route}, out = 'route' }},"
+        ) + "\
                    { op = 'linear', in = 'x', weight = 'gate', route = 'route', out = 'g' },\
                    { op = 'linear', in = 'x', weight = 'up', route = 'route', out = 'u' },\
-                   { op = 'gate', gate = 'g', up = 'u', out = 'f' },\
+                   { op = 'activate', in = 'g', out = 'g' }, { op = 'mul', in = ['g', 'u'], out = 'f' },\
                    { op = 'linear', in = 'f', weight = 'down', bias = 'bias', route = 'route', out = 'f' },\
                    { op = 'combine', in = 'f', route = 'route', out = 'f' }, { op = 'add', in = ['x', 'f'], out = 'y' }";
         let tensors = [
             ("embed", &[TOKENS.max(256), 256][..], Format::F32),
-            ("router", &[7, 256], Format::F32),
-            ("gate", &[7, 256, 256], format),
-            ("up", &[7, 256, 256], format),
-            ("down", &[7, 256, 256], format),
-            ("bias", &[7, 256], Format::F32),
+            ("router", &[experts, 256], Format::F32),
+            ("gate", &[experts, 256, 256], format),
+            ("up", &[experts, 256, 256], format),
+            ("down", &[experts, 256, 256], format),
+            ("bias", &[experts, 256], Format::F32),
+            ("choice", &[experts], Format::F32),
         ];
-        Row::new(format!("experts {format}"), Kind::Experts, ops, &tensors).essential(format == Format::Q4_0)
+        let ops = match weighed {
+            true => ops
+                .replace("{ op = 'linear', in = 'x', weight = 'gate'", "{ op = 'weigh', in = 'x', route = 'route', out = 'h' }, { op = 'linear', in = 'h', weight = 'gate'")
+                .replace("in = 'x', weight = 'up'", "in = 'h', weight = 'up'")
+                .replace("op = 'combine', in = 'f', route = 'route'", "op = 'combine', in = 'f', route = 'route', weighted = false"),
+            false => ops,
+        };
+        let name = format!("experts {format} {experts} {route}{}", if weighed { " weighed" } else { "" });
+        let mut row = Row::new(name, Kind::Experts, &ops, &tensors).essential(format == Format::Q4_0);
+        // What no op asks for is an error.
+        row.tensors.retain(|(name, ..)| *name != "choice" || route.contains("choice"));
+        row
     };
-    [Format::BF16, Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::MXFP4].into_iter().map(row).collect()
+    let softmax = "normalised = false";
+    let others = [
+        (Format::F32, 7, "normalised = false, score = \"'sigmoid'\"", true),
+        (Format::F32, 7, "normalised = true, scale = 1.5", false),
+        (Format::F32, 7, "score = \"'sigmoid'\", bias = 'choice', scale = 2.5", false),
+        (Format::F32, 12, "score = \"'sigmoid'\", bias = 'choice', groups = 4, groups_used = 2", false),
+        (Format::F32, 12, "groups = 3, groups_used = 2, normalised = false", false),
+    ];
+    let formats = [Format::BF16, Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::MXFP4];
+    formats.map(|format| (format, 7, softmax, false)).into_iter().chain(others).map(row).collect()
 }
 
 /// All rows.
@@ -429,7 +499,7 @@ pub fn layer(format: Format, width: usize, heads: usize, wide: usize) -> Row {
                { op = 'linear', in = 'h', weight = 'o', out = 'h' }, { op = 'add', in = ['x', 'h'], out = 'x' },\
                { op = 'norm', in = 'x', weight = 'norm', out = 'h' }, { op = 'linear', in = 'h', weight = 'gate', out = 'g' },\
                { op = 'linear', in = 'h', weight = 'up', out = 'u' },\
-               { op = 'gate', gate = 'g', up = 'u', activation = \"'silu'\", out = 'f' },\
+               { op = 'activate', in = 'g', kind = \"'silu'\", out = 'g' }, { op = 'mul', in = ['g', 'u'], out = 'f' },\
                { op = 'linear', in = 'f', weight = 'down', out = 'f' }, { op = 'add', in = ['x', 'f'], out = 'x' },\
                { op = 'linear', in = 'x', weight = 'v', out = 'y' }";
     let tensors = [
@@ -452,12 +522,14 @@ pub fn long_attention(heads: usize, kv: usize) -> Row {
 
 #[cfg(test)]
 mod tests {
+    use basert_plan::PlanNode;
+
     use super::*;
 
     #[test]
     fn the_products_of_a_layer_are_fused_as_those_of_models_are() {
         let (plan, _) = layer(Format::Q4_K, 256, 512, 768).outline(1).unwrap();
-        let names = plan.ops.iter().map(|planned| planned.op.name()).filter(|&name| name != "select");
+        let names = plan.nodes.iter().map(PlanNode::name).filter(|name| name != "select");
         let expected = ["embed", "norm+linear", "linear+add", "norm+linear+gate", "linear+add", "linear"];
         assert_eq!(names.collect::<Vec<_>>(), expected);
     }

@@ -13,8 +13,11 @@ pub(crate) const TOKENIZER_FILES: [&str; 4] =
 /// The byte order mark with which some editors begin a file.
 const BYTE_ORDER_MARK: &str = "\u{feff}";
 
-/// Builds the model's tokenizer.
-pub(crate) fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
+/// Builds a model's tokenizer.
+///
+/// # Errors
+/// When its files have none, or one that is not known.
+pub fn tokenizer(file: &ModelFile) -> Result<Tokenizer, Error> {
     let name = || file.path().display().to_string();
     let built = match file.kind() {
         Kind::Gguf => gguf_tokenizer(file),

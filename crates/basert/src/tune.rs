@@ -10,7 +10,7 @@ use std::sync::Arc;
 use basert_core::{Format, KvFormat};
 use basert_cpu::{CpuDevice, Isa};
 use basert_gpu::{ColdPool, Family, Gpu, GpuDevice, GpuError, GpuFacts, Limits, Recorder, Tuning, Variant};
-use basert_plan::{Device, DeviceError, LoadOptions, Plan, PlanOp, StepShape, StepState};
+use basert_plan::{Device, DeviceError, LoadOptions, Plan, PlanNode, PlanOp, StepShape, StepState};
 
 use crate::Error;
 use crate::ops::{self, COMPARED, Case, Kind, Row};
@@ -207,10 +207,10 @@ impl<'a> Clock<'a> {
         row: &Row,
         steps: (usize, usize),
         table: &Tuning,
-        timed: impl Fn(&Plan, &PlanOp) -> bool,
+        timed: impl Fn(&Plan, &PlanNode) -> bool,
     ) -> Result<f64, Error> {
         let (plan, _) = row.outline(steps.0)?;
-        let seconds = self.pool.seconds(self.gpu, &plan, steps, table, |op| timed(&plan, op));
+        let seconds = self.pool.seconds(self.gpu, &plan, steps, table, |node| timed(&plan, node));
         seconds.map_err(|error| Error::Check(error.to_string()))
     }
 }
@@ -482,13 +482,13 @@ impl<G: Gpu + 'static> Tuner<'_, G> {
         let (rows, steps) = self.timed(family, rule);
         if family == Family::Decode {
             let row = ops::long_attention(sizes.heads.0, sizes.heads.1);
-            return clock.seconds(&row, steps, table, |_, op| matches!(op, PlanOp::Attention { .. }));
+            return clock.seconds(&row, steps, table, |_, node| node.op.signature().reads.is_some());
         }
         let columns = self.shipped.rules(family)[rule].0.columns.unwrap_or(sizes.columns);
         let most = if rows.end == usize::MAX { sizes.rows } else { rows.end };
-        let first = |plan: &Plan, op: &PlanOp| {
-            let first = plan.ops.iter().find(|planned| matches!(planned.op, PlanOp::Linear { .. }));
-            first.is_some_and(|first| first.op.out() == op.out())
+        let first = |plan: &Plan, node: &PlanNode| {
+            let first = plan.nodes.iter().find(|node| matches!(node.op, PlanOp::Linear(_)));
+            first.is_some_and(|first| first.out == node.out)
         };
         self.formats(&TIMED)
             .iter()
@@ -579,13 +579,13 @@ fn time_product(device: &CpuDevice, format: Format, tokens: usize) -> Result<Tim
     let mut baked = device.load(plan.clone(), file, options).map_err(failed)?;
     let mut step = StepState::default();
     step.push(&vec![0; tokens], 0, &pages, tokens);
-    let first = plan.ops.iter().position(|planned| matches!(planned.op, PlanOp::Linear { .. })).unwrap_or(0);
+    let first = plan.nodes.iter().position(|node| matches!(node.op, PlanOp::Linear(_))).unwrap_or(0);
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
         let spans = baked.profile(&step).map_err(failed)?;
         best = spans.iter().filter(|span| span.ops.contains(&first)).map(|span| span.seconds).fold(best, f64::min);
     }
     let shape = StepShape { tokens, wanted: tokens, context: 0, kv: KvFormat::F16 };
-    let cost = plan.cost(&plan.ops[first].op, shape);
+    let cost = plan.cost(&plan.nodes[first], shape);
     Ok(Timed { format, bytes: cost.weights, operations: cost.flops, seconds: best })
 }

@@ -17,7 +17,7 @@ fn plan(path: std::path::PathBuf, fusions: &[basert::plan::Fusion]) -> Plan {
 
 #[test]
 fn tiny_families() {
-    for family in ["llama", "llama2", "qwen2", "qwen3", "gemma3"] {
+    for family in ["llama", "llama2", "mistral", "qwen2", "qwen3", "gemma3", "stablelm", "qwen3moe", "gpt-oss"] {
         insta::assert_snapshot!(family, plan(tiny().join(format!("{family}.gguf")), &FUSIONS).to_string());
     }
 }
@@ -29,14 +29,14 @@ fn real_models_are_short() {
         let plan = plan(path, &FUSIONS);
         assert_eq!(plan.graph.layers, layers);
         // Embedding, selections and logits come on top.
-        assert!(plan.ops.len() <= ops * layers + 4, "{} ops", plan.ops.len());
+        assert!(plan.nodes.len() <= ops * layers + 4, "{} ops", plan.nodes.len());
     }
 }
 
 /// Values that are alive at the same time do not share memory, whatever is fused.
 #[test]
 fn live_values_are_apart() {
-    for family in ["llama", "qwen2", "gemma3"] {
+    for family in ["llama", "qwen2", "gemma3", "stablelm", "qwen3moe", "gpt-oss"] {
         for count in 0..=FUSIONS.len() {
             let plan = plan(tiny().join(format!("{family}.gguf")), &FUSIONS[..count]);
             let bytes = |id: usize| {
@@ -47,15 +47,15 @@ fn live_values_are_apart() {
             };
             // For each op: what it reads has to be what the last writer of that memory left there.
             let mut writer: Vec<(std::ops::Range<usize>, basert::graph::ValueId)> = Vec::new();
-            for op in &plan.ops {
-                for read in op.op.reads() {
+            for node in &plan.nodes {
+                for read in node.reads() {
                     let (root, range, _) = bytes(read.0);
                     for (other, by) in &writer {
                         let overlaps = other.start < range.end && range.start < other.end;
                         assert!(!overlaps || *by == root, "{family}: {:?} was overwritten", plan.values[read.0].name);
                     }
                 }
-                let (root, range, _) = bytes(op.op.out().0);
+                let (root, range, _) = bytes(node.out.0);
                 assert!(range.end <= plan.arena_bytes);
                 writer.retain(|(other, _)| !(other.start < range.end && range.start < other.end));
                 writer.push((range, root));

@@ -5,12 +5,17 @@ use std::fs::File;
 use basert::{DeviceKind, Model, Options};
 use basert_convert::{RECIPES, Synth, sizes};
 
-/// Logits after a few tokens.
-fn logits(path: &std::path::Path, device: DeviceKind, tokens: &[u32]) -> Vec<f32> {
+/// Logits after each of a few tokens.
+fn logits(path: &std::path::Path, device: DeviceKind, tokens: &[u32]) -> Vec<Vec<f32>> {
     let model = Model::open(path, Options { device, threads: Some(1), ..Options::default() }).unwrap();
-    let mut session = model.session();
-    session.sync(tokens).unwrap();
-    session.logits().to_vec()
+    let mut rows = Vec::new();
+    model.score(tokens, 0, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
+    rows
+}
+
+fn rms(values: impl Iterator<Item = f32>) -> f32 {
+    let squares: Vec<f32> = values.map(|x| x * x).collect();
+    (squares.iter().sum::<f32>() / squares.len() as f32).sqrt()
 }
 
 /// One more token makes one more pass over the cache; the window of Gemma's tiny model is passed.
@@ -30,12 +35,16 @@ fn every_family_runs_in_every_quantisation() {
             let fast = logits(&path, DeviceKind::Cpu, &TOKENS);
             let exact = logits(&path, DeviceKind::Reference, &TOKENS);
             let name = format!("{arch} {}", recipe.name);
-            assert!(fast.len() == exact.len() && fast.len() == 384, "{name}");
-            let rms = |values: &mut dyn Iterator<Item = f32>| (values.map(|x| x * x).sum::<f32>() / 384.0).sqrt();
-            let (size, error) =
-                (rms(&mut exact.iter().copied()), rms(&mut fast.iter().zip(&exact).map(|(a, b)| a - b)));
-            assert!((0.3..3.0).contains(&size), "{name}: logits are of size {size}");
-            assert!(error < 0.1 * size, "{name}: {error} of {size}");
+            assert!(fast.len() == TOKENS.len() && fast.iter().all(|row| row.len() == 384), "{name}");
+            let mut errors = Vec::new();
+            for (fast, exact) in fast.iter().zip(&exact) {
+                let size = rms(exact.iter().copied());
+                assert!((0.3..3.0).contains(&size), "{name}: logits are of size {size}");
+                errors.push(rms(fast.iter().zip(exact).map(|(a, b)| a - b)) / size);
+            }
+            // Rounding may turn a close choice of experts, which is another model for that token.
+            errors.sort_by(f32::total_cmp);
+            assert!(errors[TOKENS.len() / 2] < 0.1, "{name}: {errors:?}");
         }
     }
 }

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use basert_plan::Place;
+use basert_plan::{DeviceError, Place, PlanNode};
 
-use super::{Bound, Run};
-use crate::attention::{Attention, Scratch, Sequence, attend, attend_pages, merge_pages};
-use crate::kv::KvLayer;
+use super::{Bound, CachePlace, Kernel, Run, WorkerScratch};
+use crate::attention::{Attention, Sequence, attend, attend_pages, merge_pages};
+use crate::device::Binder;
 use crate::partials::partial_len;
 use crate::{Rows, Worker};
 
@@ -16,24 +16,36 @@ const DIVIDED_PAGES: usize = 4;
 const UNITS: usize = 8;
 const PAGES: usize = 8;
 
-impl Run<'_> {
-    #[allow(clippy::too_many_arguments)]
-    pub(super) unsafe fn attention(
-        &self,
-        op: &Bound,
-        worker: &Worker,
-        scratch: &mut Scratch,
-        attention: &Attention,
-        sinks: Option<&[f32]>,
-        layer: KvLayer<'_>,
-        (q, out): (Place, Place),
-    ) {
-        let (q, out) = (self.view(q, self.tokens()), self.view(out, self.tokens()));
+struct BoundAttention {
+    q: Place,
+    attention: Attention,
+    sinks: Option<Vec<f32>>,
+    cache: CachePlace,
+    out: Place,
+}
+
+pub(super) fn bind(
+    binder: &Binder,
+    node: &PlanNode,
+    op: &basert_graph::Attention,
+) -> Result<Box<dyn Kernel>, DeviceError> {
+    let attention = binder.attention(op);
+    attention.check().map_err(|what| binder.unsupported(what.to_string()))?;
+    let sinks = op.sinks.map(|sinks| binder.vector(sinks)).transpose()?;
+    let (q, out) = (binder.place(node.inputs[0]), binder.place(node.out));
+    Ok(Box::new(BoundAttention { q, attention, sinks, cache: binder.cache(op.cache), out }))
+}
+
+impl Kernel for BoundAttention {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
+        let (q, out) = (run.view(self.q, run.tokens()), run.view(self.out, run.tokens()));
+        let (attention, sinks, layer) = (&self.attention, self.sinks.as_deref(), run.layer(self.cache));
+        let Some(scratch) = &mut scratch.attention else { return };
         let block = attention.row_block();
-        let all = &self.step.sequences;
+        let all = &run.step.sequences;
         let sequence = |i: usize| {
-            let first = self.step.positions[all[i].rows.start] as usize;
-            (all[i].rows.clone(), Sequence { pages: &self.step.page_table[all[i].pages.clone()], position: first })
+            let first = run.step.positions[all[i].rows.start] as usize;
+            (all[i].rows.clone(), Sequence { pages: &run.step.page_table[all[i].pages.clone()], position: first })
         };
         let blocks = |i: usize| attention.blocks(sequence(i).1.position);
         let pages: usize = (0..all.len()).map(|i| blocks(i).len()).sum();
@@ -41,13 +53,12 @@ impl Run<'_> {
         let needed = pages * attention.q_heads * partial_len(layer.head_dim());
         // Many contexts of about the same length are not divided.
         let share = pages * attention.kv_heads / (UNITS * worker.count());
-        let divided =
-            self.tokens() == all.len() && longest >= DIVIDED_PAGES.max(share / 2) && needed <= self.partials.1;
+        let divided = run.tokens() == all.len() && longest >= DIVIDED_PAGES.max(share / 2) && needed <= run.partials.1;
 
         // A unit of work: some rows of a sequence, or some pages of its context, for one head of keys.
-        let run = share.clamp(1, PAGES);
+        let piece = share.clamp(1, PAGES);
         let units = |i: usize| {
-            let parts = if divided { blocks(i).len().div_ceil(run) } else { all[i].rows.len().div_ceil(block) };
+            let parts = if divided { blocks(i).len().div_ceil(piece) } else { all[i].rows.len().div_ceil(block) };
             attention.kv_heads * parts
         };
         let total = (0..all.len()).map(units).sum();
@@ -70,13 +81,13 @@ impl Run<'_> {
                 if divided {
                     let blocks = blocks(i);
                     let partials =
-                        self.partials(pages_before, head, blocks.len(), pages, (attention.group(), layer.head_dim()));
-                    let first = blocks.start + part * run;
-                    let some = first..blocks.end.min(first + run);
-                    attend_pages(self.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
+                        run.partials(pages_before, head, blocks.len(), pages, (attention.group(), layer.head_dim()));
+                    let first = blocks.start + part * piece;
+                    let some = first..blocks.end.min(first + piece);
+                    attend_pages(run.isa, attention, layer, &sequence, q, head, 0, some, partials, scratch);
                 } else {
                     let taken = part * block..rows.len().min((part + 1) * block);
-                    attend(self.isa, attention, layer, &sequence, q, head, taken, sinks, out, scratch);
+                    attend(run.isa, attention, layer, &sequence, q, head, taken, sinks, out, scratch);
                 }
             }
         }
@@ -91,12 +102,14 @@ impl Run<'_> {
             let blocks = blocks(i).len();
             // SAFETY: each head of each sequence is one worker's, and its partials are complete.
             unsafe {
-                let partials = self.partials(before, head, blocks, pages, (attention.group(), layer.head_dim()));
-                merge_pages(self.isa, attention, &sequence, head, 0, partials, sinks, rows_of(out, &rows), scratch);
+                let partials = run.partials(before, head, blocks, pages, (attention.group(), layer.head_dim()));
+                merge_pages(run.isa, attention, &sequence, head, 0, partials, sinks, rows_of(out, &rows), scratch);
             }
         }
     }
+}
 
+impl Run<'_> {
     /// Partial results of one KV head for a sequence's pages; earlier sequences of the step have `before` pages.
     unsafe fn partials(
         &self,

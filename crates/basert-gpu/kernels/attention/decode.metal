@@ -293,7 +293,7 @@ kernel void attention_decode(
             score[h] += simd_shuffle_xor(score[h], 2);
             score[h] += simd_shuffle_xor(score[h], 4);
             if (seen) {
-                const float s = capped(score[h]), most = max(max_score[h], s);
+                const float s = capped(score[h]) + by_distance(first_head + h, float(position - token)), most = max(max_score[h], s);
                 const float keep = exp(max_score[h] - most), share = exp(s - most);
                 max_score[h] = most;
                 weight[h] = fma(weight[h], keep, share);

@@ -147,6 +147,10 @@ kernel void attention_prefill(
 #if CAP_SCORES
                 score = capped(score) * LOG2_E;
 #endif
+#if USES_ALIBI
+                const uint of_query = first_position + own + 8 * v, of_key = begin + 16 * b + tile_column_of(lane, e);
+                score += by_distance(head, float(of_query) - float(of_key)) * LOG2_E;
+#endif
                 if (!all_seen) {
                     const uint position = first_position + own + 8 * v, token = begin + 16 * b + tile_column_of(lane, e);
                     score = token <= position && token >= first_seen(position) ? score : -INFINITY;

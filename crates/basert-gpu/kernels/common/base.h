@@ -51,20 +51,6 @@ static inline float power_of_two(float x) {
 #endif
 }
 
-static inline float silu(float x) { return x / (1.0f + exp(-x)); }
-
-// The tanh approximation of x · Φ(x).
-static inline float gelu(float x) {
-    const float inner = 0.7978845608f * fma(0.044715f * x * x, x, x);
-    return 0.5f * x * (1.0f + tanh(inner));
-}
-
-// A gate and what it gates, as gpt-oss has them.
-static inline float clamped_swish(float gate, float up) {
-    const float g = min(gate, 7.0f);
-    return g / (1.0f + exp(-1.702f * g)) * (clamp(up, -7.0f, 7.0f) + 1.0f);
-}
-
 // The sum of c and of the products of four signed bytes each.
 static inline int dot_bytes(uint a, uint b, int c) {
 #if defined(METAL_ON_CUDA)

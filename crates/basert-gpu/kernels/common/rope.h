@@ -1,6 +1,6 @@
 // Heads of queries and keys: normed, rotated by their position, and kept.
 //
-// HEAD_DIM; ROTATED dimensions, in pairs (i, i + ROTATED / 2), or (2i, 2i + 1) where INTERLEAVED; Q_NORM and Q_EPS,
+// HEAD_DIM; ROTATED dimensions, in pairs (i, i + ROTATED / 2), or (2i, 2i + 1) where INTERLEAVED, times MAGNITUDE; Q_NORM and Q_EPS,
 // K_NORM and K_EPS, where heads are normed first.
 #if !Q_NORM
 #define Q_EPS 0.0f
@@ -30,7 +30,8 @@ static inline void rotate_head(device const float *frequencies, uint position, t
 #else
         const uint first = pair, second = pair + ROTATED / 2;
 #endif
-        const float angle = float(position) * frequencies[pair], cosine = cos(angle), sine = sin(angle);
+        const float angle = float(position) * frequencies[pair];
+        const float cosine = MAGNITUDE * cos(angle), sine = MAGNITUDE * sin(angle);
         const float x = values[first], y = values[second];
         values[first] = x * cosine - y * sine;
         values[second] = x * sine + y * cosine;

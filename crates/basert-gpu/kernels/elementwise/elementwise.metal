@@ -1,15 +1,19 @@
 // One value of the output a thread: out = f(a, b).
 //
-// WIDTH, A_STRIDE, B_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are.
+// WIDTH, A_STRIDE, B_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; FUNCTION, and what it needs.
 #include "common/base.h"
+#include "common/activation.h"
 #include "common/step.h"
 
-#define FUNCTION_ADD 0
-#define FUNCTION_SILU 1      // silu(a) · b
-#define FUNCTION_GELU 2      // gelu(a) · b
-#define FUNCTION_SOFT_CAP 3  // CAP · tanh(a / CAP)
-#define FUNCTION_SELECT 4    // row STEP_WANTED[i] of a
-#define FUNCTION_CLAMPED_SWISH 5
+#define FUNCTION_SLICE 0     // column FIRST + i of a
+#define FUNCTION_SELECT 1    // row STEP_WANTED[i] of a
+#define FUNCTION_ADD 2
+#define FUNCTION_MUL 3
+#define FUNCTION_SCALE 4     // FACTOR · a
+#define FUNCTION_SOFT_CAP 5  // CAP · tanh(a / CAP)
+#define FUNCTION_ACTIVATE 6  // ACTIVATION(a)
+#define FUNCTION_GATE 7      // ACTIVATION(a) · OTHER(b)
+#define FUNCTION_TEMPER 8    // a · (1 + FACTOR · ln(1 + ⌊(position + OFFSET) / EVERY⌋))
 
 kernel void elementwise(
     device const float *a [[buffer(0)]],
@@ -25,19 +29,28 @@ kernel void elementwise(
     if (i >= WIDTH || row >= step[COUNT]) return;
 #if FUNCTION == FUNCTION_SELECT
     const float x = a[ulong(step[STEP_WANTED + row]) * A_STRIDE + i];
-    out[ulong(row) * OUT_STRIDE + i] = x;
+#elif FUNCTION == FUNCTION_SLICE
+    const float x = a[ulong(row) * A_STRIDE + FIRST + i];
 #else
     const float x = a[ulong(row) * A_STRIDE + i];
+#endif
 #if FUNCTION == FUNCTION_ADD
-    out[ulong(row) * OUT_STRIDE + i] = x + b[ulong(row) * B_STRIDE + i];
-#elif FUNCTION == FUNCTION_SILU
-    out[ulong(row) * OUT_STRIDE + i] = silu(x) * b[ulong(row) * B_STRIDE + i];
-#elif FUNCTION == FUNCTION_GELU
-    out[ulong(row) * OUT_STRIDE + i] = gelu(x) * b[ulong(row) * B_STRIDE + i];
-#elif FUNCTION == FUNCTION_CLAMPED_SWISH
-    out[ulong(row) * OUT_STRIDE + i] = clamped_swish(x, b[ulong(row) * B_STRIDE + i]);
+    const float y = x + b[ulong(row) * B_STRIDE + i];
+#elif FUNCTION == FUNCTION_MUL
+    const float y = x * b[ulong(row) * B_STRIDE + i];
+#elif FUNCTION == FUNCTION_SCALE
+    const float y = FACTOR * x;
+#elif FUNCTION == FUNCTION_TEMPER
+    const uint steps = (step[STEP_POSITIONS + row] + OFFSET) / EVERY;
+    const float y = x * (1.0f + FACTOR * log(1.0f + float(steps)));
+#elif FUNCTION == FUNCTION_SOFT_CAP
+    const float y = CAP * tanh(x / CAP);
+#elif FUNCTION == FUNCTION_ACTIVATE
+    const float y = ACTIVATION(x);
+#elif FUNCTION == FUNCTION_GATE
+    const float y = ACTIVATION(x) * OTHER(b[ulong(row) * B_STRIDE + i]);
 #else
-    out[ulong(row) * OUT_STRIDE + i] = CAP * tanh(x / CAP);
+    const float y = x;
 #endif
-#endif
+    out[ulong(row) * OUT_STRIDE + i] = y;
 }

@@ -1,6 +1,6 @@
 // out = SCALE · row of w for each token, by a threadgroup.
 //
-// COLUMNS, OUT_STRIDE, SCALE, ROWS_OF_W; the word STEP_TOKENS of the step.
+// COLUMNS, OUT_STRIDE, SCALE, ROWS_OF_W; BY_POSITION, where positions choose the rows and not tokens.
 #include "common/base.h"
 #include "common/format.h"
 #include "common/step.h"
@@ -18,11 +18,16 @@ kernel void embed(
     AWAIT_INPUTS();
     const uint row = threadgroup_position.x;
     if (row >= step[STEP_COUNT_TOKENS]) return;
-    const uint token = min(step[STEP_TOKENS + row], uint(ROWS_OF_W - 1));
+#if BY_POSITION
+    const uint chosen = step[STEP_POSITIONS + row];
+#else
+    const uint chosen = step[STEP_TOKENS + row];
+#endif
+    const uint index = min(chosen, uint(ROWS_OF_W - 1));
     device float4 *to = (device float4 *)(out + ulong(row) * OUT_STRIDE);
     for (uint i = thread_index; i < GROUPS * 2; i += THREADS) {
         const uint g = i / 2, q = i % 2;
-        const ulong group = ulong(token) * GROUPS + g;
+        const ulong group = ulong(index) * GROUPS + g;
         const sixteen values = values_of(bits_of(w, group, q), scales_of(w, group), g % 8, q);
         for (uint k = 0; k < 4; ++k) to[g * 8 + 2 * q + k % 2 + k / 2 * 4] = values.v[k] * float(SCALE);
     }

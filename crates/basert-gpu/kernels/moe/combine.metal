@@ -1,6 +1,6 @@
 // The sum of what the experts of each token computed, times the weights of its route: one value of the output a thread.
 //
-// WIDTH, USED; X_STRIDE, ROUTE_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; ADD, where
+// WIDTH, USED; WEIGHTED, without which it is the plain sum; X_STRIDE, ROUTE_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; ADD, where
 // the sum is added to what is there.
 #include "common/base.h"
 #include "common/step.h"
@@ -19,7 +19,12 @@ kernel void combine(
     if (i >= WIDTH || row >= step[COUNT]) return;
     float sum = 0.0f;
     for (uint place = 0; place < USED; ++place) {
-        sum = fma(route[ulong(row) * ROUTE_STRIDE + USED + place], x[ulong(row) * X_STRIDE + place * WIDTH + i], sum);
+        const float value = x[ulong(row) * X_STRIDE + place * WIDTH + i];
+#if WEIGHTED
+        sum = fma(route[ulong(row) * ROUTE_STRIDE + USED + place], value, sum);
+#else
+        sum += value;
+#endif
     }
 #if ADD
     out[ulong(row) * OUT_STRIDE + i] += sum;

@@ -1,8 +1,8 @@
-// Each row of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight. Or through LayerNorm: the same of
+// Each group of values of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight. Or through LayerNorm: the same of
 // x − mean(x), and a bias added.
 //
-// WIDTH, X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
-// stored as it is; NORM_EPS; CENTRED, where the mean is subtracted; HAS_BIAS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
+// WIDTH of a group; GROUPS of a row, and OF_GROUPS, where each has weights of its own; X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
+// stored as it is; NORM_EPS; CENTRED, where the mean is subtracted; HAS_WEIGHT; HAS_BIAS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
 // SCALES_OF_X_AT, where their scales begin, for halves EACH, the rows for each that is counted.
 #include "common/base.h"
 #include "common/quantise.h"
@@ -27,13 +27,14 @@ kernel void row_norm(
     threadgroup float partial[SIMDGROUPS];
     RELEASE_NEXT();
     AWAIT_INPUTS();
-    const uint row = threadgroup_position.x;
+    const uint row = threadgroup_position.x / GROUPS, group = threadgroup_position.x % GROUPS;
 #if OUTPUT == OUTPUT_HALVES
     if (row / EACH >= step[COUNT]) return;
 #else
     if (row >= step[COUNT]) return;
 #endif
-    device const float *from = x + ulong(row) * X_STRIDE;
+    device const float *from = x + ulong(row) * X_STRIDE + group * WIDTH;
+    const uint of_group = OF_GROUPS ? group * WIDTH : 0;
     float factor = 1.0f, mean = 0.0f;
 #if NORM && CENTRED
     float sum = 0.0f;
@@ -55,7 +56,7 @@ kernel void row_norm(
         float4 four = float4(0.0f);
         if (i < WIDTH / 4) {
             four = (((device const float4 *)from)[i] - float4(mean)) * factor;
-#if NORM
+#if HAS_WEIGHT
             four = four * ((device const float4 *)weight)[i];
 #endif
 #if HAS_BIAS
@@ -72,18 +73,21 @@ kernel void row_norm(
 #else
     for (uint i = thread_index; i < WIDTH / 2; i += THREADS) {
         float a = from[2 * i] - mean, b = from[2 * i + 1] - mean;
-#if NORM
-        a *= factor * weight[2 * i];
-        b *= factor * weight[2 * i + 1];
+#if HAS_WEIGHT
+        a *= factor * weight[of_group + 2 * i];
+        b *= factor * weight[of_group + 2 * i + 1];
+#elif NORM
+        a *= factor;
+        b *= factor;
 #endif
 #if HAS_BIAS
-        a += bias[2 * i];
-        b += bias[2 * i + 1];
+        a += bias[of_group + 2 * i];
+        b += bias[of_group + 2 * i + 1];
 #endif
 #if OUTPUT == OUTPUT_HALVES
         ((device uint *)out)[strip_at(row, 2 * i, STRIPS(WIDTH)) / 2] = two_halves(a, b);
 #else
-        device float *to = (device float *)out + ulong(row) * OUT_STRIDE + 2 * i;
+        device float *to = (device float *)out + ulong(row) * OUT_STRIDE + group * WIDTH + 2 * i;
 #if ADD
         to[0] += a;
         to[1] += b;

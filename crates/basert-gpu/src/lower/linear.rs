@@ -1,19 +1,20 @@
 //! Products of matrices: which kernel, and how its input is prepared.
 
-use basert_graph::{Activation, Experts, Norm, ValueId};
-use basert_plan::{DeviceError, Epilogue, MatrixId, PlanOp};
+use basert_graph::{Norm, ValueId};
+use basert_plan::{DeviceError, Gate, Linear, MatrixId, PlanNode};
 
-use super::{Float, Lowering, Memory, Op, THREADGROUP_BYTES};
+use super::values::gated;
+use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES};
 use crate::Kernel;
 use crate::tuning::{Gemm, Product, STRIP};
 use crate::weights::Vector;
 
 /// Threadgroup memory that a product of few rows needs for its results, at most.
-const RESULTS: usize = 4 << 10;
+pub(super) const RESULTS: usize = 4 << 10;
 
 /// What the kernel of a linear op gets for its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Input {
+pub(super) enum Input {
     /// The value itself, which it may norm.
     Floats,
     /// The same, and it quantises it.
@@ -37,8 +38,15 @@ impl Input {
 }
 
 impl Lowering<'_> {
-    pub(super) fn linear(&mut self, op: &PlanOp, (rows, count): (usize, &'static str), out: &mut Op) {
-        let PlanOp::Linear { x, norm, ref matrices, epilogue, out: value, .. } = *op else { return };
+    pub(super) fn linear(
+        &mut self,
+        node: &PlanNode,
+        linear: &Linear,
+        (rows, count): (usize, &'static str),
+        out: &mut Lowered,
+    ) -> Result<(), DeviceError> {
+        let Linear { norm, ref matrices, gate, .. } = *linear;
+        let (x, value, end) = (node.inputs[0], node.out, End { gate, add: node.onto.is_some() });
         let columns = self.place(x).width;
         let few = rows <= self.tuning.few_tokens;
         let quantised = matrices.iter().all(|id| !self.plan.matrices[id.0].format.is_float());
@@ -52,11 +60,11 @@ impl Lowering<'_> {
             (true, false) if norm.is_none() || fits(rows * columns * size_of::<f32>()) => Input::Floats,
             (true, false) => Input::Normed,
         };
-        let norm_inside = norm.filter(|_| matches!(kind, Input::QuantisedHere | Input::Floats));
+        let norm_inside = norm.as_ref().filter(|_| matches!(kind, Input::QuantisedHere | Input::Floats));
         let input = if matches!(kind, Input::QuantisedHere | Input::Floats) {
             (self.at(x), self.place(x).stride)
         } else {
-            self.prepare(x, norm, kind, (rows, count), 1, out);
+            self.prepare(x, norm.as_ref(), kind, (rows, count), 1, out)?;
             ((Memory::Prepared, 0), columns)
         };
         let (mut to, place) = (self.at(value), self.place(value));
@@ -66,7 +74,7 @@ impl Lowering<'_> {
         for &id in matrices {
             let of_w = self.plan.matrices[id.0].rows;
             let product = Product { tokens: rows, rows: of_w, columns };
-            let (w, bias) = self.matrix_at(id);
+            let [w, bias] = self.matrix_at(id)?;
             let (kernel, bindings, groups) = if few {
                 let (mut kernel, each) = self.gemv(product, kind);
                 kernel = kernel
@@ -77,7 +85,8 @@ impl Lowering<'_> {
                 if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
                 }
-                let bindings = vec![w, input.0, to, bias, self.norm_at(norm_inside), (Memory::Step, 0), w];
+                let norm = self.norm_at(norm_inside)?;
+                let bindings = vec![w, input.0, to, bias, norm, (Memory::Step, 0), w];
                 (kernel.define("OUT_STRIDE", place.stride), bindings, [of_w.div_ceil(each), 1, 1])
             } else {
                 let (kernel, Gemm { m, n, .. }) = self.gemm(product);
@@ -86,11 +95,11 @@ impl Lowering<'_> {
                 let bindings = vec![w, input.0, to, bias, (Memory::Step, 0), w];
                 (kernel, bindings, [rows.div_ceil(m), of_w.div_ceil(n), parts])
             };
-            let kernel = self.product(kernel, id, of_w, epilogue).define("COUNT", count);
+            let kernel = self.product(kernel, id, of_w, end).define("COUNT", count);
             self.launch(out, kernel, bindings, groups);
             // The matrices of an op write columns of their own.
             out.barrier = false;
-            to.1 += of_w / rows_a_column(epilogue) * size_of::<f32>();
+            to.1 += of_w / end.rows_a_column() * size_of::<f32>();
             part_at += of_w * size_of::<f32>();
         }
         if parts > 1 {
@@ -101,12 +110,13 @@ impl Lowering<'_> {
                 .define("SPLIT", parts)
                 .define("PART_ROWS", rows)
                 .define("COUNT", count)
-                .define("OUT_STRIDE", place.stride)
-                .define("EPILOGUE", macro_of(epilogue));
+                .define("OUT_STRIDE", place.stride);
+            let kernel = end.define(kernel);
             let bindings = vec![(Memory::Partial, 0), out_at, (Memory::Step, 0)];
             out.barrier = true;
             self.launch(out, kernel, bindings, [width.div_ceil(2 * threads as usize), rows, 1]);
         }
+        Ok(())
     }
 
     /// How many threadgroups divide the columns of products of many rows, the same for all matrices of an op.
@@ -121,83 +131,18 @@ impl Lowering<'_> {
         most.map_or(1, |(groups, choice)| choice.parts(groups, columns, self.cores))
     }
 
-    /// A linear op of the experts that each token uses: one product for each use, or, of many tokens, for each tile of uses
-    /// of the same expert.
-    pub(super) fn experts(
-        &mut self,
-        op: &PlanOp,
-        experts: Experts,
-        (rows, count): (usize, &'static str),
-        out: &mut Op,
-    ) -> Result<(), DeviceError> {
-        let PlanOp::Linear { x, ref matrices, epilogue, out: value, .. } = *op else { return Ok(()) };
-        let (from, place, uses) = (self.place(x), self.place(value), rows * experts.used);
-        for &id in matrices {
-            let matrix = &self.plan.matrices[id.0];
-            let (columns, of_w) = (matrix.columns, matrix.rows / experts.count);
-            // Where each use has an input of its own, those of a token lie side by side, as the outputs do.
-            let of_uses = from.width != columns;
-            if place.stride != place.width || (of_uses && from.stride != from.width) {
-                return Err(self.unsupported("results of experts among other values".to_owned()));
-            }
-            let (w, bias) = self.matrix_at(id);
-            let route = self.at(experts.route);
-            let macros = |kernel: Kernel| {
-                kernel
-                    .define("EXPERTS", experts.count)
-                    .define("USED", experts.used)
-                    .define("ROUTE_STRIDE", self.place(experts.route).stride)
-                    .define("COUNT", count)
-            };
-            let (kernel, bindings, groups) = if rows <= self.tuning.few_tokens {
-                let fits = columns + columns / 8 + RESULTS <= THREADGROUP_BYTES;
-                let integers = self.tuning.integer_dots && !matrix.format.is_float() && fits;
-                let kind = if integers { Input::QuantisedHere } else { Input::Floats };
-                let (kernel, each) = self.gemv(Product { tokens: 1, rows: of_w, columns }, kind);
-                let stride = if of_uses { columns } else { from.stride };
-                let kernel = macros(kernel).define("TOKENS", 1).define("X_STRIDE", stride).define("NORM", 0);
-                let (step, norm) = ((Memory::Step, 0), (Memory::Weights, 0));
-                let bindings = vec![w, self.at(x), self.at(value), bias, norm, step, route];
-                (kernel, bindings, [of_w.div_ceil(each), uses, 1])
-            } else {
-                let each = uses.div_ceil(experts.count);
-                let (kernel, Gemm { m, n, .. }) = self.gemm(Product { tokens: each, rows: of_w, columns });
-                let most = |uses: usize| uses / m + experts.count.min(uses);
-                let tiles = most(uses);
-                // After as many tiles as the largest step has, lest these be other kernels for each size of a step.
-                let numbers = 4 + 3 * most(self.plan.limits.tokens * experts.used);
-                let sorted = |kernel: Kernel| {
-                    let kernel = macros(kernel).define("TILE_M", m);
-                    kernel.define("USES_TILES", 4).define("USES_NUMBERS", numbers)
-                };
-                let sort = sorted(Kernel::new("moe/sort.metal", "sort_uses", 1024));
-                let kernel = sorted(kernel);
-                self.partial_bytes = self.partial_bytes.max((numbers + uses) * size_of::<u32>());
-                self.launch(out, sort, vec![route, (Memory::Partial, 0), (Memory::Step, 0)], [1, 1, 1]);
-                out.barrier = false;
-                self.prepare(x, None, Input::Halves, (rows, count), if of_uses { experts.used } else { 1 }, out);
-                out.barrier = true;
-                let (step, input) = ((Memory::Step, 0), (Memory::Prepared, 0));
-                let bindings = vec![w, input, self.at(value), bias, step, (Memory::Partial, 0)];
-                (kernel, bindings, [tiles, of_w.div_ceil(n), 1])
-            };
-            let width = of_w / rows_a_column(epilogue);
-            let kernel = self
-                .product(kernel, id, of_w, epilogue)
-                .define("OUT_STRIDE", width)
-                .define("X_OF_USES", u32::from(of_uses));
-            self.launch(out, kernel, bindings, groups);
-        }
-        Ok(())
+    /// Where a matrix is, and its biases: anywhere, where there are none.
+    pub(super) fn matrix_at(&self, id: MatrixId) -> Result<[(Memory, usize); 2], DeviceError> {
+        let bias = self.has_bias(id).then_some(Vector::Bias(id));
+        Ok([(Memory::Weights, self.weights.matrix(id).offset), self.vector(bias)?])
     }
 
-    /// Where a matrix is, and its biases: anywhere, where there are none.
-    fn matrix_at(&self, id: MatrixId) -> ((Memory, usize), (Memory, usize)) {
-        ((Memory::Weights, self.weights.matrix(id).offset), self.vector(Vector::Bias(id)))
+    fn has_bias(&self, id: MatrixId) -> bool {
+        self.plan.matrices[id.0].parts.iter().any(|(_, bias)| bias.is_some())
     }
 
     /// The kernel of a product of few rows, but for what is said of its input, and the rows of weights a threadgroup has.
-    fn gemv(&self, product: Product, kind: Input) -> (Kernel, usize) {
+    pub(super) fn gemv(&self, product: Product, kind: Input) -> (Kernel, usize) {
         let choice = self.tuning.gemv(product, self.cores);
         let kernel = Kernel::new("linear/gemv.metal", "gemv", choice.simdgroups as u32 * 32)
             .define("ROWS", choice.each)
@@ -207,7 +152,7 @@ impl Lowering<'_> {
     }
 
     /// The kernel of a product of many rows, and its tiles.
-    fn gemm(&self, product: Product) -> (Kernel, Gemm) {
+    pub(super) fn gemm(&self, product: Product) -> (Kernel, Gemm) {
         let choice = self.tuning.gemm(product);
         let kernel = Kernel::new("linear/gemm.metal", "gemm", choice.simdgroups as u32 * 32)
             .define("TILE_M", choice.m)
@@ -220,13 +165,12 @@ impl Lowering<'_> {
 
     /// The kernel of a product with the macros that say what it is multiplied by, of which `rows` are used at a time, and
     /// what becomes of it.
-    fn product(&self, kernel: Kernel, id: MatrixId, rows: usize, epilogue: Epilogue) -> Kernel {
+    pub(super) fn product(&self, kernel: Kernel, id: MatrixId, rows: usize, end: End) -> Kernel {
         let kernel = kernel
             .define("ROWS_OF_W", rows)
             .define("COLUMNS", self.plan.matrices[id.0].columns)
-            .define("EPILOGUE", macro_of(epilogue))
-            .define("HAS_BIAS", u32::from(self.weights.vector_at(Vector::Bias(id)).is_some()));
-        self.weights.matrix(id).layout.define(kernel)
+            .define("HAS_BIAS", u32::from(self.has_bias(id)));
+        self.weights.matrix(id).layout.define(end.define(kernel))
     }
 
     /// Where scales of quantised rows begin: after as many rows as there can be of those, lest there be another kernel for
@@ -236,15 +180,15 @@ impl Lowering<'_> {
     }
 
     /// Norms the input of a linear op, or rounds it, or both. Each row has `each` of the rows that the product has then.
-    fn prepare(
+    pub(super) fn prepare(
         &mut self,
         x: ValueId,
-        norm: Option<Norm>,
+        norm: Option<&Norm>,
         kind: Input,
         (rows, count): (usize, &str),
         each: usize,
-        out: &mut Op,
-    ) {
+        out: &mut Lowered,
+    ) -> Result<(), DeviceError> {
         // A tile reads whole rows up to its end.
         const TILE: usize = 128;
         let columns = self.place(x).width / each;
@@ -269,22 +213,31 @@ impl Lowering<'_> {
         if each > 1 {
             kernel = kernel.define("WIDTH", columns).define("X_STRIDE", columns);
         }
-        let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0));
+        let bindings = self.norm_bindings(x, norm, (Memory::Prepared, 0))?;
         self.launch(out, kernel, bindings, [rows * each, 1, 1]);
+        Ok(())
     }
 }
 
-fn macro_of(epilogue: Epilogue) -> &'static str {
-    match epilogue {
-        Epilogue::Store => "EPILOGUE_STORE",
-        Epilogue::Add(_) => "EPILOGUE_ADD",
-        Epilogue::Gated(Activation::Silu) => "EPILOGUE_SILU",
-        Epilogue::Gated(Activation::GeluTanh) => "EPILOGUE_GELU",
-        Epilogue::Gated(Activation::ClampedSwish) => "EPILOGUE_CLAMPED_SWISH",
-    }
+/// What becomes of products.
+#[derive(Clone, Copy)]
+pub(super) struct End {
+    /// Pairs of them are the factors of a gate.
+    pub gate: Option<Gate>,
+    /// They are added to what is there.
+    pub add: bool,
 }
 
-/// Rows of weights that a column of the output is made of.
-fn rows_a_column(epilogue: Epilogue) -> usize {
-    if matches!(epilogue, Epilogue::Gated(_)) { 2 } else { 1 }
+impl End {
+    fn define(self, kernel: Kernel) -> Kernel {
+        match self.gate {
+            Some(gate) => gated(gate, kernel.define("EPILOGUE", "EPILOGUE_GATE")),
+            None => kernel.define("EPILOGUE", if self.add { "EPILOGUE_ADD" } else { "EPILOGUE_STORE" }),
+        }
+    }
+
+    /// Rows of weights that a column of the output is made of.
+    pub fn rows_a_column(self) -> usize {
+        if self.gate.is_some() { 2 } else { 1 }
+    }
 }

@@ -6,6 +6,7 @@ use super::{Builder, MAX_WIDTH, Result};
 use crate::GraphError;
 use crate::expr::Value as Val;
 use crate::graph::*;
+use crate::op::{Activation, Alibi, Attention, Experts, Index, Norm, Op, Reach, Route, Score, Temper};
 
 /// One op of an architecture file, while it is being read.
 pub(super) struct OpReader<'b, 'a, 't> {
@@ -15,32 +16,49 @@ pub(super) struct OpReader<'b, 'a, 't> {
     pub read: BTreeSet<&'t str>,
 }
 
+/// The most groups of experts.
+const MAX_GROUPS: usize = 64;
+
+/// An op, what it reads, and the shape of what it computes.
+struct Read {
+    op: Op,
+    inputs: Vec<ValueId>,
+    width: usize,
+    rows: Rows,
+}
+
 impl<'t> OpReader<'_, '_, 't> {
     pub fn build(mut self) -> Result<()> {
         let name = self.required("op")?;
-        let (op, width, rows) = match name {
+        let Read { op, inputs, width, rows } = match name {
             "embed" => self.embed()?,
             "norm" => self.norm()?,
             "linear" => self.linear()?,
             "route" => self.route()?,
             "combine" => self.combine()?,
-            "rope_cache" => self.rope_cache()?,
+            "rope" => self.rope()?,
+            "store" => self.store()?,
             "attention" => self.attention()?,
-            "gate" => self.gate()?,
-            "add" => self.add()?,
-            "select" => {
-                let x = self.input("in")?;
-                (Op::Select { x }, self.width(x), Rows::Wanted)
+            "activate" => self.activate()?,
+            "mul" => self.of_two(Op::Mul)?,
+            "add" => self.of_two(Op::Add)?,
+            "clamped_swish" => self.of_two(Op::ClampedSwish)?,
+            "scale" => {
+                let factor = self.number("factor")? as f32;
+                self.of_one(Op::Scale(factor))?
             }
+            "temper" => self.temper()?,
+            "weigh" => self.weigh()?,
+            "slice" => self.slice()?,
+            "select" => Read { rows: Rows::Wanted, ..self.of_one(Op::Select)? },
             "soft_cap" => {
-                let x = self.input("in")?;
                 let cap = self.number("cap")? as f32;
-                (Op::SoftCap { x, cap }, self.width(x), self.rows(x))
+                self.of_one(Op::SoftCap(cap))?
             }
             _ => {
                 return Err(self.builder.wrong(format!(
-                    "there is no op '{name}'; there are embed, norm, linear, route, combine, rope_cache, attention, \
-                     gate, add, select, soft_cap"
+                    "there is no op '{name}'; there are embed, norm, linear, route, combine, rope, store, attention, \
+                     activate, mul, add, clamped_swish, scale, temper, weigh, slice, select, soft_cap"
                 )));
             }
         };
@@ -58,41 +76,82 @@ impl<'t> OpReader<'_, '_, 't> {
             None => out.to_owned(),
         };
         graph.values.push(Value { name: value_name, width, rows });
-        graph.nodes.push(Node { op, out: id });
+        graph.nodes.push(Node { op, inputs, out: id });
         self.builder.names.insert(out.to_owned(), id);
         Ok(())
     }
 
-    fn embed(&mut self) -> Result<(Op, usize, Rows)> {
+    /// An op of the value `in` whose result has the same shape.
+    fn of_one(&mut self, op: Op) -> Result<Read> {
+        let x = self.input("in")?;
+        Ok(Read { op, inputs: vec![x], width: self.width(x), rows: self.rows(x) })
+    }
+
+    /// An op of the two values of `in`, which have the same shape, as its result has.
+    fn of_two(&mut self, op: Op) -> Result<Read> {
+        self.read.insert("in");
+        let names = self.table.get("in").and_then(toml::Value::as_array);
+        let names: Vec<_> = names.into_iter().flatten().filter_map(toml::Value::as_str).collect();
+        let [a, b] = names[..] else { return Err(self.wrong("`in` does not name two values".to_owned())) };
+        let (a, b) = (self.value_named(a)?, self.value_named(b)?);
+        self.same_shape(a, b)?;
+        Ok(Read { op, inputs: vec![a, b], width: self.width(a), rows: self.rows(a) })
+    }
+
+    fn embed(&mut self) -> Result<Read> {
         let weight = self.weight("weight")?;
         let scale = match self.table.get("scale") {
             Some(_) => self.number("scale")? as f32,
             None => 1.0,
         };
-        Ok((Op::Embed { weight, scale }, self.builder.graph.weights[weight.0].columns, Rows::Tokens))
+        let by = match self.optional("by")? {
+            None => Index::Token,
+            Some(Val::Text(by)) if by == "token" => Index::Token,
+            Some(Val::Text(by)) if by == "position" => Index::Position,
+            Some(other) => return Err(self.wrong(format!("`by` is {other}, neither 'token' nor 'position'"))),
+        };
+        let width = self.builder.graph.weights[weight.0].columns;
+        Ok(Read { op: Op::Embed { weight, scale, by }, inputs: vec![], width, rows: Rows::Tokens })
     }
 
-    fn norm(&mut self) -> Result<(Op, usize, Rows)> {
+    fn norm(&mut self) -> Result<Read> {
         let x = self.input("in")?;
-        let weight = self.weight("weight")?;
-        let bias = self.optional_weight("bias")?;
-        if let Some(bias) = bias {
-            self.check_vector(bias, self.width(x))?;
+        let width = self.width(x);
+        let group = match self.optional("group")? {
+            Some(group) => self.builder.whole("the group of a norm", &group, 1, MAX_WIDTH)?,
+            None => width,
+        };
+        if !width.is_multiple_of(group) {
+            return Err(self.builder.fail(format!("a row of {width} values has no groups of {group} to norm")));
         }
+        let weight = self.optional_weight("weight")?;
+        let bias = self.optional_weight("bias")?;
+        // Each group may have values of its own, or all the same.
+        let mut length = group;
+        for vector in weight.into_iter().chain(bias) {
+            if self.builder.graph.weights[vector.0].len() == width {
+                length = width;
+            }
+        }
+        weight.into_iter().chain(bias).try_for_each(|vector| self.check_vector(vector, length))?;
         let centred = match self.value_or("kind", "norm_kind")? {
             Val::Text(kind) if kind == "rms" => false,
             Val::Text(kind) if kind == "layer" => true,
             other => return Err(self.wrong(format!("the norm kind {other} is not known; known are 'rms' and 'layer'"))),
         };
-        let norm = Norm { centred, bias, ..self.norm_of(weight, self.width(x))? };
-        Ok((Op::Norm { x, norm }, self.width(x), self.rows(x)))
+        let eps = self.number("eps")? as f32;
+        let offset = self.number_or("offset", "norm_offset")? as f32;
+        let norm = Norm { centred, group, weight, bias, eps, offset };
+        Ok(Read { op: Op::Norm(norm), inputs: vec![x], width, rows: self.rows(x) })
     }
 
-    fn linear(&mut self) -> Result<(Op, usize, Rows)> {
+    fn linear(&mut self) -> Result<Read> {
         let x = self.input("in")?;
         let weight = self.weight("weight")?;
-        let experts = self.experts()?;
-        let Weight { rows, columns, ref tensor, .. } = self.builder.graph.weights[weight.0];
+        let route = self.experts()?;
+        let experts = route.map(|(_, experts)| experts);
+        let of_weight = &self.builder.graph.weights[weight.0];
+        let (rows, columns, tensor) = (of_weight.rows, of_weight.columns, of_weight.name());
         let (width, used) = (self.width(x), experts.map_or(1, |experts| experts.used));
         if columns != width && columns.checked_mul(used) != Some(width) {
             return Err(self.builder.fail(format!(
@@ -108,142 +167,217 @@ impl<'t> OpReader<'_, '_, 't> {
         }
         let bias = self.optional_weight("bias")?;
         if let Some(bias) = bias {
-            let Weight { rows: a, columns: b, ref tensor, .. } = self.builder.graph.weights[bias.0];
-            if a * b != rows {
-                return Err(self.builder.fail(format!("tensor '{tensor}' has {} values, expected {rows}", a * b)));
+            let bias = &self.builder.graph.weights[bias.0];
+            let values = bias.len();
+            if values != rows {
+                return Err(self
+                    .builder
+                    .fail(format!("tensor '{}' has {values} values, expected {rows}", bias.name())));
             }
         }
-        let out = (rows / count).saturating_mul(used);
-        Ok((Op::Linear { x, weight, bias, experts }, out, self.rows(x)))
+        let width = (rows / count).saturating_mul(used);
+        let inputs = [x].into_iter().chain(route.map(|(route, _)| route)).collect();
+        Ok(Read { op: Op::Linear { weight, bias, experts }, inputs, width, rows: self.rows(x) })
     }
 
-    /// The experts that an op uses, if it names a route.
-    fn experts(&mut self) -> Result<Option<Experts>> {
+    /// The route that an op names, if it does, and its experts.
+    fn experts(&mut self) -> Result<Option<(ValueId, Experts)>> {
         self.read.insert("route");
         if !self.table.contains_key("route") {
             return Ok(None);
         }
         let route = self.input("route")?;
-        let nodes = &self.builder.graph.nodes;
-        let Some(&Op::Route { x, used, .. }) = nodes.iter().find(|node| node.out == route).map(|node| &node.op) else {
-            return Err(self.wrong("`route` does not name what an op 'route' computes".to_owned()));
-        };
-        Ok(Some(Experts { route, count: self.width(x), used }))
+        match self.maker(route) {
+            Some(Op::Route(of)) => Ok(Some((route, of.experts))),
+            _ => Err(self.wrong("`route` does not name what an op 'route' computes".to_owned())),
+        }
     }
 
-    fn route(&mut self) -> Result<(Op, usize, Rows)> {
+    /// The op that computes a value.
+    fn maker(&self, value: ValueId) -> Option<Op> {
+        self.builder.graph.nodes.iter().find(|node| node.out == value).map(|node| node.op)
+    }
+
+    fn route(&mut self) -> Result<Read> {
         let x = self.input("in")?;
         let (count, used) = (self.width(x), self.count("used")?);
         if used > count {
             return Err(self.builder.fail(format!("a token is to use {used} of {count} experts")));
         }
+        let score = match self.value_or("score", "route_score")? {
+            Val::Text(score) if score == "softmax" => Score::Softmax,
+            Val::Text(score) if score == "sigmoid" => Score::Sigmoid,
+            other => {
+                return Err(self
+                    .builder
+                    .fail(format!("the score {other} of experts is not known; known are 'softmax' and 'sigmoid'")));
+            }
+        };
+        let bias = self.optional_weight("bias")?;
+        if let Some(bias) = bias {
+            self.check_vector(bias, count)?;
+        }
+        let groups = self.value_or("groups", "route_groups")?;
+        let groups = self.builder.whole("the number of groups of experts", &groups, 1, count.min(MAX_GROUPS))?;
+        let groups_used = self.value_or("groups_used", "route_groups_used")?;
+        let groups_used = self.builder.whole("the number of groups of experts used", &groups_used, 1, groups)?;
+        if !count.is_multiple_of(groups) || count / groups * groups_used < used {
+            return Err(self.builder.fail(format!(
+                "{used} of {count} experts are to be in {groups_used} of {groups} groups of the same size"
+            )));
+        }
         let normalised = match self.value_or("normalised", "normalised")? {
             Val::Bool(normalised) => normalised,
             other => return Err(self.wrong(format!("`normalised` is {other}, neither true nor false"))),
         };
-        Ok((Op::Route { x, used, normalised }, 2 * used, self.rows(x)))
+        let scale = self.number_or("scale", "route_scale")? as f32;
+        let experts = Experts { count, used };
+        let route = Route { experts, score, bias, groups, groups_used, normalised, scale };
+        Ok(Read { op: Op::Route(route), inputs: vec![x], width: 2 * used, rows: self.rows(x) })
     }
 
-    fn combine(&mut self) -> Result<(Op, usize, Rows)> {
+    fn combine(&mut self) -> Result<Read> {
         let x = self.input("in")?;
-        let Some(experts) = self.experts()? else { return Err(self.wrong("`route` is missing".to_owned())) };
+        let Some((route, experts)) = self.experts()? else {
+            return Err(self.wrong("`route` is missing".to_owned()));
+        };
         let width = self.width(x);
         if !width.is_multiple_of(experts.used) {
             return Err(self.wrong(format!("its input is {width} wide, which {} experts cannot share", experts.used)));
         }
-        Ok((Op::Combine { x, experts }, width / experts.used, self.rows(x)))
+        let weighted = match self.optional("weighted")? {
+            None => true,
+            Some(Val::Bool(weighted)) => weighted,
+            Some(other) => return Err(self.wrong(format!("`weighted` is {other}, neither true nor false"))),
+        };
+        let (op, width) = (Op::Combine { experts, weighted }, width / experts.used);
+        Ok(Read { op, inputs: vec![x, route], width, rows: self.rows(x) })
     }
 
-    fn rope_cache(&mut self) -> Result<(Op, usize, Rows)> {
-        let (q, k, v) = (self.input("q")?, self.input("k")?, self.input("v")?);
-        let heads = self.count("heads")?;
-        let kv_heads = self.count("kv_heads")?;
-        let head_dim = self.count("head_dim")?;
-        for (name, value, heads) in [("q", q, heads), ("k", k, kv_heads), ("v", v, kv_heads)] {
-            self.check_heads(name, value, heads, head_dim)?;
-        }
-        let mut head_norm = |attribute| -> Result<Option<Norm>> {
-            match self.optional_weight(attribute)? {
-                Some(weight) => Ok(Some(self.norm_of(weight, head_dim)?)),
-                None => Ok(None),
-            }
+    fn weigh(&mut self) -> Result<Read> {
+        let x = self.input("in")?;
+        let Some((route, experts)) = self.experts()? else {
+            return Err(self.wrong("`route` is missing".to_owned()));
         };
-        let (q_norm, k_norm) = (head_norm("q_norm")?, head_norm("k_norm")?);
+        let width = self.width(x).saturating_mul(experts.used);
+        Ok(Read { op: Op::Weigh(experts), inputs: vec![x, route], width, rows: self.rows(x) })
+    }
+
+    fn temper(&mut self) -> Result<Read> {
+        let (factor, every) = (self.number("factor")? as f32, self.count("every")?);
+        let offset = match self.optional("offset")? {
+            None => 0,
+            Some(offset) => self.builder.whole("offset", &offset, 0, MAX_WIDTH)?,
+        };
+        self.of_one(Op::Temper(Temper { factor, every, offset }))
+    }
+
+    fn rope(&mut self) -> Result<Read> {
         let rope = match self.table.get("rope") {
             Some(_) => self.required("rope")?.to_owned(),
             None => match self.builder.parameters.named("rope")? {
                 Some(Val::Text(name)) => name,
-                _ => return Err(self.wrong("no `rope` says which rotary embedding".to_owned())),
+                _ => "main".to_owned(),
             },
         };
         self.read.insert("rope");
+        let head_dim = self.count("head_dim")?;
         let rope = self.builder.rope(&rope)?;
         let rotated = 2 * self.builder.graph.ropes[rope.0].frequencies.len();
         if rotated > head_dim {
             return Err(self.builder.fail(format!("{rotated} dimensions are to be rotated of heads of {head_dim}")));
         }
-        let cache = CacheId(self.builder.graph.caches.len());
-        self.builder.graph.caches.push(Cache { kv_heads, head_dim });
-        Ok((Op::RopeCache { q, k, v, q_norm, k_norm, rope, cache }, self.width(q), self.rows(q)))
+        let read = self.of_one(Op::Rope { rope, head_dim })?;
+        if read.rows != Rows::Tokens || !read.width.is_multiple_of(head_dim) {
+            let what = format!("its input is {} wide, not whole heads of {head_dim} of every token", read.width);
+            return Err(self.wrong(what));
+        }
+        Ok(read)
     }
 
-    fn attention(&mut self) -> Result<(Op, usize, Rows)> {
-        let q = self.input("in")?;
-        let Some(last) = self.builder.graph.caches.len().checked_sub(1) else {
-            return Err(self.wrong("no rope_cache comes before it".to_owned()));
+    fn store(&mut self) -> Result<Read> {
+        let (k, v) = (self.input("k")?, self.input("v")?);
+        let (kv_heads, head_dim) = (self.count("kv_heads")?, self.count("head_dim")?);
+        for (name, value) in [("k", k), ("v", v)] {
+            self.check_heads(name, value, kv_heads, head_dim)?;
+        }
+        let cache = CacheId(self.builder.graph.caches.len());
+        self.builder.graph.caches.push(Cache { kv_heads, head_dim });
+        Ok(Read { op: Op::Store(cache), inputs: vec![k, v], width: 0, rows: Rows::Tokens })
+    }
+
+    fn attention(&mut self) -> Result<Read> {
+        let (q, kv) = (self.input("in")?, self.input("kv")?);
+        let Some(Op::Store(cache)) = self.maker(kv) else {
+            return Err(self.wrong("`kv` does not name what an op 'store' stores".to_owned()));
         };
-        let cache = CacheId(last);
-        let Cache { kv_heads, head_dim } = self.builder.graph.caches[last];
+        let Cache { kv_heads, head_dim } = self.builder.graph.caches[cache.0];
         let heads = self.count("heads")?;
         self.check_heads("q", q, heads, head_dim)?;
         if heads % kv_heads != 0 {
             return Err(self.builder.fail(format!("{heads} heads of queries cannot share {kv_heads} heads of keys")));
         }
         let scale = self.number_or("scale", "attention_scale")? as f32;
-        let window = self.number_or("window", "attention_window")?;
-        let window = self.builder.whole("the attention window", &Val::Number(window), 0, usize::MAX >> 12)?;
+        let window = self.tokens_or("window", "attention_window")?;
+        let chunk = self.tokens_or("chunk", "attention_chunk")?;
+        let reach = match (window, chunk) {
+            (0, 0) => Reach::All,
+            (window, 0) => Reach::Window(window),
+            (0, chunk) => Reach::Chunk(chunk),
+            _ => return Err(self.wrong("it has both a window and a chunk".to_owned())),
+        };
         let cap = self.number_or("cap", "attention_cap")? as f32;
         let sinks = self.optional_weight("sinks")?;
         if let Some(sinks) = sinks {
             self.check_vector(sinks, heads)?;
         }
-        let op = Op::Attention {
-            q,
-            cache,
-            heads,
-            scale,
-            window: (window > 0).then_some(window),
-            cap: (cap > 0.0).then_some(cap),
-            sinks,
-        };
-        Ok((op, self.width(q), self.rows(q)))
+        let most = self.number_or("alibi", "attention_alibi")? as f32;
+        let (cap, alibi) = ((cap > 0.0).then_some(cap), (most > 0.0).then_some(Alibi { most }));
+        let attention = Attention { cache, heads, scale, reach, cap, alibi, sinks };
+        Ok(Read { op: Op::Attention(attention), inputs: vec![q, kv], width: self.width(q), rows: self.rows(q) })
     }
 
-    fn gate(&mut self) -> Result<(Op, usize, Rows)> {
-        let (gate, up) = (self.input("gate")?, self.input("up")?);
-        self.same_shape(gate, up)?;
-        self.read.insert("activation");
-        let activation = match self.value_or("activation", "activation")? {
-            Val::Text(name) if name == "silu" => Activation::Silu,
-            Val::Text(name) if name == "gelu_pytorch_tanh" || name == "gelu_tanh" => Activation::GeluTanh,
-            Val::Text(name) if name == "clamped_swish" => Activation::ClampedSwish,
-            other => {
-                return Err(self.builder.fail(format!(
-                    "the activation {other} is not known; known are silu, gelu_pytorch_tanh and clamped_swish"
-                )));
-            }
+    fn activate(&mut self) -> Result<Read> {
+        let activation = match self.value_or("kind", "activation")? {
+            Val::Text(name) => match name.as_str() {
+                "silu" | "swish" => Activation::Silu,
+                "gelu" => Activation::Gelu,
+                "gelu_pytorch_tanh" | "gelu_tanh" | "gelu_new" | "gelu_fast" => Activation::GeluTanh,
+                "quick_gelu" => Activation::GeluSigmoid,
+                "relu" => Activation::Relu,
+                "relu2" => Activation::ReluSquared,
+                "sigmoid" => Activation::Sigmoid,
+                "tanh" => Activation::Tanh,
+                "xielu" => Activation::Xielu {
+                    above: self.number_or("above", "xielu_above")? as f32,
+                    below: self.number_or("below", "xielu_below")? as f32,
+                    slope: self.number_or("slope", "xielu_slope")? as f32,
+                    eps: self.number_or("eps", "xielu_eps")? as f32,
+                },
+                _ => return Err(self.unknown_activation(&Val::Text(name))),
+            },
+            other => return Err(self.unknown_activation(&other)),
         };
-        Ok((Op::Gate { gate, up, activation }, self.width(gate), self.rows(gate)))
+        self.of_one(Op::Activate(activation))
     }
 
-    fn add(&mut self) -> Result<(Op, usize, Rows)> {
-        self.read.insert("in");
-        let names = self.table.get("in").and_then(toml::Value::as_array);
-        let names: Vec<_> = names.into_iter().flatten().filter_map(toml::Value::as_str).collect();
-        let [a, b] = names[..] else { return Err(self.wrong("`in` does not name two values".to_owned())) };
-        let (a, b) = (self.value_named(a)?, self.value_named(b)?);
-        self.same_shape(a, b)?;
-        Ok((Op::Add { a, b }, self.width(a), self.rows(a)))
+    fn unknown_activation(&self, found: &Val) -> GraphError {
+        self.builder.fail(format!(
+            "the activation {found} is not known; known are silu, gelu, gelu_pytorch_tanh, quick_gelu, relu, relu2, \
+             sigmoid, tanh and xielu"
+        ))
+    }
+
+    fn slice(&mut self) -> Result<Read> {
+        let first = self.value_or("first", "first")?;
+        let first = self.builder.whole("first", &first, 0, MAX_WIDTH)?;
+        let width = self.count("width")?;
+        let read = self.of_one(Op::Slice(first))?;
+        if first + width > read.width {
+            let what = format!("its input is {} wide, and {width} columns from {first} on are wanted", read.width);
+            return Err(self.wrong(what));
+        }
+        Ok(Read { width, ..read })
     }
 
     pub fn wrong(&self, what: String) -> GraphError {
@@ -283,18 +417,18 @@ impl<'t> OpReader<'_, '_, 't> {
         self.builder.weight(name)
     }
 
-    fn norm_of(&mut self, weight: WeightId, width: usize) -> Result<Norm> {
-        self.check_vector(weight, width)?;
-        let (eps, offset) = (self.number("eps")? as f32, self.number_or("offset", "norm_offset")? as f32);
-        Ok(Norm { centred: false, weight, bias: None, eps, offset })
+    /// The attribute's value, if it is there.
+    fn optional(&mut self, attribute: &'static str) -> Result<Option<Val>> {
+        self.read.insert(attribute);
+        let Some(value) = self.table.get(attribute) else { return Ok(None) };
+        let expression = self.builder.expression(attribute, value)?;
+        self.builder.parameters.evaluate(&expression).map(Some)
     }
 
     /// The attribute's value, or that of the parameter called `parameter` if it is left out.
     fn value_or(&mut self, attribute: &'static str, parameter: &str) -> Result<Val> {
-        self.read.insert(attribute);
-        if let Some(value) = self.table.get(attribute) {
-            let expression = self.builder.expression(attribute, value)?;
-            return self.builder.parameters.evaluate(&expression);
+        if let Some(value) = self.optional(attribute)? {
+            return Ok(value);
         }
         let value = self.builder.parameters.named(parameter)?;
         value.ok_or_else(|| self.wrong(format!("`{attribute}` is missing, and there is no parameter '{parameter}'")))
@@ -305,6 +439,12 @@ impl<'t> OpReader<'_, '_, 't> {
             Val::Number(x) if x.is_finite() => Ok(x),
             other => Err(self.builder.fail(format!("{attribute} is {other}, not a number"))),
         }
+    }
+
+    /// A number of tokens, or 0.
+    fn tokens_or(&mut self, attribute: &'static str, parameter: &str) -> Result<usize> {
+        let tokens = Val::Number(self.number_or(attribute, parameter)?);
+        self.builder.whole(&format!("the attention {attribute}"), &tokens, 0, usize::MAX >> 12)
     }
 
     fn number(&mut self, attribute: &'static str) -> Result<f64> {
@@ -333,11 +473,12 @@ impl<'t> OpReader<'_, '_, 't> {
     }
 
     fn check_vector(&self, weight: WeightId, length: usize) -> Result<()> {
-        let Weight { ref tensor, rows, columns, .. } = self.builder.graph.weights[weight.0];
-        if rows == 1 && columns == length {
+        let weight = &self.builder.graph.weights[weight.0];
+        if weight.len() == length {
             return Ok(());
         }
-        Err(self.builder.fail(format!("tensor '{tensor}' has shape [{rows}, {columns}], expected [{length}]")))
+        let (rows, columns) = (weight.rows, weight.columns);
+        Err(self.builder.fail(format!("tensor '{}' has shape [{rows}, {columns}], expected [{length}]", weight.name())))
     }
 
     fn check_heads(&self, name: &str, value: ValueId, heads: usize, head_dim: usize) -> Result<()> {

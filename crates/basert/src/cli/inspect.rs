@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Ok(plan) = &plan {
         facts.push(("context", format!("{} tokens", plan.graph.context)));
         facts.push(("vocabulary", format!("{} tokens", plan.graph.vocabulary)));
-        facts.push(("layers", plan.graph.caches.len().to_string()));
+        facts.push(("layers", plan.graph.layers.to_string()));
     }
     let facts: Vec<_> =
         facts.into_iter().map(|(name, value)| vec![name.to_owned(), visible(&value).into_owned()]).collect();

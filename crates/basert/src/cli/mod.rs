@@ -6,9 +6,11 @@ mod chat;
 mod complete;
 mod doctor;
 mod failure;
+mod families;
 mod grammar;
 mod inspect;
 mod log;
+mod logits;
 mod model;
 mod plan;
 mod profile;
@@ -74,6 +76,10 @@ enum Command {
     Plan(plan::Args),
     /// Show how long each op of a step takes, and what bounds its speed
     Profile(profile::Args),
+    /// Compute logits of given tokens, to compare with another implementation
+    Logits(logits::Args),
+    /// List the model families that are known
+    Families(families::Args),
     /// Check this machine: devices that can run models, and what is missing
     Doctor(doctor::Args),
     /// Check a device's kernels, and choose the fastest
@@ -116,6 +122,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Families(args) => families::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Tune(args) => tune::run(&args),
         Command::Synth(args) => synth::run(&args),

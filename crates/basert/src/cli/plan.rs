@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use basert::files::ModelFile;
 use basert::graph::Rows;
-use basert::plan::{Chip, Cost, Launching, Plan, PlanOp, StepShape, chip};
+use basert::plan::{Chip, Cost, Launching, Plan, PlanNode, StepShape, chip};
 use basert::{Model, Options};
 use basert_gpu::{Launches, MetalSource, MetalSystem, Tiles, kernels_on, launches_on};
 use indexmap::IndexMap;
@@ -154,21 +154,20 @@ fn total(plan: &Plan, step: StepShape) -> Cost {
     plan.step_cost(step, f64::INFINITY, f64::INFINITY).0
 }
 
-/// Rows and columns of the op's output.
-fn shape(plan: &Plan, op: &PlanOp, step: StepShape) -> [usize; 2] {
-    let out = &plan.values[op.out().0];
+/// Rows and columns of the node's output.
+fn shape(plan: &Plan, node: &PlanNode, step: StepShape) -> [usize; 2] {
+    let out = &plan.values[node.out.0];
     [if out.rows == Rows::Tokens { step.tokens } else { step.wanted }, out.width]
 }
 
 fn all(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
     let mut rows = vec![["", "op", "output", "weights", "KV", "operations", ""].map(str::to_owned).to_vec()];
-    for planned in &plan.ops {
-        let op = &planned.op;
-        let [weights, cache, flops] = cells(plan.cost(op, step));
-        let [m, n] = shape(plan, op, step);
-        let bar = if planned.barrier { "|" } else { "" };
+    for node in &plan.nodes {
+        let [weights, cache, flops] = cells(plan.cost(node, step));
+        let [m, n] = shape(plan, node, step);
+        let bar = if node.barrier { "|" } else { "" };
         let shape = format!("{m}×{n}");
-        rows.push(vec![bar.to_owned(), op.name().to_owned(), shape, weights, cache, flops, plan.describe(op)]);
+        rows.push(vec![bar.to_owned(), node.name(), shape, weights, cache, flops, plan.describe(node)]);
     }
     let [weights, cache, flops] = cells(total(plan, step));
     rows.push(vec![String::new(), "total".to_owned(), String::new(), weights, cache, flops, String::new()]);
@@ -176,12 +175,12 @@ fn all(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
 }
 
 /// For each kind of op, in order of first appearance, how many there are and what they cost.
-fn kinds(plan: &Plan, step: StepShape) -> IndexMap<&'static str, (usize, Cost)> {
+fn kinds(plan: &Plan, step: StepShape) -> IndexMap<String, (usize, Cost)> {
     let mut kinds: IndexMap<_, (usize, Cost)> = IndexMap::new();
-    for planned in &plan.ops {
-        let (times, cost) = kinds.entry(planned.op.name()).or_default();
+    for node in &plan.nodes {
+        let (times, cost) = kinds.entry(node.name()).or_default();
         *times += 1;
-        *cost += plan.cost(&planned.op, step);
+        *cost += plan.cost(node, step);
     }
     kinds
 }
@@ -192,8 +191,8 @@ fn summary(plan: &Plan, step: StepShape) -> Vec<Vec<String>> {
         vec![name.to_owned(), times.to_string(), weights, cache, flops, String::new()]
     };
     let mut rows = vec![["op", "times", "weights", "KV", "operations", ""].map(str::to_owned).to_vec()];
-    rows.extend(kinds(plan, step).into_iter().map(|(name, (times, cost))| row(name, times, cost)));
-    rows.push(row("total", plan.ops.len(), total(plan, step)));
+    rows.extend(kinds(plan, step).iter().map(|(name, &(times, cost))| row(name, times, cost)));
+    rows.push(row("total", plan.nodes.len(), total(plan, step)));
     rows
 }
 
@@ -252,16 +251,15 @@ fn report(plan: &Plan, step: StepShape, chips: &[(Chip, Bound)]) -> serde_json::
         })
     };
     let ops: Vec<_> = plan
-        .ops
+        .nodes
         .iter()
-        .map(|planned| {
-            let op = &planned.op;
+        .map(|node| {
             json!({
-                "op": op.name(),
-                "barrier": planned.barrier,
-                "output": shape(plan, op, step),
-                "on": plan.describe(op),
-                "cost": cost(plan.cost(op, step)),
+                "op": node.name(),
+                "barrier": node.barrier,
+                "output": shape(plan, node, step),
+                "on": plan.describe(node),
+                "cost": cost(plan.cost(node, step)),
             })
         })
         .collect();

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use basert::files::ModelFile;
-use basert::plan::{Baked, Cost, Device, LoadOptions, Plan, Span, StepShape, StepState, chip};
+use basert::plan::{Baked, Cost, Device, LoadOptions, Plan, PlanNode, Span, StepShape, StepState, chip};
 use basert::{Model, Options, Sampler, Sampling};
 use basert_convert::Random;
 use indexmap::IndexMap;
@@ -211,15 +211,15 @@ impl Profile<'_> {
     }
 
     fn part(&self, span: &Span) -> Part {
-        let ops = || self.plan.ops.get(span.ops.clone()).into_iter().flatten().map(|planned| &planned.op);
+        let ops = || self.plan.nodes.get(span.ops.clone()).into_iter().flatten();
         let mut cost = Cost::default();
-        ops().for_each(|op| cost += self.plan.cost(op, self.shape));
+        ops().for_each(|node| cost += self.plan.cost(node, self.shape));
         let name = match span.ops.is_empty() {
             true => "draw".to_owned(),
-            false => ops().map(|op| op.name()).collect::<Vec<_>>().join(", "),
+            false => ops().map(PlanNode::name).collect::<Vec<_>>().join(", "),
         };
         // The sum of an empty iterator would be -0.
-        let least = self.peaks.map(|peaks| ops().fold(0.0, |sum, op| sum + peaks.least(self.plan, op, self.shape)));
+        let least = self.peaks.map(|peaks| ops().fold(0.0, |sum, node| sum + peaks.least(self.plan, node, self.shape)));
         Part { name, ops: span.ops.clone(), times: 1, seconds: span.seconds, cost, least }
     }
 
@@ -262,8 +262,8 @@ impl Profile<'_> {
                 format!("{:.1}", part.cost.memory_bytes() / part.seconds / 1e9),
             ];
             row.extend(part.least.map(|least| percent(least / part.seconds)));
-            let ops = self.plan.ops.get(part.ops.clone()).filter(|_| every).into_iter().flatten();
-            let on: Vec<_> = ops.map(|planned| self.plan.describe(&planned.op)).filter(|on| !on.is_empty()).collect();
+            let nodes = self.plan.nodes.get(part.ops.clone()).filter(|_| every).into_iter().flatten();
+            let on: Vec<_> = nodes.map(|node| self.plan.describe(node)).filter(|on| !on.is_empty()).collect();
             row.push(on.join("; "));
             row
         }));

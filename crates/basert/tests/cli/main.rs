@@ -2,6 +2,7 @@
 
 mod bench;
 mod doctor;
+mod logits;
 mod profile;
 mod pull;
 mod serve;

@@ -90,7 +90,7 @@ fn kernels_of_gpus_are_timed_one_by_one() {
         of_name.map(|kernel| kernel["kernel"].as_str().unwrap()).collect()
     };
     assert_eq!(kernels("draw"), ["largest", "sample"]);
-    assert_eq!(kernels("rope+cache, attention"), ["attention_decode", "attention_decode"]);
+    assert_eq!(kernels("rope+store, attention"), ["attention_decode", "attention_decode"]);
 
     let trace: Value = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();

@@ -32,6 +32,14 @@ impl Golden {
         Golden { name, file, graph, prompt, logits, _folder: folder }
     }
 
+    /// A model whose expected logits are the oracle's.
+    pub fn of_oracle(name: String, path: &Path, graph: Graph, prompt: Vec<u32>, folder: tempfile::TempDir) -> Golden {
+        let file = Arc::new(ModelFile::open(path).unwrap());
+        let (graph, logits) = (Arc::new(graph), Vec::new());
+        let golden = Golden { name, file, graph, prompt, logits, _folder: Some(folder) };
+        Golden { logits: golden.reference(), ..golden }
+    }
+
     pub fn reference(&self) -> Vec<f32> {
         let reference = Reference::new(self.graph.clone(), &self.file).unwrap();
         let all: Vec<usize> = (0..self.prompt.len()).collect();
@@ -74,7 +82,7 @@ impl Golden {
 
     /// Whether a small change can make a large one: where a router's choice is close, rounding turns it.
     pub fn chooses(&self) -> bool {
-        self.graph.nodes.iter().any(|node| matches!(node.op, Op::Route { .. }))
+        self.graph.nodes.iter().any(|node| matches!(node.op, Op::Route(_)))
     }
 
     pub fn has_quantised_weights(&self) -> bool {
@@ -118,40 +126,49 @@ fn with_config(folder: &Path, config: &str) -> tempfile::TempDir {
     copy
 }
 
-/// Families with weights in Hugging Face folders, and those with GGUF files only.
-const FOLDERS: [&str; 7] = ["llama", "llama2", "mistral", "qwen2", "qwen3", "gemma3", "stablelm"];
-const FILES: [&str; 2] = ["qwen3moe", "gpt-oss"];
+/// The folders of models with expected logits, by name.
+fn folders() -> Vec<PathBuf> {
+    let mut folders: Vec<_> = std::fs::read_dir(tiny()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| path.join("logits.f32").exists());
+    folders.sort();
+    folders
+}
 
+fn name_of(folder: &Path) -> String {
+    folder.file_name().unwrap().to_string_lossy().into_owned()
+}
+
+/// Models with weights in Hugging Face folders, each with all its configurations.
 pub fn hugging_face() -> Vec<Golden> {
     let mut goldens = Vec::new();
-    for family in FOLDERS {
-        let folder = tiny().join(family);
+    let is_weights = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".safetensors");
+    let has_weights =
+        |folder: &PathBuf| std::fs::read_dir(folder).unwrap().any(|entry| is_weights(&entry.unwrap().file_name()));
+    for folder in folders().into_iter().filter(has_weights) {
         let expected = json(&folder.join("expected.json"));
         for case in expected["cases"].as_array().unwrap() {
             let config = case["config"].as_str().unwrap();
             let copy = with_config(&folder, config);
             let path: PathBuf = copy.path().to_owned();
             let logits = folder.join(case["logits"].as_str().unwrap());
-            goldens.push(Golden::open(
-                format!("{family}/{config}"),
-                &path,
-                tokens(&expected["prompt"]),
-                &logits,
-                Some(copy),
-            ));
+            let name = format!("{}/{config}", name_of(&folder));
+            goldens.push(Golden::open(name, &path, tokens(&expected["prompt"]), &logits, Some(copy)));
         }
     }
     assert!(goldens.len() >= 12);
     goldens
 }
 
+/// The same models as GGUF files.
 pub fn gguf_twins() -> Vec<Golden> {
-    let twin = |family: &&str| {
-        let expected = json(&tiny().join(family).join("expected.json"));
-        let (path, logits) = (tiny().join(format!("{family}.gguf")), tiny().join(family).join("logits.f32"));
-        Golden::open(format!("{family}.gguf"), &path, tokens(&expected["prompt"]), &logits, None)
+    let twin = |folder: PathBuf| {
+        let (expected, name) = (json(&folder.join("expected.json")), name_of(&folder));
+        let (path, logits) = (tiny().join(format!("{name}.gguf")), folder.join("logits.f32"));
+        path.exists().then(|| Golden::open(format!("{name}.gguf"), &path, tokens(&expected["prompt"]), &logits, None))
     };
-    FOLDERS.iter().chain(&FILES).map(twin).collect()
+    let twins: Vec<_> = folders().into_iter().filter_map(twin).collect();
+    assert!(twins.len() >= 9);
+    twins
 }
 
 pub fn quantised() -> Vec<Golden> {

@@ -50,10 +50,10 @@ fn plans_find_the_hidden_state() {
         let limits = Limits { tokens: 8, wanted: 8 };
         let fused = Plan::build(golden.graph.clone(), limits, &FUSIONS);
         let unfused = Plan::build(golden.graph.clone(), limits, &[]);
-        assert!(fused.hidden.op.is_some() && unfused.hidden.op.is_none(), "{}", golden.name);
+        assert!(fused.hidden.node.is_some() && unfused.hidden.node.is_none(), "{}", golden.name);
         for plan in [fused, unfused] {
             assert_eq!(plan.values[plan.hidden.value.0].width, golden.graph.values[golden.graph.hidden().0].width);
-            assert!(plan.hidden.after < plan.ops.len());
+            assert!(plan.hidden.after < plan.nodes.len());
         }
     }
 }

@@ -5,5 +5,6 @@ mod cpu;
 mod draws;
 mod golden;
 mod gpu;
+mod graphs;
 mod hidden;
 mod ops;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use basert::plan::{Bounds, Plan, PlanOp, StepShape};
+use basert::plan::{Bounds, Linear, Plan, PlanNode, PlanOp, StepShape};
 use basert::{KvFormat, Model};
 use basert_cpu::machine::{self, MeasureError};
 use basert_cpu::{Isa, Pool};
@@ -39,13 +39,13 @@ impl Peaks {
     }
 
     /// The peak rate of an op's arithmetic.
-    fn rate(&self, plan: &Plan, op: &PlanOp) -> f64 {
-        if is_integer(plan, op) { self.integers } else { self.floats }
+    fn rate(&self, plan: &Plan, node: &PlanNode) -> f64 {
+        if is_integer(plan, node) { self.integers } else { self.floats }
     }
 
     /// The least time of an op, in seconds.
-    pub fn least(&self, plan: &Plan, op: &PlanOp, step: StepShape) -> f64 {
-        plan.cost(op, step).seconds(self.bandwidth, self.rate(plan, op))
+    pub fn least(&self, plan: &Plan, node: &PlanNode, step: StepShape) -> f64 {
+        plan.cost(node, step).seconds(self.bandwidth, self.rate(plan, node))
     }
 }
 
@@ -119,8 +119,8 @@ impl Machine {
             }
             Kind::Prefill => {
                 let (step, plan) = (shape(test, model, test.tokens, test.depth), model.plan());
-                let seconds = |op: &PlanOp| plan.cost(op, step).flops / self.peaks().rate(plan, op);
-                plan.ops.iter().map(|op| seconds(&op.op)).sum()
+                let seconds = |node: &PlanNode| plan.cost(node, step).flops / self.peaks().rate(plan, node);
+                plan.nodes.iter().map(seconds).sum()
             }
         };
         least / seconds
@@ -128,9 +128,9 @@ impl Machine {
 }
 
 /// Whether the op is computed by integer dot products, as all ops with quantised weights are.
-fn is_integer(plan: &Plan, op: &PlanOp) -> bool {
-    match op {
-        PlanOp::Linear { matrices, .. } => matrices.iter().any(|id| !plan.matrices[id.0].format.is_float()),
+fn is_integer(plan: &Plan, node: &PlanNode) -> bool {
+    match &node.op {
+        PlanOp::Linear(Linear { matrices, .. }) => matrices.iter().any(|id| !plan.matrices[id.0].format.is_float()),
         _ => false,
     }
 }

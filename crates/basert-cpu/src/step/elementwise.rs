@@ -1,0 +1,150 @@
+//! Functions of single values, and copies of rows and columns.
+
+use std::ops::Range;
+
+use basert_graph::{Activation, Temper};
+use basert_plan::{Gate, Place, PlanNode};
+
+use super::{Bound, Kernel, Output, ROWS, Run, WorkerScratch};
+use crate::device::Binder;
+use crate::{Worker, elementwise};
+
+/// Values in a piece of work.
+const COLUMNS: usize = 4096;
+
+/// A function of the values of one input, or of two.
+#[derive(Clone, Copy)]
+pub(super) enum Function {
+    Add,
+    Mul,
+    Gate(Gate),
+    Activate(Activation),
+    Scale(f32),
+    SoftCap(f32),
+}
+
+struct Elementwise {
+    function: Function,
+    x: Place,
+    /// The second input.
+    y: Option<Place>,
+    out: Output,
+}
+
+pub(super) fn bind(binder: &Binder, node: &PlanNode, function: Function) -> Box<dyn Kernel> {
+    let y = node.inputs.get(1).map(|&y| binder.place(y));
+    Box::new(Elementwise { function, x: binder.place(node.inputs[0]), y, out: binder.output(node.out) })
+}
+
+impl Elementwise {
+    /// Columns of a row of the output, holding what `x` has there.
+    ///
+    /// # Safety
+    /// Nobody else uses them, and they are `x` itself or no part of it.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn copied<'r>(&self, run: &'r Run, columns: Range<usize>, row: usize) -> &'r mut [f32] {
+        let (from, to) = (run.view(self.x, row + 1), run.view(self.out.0, row + 1));
+        // SAFETY: guaranteed by the caller; and where the two are the same memory, nothing is copied.
+        unsafe {
+            if from.row_ptr(row) == to.row_ptr(row) {
+                return to.columns(columns).row_mut(row);
+            }
+            let out = to.columns(columns.clone()).row_mut(row);
+            out.copy_from_slice(from.columns(columns).row(row));
+            out
+        }
+    }
+}
+
+impl Kernel for Elementwise {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
+        let parts = self.out.0.width.div_ceil(COLUMNS);
+        for part in worker.chunks(&op.work, parts * run.count(self.out.1), 1).flatten() {
+            let (row, first) = (part / parts, part % parts * COLUMNS);
+            let columns = first..self.out.0.width.min(first + COLUMNS);
+            // SAFETY: each part is one worker's, and plans place the output over `x`, if at all, only where that is not
+            // `y` as well.
+            let (out, y) = unsafe {
+                let y = self.y.map(|y| run.view(y, row + 1).columns(columns.clone()).row(row));
+                (self.copied(run, columns, row), y.unwrap_or_default())
+            };
+            match self.function {
+                Function::Add => elementwise::add(run.isa, out, y),
+                Function::Mul => elementwise::mul(run.isa, out, y),
+                Function::Gate(gate) => elementwise::gate(run.isa, gate, out, y),
+                Function::Activate(activation) => elementwise::activate(run.isa, activation, out),
+                Function::Scale(factor) => elementwise::scale(run.isa, out, factor),
+                Function::SoftCap(cap) => elementwise::soft_cap(run.isa, out, cap),
+            }
+        }
+    }
+}
+
+/// Rows times a factor that grows with the position.
+struct BoundTemper {
+    x: Place,
+    how: Temper,
+    out: Place,
+}
+
+pub(super) fn bind_temper(binder: &Binder, node: &PlanNode, how: Temper) -> Box<dyn Kernel> {
+    Box::new(BoundTemper { x: binder.place(node.inputs[0]), how, out: binder.place(node.out) })
+}
+
+impl Kernel for BoundTemper {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
+        let (x, out) = (run.view(self.x, run.tokens()), run.view(self.out, run.tokens()));
+        for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
+            // SAFETY: each row is one worker's, and the output lies over the input or apart from it.
+            let values = unsafe {
+                if out.row_ptr(row) != x.row_ptr(row) {
+                    out.row_mut(row).copy_from_slice(x.row(row));
+                }
+                out.row_mut(row)
+            };
+            elementwise::scale(run.isa, values, self.how.at(run.step.positions[row] as usize));
+        }
+    }
+}
+
+/// Columns of each row.
+struct Slice {
+    x: Place,
+    out: Output,
+}
+
+pub(super) fn bind_slice(binder: &Binder, node: &PlanNode, first: usize) -> Box<dyn Kernel> {
+    let (x, out) = (binder.place(node.inputs[0]), binder.output(node.out));
+    Box::new(Slice { x: Place { column: x.column + first, width: out.0.width, ..x }, out })
+}
+
+impl Kernel for Slice {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
+        let rows = run.count(self.out.1);
+        let (x, out) = (run.view(self.x, rows), run.view(self.out.0, rows));
+        for row in worker.chunks(&op.work, rows, ROWS).flatten() {
+            // SAFETY: guaranteed by the caller, and each row is one worker's.
+            unsafe { out.row_mut(row).copy_from_slice(x.row(row)) };
+        }
+    }
+}
+
+/// The rows whose logits are wanted.
+struct Select {
+    x: Place,
+    out: Place,
+}
+
+pub(super) fn bind_select(binder: &Binder, node: &PlanNode) -> Box<dyn Kernel> {
+    Box::new(Select { x: binder.place(node.inputs[0]), out: binder.place(node.out) })
+}
+
+impl Kernel for Select {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
+        let (x, out) = (run.view(self.x, run.tokens()), run.view(self.out, run.step.wanted.len()));
+        for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
+            // SAFETY: guaranteed by the caller, and each row is one worker's.
+            unsafe { out.row_mut(row).copy_from_slice(x.row(run.step.wanted[row] as usize)) };
+        }
+    }
+}
