@@ -55,6 +55,15 @@ impl<'t> OpReader<'_, '_, 't> {
                 let cap = self.number("cap")? as f32;
                 self.of_one(Op::SoftCap(cap))?
             }
+            "rope_cache" => {
+                let what = "there is no op 'rope_cache' any more: say norm, rope and store, and name what is stored in \
+                            `kv` of attention";
+                return Err(self.builder.wrong(what.to_owned()));
+            }
+            "gate" => {
+                let what = "there is no op 'gate' any more: say activate and mul, or clamped_swish";
+                return Err(self.builder.wrong(what.to_owned()));
+            }
             _ => {
                 return Err(self.builder.wrong(format!(
                     "there is no op '{name}'; there are embed, norm, linear, route, combine, rope, store, attention, \
