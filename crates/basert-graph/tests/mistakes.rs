@@ -54,7 +54,7 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("{ op = 'store', k = 's', v = 'v', out = 'b' },", "rows for the wanted tokens only"),
         ("{ op = 'rope', in = 's', out = 'a' },", "rows for the wanted tokens only"),
         ("{ op = 'select', in = 's', out = 'a' },", "rows for the wanted tokens only"),
-        ("{ op = 'add', in = ['x', 's'], out = 'a' },", "is 32 wide, and"),
+        ("{ op = 'add', in = ['x', 's'], out = 'a' },", "have rows for different tokens"),
         ("{ op = 'norm', in = 'x', group = 5, out = 'a' },", "no groups of 5"),
         ("{ op = 'norm', in = 'x', weight = 'vector', out = 'a' },", "expected [32]"),
         ("{ op = 'slice', in = 'x', first = 30, width = 4, out = 'a' },", "4 columns from 30 on are wanted"),

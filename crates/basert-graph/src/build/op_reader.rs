@@ -509,7 +509,10 @@ impl<'t> OpReader<'_, '_, 't> {
 
     fn same_shape(&self, a: ValueId, b: ValueId) -> Result<()> {
         let (a, b) = (&self.builder.graph.values[a.0], &self.builder.graph.values[b.0]);
-        if a.width == b.width && a.rows == b.rows {
+        if a.rows != b.rows {
+            return Err(self.wrong(format!("'{}' and '{}' have rows for different tokens", a.name, b.name)));
+        }
+        if a.width == b.width {
             return Ok(());
         }
         Err(self.builder.fail(format!("'{}' is {} wide, and '{}' is {}", a.name, a.width, b.name, b.width)))
