@@ -193,13 +193,13 @@ impl Engine {
 
     /// Whether there is memory to [return to the system](Engine::give_back).
     pub fn can_give_back(&self) -> bool {
-        self.pool.has_touched()
+        self.pool.has_unreturned()
     }
 
-    /// Returns the memory of free pages to the system, if the device supports this; it is allocated again when they are
-    /// used.
+    /// Returns the memory of pages that have been free since the last call to the system, if the device supports this; it
+    /// is allocated again when they are used.
     pub fn give_back(&mut self) {
-        for page in self.pool.take_touched() {
+        for page in self.pool.take_rested() {
             self.baked.discard_page(page);
         }
     }

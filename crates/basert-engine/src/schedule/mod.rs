@@ -242,10 +242,11 @@ impl Scheduler {
         }
     }
 
-    /// Returns unused memory to the system, when there are no requests.
+    /// Returns memory that was not used since the last call to the system.
     pub fn give_back(&mut self, engine: &mut Engine) {
         engine.give_back();
-        self.draft.iter_mut().for_each(Draft::give_back);
+        let is_idle = self.running.is_empty();
+        self.draft.iter_mut().for_each(|draft| draft.give_back(is_idle));
     }
 
     /// Runs one step over the most urgent tasks.

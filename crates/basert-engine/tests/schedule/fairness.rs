@@ -137,6 +137,8 @@ fn no_more_is_cached_than_may_be() {
     }
     assert!(engine.can_give_back());
     scheduler.give_back(&mut engine);
+    assert!(engine.can_give_back());
+    scheduler.give_back(&mut engine);
     assert!(!engine.can_give_back());
     // What was used last is still known.
     let note = Note::new(usize::MAX);

@@ -1,9 +1,11 @@
 //! Jobs for a model, and the events of their answers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Pooling, Prompt, Sampling};
+use basert_engine::{EngineError, Pooling, Prompt, Sampling};
 use basert_text::{Constraint, Event as Part};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -106,6 +108,8 @@ pub struct Events {
     /// Number of answers that have not ended.
     left: usize,
     deadline: Instant,
+    /// Whether the model was told to end: then what it did not come to was not its failure.
+    unloaded: Arc<AtomicBool>,
 }
 
 /// Events that one answer may cause between two looks at whether there is room.
@@ -113,9 +117,9 @@ pub const BURST: usize = 4;
 
 impl Events {
     /// Room for the events of so many answers, and some more, so that a reader need not wait for each.
-    pub fn channel(answers: usize, deadline: Instant) -> (mpsc::Sender<Event>, Events) {
+    pub fn channel(answers: usize, deadline: Instant, unloaded: Arc<AtomicBool>) -> (mpsc::Sender<Event>, Events) {
         let (sender, receiver) = mpsc::channel(BURST * answers + 64);
-        (sender, Events { receiver, left: answers, deadline })
+        (sender, Events { receiver, left: answers, deadline, unloaded })
     }
 
     /// The next event; none after all answers have ended, or one failed.
@@ -127,6 +131,7 @@ impl Events {
         let failed = |status, message: &str| Event::Failed { error: ApiError::new(status, message) };
         let event = match event {
             Ok(Some(event)) => event,
+            Ok(None) if self.unloaded.load(Ordering::Relaxed) => Event::Failed { error: EngineError::Stopped.into() },
             Ok(None) if Instant::now() < self.deadline => {
                 failed(StatusCode::INTERNAL_SERVER_ERROR, "the model failed and has to be loaded again")
             }
@@ -142,5 +147,25 @@ impl Events {
             _ => {}
         }
         Some(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_a_model_did_not_come_to_failed_only_if_the_model_did() {
+        for (unloaded, status) in [(true, StatusCode::SERVICE_UNAVAILABLE), (false, StatusCode::INTERNAL_SERVER_ERROR)]
+        {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let (sender, mut events) = Events::channel(1, deadline, Arc::new(AtomicBool::new(unloaded)));
+            drop(sender);
+            let Some(Event::Failed { error }) = events.next().await else { panic!("it has to fail") };
+            assert_eq!(error.status, status);
+            assert_eq!(events.next().await, None);
+        }
     }
 }
