@@ -22,6 +22,8 @@ mod cors;
 mod error;
 mod fields;
 mod files;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 mod json;
 mod kept;
