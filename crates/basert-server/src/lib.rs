@@ -22,7 +22,7 @@ mod cors;
 mod error;
 mod fields;
 mod files;
-#[cfg(fuzzing)]
+#[doc(hidden)]
 pub mod fuzzing;
 mod identity;
 mod json;

@@ -187,7 +187,7 @@ fn calls_in_the_content_are_what_the_dialect_reads() {
 #[test]
 fn ids_that_name_the_tool_are_made_for_other_calls() {
     let template = ChatTemplate::new(
-        "<|tool_call_begin|>{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}<|tool_call_argument_begin|>\
+        "<|tool_call_begin|>{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}<{{ c.function.name }}<|tool_call_argument_begin|>\
          {{ c.function.arguments }};{% endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id }};{% endif %}{% endfor %}",
     )
     .unwrap();

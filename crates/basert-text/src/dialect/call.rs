@@ -167,9 +167,16 @@ impl Calls {
             }
         }
         if flow != Flow::Refused && !self.begun && !matches!(self.stage, Stage::Skipping) {
-            match found.last() {
-                Some(Found::Ended) => self.raw.clear(),
-                _ => self.raw.push(c),
+            // What closes a list or an object of calls is no text either.
+            let is_closed = match &self.stage {
+                Stage::Closing(read) => read.is_empty() && !is_space(c),
+                Stage::Unwrap => c == ']',
+                _ => false,
+            };
+            if is_closed || found.last() == Some(&Found::Ended) {
+                self.raw.clear();
+            } else {
+                self.raw.push(c);
             }
         }
         flow

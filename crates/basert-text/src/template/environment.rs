@@ -45,6 +45,15 @@ pub(super) fn new() -> Environment<'static> {
         Ok::<_, Error>(filters::trim(StringInput::new(state, &python::written(value))?, chars))
     });
     environment.add_filter("xmlattr", xml_attributes);
+    for (name, arguments) in POSITIONAL {
+        environment.add_filter(name, move |state: &State, value: Value, given: Rest<ValueOrKwargs>| {
+            let named = by_name(arguments, given.into_values())?;
+            match name {
+                "dictsort" => filters::dictsort(&value, named),
+                _ => wordwrap(state, &value, named),
+            }
+        });
+    }
     environment.add_function("cycler", |items: Rest<Value>| Cycler::new(items.to_vec()));
     environment.add_function(CALL, call);
     environment.add_filter("capitalize", |text: String| methods::capitalized(&text));
@@ -91,6 +100,33 @@ pub(super) fn new() -> Environment<'static> {
         }
     });
     environment
+}
+
+/// Filters whose arguments minijinja only takes by name, and their names in Jinja2's order.
+const POSITIONAL: [(&str, &[&str]); 2] = [
+    ("dictsort", &["case_sensitive", "by", "reverse"]),
+    ("wordwrap", &["width", "break_long_words", "wrapstring", "break_on_hyphens"]),
+];
+
+/// Arguments of a filter, each by its name.
+fn by_name(names: &[&str], mut given: Vec<Value>) -> Result<Kwargs, Error> {
+    let named = given.pop_if(|last| !last.is_undefined() && Kwargs::try_from(last.clone()).is_ok());
+    let named = named.map(Kwargs::try_from).transpose()?;
+    if given.len() > names.len() {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let mut all: Vec<(String, Value)> = names.iter().map(|&name| name.to_owned()).zip(given).collect();
+    for name in named.iter().flat_map(Kwargs::args) {
+        let value: Value = named.as_ref().map_or(Ok(Value::UNDEFINED), |named| named.get(name))?;
+        all.push((name.to_owned(), value));
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// Jinja's `wordwrap`, of a value as text.
+fn wordwrap(state: &State, value: &Value, named: Kwargs) -> Result<Value, Error> {
+    let text = python::written(value);
+    minijinja_contrib::filters::wordwrap(&StringInput::new(state, &text)?.as_str().into(), named)
 }
 
 /// Calls a macro that takes any arguments: those that it does not declare are its last two.

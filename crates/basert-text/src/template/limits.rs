@@ -126,11 +126,10 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     });
     environment.add_filter(
         "replace",
-        |state: &State, text: &Value, from: StringInput<'_>, to: StringInput<'_>, count: Option<i64>, named: Kwargs| {
+        |text: &Value, from: StringInput<'_>, to: StringInput<'_>, count: Option<i64>, named: Kwargs| {
             let count = count.or(named.get("count")?).and_then(|count| usize::try_from(count).ok());
             named.assert_all_used()?;
-            let text = python::written(text);
-            let text = StringInput::new(state, &text)?;
+            let text = python::text(text);
             let (text, from, to) = (text.as_str(), from.as_str(), to.as_str());
             fits(replace_len(text, from, to))?;
             Ok::<_, Error>(count.map_or_else(|| text.replace(from, to), |count| text.replacen(from, to, count)))

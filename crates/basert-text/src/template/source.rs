@@ -246,7 +246,7 @@ impl<'t> Operands<'_, 't> {
 
     /// What begins at this token and ends here is an operand of `~`.
     fn join(&mut self, product: Option<usize>) {
-let (tag, at) = (self.tag, self.at);
+        let (tag, at) = (self.tag, self.at);
         let Some(tokens) = product.and_then(|first| tag.get(first..at)) else { return };
         if let [(Token::Str(_) | Token::String(_), _)] | [] = tokens {
             return;
