@@ -22,6 +22,8 @@ mod cors;
 mod error;
 mod fields;
 mod files;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod json;
 mod kept;

@@ -151,7 +151,7 @@ impl Work {
         Ok(Turn { _own: own, _of_all: self.all.clone().acquire_owned().await.map_err(closed)? })
     }
 
-    fn wanted(&self, left: Arc<AtomicBool>, hold: Option<Arc<Hold>>) -> Wanted {
+    pub fn wanted(&self, left: Arc<AtomicBool>, hold: Option<Arc<Hold>>) -> Wanted {
         Wanted { left, stopped: self.stopped.clone(), until: Instant::now() + LONGEST, hold }
     }
 

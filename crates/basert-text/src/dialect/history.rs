@@ -24,11 +24,12 @@ impl Dialect {
         let mut prepared = Vec::with_capacity(messages.len());
         let mut unanswered: VecDeque<Value> = VecDeque::new();
         let mut renamed: HashMap<String, String> = HashMap::new();
+        let mut calls = 0;
         for (index, message) in messages.iter().enumerate() {
             let mut message = message.clone();
             if !calls_of(&message).is_empty() {
                 self.check_calls(traits, &mut message, index)?;
-                self.rename_calls(&mut message, index, &mut renamed);
+                self.rename_calls(&mut message, &mut calls, &mut renamed);
                 unanswered = calls_of(&message).iter().map(|call| call["id"].clone()).collect();
             } else if message["role"] == "tool" {
                 let next = unanswered.pop_front();
@@ -61,7 +62,8 @@ impl Dialect {
                 });
             }
             if call["id"].as_str().is_none_or(str::is_empty) {
-                call["id"] = self.made_up_id(index as u64, i as u64).into();
+                let name = call["function"]["name"].as_str().unwrap_or_default();
+                call["id"] = self.made_up_id(index as u64, i as u64, name).into();
             }
             let arguments = &mut call["function"]["arguments"];
             *arguments = given(arguments, traits.calls.as_ref());
@@ -69,20 +71,19 @@ impl Dialect {
         Ok(())
     }
 
-    /// Gives calls whose ids another model or client made up ids of the one length that templates of this dialect take.
-    fn rename_calls(&self, message: &mut Value, index: usize, renamed: &mut HashMap<String, String>) {
-        if !self.id.prefix.is_empty() {
-            return;
-        }
-        for (i, call) in message["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
-            let id = call["id"].as_str().unwrap_or_default();
-            if id.len() != self.id.length || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-                let other = self.made_up_id(index as u64, i as u64);
+    /// Replaces ids that templates of this dialect do not take, because another model or client made them.
+    /// `calls` counts those of the conversation.
+    fn rename_calls(&self, message: &mut Value, calls: &mut u64, renamed: &mut HashMap<String, String>) {
+        for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+            let [id, name] = [&call["id"], &call["function"]["name"]].map(|text| text.as_str().unwrap_or_default());
+            if self.id.accepts(id, name) {
+                renamed.remove(id);
+            } else {
+                let other = self.made_up_id(0, *calls, name);
                 renamed.insert(id.to_owned(), other.clone());
                 call["id"] = other.into();
-            } else {
-                renamed.remove(id);
             }
+            *calls += 1;
         }
     }
 
