@@ -120,6 +120,40 @@ fn templates_without_tools_are_told_of_them() {
     }
 }
 
+#[test]
+fn ids_that_are_left_out_are_filled_in() {
+    let template = ChatTemplate::new(
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}<{{ c.id }}>{% endfor %}\
+         {% if m.role == 'tool' %}<{{ m.tool_call_id }}>{% endif %}{{ m.content }}{% endfor %}",
+    )
+    .unwrap();
+    let dialect = Dialect::named("json").unwrap();
+    let call = |id: Value| json!({"id": id, "type": "function", "function": {"name": "add", "arguments": "{}"}});
+    let result = |id: Value| json!({"role": "tool", "tool_call_id": id, "content": "1"});
+    let turn = |calls: Value| json!({"role": "assistant", "content": "", "tool_calls": calls});
+    let messages = [
+        json!({"role": "user", "content": "x"}),
+        turn(json!([call(Value::Null), call(json!("")), call(json!("given"))])),
+        // The one that says which call it answers need not be the last.
+        result(json!("given")),
+        result(Value::Null),
+        result(json!("")),
+        turn(json!([call(json!("not answered"))])),
+        turn(json!([call(json!("last"))])),
+        result(Value::Null),
+    ];
+    let text = prompt(&dialect, &template, &messages, Ending::Nothing);
+    let ids: Vec<&str> = text.split(['<', '>']).skip(1).step_by(2).collect();
+    let [one, two, three, by_third, by_first, by_second, _, last, by_last] = ids[..] else { panic!("{text}") };
+    assert_eq!([by_first, by_second, by_third, by_last], [one, two, three, last], "{text}");
+    assert!(one != two && three == "given" && last == "last", "{text}");
+    let chat = |messages| Chat { messages, ending: Ending::Nothing, ..Chat::default() };
+    let tokenizer = common::byte_tokenizer(&["<end>"]);
+    let one_more = [&messages[..], &[result(Value::Null)]].concat();
+    let error = dialect.prompt(&template, &tokenizer, &chat(&one_more)).unwrap_err().to_string();
+    assert!(error.starts_with("messages[8].tool_call_id: none; expected the id of a call"), "{error}");
+}
+
 /// Templates that take ids of nine letters and digits alone get them, whoever made the call.
 #[test]
 fn ids_of_calls_have_the_form_that_the_template_takes() {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use self::clients::Clients;
 use self::pace::Pace;
-pub use self::request::{Answer, Attention, Prompt, Reader, Request, Token};
+pub use self::request::{Answer, Prompt, Reader, Readiness, Request, Token};
 use crate::pooling::Pool;
 use crate::speculate::{Costs, Guesser};
 use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation, TokenLogprobs};
@@ -84,14 +84,14 @@ impl Task {
         self.sequence.tokens().len() - self.sequence.computed()
     }
 
-    fn attention(&self) -> Attention {
-        let of = |attention| move |answer: &Answer| answer.reader.attention() == attention;
-        if self.answers.iter().all(of(Attention::Gone)) {
-            Attention::Gone
-        } else if self.answers.iter().any(of(Attention::Busy)) {
-            Attention::Busy
+    fn readiness(&self) -> Readiness {
+        let of = |readiness| move |answer: &Answer| answer.reader.readiness() == readiness;
+        if self.answers.iter().all(of(Readiness::Gone)) {
+            Readiness::Gone
+        } else if self.answers.iter().any(of(Readiness::Busy)) {
+            Readiness::Busy
         } else {
-            Attention::Ready
+            Readiness::Ready
         }
     }
 
@@ -309,7 +309,7 @@ impl Scheduler {
         }
 
         fn leave(task: &mut Task) -> bool {
-            task.answers.retain(|answer| answer.reader.attention() != Attention::Gone);
+            task.answers.retain(|answer| answer.reader.readiness() != Readiness::Gone);
             task.answers.is_empty()
         }
     }
@@ -319,7 +319,7 @@ impl Scheduler {
         let most = self.most.min(engine.limits().wanted);
         loop {
             let held = self.held();
-            let ready = self.waiting.iter().enumerate().filter(|(_, task)| task.attention() == Attention::Ready);
+            let ready = self.waiting.iter().enumerate().filter(|(_, task)| task.readiness() == Readiness::Ready);
             // Clients with the fewest running answers come first, then preempted tasks, then clients that were served
             // least, then older tasks.
             let urgency = |(_, task): &(usize, &Task)| {
@@ -367,7 +367,7 @@ impl Scheduler {
     /// youngest one of the client with the most, if that client is not left with fewer than the task's client.
     fn victim(&self, task: &Task, gone: &[u64]) -> Option<&Task> {
         let left = || self.running.iter().filter(|task| !gone.contains(&task.number));
-        let busy = left().filter(|task| task.attention() == Attention::Busy).max_by_key(|task| task.number);
+        let busy = left().filter(|task| task.readiness() == Readiness::Busy).max_by_key(|task| task.number);
         let held = |client| left().filter(|task| task.client == client).map(|task| task.answers.len()).sum::<usize>();
         let greedy = || {
             let victim = left().max_by_key(|task| (held(task.client), task.number))?;
@@ -387,7 +387,7 @@ impl Scheduler {
 
     /// Plans the next step: the numbers of its tasks, and how many tokens of each, with pages reserved.
     fn plan(&mut self, engine: &mut Engine) -> Vec<(u64, usize)> {
-        let ready: Vec<&Task> = self.running.iter().filter(|task| task.attention() == Attention::Ready).collect();
+        let ready: Vec<&Task> = self.running.iter().filter(|task| task.readiness() == Readiness::Ready).collect();
         let mut decoding: Vec<u64> = ready.iter().filter(|task| task.drawn.is_some()).map(|task| task.number).collect();
         let mut reading: Vec<(u64, u64)> = ready
             .iter()
@@ -488,7 +488,7 @@ impl Scheduler {
             }
             let held = self.held();
             let victims = self.running.iter().map(|task| {
-                (task.attention() == Attention::Busy, held.get(&task.client).copied().unwrap_or(0), task.number)
+                (task.readiness() == Readiness::Busy, held.get(&task.client).copied().unwrap_or(0), task.number)
             });
             let victim = victims.max().map_or(number, |(_, _, victim)| victim);
             self.preempt(engine, victim);
@@ -514,10 +514,10 @@ impl Scheduler {
     }
 }
 
-/// Frees the task's pages, and ends its readers with the result, if there is one.
-fn end(engine: &mut Engine, mut task: Task, word: Option<Result<(), EngineError>>) {
-    engine.close(&mut task.sequence);
-    for mut answer in task.answers.into_iter().filter(|_| word.is_some()) {
-        answer.reader.end(word.clone().unwrap_or(Ok(())));
-    }
+/// Frees the task's pages, and tells its readers the result, if there is one.
+fn end(engine: &mut Engine, task: Task, told: Option<Result<(), EngineError>>) {
+    let Task { mut sequence, answers, .. } = task;
+    engine.close(&mut sequence);
+    let Some(result) = told else { return };
+    answers.into_iter().for_each(|mut answer| answer.reader.end(result.clone()));
 }

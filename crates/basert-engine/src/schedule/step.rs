@@ -5,12 +5,18 @@ use std::thread;
 
 use super::{Answer, Scheduler, Task, Token, end};
 use crate::engine::choose;
-use crate::schedule::Attention;
+use crate::schedule::Readiness;
 use crate::speculate::Guesser;
 use crate::{Engine, EngineError, Part, TokenLogprobs};
 
-/// The result with which to end the reader of a finished answer; none if it needs no further call.
-type Word = Option<Result<(), EngineError>>;
+/// What becomes of an answer after a token.
+enum Fate {
+    Continues,
+    /// Its reader wants no more, and gets no further call.
+    Refused,
+    /// Its reader is told that there is no more, or why.
+    Ended(Result<(), EngineError>),
+}
 
 impl Task {
     /// The row of logits from which the next token is sampled, of the task's rows: the first, or the last if the prompt
@@ -19,14 +25,18 @@ impl Task {
         if self.is_scored() { rows.end - 1 } else { rows.start }
     }
 
-    /// Gives a token to the reader, after `length` others. None if the answer continues.
-    fn hand(&mut self, token: Token, length: usize, context: usize) -> Option<Word> {
-        let answer = self.answers.first_mut()?;
+    /// Gives a token to the reader of its first answer, after `length` others.
+    fn hand(&mut self, token: Token, length: usize, context: usize) -> Fate {
+        let Some(answer) = self.answers.first_mut() else { return Fate::Continues };
         self.made += 1;
         self.drawn = Some(token.id);
         let wants_more = answer.max_tokens == 0 || answer.reader.token(token);
         let may_have_more = self.made < answer.max_tokens && length < context;
-        (!wants_more || !may_have_more).then(|| wants_more.then_some(Ok(())))
+        match (wants_more, may_have_more) {
+            (false, _) => Fate::Refused,
+            (true, false) => Fate::Ended(Ok(())),
+            (true, true) => Fate::Continues,
+        }
     }
 }
 
@@ -76,11 +86,11 @@ impl Scheduler {
         };
         for ((mut task, _), token) in step.drain(..).zip(tokens) {
             let length = task.sequence.tokens().len();
-            let word = match token {
+            let fate = match token {
                 Ok(id) => task.hand(Token { id, logprobs: None }, length, engine.context()),
-                Err(error) => Some(Some(Err(error))),
+                Err(error) => Fate::Ended(Err(error)),
             };
-            self.go_on(engine, task, word);
+            self.settle(engine, task, fate);
         }
         Ok(())
     }
@@ -156,26 +166,25 @@ impl Scheduler {
         let guessed = task.guesser.guesses().len();
         let computed = task.sequence.computed() - guessed;
         let mut right = 0;
-        let word = loop {
+        let fate = loop {
             let Some(answer) = task.answers.first_mut() else { return };
             let token = match drawn.take().unwrap_or_else(|| answer.draw(engine.logits(row + right))) {
                 Ok(token) => token,
-                Err(error) => break Some(Some(Err(error))),
+                Err(error) => break Fate::Ended(Err(error)),
             };
             let is_right = task.guesser.is_right(right, token.id);
-            let word = task.hand(token, computed + right, engine.context());
             // A reader takes one token, and further ones only if it can.
-            if word.is_some() || !is_right || task.attention() != Attention::Ready {
-                break word;
+            match task.hand(token, computed + right, engine.context()) {
+                Fate::Continues if is_right && task.readiness() == Readiness::Ready => right += 1,
+                fate => break fate,
             }
-            right += 1;
         };
         engine.rewind(&mut task.sequence, computed + right);
         task.guesser.clear();
         self.proposed += guessed as u64;
         self.accepted += right as u64;
         self.clients.charge(task.client, right);
-        self.go_on(engine, task, word);
+        self.settle(engine, task, fate);
     }
 
     /// Runs a step of tasks that want embeddings.
@@ -236,14 +245,14 @@ impl Scheduler {
         tasks
     }
 
-    /// Keeps the task if it continues, else ends it.
-    fn go_on(&mut self, engine: &mut Engine, task: Task, word: Option<Word>) {
-        match word {
-            None => self.running.push(task),
-            Some(word) => {
-                self.clients.leave(task.client);
-                end(engine, task, word);
-            }
-        }
+    /// Keeps the task if its answer continues, else ends it.
+    fn settle(&mut self, engine: &mut Engine, task: Task, fate: Fate) {
+        let told = match fate {
+            Fate::Continues => return self.running.push(task),
+            Fate::Refused => None,
+            Fate::Ended(result) => Some(result),
+        };
+        self.clients.leave(task.client);
+        end(engine, task, told);
     }
 }

@@ -17,7 +17,7 @@ pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::oneshot;
 
-pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
+pub use self::job::{ChatAnswer, Event, Events, Finish, Job, keep, token_bytes};
 use self::reader::{Listener, Text, TextReader};
 use self::room::Room;
 use self::worker::Order;

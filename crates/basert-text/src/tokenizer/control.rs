@@ -6,6 +6,9 @@ use aho_corasick::{AhoCorasick, Input};
 
 use super::vocabulary::{Kind, Vocabulary};
 
+/// Noncharacters of Unicode, for internal use and never part of text: they break what would be a token.
+pub(crate) const MARKERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+
 /// The longest control token, in bytes, that is looked for across the ends of texts. Published ones have up to 50.
 const LONGEST: usize = 128;
 

@@ -9,7 +9,7 @@ use super::sentence_piece::SentencePiece;
 use super::special::SpecialTokens;
 use super::unigram::{Unigram, WhiteSpace};
 use super::vocabulary::{Kind, Vocabulary};
-use super::{END_NAMES, Model, Tokenizer, end_of_generation, word_piece};
+use super::{END_NAMES, FillInTokens, Model, Tokenizer, end_of_generation, word_piece};
 use crate::TokenizerError;
 
 /// What a GGUF file says about its tokenizer: each field is the value of the key `tokenizer.ggml.…` named in its
@@ -46,6 +46,9 @@ pub struct GgufVocabulary<'a> {
     pub unknown: Option<u32>,
     /// `padding_token_id`.
     pub padding: Option<u32>,
+    /// `fim_pre_token_id`, `fim_suf_token_id`, `fim_mid_token_id`, `fim_rep_token_id`, `fim_sep_token_id` and
+    /// `fim_pad_token_id`; tokens of a known name if they are absent.
+    pub fill_in: FillInTokens,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
     /// `add_eos_token`.
@@ -81,6 +84,7 @@ impl<'a> GgufVocabulary<'a> {
             separator: None,
             unknown: None,
             padding: None,
+            fill_in: FillInTokens::default(),
             add_bos: None,
             add_eos: None,
             add_space_prefix: None,
@@ -174,6 +178,15 @@ impl Tokenizer {
         let eos = in_range("eos_token_id", source.eos).or_else(|| usual(defaults.eos, Kind::Control));
         let unknown = unknown.or_else(|| usual(defaults.unknown, Kind::Unknown));
         let (eot, eom) = (in_range("eot_token_id", source.eot), in_range("eom_token_id", source.eom));
+        let given = source.fill_in;
+        let fill_in = FillInTokens {
+            prefix: in_range("fim_pre_token_id", given.prefix),
+            suffix: in_range("fim_suf_token_id", given.suffix),
+            middle: in_range("fim_mid_token_id", given.middle),
+            repository: in_range("fim_rep_token_id", given.repository),
+            file: in_range("fim_sep_token_id", given.file),
+            padding: in_range("fim_pad_token_id", given.padding),
+        };
         let more = source.ends.into_iter().filter_map(|id| in_range("eos_token_ids", Some(id)));
         let ends: Vec<u32> = [eos, eot, eom].into_iter().flatten().chain(more).collect();
         // Early files of this model say that it is not to be added, and it is lost without.
@@ -237,6 +250,7 @@ impl Tokenizer {
             add_bos: add_bos.unwrap_or(defaults.add_bos) && bos.is_some(),
             add_eos: source.add_eos.unwrap_or(defaults.add_eos) && eos.is_some(),
             add_space_prefix: source.add_space_prefix.unwrap_or(defaults.add_space_prefix),
+            fill_in: fill_in.or_named(&vocabulary),
             template_variables: None,
             model,
             vocabulary,

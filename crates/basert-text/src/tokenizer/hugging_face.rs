@@ -14,7 +14,7 @@ use tokenizers::{Encoding, Model as _, ModelWrapper, OffsetType, PreTokenizer, T
 
 use super::special::SpecialTokens;
 use super::vocabulary::{Kind, Vocabulary};
-use super::{EncodeOptions, Model, Tokenizer, byte_pair, end_of_generation, gguf, limits};
+use super::{EncodeOptions, FillInTokens, Model, Tokenizer, byte_pair, end_of_generation, gguf, limits};
 use crate::TokenizerError;
 
 /// The contents of the files that describe a tokenizer.
@@ -82,6 +82,7 @@ impl Tokenizer {
         let add_bos = config.adds("add_bos_token") && bos.is_some() && ends_of_nothing.first().copied() != bos;
         let add_eos = config.adds("add_eos_token") && eos.is_some() && ends_of_nothing.last().copied() != eos;
         Ok(Self {
+            fill_in: FillInTokens::default().or_named(&vocabulary),
             vocabulary,
             model: Model::HuggingFace(Box::new(model)),
             special_tokens,

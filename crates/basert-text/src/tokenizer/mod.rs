@@ -3,6 +3,7 @@
 mod byte_pair;
 mod charsmap;
 mod control;
+mod fill_in;
 mod gguf;
 mod hugging_face;
 mod limits;
@@ -17,7 +18,8 @@ mod unigram;
 mod vocabulary;
 mod word_piece;
 
-pub(crate) use control::ControlTexts;
+pub(crate) use control::{ControlTexts, MARKERS};
+pub use fill_in::{FillIn, FillInTokens};
 pub use gguf::GgufVocabulary;
 pub use hugging_face::HuggingFaceFiles;
 
@@ -50,6 +52,7 @@ pub struct Tokenizer {
     /// Text is encoded with a space in front, which decoding takes away again.
     add_space_prefix: bool,
     end_of_generation: Vec<u32>,
+    fill_in: FillInTokens,
     /// What the model's configuration defines for its template; `None` if it has no such thing.
     template_variables: Option<Map<String, Value>>,
 }

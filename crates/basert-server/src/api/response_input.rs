@@ -4,10 +4,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::content::{Content, Unread, without_attribution};
-use super::declared::{INPUT, SHELL};
+use super::response_tools::{INPUT, SHELL};
 use super::tools;
 use crate::body;
-use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{Place, Warnings};
 
@@ -77,7 +76,6 @@ const OF_THE_SERVICE: [&str; 15] = [
 
 /// Adds the items of an input to the messages.
 pub fn add(items: Vec<Value>, messages: &mut Vec<Value>, warnings: &Warnings) -> Result<(), ApiError> {
-    bounds::check("input", items.len(), bounds::MESSAGES)?;
     let last_of_user = items.iter().rposition(|item| item["role"] == "user");
     for (index, item) in items.into_iter().enumerate() {
         let unread = if last_of_user == Some(index) { Unread::Refused } else { Unread::Noted(warnings) };
@@ -154,9 +152,7 @@ fn add_one(
                 }
                 other => other.to_string(),
             };
-            let id = call_id.or(id).or_else(|| open_call(messages));
-            let missing = || ApiError::field(format!("{path}.call_id"), "an output says which call it answers");
-            messages.push(json!({ "role": "tool", "tool_call_id": id.ok_or_else(missing)?, "content": content }));
+            messages.push(json!({ "role": "tool", "tool_call_id": call_id.or(id), "content": content }));
         }
         "reasoning" => {
             let Reasoning { content } = body::read(item, path, Place::Request)?;
@@ -179,7 +175,6 @@ fn add_one(
 
 /// Adds a call to the assistant's message that is the last one, or to a new one.
 fn call(messages: &mut Vec<Value>, id: Option<String>, name: String, arguments: Value) {
-    let id = id.unwrap_or_else(|| format!("call{:05}", messages.len()));
     let call = json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
     if messages.last().is_none_or(|last| last["role"] != "assistant") {
         messages.push(json!({ "role": "assistant", "content": "" }));
@@ -189,11 +184,6 @@ fn call(messages: &mut Vec<Value>, id: Option<String>, name: String, arguments: 
         Some(calls) => calls.push(call),
         None => messages[last]["tool_calls"] = json!([call]),
     }
-}
-
-/// The last call of a message that no output follows.
-fn open_call(messages: &[Value]) -> Option<String> {
-    Some(messages.last()?["tool_calls"].as_array()?.last()?["id"].as_str()?.to_owned())
 }
 
 /// Whether a message is the assistant's and has no text yet.
