@@ -118,6 +118,6 @@ mod tests {
         }
         assert_eq!((pool.take_rested(), pool.has_unreturned()), (vec![], true));
         assert_eq!((pool.take_rested(), pool.has_unreturned()), (vec![pages[0]], false));
-        assert_eq!(pool.take_rested(), vec![]);
+        assert_eq!(pool.take_rested(), Vec::<u32>::new());
     }
 }

@@ -185,9 +185,9 @@ fn dialects_and_ends() {
         }
         let is_written = source.contains(end) || *end == "</s>";
         let tokenizer = byte_tokenizer(&["</s>", end]);
-        if !end.is_empty()
-            && !(is_written && tokenizer.end_of_generation().contains(&if *end == "</s>" { 256 } else { 257 }))
-        {
+        let id = if *end == "</s>" { 256 } else { 257 };
+        let ends = is_written && tokenizer.end_of_generation().contains(&id);
+        if !end.is_empty() && !ends {
             wrong.push(format!("{name}: {end} does not end an answer"));
         }
     }

@@ -371,7 +371,9 @@ impl Reading {
         let text = self.read.trim_matches(is_space);
         let own = markers.end.trim();
         let text = text.strip_suffix(close).unwrap_or(text).trim_end_matches(is_space);
-        !self.read.is_empty() && text == own && !(own.is_empty() && !self.read.contains(close))
+        // Without an end of its own, a call ends at the closing tag.
+        let closed = !own.is_empty() || self.read.contains(close);
+        !self.read.is_empty() && text == own && closed
     }
 
     /// Adds to the value.

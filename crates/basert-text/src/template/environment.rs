@@ -54,7 +54,7 @@ pub(super) fn new() -> Environment<'static> {
             }
         });
     }
-    environment.add_function("cycler", |items: Rest<Value>| Cycler::new(items.to_vec()));
+    environment.add_function("cycler", |items: Rest<Value>| Cycler::of(items.to_vec()));
     environment.add_function(CALL, call);
     environment.add_filter("capitalize", |text: String| methods::capitalized(&text));
     for name in ["length", "count"] {
@@ -160,7 +160,7 @@ struct Cycler {
 }
 
 impl Cycler {
-    fn new(items: Vec<Value>) -> Result<Value, Error> {
+    fn of(items: Vec<Value>) -> Result<Value, Error> {
         if items.is_empty() {
             return Err(Error::new(ErrorKind::InvalidOperation, "cycler: no items"));
         }
