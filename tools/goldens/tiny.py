@@ -13,15 +13,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.nn import Embedding
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+import published
 
 DATA = Path(__file__).parents[2] / "crates/basert-testkit/data/tiny"
+DESCRIPTIONS = Path(__file__).parent / "models"
 VOCABULARY = 288
 PROMPT = 48
 
 torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
+
+QUERIES_AND_KEYS = ["q_proj", "k_proj", "qkv", "query", "c_attn"]
 
 COMMON = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -52,6 +58,16 @@ def yarn(config, **magnitude):
     """The same for a context of four times the length, with queries and keys enlarged in one of two ways."""
     scaling = dict(rope_type="yarn", rope_theta=1000000.0, factor=4.0, original_max_position_embeddings=32)
     return config | {"rope_parameters": scaling | magnitude}
+
+
+def patch(set={}, drop=()):
+    """A variant with other values for some keys, which may be nested, and without others."""
+    def merged(config, changes):
+        return config | {
+            key: merged(config[key], value) if isinstance(value, dict) and isinstance(config.get(key), dict) else value
+            for key, value in changes.items()
+        }
+    return lambda config: {key: value for key, value in merged(config, set).items() if key not in drop}
 
 
 def v4(config):
@@ -164,6 +180,23 @@ MODELS = {
 }
 
 
+def with_common(config):
+    """A described configuration, in a multimodal model that of its text part, on top of what all have in common."""
+    if "text_config" in config:
+        return config | {"text_config": COMMON | config["text_config"]}
+    return COMMON | config
+
+
+# Further models are described in files; see `models/README.md`.
+DESCRIBED = {file.stem: json.loads(file.read_text()) for file in sorted(DESCRIPTIONS.glob("*.json"))}
+for name, described in DESCRIBED.items():
+    MODELS[name] = described | {
+        "config": with_common(described["config"]),
+        "dtype": getattr(torch, described["dtype"]),
+        "variants": {variant: patch(**change) for variant, change in described.get("variants", {}).items()},
+    }
+
+
 def random_for(*name):
     """A generator that depends on a name alone, not on what was drawn before."""
     return np.random.default_rng(zlib.crc32("/".join(name).encode()))
@@ -172,32 +205,43 @@ def random_for(*name):
 def fill(model, seed):
     """Random weights that make lively logits: activations of about unit size, attention that has favourites.
 
-    Projections keep the variance of their input, those of queries and keys enlarge it. Norms scale by about 1 (Gemma's
-    are stored as differences from 1); embeddings and the output are such that logits have a deviation of about 2.
+    Projections keep the variance of their input, those of queries and keys enlarge it. Norms vary about the value that
+    they start with; embeddings and the output are such that logits have a deviation of about 2.
     """
-    gemma = model.config.model_type.startswith("gemma")
-    hidden = model.config.hidden_size
-    for name, weight in model.named_parameters():
+    hidden = model.config.get_text_config().hidden_size
+    tables = {module.weight for module in [*model.modules(), model.get_output_embeddings()] if isinstance(module, Embedding)}
+    tables.add(model.get_output_embeddings().weight)
+    saved = model.state_dict()
+    for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+        if name not in saved or weight.ndim == 0:
+            continue
         values = random_for(seed, name).standard_normal(tuple(weight.shape))
-        if name.endswith("norm.weight"):
-            values = 0.3 * values + (0 if gemma else 1)
-        elif name.endswith("bias"):
+        if name.endswith("bias"):
             values *= 0.5
         elif name.endswith("sinks"):
             pass
-        elif "embed_tokens" in name or "lm_head" in name:
+        elif weight.ndim < 2:
+            # Nemotron adds 1 to its weights, and starts with 1 all the same.
+            values = 0.3 * values + (0 if model.config.model_type == "nemotron" else round(float(weight.data.mean())))
+        elif weight in tables:
             values *= 2 / hidden**0.5
         else:
-            # Those of experts are products with matrices as they are in gpt-oss, and with transposed ones elsewhere.
-            inputs = weight.shape[1 if weight.ndim == 2 or model.config.model_type == "gpt_oss" else 2]
-            values *= (1.5 if "q_proj" in name or "k_proj" in name else 1) / inputs**0.5
+            # Those of experts are products with matrices as they are in some models, and with transposed ones elsewhere.
+            transposed = weight.ndim == 3 and model.config.model_type in ("gpt_oss", "llama4_text")
+            inputs = weight.shape[1 if weight.ndim == 2 or transposed else 2]
+            values *= (1.5 if any(part in name for part in QUERIES_AND_KEYS) else 1) / inputs**0.5
         weight.data = torch.from_numpy(values.astype(np.float32))
     model.tie_weights()
 
 
-def prompt(seed):
+def seed_of(name):
+    """What the random numbers of a model depend on: its name, or another text where that makes a router's choice close."""
+    return MODELS[name].get("seed", name)
+
+
+def prompt(name):
     """Random token ids, none of them special."""
-    return random_for(seed, "prompt").integers(0, 256, PROMPT).tolist()
+    return random_for(seed_of(name), "prompt").integers(0, 256, PROMPT).tolist()
 
 
 @torch.no_grad()
@@ -213,34 +257,56 @@ def write_logits(path, logits):
     path.write_bytes(np.ascontiguousarray(logits, dtype="<f4").tobytes())
 
 
+def kind_of(config):
+    """What makes models of a configuration."""
+    known = AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if type(config) in known and not hasattr(config, "vision_config") else AutoModelForImageTextToText
+
+
 def model_of(config):
     """A model of a configuration given as a dictionary, its weights not yet meaningful."""
-    kind = AutoConfig.for_model(**config)
-    return AutoModelForCausalLM.from_config(kind, dtype=torch.float32, attn_implementation="eager")
+    config = AutoConfig.for_model(**config)
+    return kind_of(config).from_config(config, dtype=torch.float32, attn_implementation="eager")
 
 
 def load(folder, config="config.json"):
     """The model of a folder in float32, under one of its configurations."""
     config = AutoConfig.from_pretrained(folder / config)
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
+    return kind_of(config).from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager")
+
+
+def save(name, folder, shard="50GB"):
+    """The model as a folder, without what only generation needs: named as published, or, if `fused`, as in transformers."""
+    as_published = not MODELS[name].get("fused", False)
+    rebuilt(name).save_pretrained(folder, max_shard_size=shard, save_original_format=as_published)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+
+def publish(name, folder):
+    """Rewrites the folder as models are published where `transformers` saves, or knows, only another form."""
+    change = dict(MODELS[name].get("published", {}))
+    weights = {key: change.pop(key) for key in ("pack", "names") if key in change}
+    if change:
+        file = folder / "config.json"
+        file.write_text(json.dumps(patch(**change)(json.loads(file.read_text())), indent=2) + "\n")
+    if weights:
+        published.rewrite(folder / "model.safetensors", **weights)
 
 
 def rebuilt(name):
     """The model as it is saved, from its seed."""
     model = model_of(MODELS[name]["config"])
-    fill(model, name)
+    fill(model, seed_of(name))
     return model.to(MODELS[name]["dtype"])
 
 
-def make(name, config, dtype, shard="50GB", variants={}, weights=True):
+def make(name, shard="50GB", variants={}, weights=True, **_):
     """Writes a folder with everything in it."""
     folder = DATA / name
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
-    model = rebuilt(name)
-    model.save_pretrained(folder, max_shard_size=shard)
-    (folder / "generation_config.json").unlink(missing_ok=True)
+    save(name, folder, shard)
     for file in folder.glob("*.safetensors"):
         file.chmod(0o644)
 
@@ -260,6 +326,7 @@ def make(name, config, dtype, shard="50GB", variants={}, weights=True):
         else:
             write_logits(folder / f"logits-{variant}.f32", theirs)
             cases.append({"config": file, "logits": f"logits-{variant}.f32"})
+    publish(name, folder)
     if not weights:
         for file in folder.glob("*.safetensors"):
             file.unlink()

@@ -16,6 +16,7 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 import llama_cpp_peer as peer
+import minimal_tokenizer
 import tiny
 
 ARCHITECTURES = {
@@ -153,37 +154,6 @@ def rope_factors(config):
     return (1 / ((1 - smooth) / scaling["factor"] + smooth)).astype(np.float32)
 
 
-def add_tokenizer(writer, kind):
-    """The smallest vocabularies llama.cpp accepts: 256 bytes, then <s>, </s>, <unk> and merged letters."""
-    special = ["<s>", "</s>", "<unk>"]
-    letters = [f"{chr(97 + i)}{chr(97 + i)}" for i in range(26)]
-    if kind == "llama":
-        tokens = [f"<0x{byte:02X}>" for byte in range(256)] + special + ["▁", *(chr(97 + i) for i in range(26))]
-        types = [gguf.TokenType.BYTE] * 256
-    else:
-        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = [byte for byte in range(256) if byte not in printable]
-        tokens = [chr(byte if byte in printable else 256 + others.index(byte)) for byte in range(256)] + special + letters
-        types = [gguf.TokenType.NORMAL] * 256
-    types += [gguf.TokenType.CONTROL] * 2 + [gguf.TokenType.UNKNOWN]
-    unused = tiny.VOCABULARY - len(tokens)
-    tokens += [f"<unused{i}>" for i in range(unused)]
-    types += [gguf.TokenType.NORMAL] * (tiny.VOCABULARY - len(types) - unused) + [gguf.TokenType.UNUSED] * unused
-    writer.add_tokenizer_model(kind)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    if kind == "llama":
-        writer.add_tokenizer_pre("default")
-        writer.add_token_scores([-float(i) for i in range(tiny.VOCABULARY)])
-    else:
-        writer.add_tokenizer_pre("qwen2")
-        writer.add_token_merges([f"{pair[0]} {pair[1]}" for pair in letters])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(257)
-    writer.add_unk_token_id(258)
-    writer.add_add_bos_token(kind == "llama")
-
-
 def write(path, model, stored):
     """A GGUF file of a model: matrices in the given format, everything else in float32."""
     config = model.config
@@ -223,7 +193,7 @@ def write(path, model, stored):
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)
     writer.add_file_type({Type.F32: 0, Type.F16: 1, Type.BF16: 32}[stored])
-    add_tokenizer(writer, "llama" if config.model_type in ("llama", "mistral", "gemma3_text") else "gpt2")
+    minimal_tokenizer.add_to(writer, "llama" if config.model_type in ("llama", "mistral", "gemma3_text") else "gpt2")
 
     weights = apart(model.float().state_dict(), arch)
     for ours, theirs in names(arch, config.num_hidden_layers).items():
@@ -286,7 +256,7 @@ def check(name, model, path):
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or tiny.MODELS:
+    for name in sys.argv[1:] or [name for name in tiny.MODELS if name not in tiny.DESCRIBED]:
         model = tiny.rebuilt(name)
         path = tiny.DATA / f"{name}.gguf"
         write(path, model, STORED[tiny.MODELS[name]["dtype"]])
