@@ -147,7 +147,7 @@ MODELS = {
             rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
         ),
         dtype=torch.bfloat16,
-        weights=False,
+        variants={"v4": llama_v4},
     ),
     "gpt-oss": dict(
         config=COMMON | dict(
@@ -159,7 +159,6 @@ MODELS = {
             ),
         ),
         dtype=torch.bfloat16,
-        weights=False,
     ),
 }
 
