@@ -37,7 +37,6 @@ sources![
     "check/tiles.metal",
     "elementwise/elementwise.metal",
     "elementwise/embed.metal",
-    "linear/experts.metal",
     "linear/gemm.metal",
     "linear/gemv.metal",
     "linear/sum_parts.metal",

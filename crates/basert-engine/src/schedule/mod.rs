@@ -1,9 +1,7 @@
 //! The scheduler: many requests on one engine.
 //!
 //! A task is a timeline whose computed tokens catch up with its wanted ones. Each step computes one token of every
-//! decoding answer, and as much prefill as fits the time until those answers need their next token. A device that samples
-//! may run a few steps ahead of the readers while there is nothing but decoding; what it computed is used before anything
-//! else is. A task is admitted
+//! decoding answer, and as much prefill as fits the time until those answers need their next token. A task is admitted
 //! when there are pages for all its uncomputed tokens. If places or pages run out nevertheless, a task is preempted: it
 //! gives up its pages and waits, but keeps its tokens and its sampler, so it continues with the same text. Tasks whose
 //! reader does not read are preempted first, then the youngest one of the client with the most tasks.
@@ -99,25 +97,9 @@ impl Task {
 
     /// Whether the device may sample, because no logits are needed on the host.
     fn needs_no_logits(&self) -> bool {
-        self.guesser.guesses().is_empty()
-            && !self.is_scored()
-            && matches!(&self.answers[..], [answer] if answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
-    }
-
-    /// Whether it is decoding, and the device may sample.
-    fn continues_on_device(&self) -> bool {
-        self.drawn.is_some() && self.needs_no_logits()
-    }
-
-    /// Whether a step with this number of its tokens computes all of them.
-    fn ends(&self, count: usize) -> bool {
-        self.lacking() + usize::from(self.drawn.is_some()) + self.guesser.guesses().len() == count
-    }
-
-    /// Whether its next token is on its way already.
-    fn is_ahead(&self, engine: &Engine) -> bool {
-        let (Some(token), Some(answer)) = (self.drawn, self.answers.first()) else { return false };
-        engine.is_ahead_of(&self.sequence, &answer.sampler, token)
+        self.drawn.is_some()
+            && self.guesser.guesses().is_empty()
+            && self.answers.iter().all(|answer| answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
     }
 
     fn pooling(&self) -> Option<Pooling> {
@@ -272,10 +254,7 @@ impl Scheduler {
         self.part_with_those_gone(engine);
         self.admit(engine);
         let began = Instant::now();
-        let mut rows = self.ahead(engine);
-        if rows.is_empty() {
-            rows = self.plan(engine);
-        }
+        let rows = self.plan(engine);
         if rows.is_empty() {
             return if self.running.is_empty() && self.waiting.is_empty() { Turn::Idle } else { Turn::Blocked };
         }
@@ -295,10 +274,9 @@ impl Scheduler {
         // A step gives either logits or hidden states, so tasks that want the one and the other take turns.
         let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
         let on_device =
-            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.continues_on_device());
-        let alone = pooled.is_empty() && self.running.iter().all(|task| task.readiness() != Readiness::Ready);
+            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.needs_no_logits());
         let answered = match on_device {
-            true => self.draw(engine, &mut step, alone),
+            true => self.draw(engine, &mut step),
             false => self.compute(engine, &mut step),
         };
         let results = [(answered, step), (self.embed(engine, &mut pooled), pooled)];
@@ -405,14 +383,6 @@ impl Scheduler {
         let tasks = self.running.iter().chain([task]);
         let lacking: usize = tasks.map(|task| engine.lacking_pages(&task.sequence) + task.answers.len()).sum();
         lacking <= engine.available_pages()
-    }
-
-    /// The tasks whose next tokens the device computes already, which nothing else should come before.
-    fn ahead(&self, engine: &Engine) -> Vec<(u64, usize)> {
-        let ahead = self.running.iter().filter(|task| task.readiness() == Readiness::Ready && task.is_ahead(engine));
-        let mut rows: Vec<_> = ahead.map(|task| (task.number, 1)).collect();
-        rows.sort_unstable();
-        rows
     }
 
     /// Plans the next step: the numbers of its tasks, and how many tokens of each, with pages reserved.
