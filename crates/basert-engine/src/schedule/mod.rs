@@ -1,7 +1,9 @@
 //! The scheduler: many requests on one engine.
 //!
 //! A task is a timeline whose computed tokens catch up with its wanted ones. Each step computes one token of every
-//! decoding answer, and as much prefill as fits the time until those answers need their next token. A task is admitted
+//! decoding answer, and as much prefill as fits the time until those answers need their next token. A device that samples
+//! may run a few steps ahead of the readers while there is nothing but decoding; what it computed is used before anything
+//! else is. A task is admitted
 //! when there are pages for all its uncomputed tokens. If places or pages run out nevertheless, a task is preempted: it
 //! gives up its pages and waits, but keeps its tokens and its sampler, so it continues with the same text. Tasks whose
 //! reader does not read are preempted first, then the youngest one of the client with the most tasks.
@@ -97,9 +99,25 @@ impl Task {
 
     /// Whether the device may sample, because no logits are needed on the host.
     fn needs_no_logits(&self) -> bool {
-        self.drawn.is_some()
-            && self.guesser.guesses().is_empty()
-            && self.answers.iter().all(|answer| answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
+        self.guesser.guesses().is_empty()
+            && !self.is_scored()
+            && matches!(&self.answers[..], [answer] if answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
+    }
+
+    /// Whether it is decoding, and the device may sample.
+    fn continues_on_device(&self) -> bool {
+        self.drawn.is_some() && self.needs_no_logits()
+    }
+
+    /// Whether a step with this number of its tokens computes all of them.
+    fn ends(&self, count: usize) -> bool {
+        self.lacking() + usize::from(self.drawn.is_some()) + self.guesser.guesses().len() == count
+    }
+
+    /// Whether its next token is on its way already.
+    fn is_ahead(&self, engine: &Engine) -> bool {
+        let (Some(token), Some(answer)) = (self.drawn, self.answers.first()) else { return false };
+        engine.is_ahead_of(&self.sequence, &answer.sampler, token)
     }
 
     fn pooling(&self) -> Option<Pooling> {
@@ -254,7 +272,10 @@ impl Scheduler {
         self.part_with_those_gone(engine);
         self.admit(engine);
         let began = Instant::now();
-        let rows = self.plan(engine);
+        let mut rows = self.ahead(engine);
+        if rows.is_empty() {
+            rows = self.plan(engine);
+        }
         if rows.is_empty() {
             return if self.running.is_empty() && self.waiting.is_empty() { Turn::Idle } else { Turn::Blocked };
         }
@@ -274,9 +295,10 @@ impl Scheduler {
         // A step gives either logits or hidden states, so tasks that want the one and the other take turns.
         let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
         let on_device =
-            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.needs_no_logits());
+            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.continues_on_device());
+        let alone = pooled.is_empty() && self.running.iter().all(|task| task.attention() != Attention::Ready);
         let answered = match on_device {
-            true => self.draw(engine, &mut step),
+            true => self.draw(engine, &mut step, alone),
             false => self.compute(engine, &mut step),
         };
         let results = [(answered, step), (self.embed(engine, &mut pooled), pooled)];
@@ -383,6 +405,14 @@ impl Scheduler {
         let tasks = self.running.iter().chain([task]);
         let lacking: usize = tasks.map(|task| engine.lacking_pages(&task.sequence) + task.answers.len()).sum();
         lacking <= engine.available_pages()
+    }
+
+    /// The tasks whose next tokens the device computes already, which nothing else should come before.
+    fn ahead(&self, engine: &Engine) -> Vec<(u64, usize)> {
+        let ahead = self.running.iter().filter(|task| task.attention() == Attention::Ready && task.is_ahead(engine));
+        let mut rows: Vec<_> = ahead.map(|task| (task.number, 1)).collect();
+        rows.sort_unstable();
+        rows
     }
 
     /// Plans the next step: the numbers of its tasks, and how many tokens of each, with pages reserved.

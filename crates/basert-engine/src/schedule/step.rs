@@ -51,6 +51,43 @@ impl Answer {
     }
 }
 
+/// Runs a step, and samples on the device the next token of each part whose answers are given: one, if any.
+fn run_and_draw(
+    engine: &mut Engine,
+    parts: &mut [Part<'_>],
+    answered: Vec<&mut [Answer]>,
+) -> Result<Vec<Option<Result<Token, EngineError>>>, EngineError> {
+    let wanted: Vec<bool> = answered.iter().map(|answers| !answers.is_empty()).collect();
+    let answers = answered.into_iter().flatten().map(|Answer { sampler, reader, .. }| (sampler, reader));
+    let (mut samplers, readers): (Vec<_>, Vec<_>) = answers.unzip();
+    let masks = || readers.into_iter().map(|reader| reader.mask()).collect();
+    let mut drawn = engine.run_and_draw(parts, &mut samplers, masks)?.into_iter();
+    let token = |drawn: Result<u32, EngineError>| drawn.map(|id| Token { id, logprobs: None });
+    Ok(wanted.into_iter().map(|wanted| if wanted { drawn.next().map(token) } else { None }).collect())
+}
+
+/// Runs a step, while readers of these answers compute their masks.
+fn run_with_masks(
+    engine: &mut Engine,
+    parts: &mut [Part<'_>],
+    answered: Vec<&mut [Answer]>,
+) -> Result<(), EngineError> {
+    let constrained: Vec<_> = answered
+        .into_iter()
+        .flatten()
+        .map(|answer| &mut answer.reader)
+        .filter(|reader| reader.is_constrained())
+        .collect();
+    if constrained.is_empty() {
+        return engine.run(parts, false);
+    }
+    thread::scope(|scope| {
+        // Readers keep their masks until the next token.
+        scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
+        engine.run(parts, false)
+    })
+}
+
 /// Samples the next token of each task that is fully computed, from the rows that each wanted: sampling from a whole
 /// vocabulary takes long enough to be divided among threads.
 fn draw_first(
@@ -69,10 +106,18 @@ fn draw_first(
 }
 
 impl Scheduler {
-    /// Runs a step with sampling on the device.
-    pub(super) fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+    /// Runs a step of decoding with sampling on the device.
+    /// It may run ahead if there is nothing but these tasks, `alone`.
+    pub(super) fn draw(
+        &mut self,
+        engine: &mut Engine,
+        step: &mut Vec<(Task, usize)>,
+        alone: bool,
+    ) -> Result<(), EngineError> {
         let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
         let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
+        let guesses = step.iter().any(|(task, _)| !task.guesser.is_off());
+        let more = if alone && !guesses { more.min(self.pace.steps_ahead()) } else { 0 };
         let (mut rows, mut readers) = (Vec::with_capacity(step.len()), Vec::with_capacity(step.len()));
         for (task, _) in step.iter_mut() {
             let (Some(token), Some(answer)) = (task.drawn.take(), task.answers.first_mut()) else { continue };
@@ -95,28 +140,27 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Runs a step with sampling on the host.
+    /// Runs any step that gives logits, with sampling on the device if nobody needs these.
     pub(super) fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
         if step.is_empty() {
             return Ok(());
         }
-        let mut parts = Vec::with_capacity(step.len());
-        let mut constrained = Vec::new();
+        let needs_none = |task: &Task, count| task.needs_no_logits() || !(task.ends(count) || task.is_scored());
+        let on_device = engine.draws_on_device() && step.iter().all(|(task, count)| needs_none(task, *count));
+        let (mut parts, mut answered) = (Vec::with_capacity(step.len()), Vec::new());
         for (task, count) in step.iter_mut() {
-            let is_scored = task.is_scored();
+            let (is_scored, ends) = (task.is_scored(), task.ends(*count));
             let Task { sequence, drawn, guesser, answers, .. } = task;
             for token in drawn.take().into_iter().chain(guesser.guesses().iter().copied()) {
                 engine.push(sequence, token);
             }
-            let ends = sequence.tokens().len() - sequence.computed() == *count;
-            let answers = answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
-            constrained.extend(answers.map(|answer| &mut answer.reader));
             let wanted = match ends {
                 _ if is_scored => *count,
                 true => 1 + guesser.guesses().len(),
                 false => 0,
             };
             parts.push(Part { sequence, count: *count, wanted });
+            answered.push(if ends { &mut answers[..] } else { &mut [] });
         }
         let mut next = 0;
         let rows_of = |part: &Part| {
@@ -124,19 +168,12 @@ impl Scheduler {
             next - part.wanted..next
         };
         let rows: Vec<Range<usize>> = parts.iter().map(rows_of).collect();
-        let mut result = Ok(());
-        let mut compute = || result = engine.run(&mut parts, false);
-        if constrained.is_empty() {
-            compute();
+        let first_tokens = if on_device && next > 0 {
+            run_and_draw(engine, &mut parts, answered)?
         } else {
-            thread::scope(|scope| {
-                // Readers keep their masks until the next token.
-                scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
-                compute();
-            });
-        }
-        result?;
-        let first_tokens = draw_first(engine, step, &rows)?;
+            run_with_masks(engine, &mut parts, answered)?;
+            draw_first(engine, step, &rows)?
+        };
         for (((mut task, count), rows), mut token) in step.drain(..).zip(rows).zip(first_tokens) {
             task.score(engine, count, rows.start);
             let row = task.row(&rows);
