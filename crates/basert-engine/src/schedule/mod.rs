@@ -296,7 +296,7 @@ impl Scheduler {
         let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
         let on_device =
             engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.continues_on_device());
-        let alone = pooled.is_empty() && self.running.iter().all(|task| task.attention() != Attention::Ready);
+        let alone = pooled.is_empty() && self.running.iter().all(|task| task.readiness() != Readiness::Ready);
         let answered = match on_device {
             true => self.draw(engine, &mut step, alone),
             false => self.compute(engine, &mut step),
@@ -409,7 +409,7 @@ impl Scheduler {
 
     /// The tasks whose next tokens the device computes already, which nothing else should come before.
     fn ahead(&self, engine: &Engine) -> Vec<(u64, usize)> {
-        let ahead = self.running.iter().filter(|task| task.attention() == Attention::Ready && task.is_ahead(engine));
+        let ahead = self.running.iter().filter(|task| task.readiness() == Readiness::Ready && task.is_ahead(engine));
         let mut rows: Vec<_> = ahead.map(|task| (task.number, 1)).collect();
         rows.sort_unstable();
         rows

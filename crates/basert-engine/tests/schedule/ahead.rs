@@ -1,6 +1,6 @@
 //! A device that runs ahead of the readers.
 
-use basert_engine::{Attention, Engine, Sampling, Scheduler, Turn};
+use basert_engine::{Engine, Readiness, Sampling, Scheduler, Turn};
 
 use crate::asking::{Note, expected, prompt, request, scheduler};
 use crate::device::{DRAWN_AFTER, STEPS, engine};
@@ -27,7 +27,7 @@ fn nothing_computed_ahead_is_lost_when_requests_come_and_go() {
     run(&mut scheduler, &mut engine, 6);
     let (ahead, taken) = (STEPS.get(), notes[0].told().tokens.len());
     assert!(ahead > taken, "{ahead} steps for {taken} tokens");
-    notes[1].set(Attention::Gone);
+    notes[1].set(Readiness::Gone);
     run(&mut scheduler, &mut engine, 2);
     submit(&mut scheduler, &mut engine, 3);
     let mut turns = 8;
@@ -49,7 +49,7 @@ fn a_reader_that_pauses_gets_the_same_text() {
         scheduler.submit(&mut engine, request(client, &prompt(client as u32, 6), Sampling::default(), 30, note));
     }
     for turn in 0..200 {
-        notes[turn % 2].set(if turn % 5 == 0 { Attention::Busy } else { Attention::Ready });
+        notes[turn % 2].set(if turn % 5 == 0 { Readiness::Busy } else { Readiness::Ready });
         scheduler.step(&mut engine);
     }
     for (seed, note) in (0..).zip(notes) {
