@@ -117,7 +117,12 @@ fn quantised_folders_are_refused_by_name() {
 /// Whoever wants the parts that see has to ask for another model; the text is the same without them.
 #[test]
 fn of_a_model_that_also_sees_the_text_part_is_opened() {
-    for (before, head) in [("language_model.model.", "language_model.lm_head"), ("model.language_model.", "lm_head")] {
+    let layouts = [
+        ("language_model.model.", "language_model.lm_head"),
+        ("model.language_model.", "lm_head"),
+        ("model.", "lm_head"),
+    ];
+    for (before, head) in layouts {
         let folder = tempfile::tempdir().unwrap();
         let config = json!({
             "model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "eos_token_id": [1, 106],

@@ -19,10 +19,13 @@ const WHOLE: &str = "model.safetensors";
 const QUANTISERS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
 
 /// Prefixes of tensor names in the text part of a multimodal model, and in a text-only model.
-const TEXT_PART: [(&str, &str); 4] = [
+const TEXT_PART: [(&str, &str); 7] = [
     ("language_model.", ""),
     ("model.language_model.", "model."),
     ("model.text_model.", "model."),
+    ("model.embed_tokens.", "model.embed_tokens."),
+    ("model.layers.", "model.layers."),
+    ("model.norm.", "model.norm."),
     ("lm_head.", "lm_head."),
 ];
 
