@@ -2,9 +2,9 @@
 """Writes crates/basert-text/tests/data/jinja.json: expressions and statements of Jinja, and what Jinja2 makes of them in
 the environment of `transformers`. Null is an error. It needs Python's jinja2 3.1.6.
 
-What minijinja is known to do otherwise is not in it: `encode`, `%r`, unary `+`, `pprint`, `attr` of dictionaries, keys that
-are equal but of two types, `range` printed as such, `wordwrap` and `max` with arguments, `varargs`, `cycler`, HTML by
-`autoescape`, floats with an exponent joined by `~` or `join`, and what is undefined in a list.
+What minijinja is known to do otherwise is not in it: `encode`, `pprint`, `attr` of dictionaries, `urlize`, `lipsum`, `urlencode` of
+mappings, `!r` in formats, keys that are equal but of two types, `range` and generators printed as such, `max` of equal items, `arguments` of a
+macro with `varargs`, HTML by `autoescape`, and what is undefined in a list.
 
     tools/jinja-goldens.py
 """
@@ -495,6 +495,175 @@ s.title() ~ s.isupper()
 strftime_now('%Y')|length
 strftime_now('%d %b %Y')|length
 strftime_now('%-d')|int > 0
+'%r' % 'a'
+'%r' % ("it's",)
+'%r %r' % ('a"b', 1.0)
+'%r' % [[1, 'a', none]]
+'%a' % 'é'
+'%5.2f|%-5d|%05d|%+d|%x|%X|%o|%%' % (2.345, 3, 4, 5, 255, 255, 8)
+'%e %E %.2e %g %G %g %g' % (12345.678, 0.00012, 5, 1e-5, 1e20, 100000, 1234567)
+'%.0f %.3f %f %F' % (2.5, 1, 1e16, 0.1)
+'%c%c' % ('x', 97)
+'%(a)s-%(b)03d' % {'a': 1, 'b': 2}
+'%s' % [1, 'a']
+'%s %s' % (huge, [tiny])
+'%i %u' % (3, 4)
+'%#x %#o' % (255, 8)
+'% d' % 5
+'%.3s|%5s|%-5s|' % ('abcdef', 'a', 'b')
+'%*d' % (5, 3)
+'%d' % 3.7
+'%d' % true
+'%s' % none
+'%s %s' % (1,)
+'%s' % (1, 2)
+'%d' % 'a'
+'%z' % 1
+'%'|format
+'%s and %r'|format('a', 'b')
+'%(x)s'|format(x=1)
+'%-10s|'|format('a')
+{'a': 1, 'b': none, 'c': 'x"'}|xmlattr
+{'a': 1}|xmlattr(false)
+{'a': 1}|xmlattr(autospace=false)
+{}|xmlattr
+{'a b': 1}|xmlattr
+tiny ~ ''
+huge ~ 'x' ~ tiny
+'a' ~ [tiny, 1.0] ~ {'k': huge}
+1 ~ 2 * 3 ~ 4
+-1 ~ 2
+2 ** 3 ~ 'x'
+(1 ~ 2)|int + 1
+1 ~ 2 == '12'
+not t ~ 'x'
+'a' ~ l[0] ~ d.b ~ s.split(' ')[0]|upper ~ 'z' if t else 'n'
+'a' ~ (tiny if t else 1) ~ 'b'
+[tiny ~ 'a', 'b' ~ tiny]
+{'k': tiny ~ 'a'}.k
+dict(a=tiny ~ 'x').a
+'x' ~ missing ~ none ~ t
+numbers|join(' ')
+[tiny, [huge]]|join(',')
+people|map(attribute='age')|join('+')
+tiny|upper
+tiny|string|length
+tiny|trim
+huge|replace('e', 'E')
++5
+-(+5)
+3 - +2
+'a'|pprint
+words|max(case_sensitive=true)
+words|min(case_sensitive=true)
+'a b c d e f'|wordwrap(5)
+'a b c'|wordwrap(3, wrapstring='/')
+'abcdefgh ij'|wordwrap(4, false)
+l|sum(start=10)
+people|sum('age', 1)
+{'b': 1, 'A': 2}|dictsort
+{'b': 1, 'A': 2}|dictsort(true)
+{'b': 1, 'A': 2}|dictsort(reverse=true)
+1000|filesizeformat
+1500000|filesizeformat
+'a b/c'|urlencode
+'<b>x</b> y'|striptags
+5 is integer
+2.0 is float
+html|safe is escaped
+7 // 2
+-7 // 2
+7.5 // 2
+l[-2:]
+'abc'[::-1]
+'abc'[1:]
+words|unique|join(',')
+words|sort(reverse=true)
+people|sort(attribute='name')|map(attribute='name')|list
+people|groupby('age')
+(people|groupby('age'))[0].grouper
+l|slice(2)|list
+3.7|int
+'12'|int + 1
+'z'|int(5)
+'ff'|int(base=16)
+2.5|round
+2.567|round(1, 'floor')
+25|round(-1)
+7|abs
+l|list
+'abc'|list
+'Hello'|replace('l', 'L', 1)
+'x'|center(5)
+'hello world'|title
+"it's they're"|title
+'a-b c_d'|title
+s|reverse
+'abc'|last
+'a' in d
+1 in d
+d == {'a': 'x', 'b': 1, 'c': none}
+[1, (2, 'x')]
+{'a': (1,)}
+{1: 'a', 'b': 2}
+{true: 1}
+joiner is callable
+none|default('x')
+none|default('x', true)
+'%s' is string
+l|map('upper')|list
+words|map('upper')|join
+words|select('eq', 'a')|list
+l|reject('odd')|list
+people|selectattr('age', 'gt', 26)|map(attribute='name')|list
+people|map(attribute='tags.0')|list
+'a,b'.split(',')|map('upper')|list
+'x'.join(['a', 'b'])
+'{} {}'.format(1, 'a')
+'{0}{1}{0}'.format('a', 'b')
+'{a}'.format(a=1)
+'{:>5}|{:<5}|{:^5}|'.format('a', 'b', 'c')
+'{:.2f} {:05d} {:,}'.format(2.345, 42, 1234567)
+'{}'.format(tiny)
+'a'.upper().lower().strip()
+'  a '.strip() ~ '|' ~ ' a '.lstrip() ~ '|' ~ ' a '.rstrip()
+'aXbX'.replace('X', '-')
+'abc'.find('c')
+'a\nb'.splitlines()
+d.get('a')
+d.get('z', 1)
+'12'.isdigit()
+'ab'.isalpha()
+'a1'.isalnum()
+'A'.isupper()
+'a'.islower()
+' '.isspace()
+'a b'.title()
+'abc'.count('b')
+'abc'.index('b')
+l.index(3)
+'a'.zfill(3)
+'tab\there'.expandtabs(4)
+1.0 ~ ''
+1e-5
+123456789012345678
+0b11
+'a' if missing
+[1] * 2
+'ab' * 2
+1 == true
+'x' is string and 1 is number
+1.5 is number
+none is none
+3 is divisibleby 3
+l is sameas l
+1 is eq 1
+1 is ne 2
+2 is gt 1
+1 is lt 2
+'A' is upper
+'a' is lower
+1 is in l
 """.strip().split("\n")
 # Whole templates.
 STATEMENTS = [
@@ -524,6 +693,11 @@ STATEMENTS = [
     "{%- for p in people %}\n{{- p.name }}\n{%- if not loop.last %}, {% endif %}\n{%- endfor %}", "{{ (people|selectattr('age', 'equalto', 30)|first).name }}", "{% set j = joiner(', ') %}{% for a in l %}{{ j() }}{{ a }}{% endfor %}",
     "{% macro f(o, depth=0) %}{% if o is mapping %}{ {%- for k, v in o.items() %}{{ k }}: {{ f(v, depth + 1) }}{% endfor -%} }{% elif o is iterable and o is not string %}[{% for v in o %}{{ f(v, depth + 1) }}{% endfor %}]{% else %}{{ o }}{% endif %}{% endmacro %}{{ f(deep) }}",
     "{%- set fmt = '%s: %s' -%}{% for k, v in d.items() %}{{ fmt % (k, v) }};{% endfor %}", "{% for a in l %}{{ 'even' if loop.index % 2 == 0 else 'odd' }}{% endfor %}", "{{ ('user' if (loop_index|default(3)) % 2 else 'assistant') }}", "{% if (2 % 2 == 0) != (s == 'user') %}x{% endif %}", "{{ 'a' ~ '%s' % 1 ~ 'b' }}", "{{ 10 - 7 % 4 }} {{ 2 ** 3 % 5 }} {{ -7 % 3 }} {{ (1 + 2) % 2 }} {{ l|length % 3 }} {{ 7 % 4 % 2 }} {{ 7 % (2 + 1) }} {{ l[0] % 2 }}",
+    "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{{ c.current }}{{ c.next() }}{{ c.current }}{% if c.reset() %}x{% endif %}{{ c.next() }}", "{% set c = cycler(1, 2, 3) %}{% for a in l %}{{ c.next() }}{% endfor %}", "{{ cycler() }}",
+    "{% macro f(a, b=2) %}{{ a }}{{ b }}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(1) }};{{ f(1, 2, 3, 'x') }};{{ f(1, c=3) }};{{ f(b=1, a=2, z=none) }}", "{% macro f() %}{% for v in varargs %}{{ v }},{% endfor %}{% for k, v in kwargs.items() %}{{ k }}={{ v }},{% endfor %}{% endmacro %}{{ f() }};{{ f(1, *l) }};{{ f(**d) }}",
+    "{% macro f(a) %}{{ a }}{% endmacro %}{{ f(1, 2) }}", "{% macro f(a) %}{{ a }}{% endmacro %}{{ f(b=2) }}", "{% macro f() %}{{ caller(*varargs) }}{% endmacro %}{% call(x, y) f(1, 2) %}{{ x }}+{{ y }}{% endcall %}", "{% macro outer() %}{% macro inner() %}{{ varargs|length }}{% endmacro %}{{ inner(1, 2) }}{% endmacro %}{{ outer() }}", "{% macro f(a=1) %}{{ varargs }}{{ kwargs|tojson }}{% endmacro %}{{ f(*[1, 2], **{'k': 'v'}) }}{{ f.name }}",
+    "{% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}x{% endcall %}", "{% macro m(a) %}{{ caller(a, 2) }}{% endmacro %}{% call(x, y) m(1) %}{{ x }}{{ y }}{% endcall %}", "{% filter upper %}a{{ s }}{% endfilter %}", "{% filter replace('a', 'b')|upper %}banana{% endfilter %}", "{% autoescape false %}{{ html }}{% endautoescape %}",
+    "{% set x %}a{{ tiny }}b{% endset %}{{ x ~ tiny }}", "{% set x = tiny ~ 'a' %}{{ x }}", "{% for v in numbers %}{{ v ~ ',' }}{% endfor %}", "{% if tiny ~ '' == '1e-07' %}y{% endif %}", "{% macro f(a) %}{{ a ~ '!' }}{% endmacro %}{{ f(tiny ~ huge) }}", "{%- for k, v in d.items() -%}{{- k ~ '=' ~ v ~ ';' -}}{%- endfor -%}", "{{ 'a' ~ \"b'~'c\" ~ '~' }}", "{{ messages | default([]) | length ~ 'x' }}",
 ]  # fmt: skip
 
 

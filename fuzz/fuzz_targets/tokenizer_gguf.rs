@@ -30,6 +30,9 @@ enum Model {
     SentencePiece,
     Unigram,
     WordPiece,
+    Words,
+    Longest,
+    Plamo,
     Unknown,
 }
 
@@ -96,7 +99,10 @@ fuzz_target!(|input: Input| {
         Model::SentencePiece => "llama",
         Model::Unigram => "t5",
         Model::WordPiece => "bert",
-        Model::Unknown => "rwkv",
+        Model::Words => "whitespace",
+        Model::Longest => "rwkv",
+        Model::Plamo => "plamo2",
+        Model::Unknown => "other",
     };
     let all_but = |without: Option<u8>| without.map(|n| tokens.len().saturating_sub(n as usize / 64));
     let [bos, eos, eot, eom, unknown, padding] = input.ids.map(|id| id.map(u32::from));

@@ -163,7 +163,7 @@ MODELS = {
             rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
         ),
         dtype=torch.bfloat16,
-        weights=False,
+        variants={"v4": llama_v4},
     ),
     "gpt-oss": dict(
         config=COMMON | dict(
@@ -175,7 +175,6 @@ MODELS = {
             ),
         ),
         dtype=torch.bfloat16,
-        weights=False,
     ),
 }
 

@@ -74,8 +74,9 @@ impl Buffer {
         NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or(AllocError { bytes: layout.size() })
     }
 
-    /// Fresh pages are zero already, and touching them only when they are used lets every thread fault its own.
-    #[cfg(unix)]
+    /// Fresh pages are zero already, and touching them only when they are used lets every thread fault its own. (Miri
+    /// does not know these calls.)
+    #[cfg(all(unix, not(miri)))]
     fn large(layout: Layout) -> Result<NonNull<u8>, AllocError> {
         let error = AllocError { bytes: layout.size() };
         let size = layout.size().checked_add(layout.align()).ok_or(error.clone())?;
@@ -111,7 +112,7 @@ impl Buffer {
         NonNull::new(aligned as *mut u8).ok_or(error)
     }
 
-    #[cfg(not(unix))]
+    #[cfg(any(not(unix), miri))]
     fn large(layout: Layout) -> Result<NonNull<u8>, AllocError> {
         Buffer::small(layout)
     }
@@ -122,7 +123,7 @@ impl Buffer {
     /// When there are not so many.
     pub fn discard(&mut self, range: Range<usize>) {
         assert!(range.start <= range.end && range.end <= self.len);
-        #[cfg(unix)]
+        #[cfg(all(unix, not(miri)))]
         if self.allocation.layout.align() == LARGE_PAGE {
             let (page, start) = (page_size(), self.bytes.as_ptr() as usize);
             let from = (start + range.start).next_multiple_of(page);
@@ -147,7 +148,7 @@ impl Buffer {
     }
 }
 
-#[cfg(unix)]
+#[cfg(all(unix, not(miri)))]
 fn page_size() -> usize {
     // SAFETY: only asks.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16)
@@ -171,7 +172,7 @@ impl DerefMut for Buffer {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        #[cfg(unix)]
+        #[cfg(all(unix, not(miri)))]
         if self.layout.align() == LARGE_PAGE {
             // SAFETY: the mapping of `large`, whose last page is whole.
             unsafe { libc::munmap(self.bytes.as_ptr().cast(), self.layout.size()) };

@@ -41,9 +41,11 @@ impl Draft {
         asks.iter().map(|ask| ask.number).zip(guesses).collect()
     }
 
-    /// Returns unused memory to the system, when there are no answers.
-    pub(crate) fn give_back(&mut self) {
-        self.keep(&[]);
+    /// Returns unused memory to the system; `is_idle` says that there are no answers.
+    pub(crate) fn give_back(&mut self, is_idle: bool) {
+        if is_idle {
+            self.keep(&[]);
+        }
         self.engine.give_back();
     }
 

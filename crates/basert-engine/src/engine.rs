@@ -193,13 +193,13 @@ impl Engine {
 
     /// Whether there is memory to [return to the system](Engine::give_back).
     pub fn can_give_back(&self) -> bool {
-        self.pool.has_touched()
+        self.pool.has_unreturned()
     }
 
-    /// Returns the memory of free pages to the system, if the device supports this; it is allocated again when they are
-    /// used.
+    /// Returns the memory of pages that have been free since the last call to the system, if the device supports this; it
+    /// is allocated again when they are used.
     pub fn give_back(&mut self) {
-        for page in self.pool.take_touched() {
+        for page in self.pool.take_rested() {
             self.baked.discard_page(page);
         }
     }
@@ -452,21 +452,23 @@ impl Engine {
     /// # Errors
     /// When a sequence is too long, or the device fails; the sequences are left as they were.
     pub fn run(&mut self, parts: &mut [Part<'_>], hidden: bool) -> Result<(), EngineError> {
+        self.begin(parts, hidden)?;
+        self.baked.wait()?;
+        finish(parts);
+        Ok(())
+    }
+
+    /// Submits a step.
+    fn begin(&mut self, parts: &[Part<'_>], hidden: bool) -> Result<(), EngineError> {
         self.settle()?;
         self.step.clear();
         self.step.hidden = hidden;
-        for Part { sequence, count, wanted } in parts.iter() {
+        for Part { sequence, count, wanted } in parts {
             self.check(sequence)?;
             let (from, to) = (sequence.computed, sequence.computed + count);
             self.step.push(&sequence.tokens[from..to], from, &sequence.pages, *wanted);
         }
-        self.baked.submit(&self.step)?;
-        self.baked.wait()?;
-        for part in parts {
-            part.sequence.computed += part.count;
-            part.sequence.logits.clear();
-        }
-        Ok(())
+        Ok(self.baked.submit(&self.step)?)
     }
 
     /// The logits of a wanted row of the last step.
@@ -528,5 +530,13 @@ impl Engine {
             cache.evict(&mut self.pool);
         }
         self.pool.take()
+    }
+}
+
+/// Records that the parts are computed.
+fn finish(parts: &mut [Part<'_>]) {
+    for Part { sequence, count, .. } in parts {
+        sequence.computed += *count;
+        sequence.logits.clear();
     }
 }

@@ -34,5 +34,5 @@ pub use pooling::Pooling;
 pub use prefix_file::{PrefixFile, PrefixFileError};
 pub use sampler::Sampler;
 pub use sampling::{Sampling, SamplingError, SamplingOptions};
-pub use schedule::{Answer, Attention, Prompt, Reader, Request, Scheduler, Token, Turn};
+pub use schedule::{Answer, Prompt, Reader, Readiness, Request, Scheduler, Token, Turn};
 pub use speculate::{Costs, Guesser, Speculation};

@@ -17,12 +17,13 @@ impl TokenLogprobs {
         let log_sum = sum.ln();
         let logprob = |logit: f32| (f64::from(logit - max) - log_sum) as f32;
         // The likeliest so far, with ties in order of token ids; `top` is small.
-        let mut likeliest: Vec<(f32, u32)> = Vec::new();
+        let mut likeliest: Vec<(f32, u32)> = Vec::with_capacity(top.min(logits.len()));
         for (&logit, id) in logits.iter().zip(0..) {
             let is_likelier = |than: &(f32, u32)| logit.total_cmp(&than.0).is_gt();
-            if likeliest.len() < top || likeliest.last().is_some_and(is_likelier) {
+            let is_full = likeliest.len() == top;
+            if !is_full || likeliest.last().is_some_and(is_likelier) {
+                likeliest.truncate(top - usize::from(is_full));
                 likeliest.insert(likeliest.partition_point(|other| !is_likelier(other)), (logit, id));
-                likeliest.truncate(top);
             }
         }
         TokenLogprobs {
@@ -47,5 +48,6 @@ mod tests {
         assert!((found.top[0].1 - expected(3.0)).abs() < 1e-6);
         assert_eq!(TokenLogprobs::of(&logits, 0, 0).top, []);
         assert_eq!(TokenLogprobs::of(&logits, 9, 99).top.len(), 4);
+        assert!(found.top.capacity() == 3, "many are kept for long prompts");
     }
 }

@@ -5,15 +5,29 @@
 pub struct PagePool {
     uses: Vec<u32>,
     free: Vec<u32>,
-    /// Pages that were used since their memory was returned to the system.
-    touched: Vec<bool>,
+    memory: Vec<Memory>,
+}
+
+/// The memory of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// The system's.
+    Returned,
+    /// Used since the last look for pages that nobody needs.
+    Used,
+    /// Free at the last look, and since then.
+    Rested,
 }
 
 impl PagePool {
     /// A pool of `pages` free pages.
     pub fn new(pages: usize) -> PagePool {
         // Pages are popped from the end: low numbers first, so that unneeded memory is never touched.
-        PagePool { uses: vec![0; pages], free: (0..pages as u32).rev().collect(), touched: vec![false; pages] }
+        PagePool {
+            uses: vec![0; pages],
+            free: (0..pages as u32).rev().collect(),
+            memory: vec![Memory::Returned; pages],
+        }
     }
 
     /// The number of free pages.
@@ -30,7 +44,7 @@ impl PagePool {
     pub fn take(&mut self) -> Option<u32> {
         let page = self.free.pop()?;
         self.uses[page as usize] = 1;
-        self.touched[page as usize] = true;
+        self.memory[page as usize] = Memory::Used;
         Some(page)
     }
 
@@ -48,15 +62,21 @@ impl PagePool {
         }
     }
 
-    /// Whether a free page was used since its memory was returned to the system.
-    pub fn has_touched(&self) -> bool {
-        self.free.iter().any(|&page| self.touched[page as usize])
+    /// Whether a free page has memory that was not returned to the system.
+    pub fn has_unreturned(&self) -> bool {
+        self.free.iter().any(|&page| self.memory[page as usize] != Memory::Returned)
     }
 
-    /// Takes the free pages that were used, whose memory the caller must return to the system.
-    pub fn take_touched(&mut self) -> Vec<u32> {
-        let PagePool { free, touched, .. } = self;
-        free.iter().copied().filter(|&page| std::mem::take(&mut touched[page as usize])).collect()
+    /// Takes the pages that have been free since the last call, whose memory the caller must return to the system.
+    pub fn take_rested(&mut self) -> Vec<u32> {
+        let PagePool { free, memory, .. } = self;
+        let mut rests = |&page: &u32| {
+            let memory = &mut memory[page as usize];
+            let has_rested = *memory == Memory::Rested;
+            *memory = if *memory == Memory::Used { Memory::Rested } else { Memory::Returned };
+            has_rested
+        };
+        free.iter().copied().filter(|page| rests(page)).collect()
     }
 
     /// Whether the page has more than one user.
@@ -84,12 +104,20 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_free_pages_is_given_back_once() {
+    fn memory_of_pages_that_stay_free_is_given_back_once() {
         let mut pool = PagePool::new(4);
         let pages = [pool.take().unwrap(), pool.take().unwrap()];
-        assert!(!pool.has_touched());
+        assert_eq!((pool.has_unreturned(), pool.take_rested(), pool.take_rested()), (false, vec![], vec![]));
         pool.release(pages[0]);
-        assert!(pool.has_touched());
-        assert_eq!((pool.take_touched(), pool.has_touched(), pool.take_touched()), (vec![pages[0]], false, vec![]));
+        // What is used again and again is not given back.
+        for _ in 0..3 {
+            assert_eq!((pool.has_unreturned(), pool.take_rested()), (true, vec![]));
+            let page = pool.take().unwrap();
+            assert_eq!(page, pages[0]);
+            pool.release(page);
+        }
+        assert_eq!((pool.take_rested(), pool.has_unreturned()), (vec![], true));
+        assert_eq!((pool.take_rested(), pool.has_unreturned()), (vec![pages[0]], false));
+        assert_eq!(pool.take_rested(), Vec::<u32>::new());
     }
 }

@@ -5,16 +5,23 @@ use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
+#[cfg(not(miri))]
 use memmap2::Mmap;
 
 use crate::{FileError, Problem};
+
+#[cfg(not(miri))]
+type Bytes = Mmap;
+/// Miri cannot map files.
+#[cfg(miri)]
+type Bytes = Vec<u8>;
 
 /// A whole file, mapped read-only. Dereferences to its bytes.
 #[derive(Debug)]
 pub struct Mapping {
     path: PathBuf,
     file: File,
-    map: Mmap,
+    map: Bytes,
 }
 
 impl Mapping {
@@ -27,7 +34,7 @@ impl Mapping {
     /// # Errors
     /// When it cannot be opened, or is not a regular file.
     pub fn open(path: &Path) -> Result<Mapping, FileError> {
-        let map = || -> Result<(File, Mmap), Problem> {
+        let map = || -> Result<(File, Bytes), Problem> {
             // Before it is opened: a pipe that nobody writes to would never be.
             if !fs::metadata(path)?.is_file() {
                 return Err(Problem::invalid("the path", "no regular file", "a file"));
@@ -36,7 +43,10 @@ impl Mapping {
             // SAFETY: the mapping is read-only, so nothing in this process writes through it. That no other process
             // changes the file while it is mapped is the contract stated above, which no program that maps files can
             // check: programs that download models replace files by rename and do not write in place.
+            #[cfg(not(miri))]
             let map = unsafe { Mmap::map(&file)? };
+            #[cfg(miri)]
+            let map = fs::read(path)?;
             Ok((file, map))
         };
         let (file, map) = map().map_err(|problem| problem.of(path))?;
@@ -68,9 +78,9 @@ impl Mapping {
     /// changes nothing. Returns whether `bytes` lies in this mapping.
     pub fn prefetch(&self, bytes: &[u8]) -> bool {
         self.advise(bytes, |_map, _offset, _len| {
-            #[cfg(unix)]
+            #[cfg(all(unix, not(miri)))]
             return _map.advise_range(memmap2::Advice::WillNeed, _offset, _len);
-            #[cfg(not(unix))]
+            #[cfg(any(not(unix), miri))]
             Ok(())
         })
     }
@@ -82,9 +92,9 @@ impl Mapping {
         self.advise(bytes, |_map, _offset, _len| {
             // SAFETY: the mapping is read-only and backed by a file, so a dropped page has no contents of its own:
             // the next access maps the file's page again, and every reader sees the same bytes as before.
-            #[cfg(unix)]
+            #[cfg(all(unix, not(miri)))]
             return unsafe { _map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, _offset, _len) };
-            #[cfg(not(unix))]
+            #[cfg(any(not(unix), miri))]
             Ok(())
         })
     }
@@ -95,7 +105,7 @@ impl Mapping {
         offset.checked_add(bytes.len()).is_some_and(|end| end <= self.map.len()).then_some(offset)
     }
 
-    fn advise(&self, bytes: &[u8], advice: impl FnOnce(&Mmap, usize, usize) -> io::Result<()>) -> bool {
+    fn advise(&self, bytes: &[u8], advice: impl FnOnce(&Bytes, usize, usize) -> io::Result<()>) -> bool {
         let Some(offset) = self.offset_of(bytes) else { return false };
         if !bytes.is_empty() {
             // The advice is about speed and memory, never about what is read: its failure is not an error.

@@ -37,6 +37,7 @@ sources![
     "check/tiles.metal",
     "elementwise/elementwise.metal",
     "elementwise/embed.metal",
+    "linear/experts.metal",
     "linear/gemm.metal",
     "linear/gemv.metal",
     "linear/sum_parts.metal",

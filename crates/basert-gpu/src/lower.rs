@@ -24,7 +24,7 @@ use values::Function;
 /// Threadgroup memory of every chip, in bytes.
 pub const THREADGROUP_BYTES: usize = 32 << 10;
 /// Threadgroups that search a row of logits for its maximum.
-const LARGEST_PARTS: usize = 32;
+const LARGEST_PARTS: usize = 128;
 
 /// A part of the device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -8,6 +8,11 @@ use crate::step::QUERY_TILE;
 /// Contexts up to this length are not divided.
 const WHOLE_CONTEXT: usize = 512;
 
+/// Sequences that may always be computed in tiles together.
+const FEW_SEQUENCES: usize = 16;
+/// Tokens for each tile, on average, from which more of them are.
+const TILED_TOKENS: usize = 3;
+
 /// The properties of a step that its dispatches depend on. Kernels read the actual numbers of rows themselves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
@@ -64,7 +69,9 @@ impl Shape {
         let tokens = class(step.tokens.len(), plan.limits.tokens);
         let wanted = if step.wanted.is_empty() { 0 } else { class(step.wanted.len(), plan.limits.wanted) };
         let last = step.positions.iter().copied().max().unwrap_or(0) as usize;
-        let attention = if Shape::tiled(tokens) && found <= tiles(tokens) {
+        // Tiles of single tokens are worth it beside enough others.
+        let full = found <= tokens / QUERY_TILE + FEW_SEQUENCES || TILED_TOKENS * found <= step.tokens.len();
+        let attention = if Shape::tiled(tokens) && full && found <= tiles(tokens) {
             AttentionKind::Tiles
         } else if last < WHOLE_CONTEXT {
             AttentionKind::Whole
@@ -134,6 +141,6 @@ pub fn classes(limit: usize) -> Vec<usize> {
 
 /// The tiles for which a step of `tokens` tokens has room: full ones, and one more for each of some sequences.
 pub fn tiles(tokens: usize) -> usize {
-    const SEQUENCES: usize = 16;
-    (tokens / QUERY_TILE + SEQUENCES).min(tokens)
+    const SEQUENCES: usize = 128;
+    (tokens / QUERY_TILE + (tokens / TILED_TOKENS).clamp(FEW_SEQUENCES, SEQUENCES)).min(tokens)
 }

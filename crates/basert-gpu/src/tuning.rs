@@ -41,7 +41,7 @@ pub struct Limits {
 /// How a product of few rows is computed (`linear/gemv.metal`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gemv {
-    /// Rows of weights that a simdgroup has, an even number.
+    /// Rows of weights that a simdgroup has: 2, 4, 8 or 16.
     pub each: usize,
     /// Simdgroups of a threadgroup, at most.
     pub simdgroups: usize,
@@ -168,11 +168,7 @@ impl Gemv {
 
     fn is_legal(&self) -> bool {
         let Gemv { each, simdgroups, split } = *self;
-        (2..=16).contains(&each)
-            && each.is_multiple_of(2)
-            && (1..=32).contains(&simdgroups)
-            && split > 0
-            && simdgroups.is_multiple_of(split)
+        [2, 4, 8, 16].contains(&each) && (1..=32).contains(&simdgroups) && split > 0 && simdgroups.is_multiple_of(split)
     }
 }
 

@@ -182,6 +182,9 @@ impl Builder<'_> {
         let logits = self.names.get("logits").copied();
         self.graph.logits = logits.ok_or_else(|| self.wrong("no op computes 'logits'".to_owned()))?;
         self.graph.vocabulary = self.graph.values[self.graph.logits.0].width;
+        if self.graph.vocabulary == 0 || self.graph.values[self.graph.logits.0].rows != Rows::Wanted {
+            return Err(self.wrong("'logits' are not the values of the tokens that an op 'select' takes".to_owned()));
+        }
         for node in &self.graph.nodes {
             let Op::Embed { weight, by, .. } = node.op else { continue };
             let weight = &self.graph.weights[weight.0];

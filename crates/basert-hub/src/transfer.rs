@@ -56,6 +56,15 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
+/// Opens a partial file to write, made if it is not there. A link in its place is removed: what it leads to is somebody
+/// else's.
+pub(crate) fn open_partial(partial: &Path) -> Result<File> {
+    if fs::symlink_metadata(partial).is_ok_and(|found| found.file_type().is_symlink()) {
+        fs::remove_file(partial).map_err(Error::io("replace", partial))?;
+    }
+    File::options().create(true).truncate(false).write(true).open(partial).map_err(Error::io("write", partial))
+}
+
 /// Bytes of `file` that an earlier transfer left and this one would keep.
 pub(crate) fn already_done(file: &Path, size: u64, digest: Option<&Digest>) -> u64 {
     State::load(file, size, digest).map_or(0, |s| s.total_done())
@@ -66,8 +75,7 @@ pub(crate) fn download(http: &Http<'_>, wanted: &Wanted<'_>, file: &Path) -> Res
     let mut state = State::load(file, wanted.size, wanted.digest)
         .unwrap_or_else(|| State::fresh(wanted, segment_length(wanted.size, http.options.segment_bytes)));
     let partial = partial_path(file);
-    let output = File::options().create(true).truncate(false).write(true).open(&partial);
-    let output = output.map_err(Error::io("write", &partial))?;
+    let output = open_partial(&partial)?;
     output.set_len(wanted.size).map_err(Error::io("extend", &partial))?;
     for _ in 0..MAX_RESTARTS {
         http.progress.begin(wanted.name, wanted.size);

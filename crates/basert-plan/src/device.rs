@@ -114,7 +114,7 @@ pub trait Baked: Send {
         Ok(())
     }
 
-    /// The tokens sampled in the step waited for.
+    /// The tokens sampled in the step waited for, plus [`Draw::NOT_A_NUMBER`] where the logit is NaN: none was possible.
     fn drawn(&self) -> &[u32] {
         &[]
     }
@@ -230,6 +230,8 @@ pub struct Draw {
 impl Draw {
     /// The unit of [`Draw::top_p`] is 1 / `PARTS`.
     pub const PARTS: u32 = 1 << 20;
+    /// Added to a sampled token whose logit is NaN.
+    pub const NOT_A_NUMBER: u32 = 1 << 31;
     /// Added to the count of a token that is in the prompt.
     pub const IN_PROMPT: u16 = 1 << 15;
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::api;
-use crate::cors;
+use crate::cors::Origins;
 use crate::error::ApiError;
 use crate::server::Shared;
 
@@ -45,7 +45,7 @@ pub async fn check(State(shared): State<Shared>, mut request: Request, next: Nex
         if shared.config.address.ip().is_loopback() {
             check_host(&request, &shared.config.hosts)?;
         }
-        check_site(&request, &shared.config.cors)?;
+        check_site(&request, &shared.origins)?;
         peer.map_or(0, number)
     } else {
         match key(request.headers()).map(|key| find(&shared.config.api_keys, key)) {
@@ -110,7 +110,7 @@ fn check_number_of_hosts(request: &Request) -> Result<(), ApiError> {
 
 /// Where no key is asked for, a page of another site must not change anything: browsers send forms and empty requests
 /// for it without asking first. They say where a request comes from; other programs say nothing.
-fn check_site(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
+fn check_site(request: &Request, allowed: &Origins) -> Result<(), ApiError> {
     let text = |name: HeaderName| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
     let (site, origin) = (text(HeaderName::from_static("sec-fetch-site")), text(header::ORIGIN));
     let own = |origin: &str| {
@@ -121,7 +121,7 @@ fn check_site(request: &Request, allowed: &[String]) -> Result<(), ApiError> {
         (Some(site), _) => matches!(site, "same-origin" | "none"),
         (None, origin) => origin.is_none_or(own),
     };
-    if request.method().is_safe() || is_own || origin.is_some_and(|origin| cors::allows(allowed, origin)) {
+    if request.method().is_safe() || is_own || origin.is_some_and(|origin| allowed.allow(origin)) {
         return Ok(());
     }
     let message = format!("pages of {} may not use this server; --cors lets them", origin.unwrap_or("other sites"));
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn pages_of_other_sites_change_nothing() {
-        let allowed = ["https://a.example/".to_owned()];
+        let allowed = Origins::parse(&["https://a.example/".to_owned()]).unwrap();
         let good = |method: &str, headers: &[(&'static str, &'static str)]| {
             let mut request = Request::builder().method(method).header("host", "localhost:8080");
             for (name, value) in headers {

@@ -2,7 +2,8 @@
 //!
 //! Lines are read one by one, and answers are appended to files as they are completed, in the order of the lines. So a
 //! server that stops or crashes loses no complete answer, and the next one continues: as many lines are done as there
-//! are answers.
+//! are answers. A line at which a server crashed twice ends its batch: it may be the reason. Servers that were stopped
+//! do not count, however they were stopped.
 
 use std::fs::File;
 use std::io::Write;
@@ -22,12 +23,13 @@ use tower::ServiceExt;
 use crate::api;
 use crate::auth::Client;
 use crate::budget::Hold;
+use crate::clock;
 use crate::error::{self, ApiError};
-use crate::files::{EACH, Files};
-use crate::identity;
+use crate::files::{EACH, Files, Kind};
 use crate::lines::{self, Line, Place, Wrong};
+use crate::random;
 use crate::server::Shared;
-use crate::work;
+use crate::work::{self, Wanted};
 
 /// Batches under way, of one client and of all.
 const MOST: usize = 16;
@@ -50,16 +52,16 @@ pub struct Batch {
     pub owner: u64,
     /// The object that the API returns.
     pub told: Value,
-    /// How many lines were done when a server last went on with it.
+    /// How many lines were done when the server before crashed, if it did.
     #[serde(default)]
-    resumed: Option<usize>,
+    crashed_at: Option<usize>,
 }
 
 impl Batch {
     pub fn new(client: Client, input: String, endpoint: String, metadata: Option<Value>) -> Batch {
-        let now = identity::now();
+        let now = clock::now();
         let told = json!({
-            "id": identity::unique("batch_"),
+            "id": random::id("batch_"),
             "object": "batch",
             "endpoint": endpoint,
             "errors": null,
@@ -74,7 +76,7 @@ impl Batch {
             "request_counts": { "total": 0, "completed": 0, "failed": 0 },
             "metadata": metadata,
         });
-        Batch { owner: client.0, told, resumed: None }
+        Batch { owner: client.0, told, crashed_at: None }
     }
 
     pub fn id(&self) -> &str {
@@ -95,12 +97,22 @@ impl Batch {
     }
 
     fn has_expired(&self) -> bool {
-        self.told["expires_at"].as_u64().is_some_and(|end| identity::now() >= end)
+        self.told["expires_at"].as_u64().is_some_and(|end| clock::now() >= end)
+    }
+
+    /// Whether its client and its time let it go on.
+    fn is_wanted(&self) -> bool {
+        self.text("status") != "cancelling" && !self.has_expired()
+    }
+
+    /// Ends one that is not wanted any more.
+    fn ended_early(&mut self) {
+        self.ended(if self.text("status") == "cancelling" { "cancelled" } else { "expired" });
     }
 
     fn ended(&mut self, status: &str) {
         self.told["status"] = status.into();
-        self.told[format!("{status}_at")] = identity::now().into();
+        self.told[format!("{status}_at")] = clock::now().into();
     }
 
     fn failed(&mut self, code: &str, message: &str, line: Option<usize>) {
@@ -145,7 +157,7 @@ impl Batches {
         self.change(id, |batch| {
             if batch.text("status") == "in_progress" {
                 batch.told["status"] = "cancelling".into();
-                batch.told["cancelling_at"] = identity::now().into();
+                batch.told["cancelling_at"] = clock::now().into();
             }
         })
     }
@@ -203,10 +215,12 @@ pub async fn begin(shared: &Shared, files: Arc<Files>, batch: Batch) -> Result<B
         batch.told["request_counts"]["total"] = places.len().into();
         writer.take(batch.client(), EACH)?;
         writer.write(batch.id(), &batch).inspect_err(|_| writer.give(batch.client(), EACH))?;
+        writer.enlist(batch.client(), Kind::Batch, batch.id(), batch.told["created_at"].as_u64().unwrap_or(0));
         Ok((batch, Lines { file: Arc::new(Mutex::new(file)), places, _hold: hold }))
     });
     let (batch, lines) = checked.await?;
     if batch.text("status") == "in_progress" {
+        note_work(shared, &files);
         shared.batches.change(batch.id(), |running| *running = batch.clone());
         shared.batches.spawn(run(files, admitted, batch.clone(), lines));
     }
@@ -244,7 +258,7 @@ struct Lines {
 
 /// Batches that a server before left unfinished, with what was answered of them.
 pub fn recover(files: &Files) -> Batches {
-    let all = files.all::<Batch>("batch_").into_iter();
+    let all = files.all::<Batch>(Kind::Batch).map(|(_, batch)| batch);
     let unfinished = all.filter(|batch| matches!(batch.text("status"), "in_progress" | "cancelling"));
     let running = unfinished.map(|mut batch| {
         for (place, (_, ending)) in OUTPUTS.iter().enumerate() {
@@ -258,46 +272,94 @@ pub fn recover(files: &Files) -> Batches {
     Batches { running: Mutex::new(running.collect()), ..Batches::default() }
 }
 
-/// Goes on with them.
-pub fn resume(shared: &Shared) {
-    let Some(files) = &shared.files else { return };
-    let all = shared.batches.lock().clone();
-    for batch in all {
-        shared.batches.spawn(go_on(files.clone(), Admitted::new(shared, &batch), batch));
+/// Notes in the folder that batches are under way, unless the server is about to stop.
+fn note_work(shared: &Shared, files: &Files) {
+    if !shared.is_draining()
+        && let Err(error) = files.set_running(true)
+    {
+        tracing::warn!(%error, "it cannot be noted that batches are under way; a crash will not be counted");
     }
 }
 
-async fn go_on(files: Arc<Files>, admitted: Admitted, mut batch: Batch) {
-    let done = batch.done();
+/// Notes that what ends batches from here on is no crash.
+pub fn stopping(shared: &Shared) {
+    if let Some(files) = &shared.files
+        && let Err(error) = files.set_running(false)
+    {
+        tracing::warn!(%error, "it cannot be noted that batches were stopped; that will be counted as a crash");
+    }
+}
+
+/// Goes on with them.
+pub fn resume(shared: &Shared) {
+    let Some(files) = &shared.files else { return };
+    let crashed = files.was_running();
+    let all = shared.batches.lock().clone();
+    for mut batch in all {
+        let (before, done) = (batch.crashed_at, batch.done());
+        batch.crashed_at = crashed.then_some(done);
+        let twice = crashed && before == Some(done);
+        shared.batches.spawn(go_on(files.clone(), Admitted::new(shared, &batch), batch, twice));
+    }
+}
+
+async fn go_on(files: Arc<Files>, admitted: Admitted, mut batch: Batch, crashed_twice: bool) {
+    let (shared, done) = (&admitted.shared, batch.done());
     // A request that ends the server must not do so again and again.
-    if batch.resumed == Some(done) {
+    if crashed_twice {
         batch.failed("interrupted", "the server ended twice while it answered this line", Some(done + 1));
         return finish(files, admitted, batch).await;
     }
-    batch.resumed = Some(done);
-    let shared = &admitted.shared;
+    let mut reason = None;
+    let lines = loop {
+        match read_again(shared, &files, &batch).await {
+            Ok(Ok(lines)) => break lines,
+            Ok(Err(message)) => {
+                let message = format!("the server ended, and the next one cannot go on: {message}");
+                batch.failed("interrupted", &message, None);
+                return finish(files, admitted, batch).await;
+            }
+            // There may be room, or time, in a while.
+            Err(error) if reason.as_ref() == Some(&error) => {}
+            Err(error) => {
+                tracing::warn!(id = batch.id(), %error, "batch has to wait");
+                reason = Some(error);
+            }
+        }
+        if shared.is_draining() {
+            return;
+        }
+        let Some(now) = shared.batches.get(batch.id()) else { return };
+        batch.told = now.told;
+        if !batch.is_wanted() {
+            batch.ended_early();
+            return finish(files, admitted, batch).await;
+        }
+        tokio::time::sleep(PATIENCE).await;
+    };
+    note_work(shared, &files);
+    tracing::info!(id = batch.id(), done, "batch goes on");
+    run(files, admitted, batch, lines).await;
+}
+
+/// The lines of a batch that another server began, or why there will never be any; an error if there are none now.
+async fn read_again(shared: &Shared, files: &Arc<Files>, batch: &Batch) -> Result<Result<Lines, String>, ApiError> {
     let (limit, hold, client) = (shared.config.body_limit, shared.budget.hold(batch.client()), batch.client());
-    let (reader, asked) = (files.clone(), batch.clone());
-    let read = shared.work.run(client, move |wanted| {
-        let file = reader.content(client, asked.text("input_file_id"))?;
-        let places = lines::check(&file, asked.text("endpoint"), limit, wanted, &hold);
-        let places = places.map_err(|wrong| match wrong {
-            Wrong::Line(line, message) => ApiError::bad(format!("line {line}: {message}")),
-            Wrong::All(error) => error,
-        })?;
-        reader.write(asked.id(), &asked)?;
-        Ok(Lines { file: Arc::new(Mutex::new(file)), places, _hold: hold })
-    });
-    match read.await {
-        Ok(lines) => {
-            tracing::info!(id = batch.id(), done, "batch goes on");
-            run(files, admitted, batch, lines).await;
-        }
-        Err(error) => {
-            batch.failed("interrupted", &format!("the server ended, and the next one cannot go on: {error}"), None);
-            finish(files, admitted, batch).await;
-        }
-    }
+    let (files, batch) = (files.clone(), batch.clone());
+    let read = move |wanted: &Wanted| {
+        let file = match files.content(client, batch.text("input_file_id")) {
+            Err(error) if error.status == StatusCode::NOT_FOUND => return Ok(Err(error.message)),
+            file => file?,
+        };
+        let places = match lines::check(&file, batch.text("endpoint"), limit, wanted, &hold) {
+            Ok(places) => places,
+            Err(Wrong::Line(line, message)) => return Ok(Err(format!("line {line}: {message}"))),
+            Err(Wrong::All(error)) => return Err(error),
+        };
+        files.write(batch.id(), &batch)?;
+        Ok(Ok(Lines { file: Arc::new(Mutex::new(file)), places, _hold: hold }))
+    };
+    shared.work.run(client, read).await
 }
 
 /// What became of a line.
@@ -316,20 +378,11 @@ async fn run(files: Arc<Files>, admitted: Admitted, batch: Batch, lines: Lines) 
     match kept {
         Err(error) => batch.failed("not_kept", &error.message, None),
         Ok(()) if batch.done() >= lines.places.len() => batch.ended("completed"),
-        Ok(()) if batch.text("status") == "cancelling" => batch.ended("cancelled"),
-        Ok(()) if batch.has_expired() => batch.ended("expired"),
-        Ok(()) => return leave(files, batch).await,
+        Ok(()) if !batch.is_wanted() => batch.ended_early(),
+        // The next server goes on with it.
+        Ok(()) => return,
     }
     finish(files, admitted, batch).await;
-}
-
-/// Leaves a batch to the next server, which may do so as well.
-async fn leave(files: Arc<Files>, mut batch: Batch) {
-    batch.resumed = None;
-    let written = spawn_blocking(move || files.write(batch.id(), &batch)).await;
-    if let Ok(Err(error)) = written {
-        tracing::warn!(%error, "a batch cannot be written down");
-    }
 }
 
 /// Answers lines, and writes the answers down; an error if that is not possible.
@@ -389,8 +442,7 @@ async fn answer(shared: &Shared, service: Router, batch: &Batch, file: Arc<Mutex
     // The line, what is made of it, and the answer until it is written.
     let hold = Arc::new(shared.budget.hold(batch.client()));
     loop {
-        let now = shared.batches.get(batch.id());
-        if shared.is_draining() || now.is_none_or(|now| now.text("status") == "cancelling" || now.has_expired()) {
+        if shared.is_draining() || shared.batches.get(batch.id()).is_none_or(|now| !now.is_wanted()) {
             return Answered::Not;
         }
         match attempt(shared, &service, batch, &file, place, &hold).await {
@@ -443,7 +495,7 @@ async fn attempt(
             Err(error) => break (error.status, error.openai().to_string()),
         }
     };
-    let [id, request] = ["batch_req_", "req_"].map(identity::unique);
+    let [id, request] = ["batch_req_", "req_"].map(random::id);
     let custom_id = Value::from(custom_id);
     // The body is JSON as it is. To read it would take many times its size.
     let line = format!(

@@ -1,5 +1,7 @@
 //! How long the lists of a request may be, whatever API it is for. Bytes, values and tokens are limited elsewhere.
 
+use serde_json::Value;
+
 use crate::error::ApiError;
 
 /// Messages of a conversation, and items of which it is made.
@@ -28,6 +30,21 @@ pub fn check(field: &str, found: usize, most: usize) -> Result<(), ApiError> {
     if found > most { Err(ApiError::field(field, format!("{found} are given; {most} are the most"))) } else { Ok(()) }
 }
 
+/// Checks the messages of a conversation as all APIs make them, and the calls in each.
+pub fn messages(field: &str, messages: &[Value]) -> Result<(), ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::field(field, "there are no messages; a conversation needs one at least"));
+    }
+    check(field, messages.len(), MESSAGES)?;
+    let calls = messages.iter().map(|message| message["tool_calls"].as_array().map_or(0, Vec::len));
+    match calls.max() {
+        Some(calls) if calls > CALLS => {
+            Err(ApiError::field(field, format!("a message calls {calls} tools; {CALLS} are the most")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Checks stop texts against these bounds.
 pub fn stops(field: &str, texts: &[String]) -> Result<(), ApiError> {
     check(field, texts.len(), STOPS)?;
@@ -41,7 +58,7 @@ pub fn stops(field: &str, texts: &[String]) -> Result<(), ApiError> {
 }
 
 /// Metadata that is kept: a few short texts by name.
-pub fn metadata(metadata: &serde_json::Value) -> Result<(), ApiError> {
+pub fn metadata(metadata: &Value) -> Result<(), ApiError> {
     let Some(entries) = metadata.as_object() else {
         return Err(ApiError::field("metadata", "expected an object of texts"));
     };

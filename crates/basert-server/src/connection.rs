@@ -82,7 +82,7 @@ impl Drop for Waits {
 }
 
 /// The families of endpoints.
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "chat",
     "completions",
     "messages",
@@ -91,6 +91,7 @@ const FAMILIES: [&str; 10] = [
     "models",
     "files",
     "batches",
+    "infill",
     "tokenize",
     "detokenize",
 ];

@@ -1,5 +1,7 @@
 //! CORS: which web pages may use the server.
 
+use std::sync::Arc;
+
 use axum::http::{HeaderName, HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
@@ -13,35 +15,42 @@ const EXPOSED: [HeaderName; 4] = [
     header::WARNING,
 ];
 
-/// Allows pages of these origins, if any. They may send any header, as requests are authorised by their key.
-pub fn layer(origins: &[String]) -> Result<CorsLayer, ServeError> {
-    if origins.is_empty() {
-        return Ok(CorsLayer::new());
-    }
-    let allowed = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        let origins = origins.iter().map(|text| Origin::parse(text)).collect::<Result<Vec<_>, _>>()?;
-        AllowOrigin::predicate(move |given: &HeaderValue, _| {
-            given.to_str().is_ok_and(|given| origins.iter().any(|origin| origin.has(given)))
-        })
-    };
-    Ok(CorsLayer::new()
-        .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST, Method::DELETE])
-        .allow_headers(AllowHeaders::mirror_request())
-        .allow_private_network(true)
-        .expose_headers(EXPOSED))
-}
+/// The origins whose pages may use the server.
+#[derive(Debug, Clone)]
+pub struct Origins(Arc<[Origin]>);
 
-/// Whether a page of this origin is one of those that are listed.
-pub fn allows(listed: &[String], origin: &str) -> bool {
-    listed.iter().any(|one| one == "*" || Origin::parse(one).is_ok_and(|one| one.has(origin)))
+impl Origins {
+    pub fn parse(listed: &[String]) -> Result<Origins, ServeError> {
+        listed.iter().map(|text| Origin::parse(text)).collect::<Result<_, _>>().map(Origins)
+    }
+
+    pub fn allow(&self, given: &str) -> bool {
+        self.0.iter().any(|origin| origin.has(given))
+    }
+
+    /// The layer that tells browsers so. Pages may send any header, as requests are authorised by their key.
+    pub fn layer(&self) -> CorsLayer {
+        let allowed = if self.0.is_empty() {
+            return CorsLayer::new();
+        } else if self.0.contains(&Origin::Any) {
+            AllowOrigin::any()
+        } else {
+            let origins = self.clone();
+            AllowOrigin::predicate(move |given: &HeaderValue, _| given.to_str().is_ok_and(|given| origins.allow(given)))
+        };
+        CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods([Method::GET, Method::POST, Method::DELETE])
+            .allow_headers(AllowHeaders::mirror_request())
+            .allow_private_network(true)
+            .expose_headers(EXPOSED)
+    }
 }
 
 /// An origin that was listed.
 #[derive(Debug, PartialEq)]
 enum Origin {
+    Any,
     One(String),
     /// The origin without its port, which is any.
     AnyPort(String),
@@ -49,6 +58,9 @@ enum Origin {
 
 impl Origin {
     fn parse(text: &str) -> Result<Origin, ServeError> {
+        if text == "*" {
+            return Ok(Origin::Any);
+        }
         let text = text.trim_end_matches('/').to_ascii_lowercase();
         let (origin, any_port) = match text.strip_suffix(":*") {
             Some(rest) => (rest, true),
@@ -66,6 +78,7 @@ impl Origin {
 
     fn has(&self, given: &str) -> bool {
         match self {
+            Origin::Any => true,
             Origin::One(origin) => given.eq_ignore_ascii_case(origin),
             Origin::AnyPort(origin) => {
                 let given = given.to_ascii_lowercase();
@@ -96,8 +109,10 @@ mod tests {
             ("http://localhost:*", "http://localhost.evil.example:80", false),
             ("http://[::1]:*", "http://[::1]:3000", true),
             ("app://obsidian.md", "app://obsidian.md", true),
+            ("*", "null", true),
         ] {
-            assert_eq!(Origin::parse(listed).unwrap().has(given), expected, "{listed}: {given}");
+            let listed = ["https://other.example".to_owned(), listed.to_owned()];
+            assert_eq!(Origins::parse(&listed).unwrap().allow(given), expected, "{listed:?}: {given}");
         }
         for wrong in ["a.example", "http://*.example", "http://localhost:80:*", "http://a.example/page"] {
             assert!(matches!(Origin::parse(wrong), Err(ServeError::Origin(_))), "{wrong}");

@@ -155,6 +155,7 @@ pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
         let field = match path.as_str() {
             "/v1/responses" | "/v1/embeddings" => "input",
             "/v1/completions" => "prompt",
+            "/v1/infill" => "input_prefix",
             _ => "messages",
         };
         error.param = Some(field.to_owned());

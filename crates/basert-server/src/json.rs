@@ -1,6 +1,12 @@
-//! Bodies that are JSON, or nearly.
+//! Bodies that are JSON, or nearly; and long ones that are made while they are sent.
 
+use std::convert::Infallible;
+use std::iter::once;
+
+use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -74,9 +80,78 @@ fn without_halves(text: &[u8]) -> Vec<u8> {
     whole
 }
 
+/// JSON that is made piece by piece, so that it need not be in memory as a whole.
+pub type Pieces = Box<dyn Iterator<Item = String> + Send>;
+
+/// A value, in one piece.
+pub fn value(value: impl Into<Value>) -> Pieces {
+    Box::new(once(value.into().to_string()))
+}
+
+/// A list.
+pub fn list(items: impl Iterator<Item = Pieces> + Send + 'static) -> Pieces {
+    let comma = |i| if i > 0 { "," } else { "" };
+    let items = items.enumerate().flat_map(move |(i, item)| once(comma(i).to_owned()).chain(item));
+    Box::new(once("[".to_owned()).chain(items).chain(once("]".to_owned())))
+}
+
+/// An object.
+pub fn object<const N: usize>(fields: [(&'static str, Pieces); N]) -> Pieces {
+    let begin = |i| if i > 0 { "," } else { "{" };
+    let fields = fields.into_iter().enumerate();
+    let fields = fields.flat_map(move |(i, (name, field))| once(format!("{}\"{name}\":", begin(i))).chain(field));
+    Box::new(fields.chain(once("}".to_owned())))
+}
+
+/// Bytes of such JSON that are made at once.
+const AT_ONCE: usize = 16 << 10;
+
+/// A response with this body. What is longer than one part is made when it is sent.
+pub fn response(mut pieces: Pieces) -> Response {
+    let first = part(&mut pieces);
+    let body = if first.len() < AT_ONCE {
+        Body::from(first)
+    } else {
+        let rest = stream::unfold(pieces, async |mut pieces| {
+            // Others have their turn in between.
+            tokio::task::yield_now().await;
+            let part = part(&mut pieces);
+            (!part.is_empty()).then_some((part, pieces))
+        });
+        Body::from_stream(stream::iter([first]).chain(rest).map(Ok::<_, Infallible>))
+    };
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// The next part; empty at the end.
+fn part(pieces: &mut Pieces) -> String {
+    let mut part = String::new();
+    while part.len() < AT_ONCE {
+        let Some(piece) = pieces.next() else { break };
+        part.push_str(&piece);
+    }
+    part
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn pieces_make_what_the_values_are() {
+        let items = json!([1, "a\"", null, { "b": [] }]);
+        let own = items.as_array().cloned().unwrap_or_default();
+        let text: String = object([
+            ("list", list(own.into_iter().map(value))),
+            ("none", list(std::iter::empty())),
+            ("object", object([("x", value(0.5f32)), ("y", value("z"))])),
+        ])
+        .collect();
+        let expected = json!({ "list": items, "none": [], "object": { "x": 0.5, "y": "z" } });
+        assert_eq!(text, expected.to_string());
+    }
 
     #[test]
     fn halves_of_characters_are_replaced_and_whole_ones_are_not() {

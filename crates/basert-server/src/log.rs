@@ -12,7 +12,7 @@ use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
 use metrics::{counter, histogram};
 
-use crate::identity;
+use crate::random;
 
 /// What the APIs call the header with the id of a request.
 const NAMES: [HeaderName; 2] = [HeaderName::from_static("x-request-id"), HeaderName::from_static("request-id")];
@@ -22,7 +22,7 @@ pub async fn request(request: Request, next: Next) -> Response {
     let began = Instant::now();
     let given = request.headers().get(&NAMES[0]).and_then(|id| id.to_str().ok());
     let sound = |id: &&str| !id.is_empty() && id.len() <= 128 && id.bytes().all(|c| c.is_ascii_graphic());
-    let id = given.filter(sound).map_or_else(|| identity::unique("req_"), str::to_owned);
+    let id = given.filter(sound).map_or_else(|| random::id("req_"), str::to_owned);
     let method = request.method().to_string();
     // Paths that do not exist are of any number.
     let path = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();

@@ -177,8 +177,11 @@ impl Registry {
         entry.state().leaving = Some(model.clone());
         let (registry, name) = (self.clone(), entry.source.name.clone());
         tokio::spawn(async move {
+            // Requests that have found it but not begun to be answered count too: they hold it, beside this task and
+            // `leaving`.
+            let is_used = || Arc::strong_count(&model) > 2 || !model.is_idle();
             let idle = async {
-                while !model.is_idle() {
+                while is_used() {
                     tokio::time::sleep(LOOK).await;
                 }
             };

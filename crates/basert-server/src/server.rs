@@ -19,8 +19,10 @@ use tokio::sync::watch;
 use crate::auth::Client;
 use crate::batches::{self, Batches};
 use crate::budget::Budget;
+use crate::cache_keys::CacheKeys;
 use crate::config::Config;
 use crate::connections::Connections;
+use crate::cors::Origins;
 use crate::error::ApiError;
 use crate::files::Files;
 use crate::kept::Kept;
@@ -28,7 +30,7 @@ use crate::limits::Limits;
 use crate::model::Source;
 use crate::registry::Registry;
 use crate::work::Work;
-use crate::{api, auth, connection, cors, error, fields, log, telemetry};
+use crate::{api, auth, connection, error, fields, log, telemetry};
 
 /// How often idle models and limits are checked.
 const TIDY: Duration = Duration::from_secs(5);
@@ -78,8 +80,11 @@ pub struct Shared(Arc<Inner>);
 
 pub struct Inner {
     pub config: Arc<Config>,
+    /// Whose pages may use it.
+    pub origins: Origins,
     pub registry: Arc<Registry>,
     pub limits: Limits,
+    pub cache_keys: CacheKeys,
     /// What requests take of memory.
     pub budget: Arc<Budget>,
     /// Where they are worked on.
@@ -101,10 +106,14 @@ impl std::ops::Deref for Shared {
 }
 
 impl Shared {
-    /// The salt of the client's prompts: what is cached of them is for prompts of the same salt. Its batches have it
-    /// too.
-    pub fn salt(&self, client: u64) -> u64 {
-        if self.config.api_keys.is_empty() || self.config.share_prefixes { 0 } else { Client(client).account() }
+    /// The salt of a client's prompts: what is cached of them is for prompts of the same salt. Its batches have it too,
+    /// and so have other clients that send the same `prompt_cache_key`.
+    pub fn salt(&self, client: u64, cache_key: Option<&str>) -> u64 {
+        if self.config.api_keys.is_empty() || self.config.share_prefixes {
+            return 0;
+        }
+        let own = Client(client).account();
+        cache_key.and_then(|key| self.cache_keys.shared(own, key)).unwrap_or(own)
     }
 
     pub fn is_draining(&self) -> bool {
@@ -178,7 +187,7 @@ impl Server {
         if !address.ip().is_loopback() && config.api_keys.iter().all(String::is_empty) {
             return Err(ServeError::Open { address });
         }
-        let cors = cors::layer(&config.cors)?;
+        let origins = Origins::parse(&config.cors)?;
         let files = config.files.clone().map(|folder| {
             Files::open(folder.clone(), config.files_limit)
                 .map(Arc::new)
@@ -194,6 +203,8 @@ impl Server {
         let shared = Shared(Arc::new(Inner {
             responses: Kept::new(config.request_memory / 4),
             config,
+            origins,
+            cache_keys: CacheKeys::default(),
             budget,
             work: Work::new(),
             registry,
@@ -209,7 +220,7 @@ impl Server {
             .layer(middleware::from_fn_with_state(shared.clone(), auth::check))
             .layer(middleware::from_fn(error::in_its_own_shape))
             .layer(middleware::from_fn(fields::warn))
-            .layer(cors)
+            .layer(shared.origins.layer())
             .layer(middleware::from_fn(log::request))
             .with_state(shared.clone());
         Ok(Server { listener, shared, router, stop: Stop(watch::Sender::new(Ending::No)) })
@@ -280,6 +291,7 @@ impl Server {
         }
         drop(listener);
         shared.draining.store(true, Ordering::Relaxed);
+        batches::stopping(&shared);
         tracing::info!(in_flight = shared.registry.in_flight(), "draining");
         let over = async {
             stop.told(Ending::Soon).await;

@@ -7,23 +7,25 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use basert_engine::Token;
 use futures_util::stream;
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::model::{Event, Events, Part, TokenText};
+use crate::json::Pieces;
+use crate::model::{Event, Events, Part};
 
 /// Tokens with log probabilities in one piece, so that other requests are served in between.
 const AT_ONCE: usize = 16;
 
 /// Splits a long piece.
-fn divided(choice: usize, parts: Vec<Part>, mut tokens: Vec<TokenText>) -> VecDeque<Event> {
-    let mut pieces = VecDeque::new();
+fn divided(choice: usize, parts: Vec<Part>, tokens: Vec<Token>) -> VecDeque<Event> {
+    let (mut pieces, mut tokens) = (VecDeque::new(), tokens.into_iter());
     while tokens.len() > AT_ONCE {
-        let rest = tokens.split_off(AT_ONCE);
-        pieces.push_back(Event::Piece { choice, parts: vec![], tokens: std::mem::replace(&mut tokens, rest) });
+        let tokens = tokens.by_ref().take(AT_ONCE).collect();
+        pieces.push_back(Event::Piece { choice, parts: vec![], tokens });
     }
-    pieces.push_back(Event::Piece { choice, parts, tokens });
+    pieces.push_back(Event::Piece { choice, parts, tokens: tokens.collect() });
     pieces
 }
 
@@ -36,6 +38,11 @@ pub struct Sent {
 impl Sent {
     pub fn data(data: &Value) -> Sent {
         Sent { name: None, data: data.to_string() }
+    }
+
+    /// The same, of JSON in pieces.
+    pub fn of(data: Pieces) -> Sent {
+        Sent { name: None, data: data.collect() }
     }
 
     /// With the name that stands in the data as its type, too.

@@ -70,9 +70,8 @@ pub async fn run<T: Send + 'static>(
     work: impl FnOnce(&Wanted) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let served = Served::current()?;
-    let wanted = served.wanted();
-    // This is a turn of a large request already.
-    if served.small { blocking(None, wanted, work).await } else { work(&wanted) }
+    // A large request has a turn already.
+    if served.small { blocking(None, served.wanted(), work).await } else { work(&served.wanted()) }
 }
 
 /// Runs what may take long even for a small request.
@@ -80,9 +79,11 @@ pub async fn run_long<T: Send + 'static>(
     work: impl FnOnce(&Wanted) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let served = Served::current()?;
-    let turn = if served.small { Some(served.work.turn(served.client).await?) } else { None };
-    let wanted = served.wanted();
-    if turn.is_some() { blocking(turn, wanted, work).await } else { work(&wanted) }
+    if !served.small {
+        return work(&served.wanted());
+    }
+    let turn = served.work.turn(served.client).await?;
+    blocking(Some(turn), served.wanted(), work).await
 }
 
 /// The answer of this JSON, which may be large.
@@ -151,7 +152,7 @@ impl Work {
         Ok(Turn { _own: own, _of_all: self.all.clone().acquire_owned().await.map_err(closed)? })
     }
 
-    fn wanted(&self, left: Arc<AtomicBool>, hold: Option<Arc<Hold>>) -> Wanted {
+    pub fn wanted(&self, left: Arc<AtomicBool>, hold: Option<Arc<Hold>>) -> Wanted {
         Wanted { left, stopped: self.stopped.clone(), until: Instant::now() + LONGEST, hold }
     }
 

@@ -274,6 +274,179 @@ const ANSWERS: &[(&str, &str, &str)] = &[
     ("generic", "[{\"name\": \"add\", \"arguments\": {\"a\": 1}}]", "add{\"a\": 1}."),
     ("generic", "[1, 2]", "content: [1, 2]"),
     ("generic", "Ok:\n```json\n{\"name\": \"add\", \"arguments\": {}}\n```", "content: Ok: | add{}."),
+    // A comma before a closing bracket.
+    (
+        "hermes",
+        "<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1,}}\n</tool_call>\nDone.",
+        "add{\"a\": 1}. | content: Done.",
+    ),
+    (
+        "hermes",
+        "<tool_call>[{\"name\": \"add\", \"arguments\": {\"a\": [1, 2, ],\n},},]</tool_call>x",
+        "add{\"a\": [1, 2]}. | content: x",
+    ),
+    ("hermes", "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1,", "add{\"a\": 1}."),
+    ("harmony", "<|channel|>commentary to=functions.add<|message|>{\"a\": 1,}<|call|>", "add{\"a\": 1}."),
+    ("deepseek-plain", "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"a\": 1, }<｜tool▁call▁end｜>", "add{\"a\": 1}."),
+    // What follows in a broken call is no content.
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1 2}}</tool_call>\nDone.",
+        "add{\"a\": 1 BROKEN | content: Done.",
+    ),
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": ]}} <tool_call>{\"name\": \"time\"}</tool_call>",
+        "add{\"a\": BROKEN | time{}.",
+    ),
+    ("harmony", "<|channel|>commentary to=functions.add<|message|>{\"a\" 1}<|call|>", "add{\"a\" BROKEN"),
+    // Python's strings and words.
+    (
+        "hermes",
+        "<tool_call>{'name': 'add', 'arguments': {'a': 'it\\'s \"so\"', 'on': True, 'b': None}}</tool_call>",
+        "add{\"a\": \"it's \\\"so\\\"\", \"on\": true, \"b\": null}.",
+    ),
+    ("generic", "{'name': 'add', 'arguments': {'a': 1}}", "add{\"a\": 1}."),
+    ("generic", "{'name': 'Ada'}", "content: {'name': 'Ada'}"),
+    // A pattern, with escapes that JSON does not have.
+    (
+        "hermes",
+        "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": \"\\d+\\.\"}}</tool_call>",
+        "add{\"a\": \"\\\\d+\\\\.\"}.",
+    ),
+    // As APIs wrap calls.
+    (
+        "hermes",
+        "{\"tool_calls\": [{\"name\": \"add\", \"arguments\": {\"a\": 1}}, {\"type\": \"function\", \"function\": {\"name\": \"time\", \"arguments\": {}}}]}",
+        "add{\"a\": 1}. | time{}.",
+    ),
+    (
+        "hermes",
+        "<tool_call>{\"tool_calls\": [{\"name\": \"add\", \"arguments\": {}}]}</tool_call> Done.",
+        "add{}. | content:  Done.",
+    ),
+    ("generic", "{\"tool_calls\": [{\"name\": \"sub\"}]}", "content: {\"tool_calls\": [{\"name\": \"sub\"}]}"),
+    ("generic", "{\"tool_calls\": []}", "content: {\"tool_calls\": []}"),
+    // A list as the whole answer.
+    (
+        "llama3",
+        "[{\"name\": \"add\", \"parameters\": {}}, {\"name\": \"time\", \"parameters\": {\"zone\": \"x\"}}]",
+        "add{}. | time{\"zone\": \"x\"}.",
+    ),
+    ("llama3", "[{\"name\": \"add\", \"parameters\": {}}]\nDone.", "add{}. | content: Done."),
+    ("llama3", "[add(a=1)]", "add{\"a\": 1}."),
+    ("llama3", "[addition]", "content: [addition]"),
+    ("llama3", "[add(ing) to it]", "content: [add(ing) to it]"),
+    // Python calls.
+    (
+        "lfm2",
+        "I look.<|tool_call_start|>[get_weather(city=\"Paris\", n=3), add(x=[1, (2, 'a')], y={'k': None})]<|tool_call_end|>Ok.",
+        "content: I look. | get_weather{\"city\": \"Paris\", \"n\": 3}. | add{\"x\": [1, [2, \"a\"]], \"y\": {\"k\": null}}. | content: Ok.",
+    ),
+    (
+        "lfm2",
+        "[get_weather(city='São Paulo, \"SP\"'), time()]",
+        "get_weather{\"city\": \"São Paulo, \\\"SP\\\"\"}. | time{}.",
+    ),
+    ("lfm2", "[sub(x=1)]", "content: [sub(x=1)]"),
+    ("lfm2", "<|tool_call_start|>add(a=1)<|tool_call_end|>", "add{\"a\": 1}."),
+    ("lfm2", "<|tool_call_start|>[add(a=1<|tool_call_end|>", "add{\"a\": 1}."),
+    ("lfm2", "<|tool_call_start|>[add(a=b)]<|tool_call_end|>x", "add{\"a\": BROKEN | content: x"),
+    ("lfm2", "<|tool_call_start|>[{\"name\": \"add\", \"arguments\": {}}]<|tool_call_end|>", "add{}."),
+    (
+        "llama4",
+        "[get_weather(city=\"Paris\"), time(zone='x')]",
+        "get_weather{\"city\": \"Paris\"}. | time{\"zone\": \"x\"}.",
+    ),
+    ("llama4", "<|python_start|>[add(a=-1.5e3)]<|python_end|>", "add{\"a\": -1.5e3}."),
+    ("llama4", "[1, 2]", "content: [1, 2]"),
+    (
+        "olmo3",
+        "Hm.\n<function_calls>get_weather(city=\"Paris\")\nadd(a=1,\n b=[True])\n</function_calls>",
+        "content: Hm.\n | get_weather{\"city\": \"Paris\"}. | add{\"a\": 1,\n \"b\": [true]}.",
+    ),
+    ("gemma", "```tool_code\n[add(a=1)]\n```", "add{\"a\": 1}."),
+    // Gemma 4's.
+    (
+        "gemma4",
+        "<|channel>thought\nHm.<channel|><|tool_call>call:add{zone:<|\"|>a \"b\"\\<|\"|>,n:3,o:{a:[1,true,None,<|\"|>x<|\"|>]}}<tool_call|><|tool_call>call:time{}<tool_call|>",
+        "reasoning: Hm. | add{\"zone\": \"a \\\"b\\\"\\\\\",\"n\": 3,\"o\": {\"a\":[1,true,null,\"x\"]}}. | time{}.",
+    ),
+    ("gemma4", "<|tool_call>call:add{n:3<tool_call|>", "add{\"n\": 3}."),
+    ("gemma4", "<|tool_call>calling", "content: <|tool_call>calling"),
+    (
+        "function-gemma",
+        "<start_function_call>call:add{zone:<escape>x<escape>}<end_function_call>",
+        "add{\"zone\": \"x\"}.",
+    ),
+    // Names that are ids.
+    (
+        "kimi",
+        "<think>Hm.</think>Ok.<|tool_calls_section_begin|><|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{\"a\": 1}<|tool_call_end|><|tool_call_begin|>functions.time:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+        "reasoning: Hm. | content: Ok. | add{\"a\": 1}. | time{}.",
+    ),
+    ("kimi", "<|tool_call_begin|>add<|tool_call_argument_begin|>{}<|tool_call_end|>", "add{}."),
+    (
+        "cohere",
+        "<|START_THINKING|>Hm.<|END_THINKING|><|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"add\", \"parameters\": {\"a\": 1}},\n    {\"tool_call_id\": \"1\", \"tool_name\": \"time\", \"parameters\": {}}\n]<|END_ACTION|>",
+        "reasoning: Hm. | add{\"a\": 1}. | time{}.",
+    ),
+    (
+        "cohere",
+        "Action: ```json\n[\n    {\n        \"tool_name\": \"add\",\n        \"parameters\": {\"a\": 1}\n    }\n]```",
+        "add{\"a\": 1}.",
+    ),
+    ("nemotron", "<TOOLCALL>[{\"name\": \"add\", \"arguments\": {\"a\": 1}}]</TOOLCALL>", "add{\"a\": 1}."),
+    ("apertus", "<|tools_prefix|>[{\"add\": {\"a\": 1}}, {\"time\": {}}]<|tools_suffix|>", "add{\"a\": 1}. | time{}."),
+    ("tool-calls", "<tool_calls>[{\"name\": \"add\", \"arguments\": {}, \"id\": \"1\"}]</tool_calls>", "add{}."),
+    (
+        "tool-calls",
+        "<tool_calls>\n{\"name\": \"add\", \"arguments\": {}}\n{\"name\": \"time\", \"arguments\": {}}\n</tool_calls>",
+        "add{}. | time{}.",
+    ),
+    ("gigachat", "Ok.<|function_call|>{\"name\": \"add\", \"arguments\": {\"a\": 1}}", "content: Ok. | add{\"a\": 1}."),
+    (
+        "minicpm5",
+        "<function name=\"add\"><param name=\"n\">3</param><param name=\"zone\">x</param></function>\n<function name=\"time\"></function>",
+        "add{\"n\": 3, \"zone\": \"x\"}. | time{}.",
+    ),
+    (
+        "deepseek-dsml",
+        "Ok.\n\n<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"add\">\n<｜DSML｜parameter name=\"any\" string=\"true\">3</｜DSML｜parameter>\n<｜DSML｜parameter name=\"n\" string=\"false\">3</｜DSML｜parameter>\n</｜DSML｜invoke>\n<｜DSML｜invoke name=\"time\">\n</｜DSML｜invoke>\n</｜DSML｜function_calls>",
+        "content: Ok. | add{\"any\": \"3\", \"n\": 3}. | time{}.",
+    ),
+    // A fence without a language, and none.
+    (
+        "deepseek",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```\n{\"a\": 1}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "add{\"a\": 1}.",
+    ),
+    (
+        "deepseek",
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n{\"a\": 1}<｜tool▁call▁end｜><｜tool▁calls▁end｜>x",
+        "add{\"a\": 1}. | content: x",
+    ),
+    // The name in a line by itself.
+    ("glm4", "get_weather\n{\"city\": \"Paris\"}", "get_weather{\"city\": \"Paris\"}."),
+    ("glm4", "time flies\n{}", "content: time flies\n{}"),
+    ("glm4", "add {x}", "content: add {x}"),
+    // The marker behind a value is missing.
+    (
+        "qwen-coder",
+        "<tool_call>\n<function=add>\n<parameter=zone>\nx < y\n<parameter=n>\n3\n</function>\n</tool_call>\nOk",
+        "add{\"zone\": \"x < y\", \"n\": 3}. | content: Ok",
+    ),
+    ("qwen-coder", "<function=add>\n<parameter=zone>\nx\n</function>\n", "add{\"zone\": \"x\"}."),
+    (
+        "qwen-coder",
+        "<tool_call><function=add>\n<parameter=zone>\na <parameter=other> </function> b\n</parameter>\n</function></tool_call>",
+        "add{\"zone\": \"a <parameter=other> </function> b\"}.",
+    ),
+    (
+        "glm",
+        "<tool_call>add\n<arg_key>zone</arg_key>\n<arg_value>x\n<arg_key>n</arg_key>\n<arg_value>3</tool_call>",
+        "add{\"zone\": \"x\\n\", \"n\": 3}.",
+    ),
 ];
 
 #[test]
@@ -312,7 +485,7 @@ fn a_call_is_whole_only_when_its_text_is() {
             let now = ended(&text[..at + c.len_utf8()]);
             // A call ends with the brace or tag that closes it, or with the tag that comes in place of a brace.
             assert!(
-                now == before || (now == before + 1 && matches!(c, '}' | '>' | '<')),
+                now == before || (now == before + 1 && matches!(c, '}' | '>' | '<' | ')')),
                 "{dialect}: {}",
                 &text[..=at]
             );
@@ -375,6 +548,9 @@ fn ids_are_the_models_or_made_up() {
     let found = ids("mistral", list);
     assert!(found[0] == "abc123XYZ" && found[1].len() == 9 && found[1].bytes().all(|b| b.is_ascii_alphanumeric()));
     assert_eq!(ids("mistral", "[TOOL_CALLS]a[CALL_ID]xyz[ARGS]{}"), ["xyz"]);
+    let call = |head: &str| format!("<|tool_call_begin|>{head}<|tool_call_argument_begin|>{{}}<|tool_call_end|>");
+    let calls = [call("functions.a:7"), call("a")].concat();
+    assert_eq!(ids("kimi", &calls), ["functions.a:7", "functions.a:1"]);
     let found = ids("hermes", "<tool_call>{\"name\": \"a\"}</tool_call><tool_call>{\"name\": \"a\"}</tool_call>");
     assert!(found[0] != found[1] && found.iter().all(|id| id.starts_with("call_") && id.len() == 29), "{found:?}");
 }
@@ -397,7 +573,16 @@ fn templates_show_their_dialect() {
         let source = goldens["templates"][template]["source"].as_str().unwrap();
         assert_eq!(Dialect::of_template(source).name(), dialect, "{template}");
     }
-    assert_eq!(Dialect::of_template("<|start|>{{ x }}<|channel|>final<|message|>").name(), "harmony");
+    for (source, dialect) in [
+        ("<|start|>{{ x }}<|channel|>final<|message|>", "harmony"),
+        ("[gMASK]<sop><|observation|>", "glm4"),
+        ("[gMASK]<sop><|observation|><arg_key><arg_value>", "glm"),
+        ("<|header_start|>", "llama4"),
+        ("<functions></functions> <function_calls>", "olmo3"),
+        ("<start_of_turn> <start_function_call>", "function-gemma"),
+    ] {
+        assert_eq!(Dialect::of_template(source).name(), dialect, "{source}");
+    }
 }
 
 #[test]
@@ -492,6 +677,42 @@ fn mixture() -> impl Strategy<Value = String> {
         "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
         "<｜tool▁call▁end｜>",
         "\n```json\n",
+        "<|tool_call_start|>",
+        "<|tool_call_end|>",
+        "[add(",
+        "add(",
+        "n=",
+        ")",
+        "'",
+        "'x'",
+        "<function_calls>",
+        "</function_calls>",
+        "<|tool_call>call:add{",
+        "<|\"|>",
+        "n:",
+        "<tool_call|>",
+        "<|channel>thought\n",
+        "<channel|>",
+        "<|tool_call_begin|>functions.add:0",
+        "<|tool_call_argument_begin|>",
+        "<|tool_call_end|>",
+        "<|START_ACTION|>[",
+        "<|END_ACTION|>",
+        "{\"tool_name\": \"add\", \"parameters\": {",
+        "<TOOLCALL>[",
+        "</TOOLCALL>",
+        "<|tools_prefix|>[{\"add\": ",
+        "{\"tool_calls\": [",
+        "<tool_call><function=add>",
+        "<parameter=zone>",
+        "<parameter=n>",
+        "</parameter>",
+        "<arg_key>n</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "<｜DSML｜tool_calls><｜DSML｜invoke name=\"add\">",
+        "<｜DSML｜parameter name=\"n\" string=\"false\">",
+        "</｜DSML｜parameter>",
     ];
     prop::collection::vec(
         prop_oneof![9 => prop::sample::select(pieces).prop_map(str::to_owned), 1 => any::<String>()],

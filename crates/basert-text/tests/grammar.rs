@@ -404,7 +404,7 @@ fn calls(
     counts
 }
 
-const CONTROL: [&str; 13] = [
+const CONTROL: [&str; 17] = [
     "<|im_end|>",
     "<think>",
     "</think>",
@@ -418,6 +418,10 @@ const CONTROL: [&str; 13] = [
     "<|call|>",
     "<|return|>",
     "<｜tool▁call▁begin｜>",
+    "</seed:think>",
+    "<|END_THINKING|>",
+    "<|inner_suffix|>",
+    "<channel|>",
 ];
 
 #[test]

@@ -89,8 +89,8 @@ fn right_vocabularies_work() {
 fn wrong_metadata() {
     let fails = |parts: Parts, expected: &str| parts.fails_with(expected);
     fails(
-        Parts { model: "rwkv", ..byte_pair() },
-        r#"tokenizer.ggml.model: "rwkv"; expected gpt2, gemma4, llama, t5 or bert"#,
+        Parts { model: "none", ..byte_pair() },
+        r#"tokenizer.ggml.model: "none"; expected gpt2, gemma4, whitespace, llama, t5, bert, rwkv or plamo2"#,
     );
     fails(Parts { pre: Some("tofu"), ..byte_pair() }, r#"tokenizer.ggml.pre: "tofu"; expected one of gpt-2, "#);
     fails(Parts { tokens: vec![], types: None, ..byte_pair() }, "tokenizer.ggml.tokens: no tokens; expected");
@@ -148,6 +148,99 @@ fn odd_metadata_is_opened() {
     // SentencePiece's scores fall along the vocabulary; its usual ids stand in for those that are not given.
     let bare = Parts { scores: None, bos: None, unknown: None, ..sentence_piece() };
     assert_eq!(encode(bare, "ab a\n", WHOLE), [1, 3, 6, 7, 8]);
+}
+
+#[test]
+fn longest_tokens_are_taken_first() {
+    let tokens: Vec<&[u8]> = vec![b"<s>", b"a", b"b", b"ab", b"\\n", b"\\xc3", b"\\xa9", b"\\\\", b"abcd", b"c"];
+    let types = Some([3, 1, 1, 1, 1, 1, 1, 1, 1, 1].to_vec());
+    let parts = Parts { model: "rwkv", tokens, types, bos: None, ..byte_pair() };
+    let tokenizer = parts.build().unwrap();
+    let text = "abc<s>\n\u{e9}\\";
+    assert!(tokenizer.encode(text, TEXT).is_err(), "there is no token for <");
+    let ids = tokenizer.encode(text, WHOLE).unwrap();
+    assert_eq!(ids, [3, 9, 0, 4, 5, 6, 7]);
+    assert_eq!(tokenizer.decode(&ids, false), text);
+    let error = tokenizer.encode("z", TEXT).unwrap_err().to_string();
+    assert!(error.contains("no token for the byte 0x7a and no unknown token"), "{error}");
+}
+
+#[test]
+fn plamo_takes_the_best_cut() {
+    let tokens: Vec<&[u8]> = vec![b"<unk>", b"<s>", b"a", b"b", b"ab", b"bc", b"c", b" c", b"<0xC3>", b"<0xA9>"];
+    let types = Some([2, 3, 1, 1, 1, 1, 1, 1, 6, 6].to_vec());
+    let scores = Some([0.0, 0.0, -1.0, -1.0, -3.0, -1.5, -2.0, -1.0, 0.0, 0.0].to_vec());
+    let parts = Parts { model: "plamo2", tokens, types, scores, ..byte_pair() };
+    let encode = |text: &str| parts.build().unwrap().encode(text, TEXT).unwrap();
+    assert_eq!(encode("abc"), [2, 5]);
+    assert_eq!(encode("ab c"), [2, 3, 7]);
+    assert_eq!(encode("\u{FEFF}a\u{e9}"), [2, 8, 9]);
+    assert_eq!(encode("zb"), [0, 3]);
+    assert_eq!(parts.build().unwrap().encode("a", WHOLE).unwrap()[0], 5, "a beginning is added");
+    Parts { scores: None, ..parts }.fails_with("tokenizer.ggml.scores: absent");
+}
+
+#[test]
+fn white_space_may_only_separate() {
+    let tokens: Vec<&[u8]> = vec![b"a", b"b", b"ab", "漢".as_bytes()];
+    let parts = Parts {
+        model: "gpt2",
+        pre: Some("whitespace"),
+        tokens,
+        types: None,
+        merges: Some(vec![b"a b"]),
+        bos: None,
+        ..byte_pair()
+    };
+    assert_eq!(parts.build().unwrap().encode(" ab  a\n漢ab ", TEXT).unwrap(), [2, 0, 3, 2]);
+}
+
+/// Text never becomes what ends an answer, whatever a file says of the token.
+#[test]
+fn plain_text_becomes_no_control_token() {
+    let tokens: Vec<&[u8]> =
+        vec![b"<", b"|", b"end", b"e", b"n", b"d", b">", b"<|", b"|>", b"<|end", b"<|end|>", b"en"];
+    let merges: Vec<&[u8]> = vec![b"< |", b"| >", b"e n", b"en d", b"<| end", b"<|end |>"];
+    for kind in [1, 3, 4] {
+        let types = (0..12).map(|id| if id == 10 { kind } else { 1 }).collect();
+        let parts = Parts {
+            pre: Some("superbpe"),
+            tokens: tokens.clone(),
+            merges: Some(merges.clone()),
+            types: Some(types),
+            bos: None,
+            ..byte_pair()
+        };
+        let tokenizer = parts.build().unwrap();
+        assert_eq!(tokenizer.encode("<|end|>", TEXT).unwrap(), [9, 8], "type {kind}");
+        assert_eq!(tokenizer.encode("<|end|>", WHOLE).unwrap(), [10], "type {kind}");
+        assert!(tokenizer.end_of_generation().contains(&10));
+    }
+}
+
+/// A control token that is also in the vocabulary of a `tokenizer.json`'s model, where text would become it.
+#[test]
+fn text_becomes_no_control_token_of_a_json() {
+    let special = |id: u32| {
+        json!([{"id": id, "content": "</s>", "special": true, "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false}])
+    };
+    let mut pairs = small_json();
+    pairs["pre_tokenizer"] = json!(null);
+    pairs["decoder"] = json!({"type": "Fuse"});
+    pairs["added_tokens"] = special(6);
+    pairs["model"]["vocab"] = json!({"<": 0, "/": 1, "s": 2, ">": 3, "</": 4, "s>": 5, "</s>": 6});
+    pairs["model"]["merges"] = json!(["< /", "s >", "</ s>"]);
+    let mut pieces = pairs.clone();
+    pieces["model"] = json!({"type": "Unigram", "unk_id": 0, "byte_fallback": false,
+        "vocab": [["<unk>", 0.0], ["<", -2.0], ["/", -2.0], ["s", -2.0], [">", -2.0], ["s>", -3.0], ["</s>", 0.0]]});
+    for (json, ids) in [(pairs, [0, 1, 5]), (pieces, [1, 2, 5])] {
+        let tokenizer = from_value(&json).unwrap();
+        assert_eq!(tokenizer.encode("</s>", WHOLE).unwrap(), [6]);
+        assert_eq!(tokenizer.encode("</s>", TEXT).unwrap(), ids);
+        let many = tokenizer.encode(&"</s>".repeat(1000), TEXT).unwrap();
+        assert!(many.len() == 3000 && !many.contains(&6));
+    }
 }
 
 #[test]

@@ -120,6 +120,40 @@ fn templates_without_tools_are_told_of_them() {
     }
 }
 
+#[test]
+fn ids_that_are_left_out_are_filled_in() {
+    let template = ChatTemplate::new(
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}<{{ c.id }}>{% endfor %}\
+         {% if m.role == 'tool' %}<{{ m.tool_call_id }}>{% endif %}{{ m.content }}{% endfor %}",
+    )
+    .unwrap();
+    let dialect = Dialect::named("json").unwrap();
+    let call = |id: Value| json!({"id": id, "type": "function", "function": {"name": "add", "arguments": "{}"}});
+    let result = |id: Value| json!({"role": "tool", "tool_call_id": id, "content": "1"});
+    let turn = |calls: Value| json!({"role": "assistant", "content": "", "tool_calls": calls});
+    let messages = [
+        json!({"role": "user", "content": "x"}),
+        turn(json!([call(Value::Null), call(json!("")), call(json!("given"))])),
+        // The one that says which call it answers need not be the last.
+        result(json!("given")),
+        result(Value::Null),
+        result(json!("")),
+        turn(json!([call(json!("not answered"))])),
+        turn(json!([call(json!("last"))])),
+        result(Value::Null),
+    ];
+    let text = prompt(&dialect, &template, &messages, Ending::Nothing);
+    let ids: Vec<&str> = text.split(['<', '>']).skip(1).step_by(2).collect();
+    let [one, two, three, by_third, by_first, by_second, _, last, by_last] = ids[..] else { panic!("{text}") };
+    assert_eq!([by_first, by_second, by_third, by_last], [one, two, three, last], "{text}");
+    assert!(one != two && three == "given" && last == "last", "{text}");
+    let chat = |messages| Chat { messages, ending: Ending::Nothing, ..Chat::default() };
+    let tokenizer = common::byte_tokenizer(&["<end>"]);
+    let one_more = [&messages[..], &[result(Value::Null)]].concat();
+    let error = dialect.prompt(&template, &tokenizer, &chat(&one_more)).unwrap_err().to_string();
+    assert!(error.starts_with("messages[8].tool_call_id: none; expected the id of a call"), "{error}");
+}
+
 /// Templates that take ids of nine letters and digits alone get them, whoever made the call.
 #[test]
 fn ids_of_calls_have_the_form_that_the_template_takes() {
@@ -142,4 +176,66 @@ fn ids_of_calls_have_the_form_that_the_template_takes() {
     let ids: Vec<&str> = text.split(['<', '>']).skip(1).step_by(2).collect();
     assert_eq!(ids.len(), 4, "{text}");
     assert!(ids[0] == ids[3] && ids[1] == ids[2] && ids[1] == "abcdefgh1" && ids[0] != "toolu_01A", "{text}");
+}
+
+/// The calls of events: names, and arguments as JSON.
+fn calls(events: &[Event]) -> Vec<(String, Value)> {
+    let message = message(events);
+    let calls = message["tool_calls"].as_array().into_iter().flatten();
+    let call = |call: &Value| {
+        let [name, arguments] = ["name", "arguments"].map(|key| call["function"][key].as_str().unwrap());
+        (name.to_owned(), serde_json::from_str(arguments).unwrap())
+    };
+    calls.map(call).collect()
+}
+
+/// Where a template has no place for calls, they are written as each dialect reads them.
+#[test]
+fn calls_in_the_content_are_what_the_dialect_reads() {
+    let template = ChatTemplate::new("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}").unwrap();
+    let arguments = [
+        json!({"zone": "a \"b\"\n'c' <d>", "n": -3, "on": false, "list": [1.5, true, null, {"k": "v, {w}"}], "any": {"x": []}}),
+        json!({}),
+    ];
+    let call = |name: &str, arguments: &Value| json!({"id": "1", "type": "function", "function": {"name": name, "arguments": arguments.to_string()}});
+    for name in Dialect::names() {
+        let dialect = Dialect::named(name).unwrap();
+        // Its messages begin with a header each, which only templates write.
+        let (count, prompt) = if name == "harmony" { (1, "<|start|>assistant") } else { (2, "") };
+        let written = [call("add", &arguments[0]), call("time", &arguments[1])];
+        let messages =
+            [json!({"role": "user"}), json!({"role": "assistant", "content": "", "tool_calls": written[..count]})];
+        let chat = Chat { messages: &messages, ending: Ending::Nothing, ..Chat::default() };
+        let text = dialect.prompt(&template, &common::byte_tokenizer(&["</s>"]), &chat).unwrap().text;
+        let answer = text.rsplit_once("<assistant>").unwrap().1;
+        let tools = ["add", "time"].map(common::tool);
+        let mut parser = dialect.parser(ParserOptions { prompt, tools: &tools, ..Default::default() });
+        let events = [parser.push(answer), parser.finish()].concat();
+        let expected: Vec<_> =
+            ["add", "time"].map(str::to_owned).into_iter().zip(arguments.clone()).take(count).collect();
+        assert_eq!(calls(&events), expected, "{name}: {answer}");
+    }
+}
+
+/// Ids that name the tool are what their template wants, whoever made the call.
+#[test]
+fn ids_that_name_the_tool_are_made_for_other_calls() {
+    let template = ChatTemplate::new(
+        "<|tool_call_begin|>{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}<{{ c.function.name }}<|tool_call_argument_begin|>\
+         {{ c.function.arguments }};{% endfor %}{% if m.role == 'tool' %}{{ m.tool_call_id }};{% endif %}{% endfor %}",
+    )
+    .unwrap();
+    let dialect = Dialect::named("kimi").unwrap();
+    let call =
+        |id: &str, name: &str| json!({"id": id, "type": "function", "function": {"name": name, "arguments": "{}"}});
+    let messages = [
+        json!({"role": "user", "content": "x"}),
+        json!({"role": "assistant", "content": "", "tool_calls": [call("toolu_01A", "add"), call("functions.time:7", "time")]}),
+        json!({"role": "tool", "tool_call_id": "functions.time:7", "content": "1"}),
+        json!({"role": "tool", "tool_call_id": "toolu_01A", "content": "2"}),
+        json!({"role": "assistant", "content": "", "tool_calls": [call("functions.time:0", "add")]}),
+    ];
+    let text = prompt(&dialect, &template, &messages, Ending::Nothing);
+    let ids: Vec<&str> = text.split(['>', '<', ';']).filter(|part| part.starts_with("functions.")).collect();
+    assert_eq!(ids, ["functions.add:0", "functions.time:7", "functions.time:7", "functions.add:0", "functions.add:2"]);
 }

@@ -1,7 +1,7 @@
 //! The tokenizer and the chat template that come with a model file.
 
 use basert_files::{Array, Kind, ModelFile, Value, hf};
-use basert_text::{ChatTemplate, GgufVocabulary, HuggingFaceFiles, Tokenizer, TokenizerError};
+use basert_text::{ChatTemplate, FillInTokens, GgufVocabulary, HuggingFaceFiles, Tokenizer, TokenizerError};
 use serde_json::{Value as Json, json};
 
 use crate::Error;
@@ -126,6 +126,14 @@ fn gguf_tokenizer(file: &ModelFile) -> Result<Tokenizer, TokenizerError> {
         separator: id("seperator_token_id")?.or(id("separator_token_id")?),
         unknown: id("unknown_token_id")?,
         padding: id("padding_token_id")?,
+        fill_in: FillInTokens {
+            prefix: id("fim_pre_token_id")?.or(id("prefix_token_id")?),
+            suffix: id("fim_suf_token_id")?.or(id("suffix_token_id")?),
+            middle: id("fim_mid_token_id")?.or(id("middle_token_id")?),
+            repository: id("fim_rep_token_id")?,
+            file: id("fim_sep_token_id")?,
+            padding: id("fim_pad_token_id")?,
+        },
         add_bos: flag("add_bos_token"),
         add_eos: flag("add_eos_token"),
         add_space_prefix: flag("add_space_prefix"),

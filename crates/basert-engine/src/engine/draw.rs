@@ -6,7 +6,7 @@ use std::thread;
 
 use basert_plan::{Draw, first_allowed};
 
-use super::{Engine, EngineError, Sequence};
+use super::{Engine, EngineError, Part, Sequence, finish};
 use crate::Sampler;
 
 /// A sequence that samples, its sampler, and the token to add to it first.
@@ -40,37 +40,90 @@ impl Chain {
         Chain { most, ..Chain::default() }
     }
 
-    /// Whether the chain continues with these rows and `draws`.
-    fn is_followed_by(&self, rows: &[Drawing<'_>], draws: &[Draw]) -> bool {
-        self.draws == draws
-            && (self.first..).zip(rows).all(|(number, (sequence, ..))| sequence.chain == number)
-            && rows.iter().map(|(_, _, token)| token).eq(&self.tokens)
+    /// The row of the chain that goes on with this token of the sequence, sampled as before.
+    fn row_of(&self, sequence: &Sequence, sampler: &Sampler, token: u32) -> Option<usize> {
+        let row = usize::try_from(sequence.chain.checked_sub(self.first)?).ok()?;
+        let draw = self.draws.get(row)?;
+        let goes_on = self.tokens.get(row) == Some(&token);
+        (goes_on && sampler.draw_on_device(row as u32).as_ref() == Some(draw)).then_some(row)
+    }
+
+    /// That of each of these rows, if all have one.
+    fn rows_of(&self, rows: &[Drawing<'_>]) -> Option<Vec<usize>> {
+        rows.iter().map(|(sequence, sampler, token)| self.row_of(sequence, sampler, *token)).collect()
     }
 }
 
 impl Engine {
     /// Adds a token to each sequence, all earlier tokens of which must be computed, and samples the next one. About
-    /// `more` further calls with the sampled tokens are expected: a device may run ahead of them.
+    /// `more` further calls with the sampled tokens are expected: a device may run ahead of them. If what it computed
+    /// ahead is not for all of these rows, it is lost; for some of the rows it was computed for it is not.
     ///
     /// # Errors
     /// As for [`Engine::advance`].
     pub fn draw(&mut self, rows: &mut [Drawing<'_>], more: usize) -> Result<Vec<u32>, EngineError> {
         let Some(draws) = self.push_tokens(rows) else { return self.draw_here(rows) };
-        if self.chain.ahead == 0 || !self.chain.is_followed_by(rows, &draws) {
-            self.lay_out(rows, &draws)?;
-            self.step.draws.clone_from(&draws);
-            self.baked.submit(&self.step)?;
-            self.begin_chain(rows, draws);
-        }
-        while self.chain.ahead < self.chain.most.min(1 + more) && self.has_room(rows, self.chain.ahead + 1) {
+        let places = match self.chain.rows_of(rows) {
+            Some(places) if self.chain.ahead > 0 => places,
+            _ => {
+                self.lay_out(rows)?;
+                self.step.draws.clone_from(&draws);
+                self.baked.submit(&self.step)?;
+                self.begin_chain(rows, draws);
+                (0..rows.len()).collect()
+            }
+        };
+        let ahead = if rows.len() == self.chain.draws.len() { self.chain.most.min(1 + more) } else { 0 };
+        while self.chain.ahead < ahead && self.has_room(rows, self.chain.ahead + 1) {
             self.baked.chain()?;
             self.chain.ahead += 1;
         }
         self.finish_step(rows)?;
-        for ((_, sampler, _), &token) in rows.iter_mut().zip(&self.chain.tokens) {
-            sampler.accept(token);
+        let tokens: Vec<u32> = places.into_iter().map(|place| self.chain.tokens[place]).collect();
+        rows.iter_mut().zip(&tokens).for_each(|((_, sampler, _), &token)| sampler.accept(token));
+        Ok(tokens)
+    }
+
+    /// Whether the token after this one is on its way already: then [`Engine::draw`] should be called for the sequence,
+    /// alone or with others of which the same is true, before anything else is computed.
+    pub fn is_ahead_of(&self, sequence: &Sequence, sampler: &Sampler, token: u32) -> bool {
+        self.chain.ahead > 0 && self.chain.row_of(sequence, sampler, token).is_some()
+    }
+
+    /// Runs a step as [`Engine::run`] does, and samples on the device from each wanted row, by these samplers and within
+    /// masks as in [`Engine::draw_allowed`]. [`Sampler::draw_on_device`] must be able to say how.
+    ///
+    /// # Errors
+    /// As for [`Engine::run`].
+    pub fn run_and_draw<'m>(
+        &mut self,
+        parts: &mut [Part<'_>],
+        samplers: &mut [&mut Sampler],
+        masks: impl FnOnce() -> Vec<Allowed<'m>> + Send,
+    ) -> Result<Vec<Result<u32, EngineError>>, EngineError> {
+        self.begin(parts, false)?;
+        // Histories of the chain are replaced.
+        self.chain.draws.clear();
+        let mut draws = Vec::with_capacity(samplers.len());
+        for (history, sampler) in (0..).zip(samplers.iter()) {
+            if sampler.has_penalties() {
+                self.baked.set_history(history, &sampler.history(self.vocabulary))?;
+            }
+            draws.extend(sampler.draw_on_device(history));
         }
-        Ok(self.chain.tokens.clone())
+        let masks = self.draw_within(&mut draws, masks())?;
+        self.baked.wait()?;
+        finish(parts);
+        let drawn = samplers.iter_mut().zip(self.baked.drawn()).zip(masks);
+        let accept = |((sampler, &token), mask): ((&mut &mut Sampler, &u32), Result<_, _>)| {
+            mask?;
+            if token & Draw::NOT_A_NUMBER != 0 {
+                return Err(EngineError::NotNumbers);
+            }
+            sampler.accept(token);
+            Ok(token)
+        };
+        Ok(drawn.map(accept).collect())
     }
 
     /// Like [`Engine::draw`], but each row samples within a mask: `masks` returns one for each row, and is called while
@@ -84,17 +137,10 @@ impl Engine {
         masks: impl FnOnce() -> Vec<Allowed<'m>> + Send,
     ) -> Result<Vec<Result<u32, EngineError>>, EngineError> {
         let Some(mut draws) = self.push_tokens(rows) else { return self.draw_allowed_here(rows, masks) };
-        self.lay_out(rows, &draws)?;
+        self.lay_out(rows)?;
         self.baked.submit(&self.step)?;
         self.begin_chain(rows, draws.clone());
-        let masks: Vec<_> = masks().into_iter().map(|allowed| not_empty(allowed, self.vocabulary)).collect();
-        for ((number, draw), mask) in (0..).zip(&mut draws).zip(&masks) {
-            if let Ok(Some(mask)) = mask {
-                self.baked.set_mask(number, mask)?;
-                draw.mask = Some(number);
-            }
-        }
-        self.baked.draw(&draws)?;
+        let masks = self.draw_within(&mut draws, masks())?;
         self.finish_step(rows)?;
         let drawn = rows.iter_mut().zip(&self.chain.tokens).zip(masks);
         let accept = |(((sequence, sampler, _), &token), mask): ((&mut Drawing<'_>, &u32), Result<_, _>)| match mask {
@@ -108,6 +154,25 @@ impl Engine {
             }
         };
         Ok(drawn.map(accept).collect())
+    }
+
+    /// Begins to sample from the rows of the submitted step, within masks. A row whose mask allows no token gets an error.
+    fn draw_within(
+        &mut self,
+        draws: &mut [Draw],
+        masks: Vec<Allowed<'_>>,
+    ) -> Result<Vec<Result<(), EngineError>>, EngineError> {
+        let mut found = Vec::with_capacity(draws.len());
+        for ((number, draw), mask) in (0..).zip(draws.iter_mut()).zip(masks) {
+            let mask = not_empty(mask, self.vocabulary);
+            if let Ok(Some(mask)) = mask {
+                self.baked.set_mask(number, mask)?;
+                draw.mask = Some(number);
+            }
+            found.push(mask.map(drop));
+        }
+        self.baked.draw(draws)?;
+        Ok(found)
     }
 
     /// Adds the rows' tokens to their sequences. Returns how the device samples the next ones, if it can.
@@ -127,7 +192,7 @@ impl Engine {
         self.chain.ahead -= 1;
         self.baked.wait()?;
         self.chain.tokens.clear();
-        self.chain.tokens.extend_from_slice(self.baked.drawn());
+        self.chain.tokens.extend(self.baked.drawn().iter().map(|token| token & !Draw::NOT_A_NUMBER));
         self.chain.draws.iter_mut().for_each(|draw| draw.index += 1);
         rows.iter_mut().for_each(|(sequence, ..)| sequence.computed += 1);
         Ok(())
@@ -142,8 +207,9 @@ impl Engine {
     }
 
     /// Prepares the first step of a chain. If it continues the last chain, the device has the rows' histories already.
-    fn lay_out(&mut self, rows: &mut [Drawing<'_>], draws: &[Draw]) -> Result<(), EngineError> {
-        let follows = self.chain.ahead == 0 && self.chain.is_followed_by(rows, draws);
+    fn lay_out(&mut self, rows: &mut [Drawing<'_>]) -> Result<(), EngineError> {
+        let all = self.chain.rows_of(rows).filter(|places| places.iter().copied().eq(0..self.chain.draws.len()));
+        let follows = self.chain.ahead == 0 && all.is_some();
         if !follows {
             self.settle()?;
             self.chain.draws.clear();

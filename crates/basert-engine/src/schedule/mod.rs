@@ -1,7 +1,9 @@
 //! The scheduler: many requests on one engine.
 //!
 //! A task is a timeline whose computed tokens catch up with its wanted ones. Each step computes one token of every
-//! decoding answer, and as much prefill as fits the time until those answers need their next token. A task is admitted
+//! decoding answer, and as much prefill as fits the time until those answers need their next token. A device that samples
+//! may run a few steps ahead of the readers while there is nothing but decoding; what it computed is used before anything
+//! else is. A task is admitted
 //! when there are pages for all its uncomputed tokens. If places or pages run out nevertheless, a task is preempted: it
 //! gives up its pages and waits, but keeps its tokens and its sampler, so it continues with the same text. Tasks whose
 //! reader does not read are preempted first, then the youngest one of the client with the most tasks.
@@ -16,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use self::clients::Clients;
 use self::pace::Pace;
-pub use self::request::{Answer, Attention, Prompt, Reader, Request, Token};
+pub use self::request::{Answer, Prompt, Reader, Readiness, Request, Token};
 use crate::pooling::Pool;
 use crate::speculate::{Costs, Guesser};
 use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation, TokenLogprobs};
@@ -84,22 +86,38 @@ impl Task {
         self.sequence.tokens().len() - self.sequence.computed()
     }
 
-    fn attention(&self) -> Attention {
-        let of = |attention| move |answer: &Answer| answer.reader.attention() == attention;
-        if self.answers.iter().all(of(Attention::Gone)) {
-            Attention::Gone
-        } else if self.answers.iter().any(of(Attention::Busy)) {
-            Attention::Busy
+    fn readiness(&self) -> Readiness {
+        let of = |readiness| move |answer: &Answer| answer.reader.readiness() == readiness;
+        if self.answers.iter().all(of(Readiness::Gone)) {
+            Readiness::Gone
+        } else if self.answers.iter().any(of(Readiness::Busy)) {
+            Readiness::Busy
         } else {
-            Attention::Ready
+            Readiness::Ready
         }
     }
 
     /// Whether the device may sample, because no logits are needed on the host.
     fn needs_no_logits(&self) -> bool {
-        self.drawn.is_some()
-            && self.guesser.guesses().is_empty()
-            && self.answers.iter().all(|answer| answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
+        self.guesser.guesses().is_empty()
+            && !self.is_scored()
+            && matches!(&self.answers[..], [answer] if answer.logprobs.is_none() && answer.sampler.draw_on_device(0).is_some())
+    }
+
+    /// Whether it is decoding, and the device may sample.
+    fn continues_on_device(&self) -> bool {
+        self.drawn.is_some() && self.needs_no_logits()
+    }
+
+    /// Whether a step with this number of its tokens computes all of them.
+    fn ends(&self, count: usize) -> bool {
+        self.lacking() + usize::from(self.drawn.is_some()) + self.guesser.guesses().len() == count
+    }
+
+    /// Whether its next token is on its way already.
+    fn is_ahead(&self, engine: &Engine) -> bool {
+        let (Some(token), Some(answer)) = (self.drawn, self.answers.first()) else { return false };
+        engine.is_ahead_of(&self.sequence, &answer.sampler, token)
     }
 
     fn pooling(&self) -> Option<Pooling> {
@@ -242,10 +260,11 @@ impl Scheduler {
         }
     }
 
-    /// Returns unused memory to the system, when there are no requests.
+    /// Returns memory that was not used since the last call to the system.
     pub fn give_back(&mut self, engine: &mut Engine) {
         engine.give_back();
-        self.draft.iter_mut().for_each(Draft::give_back);
+        let is_idle = self.running.is_empty();
+        self.draft.iter_mut().for_each(|draft| draft.give_back(is_idle));
     }
 
     /// Runs one step over the most urgent tasks.
@@ -253,7 +272,10 @@ impl Scheduler {
         self.part_with_those_gone(engine);
         self.admit(engine);
         let began = Instant::now();
-        let rows = self.plan(engine);
+        let mut rows = self.ahead(engine);
+        if rows.is_empty() {
+            rows = self.plan(engine);
+        }
         if rows.is_empty() {
             return if self.running.is_empty() && self.waiting.is_empty() { Turn::Idle } else { Turn::Blocked };
         }
@@ -273,9 +295,10 @@ impl Scheduler {
         // A step gives either logits or hidden states, so tasks that want the one and the other take turns.
         let (mut pooled, mut step): (Vec<_>, Vec<_>) = step.into_iter().partition(|(task, _)| task.pool.is_some());
         let on_device =
-            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.needs_no_logits());
+            engine.draws_on_device() && !step.is_empty() && step.iter().all(|(task, _)| task.continues_on_device());
+        let alone = pooled.is_empty() && self.running.iter().all(|task| task.readiness() != Readiness::Ready);
         let answered = match on_device {
-            true => self.draw(engine, &mut step),
+            true => self.draw(engine, &mut step, alone),
             false => self.compute(engine, &mut step),
         };
         let results = [(answered, step), (self.embed(engine, &mut pooled), pooled)];
@@ -308,7 +331,7 @@ impl Scheduler {
         }
 
         fn leave(task: &mut Task) -> bool {
-            task.answers.retain(|answer| answer.reader.attention() != Attention::Gone);
+            task.answers.retain(|answer| answer.reader.readiness() != Readiness::Gone);
             task.answers.is_empty()
         }
     }
@@ -318,7 +341,7 @@ impl Scheduler {
         let most = self.most.min(engine.limits().wanted);
         loop {
             let held = self.held();
-            let ready = self.waiting.iter().enumerate().filter(|(_, task)| task.attention() == Attention::Ready);
+            let ready = self.waiting.iter().enumerate().filter(|(_, task)| task.readiness() == Readiness::Ready);
             // Clients with the fewest running answers come first, then preempted tasks, then clients that were served
             // least, then older tasks.
             let urgency = |(_, task): &(usize, &Task)| {
@@ -366,7 +389,7 @@ impl Scheduler {
     /// youngest one of the client with the most, if that client is not left with fewer than the task's client.
     fn victim(&self, task: &Task, gone: &[u64]) -> Option<&Task> {
         let left = || self.running.iter().filter(|task| !gone.contains(&task.number));
-        let busy = left().filter(|task| task.attention() == Attention::Busy).max_by_key(|task| task.number);
+        let busy = left().filter(|task| task.readiness() == Readiness::Busy).max_by_key(|task| task.number);
         let held = |client| left().filter(|task| task.client == client).map(|task| task.answers.len()).sum::<usize>();
         let greedy = || {
             let victim = left().max_by_key(|task| (held(task.client), task.number))?;
@@ -384,9 +407,17 @@ impl Scheduler {
         lacking <= engine.available_pages()
     }
 
+    /// The tasks whose next tokens the device computes already, which nothing else should come before.
+    fn ahead(&self, engine: &Engine) -> Vec<(u64, usize)> {
+        let ahead = self.running.iter().filter(|task| task.readiness() == Readiness::Ready && task.is_ahead(engine));
+        let mut rows: Vec<_> = ahead.map(|task| (task.number, 1)).collect();
+        rows.sort_unstable();
+        rows
+    }
+
     /// Plans the next step: the numbers of its tasks, and how many tokens of each, with pages reserved.
     fn plan(&mut self, engine: &mut Engine) -> Vec<(u64, usize)> {
-        let ready: Vec<&Task> = self.running.iter().filter(|task| task.attention() == Attention::Ready).collect();
+        let ready: Vec<&Task> = self.running.iter().filter(|task| task.readiness() == Readiness::Ready).collect();
         let mut decoding: Vec<u64> = ready.iter().filter(|task| task.drawn.is_some()).map(|task| task.number).collect();
         let mut reading: Vec<(u64, u64)> = ready
             .iter()
@@ -487,7 +518,7 @@ impl Scheduler {
             }
             let held = self.held();
             let victims = self.running.iter().map(|task| {
-                (task.attention() == Attention::Busy, held.get(&task.client).copied().unwrap_or(0), task.number)
+                (task.readiness() == Readiness::Busy, held.get(&task.client).copied().unwrap_or(0), task.number)
             });
             let victim = victims.max().map_or(number, |(_, _, victim)| victim);
             self.preempt(engine, victim);
@@ -513,10 +544,10 @@ impl Scheduler {
     }
 }
 
-/// Frees the task's pages, and ends its readers with the result, if there is one.
-fn end(engine: &mut Engine, mut task: Task, word: Option<Result<(), EngineError>>) {
-    engine.close(&mut task.sequence);
-    for mut answer in task.answers.into_iter().filter(|_| word.is_some()) {
-        answer.reader.end(word.clone().unwrap_or(Ok(())));
-    }
+/// Frees the task's pages, and tells its readers the result, if there is one.
+fn end(engine: &mut Engine, task: Task, told: Option<Result<(), EngineError>>) {
+    let Task { mut sequence, answers, .. } = task;
+    engine.close(&mut sequence);
+    let Some(result) = told else { return };
+    answers.into_iter().for_each(|mut answer| answer.reader.end(result.clone()));
 }

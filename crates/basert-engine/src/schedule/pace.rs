@@ -17,6 +17,8 @@ pub(super) struct Pace {
 }
 
 const SIZES: usize = 17;
+/// Seconds that a device should run ahead.
+const AHEAD: f64 = 0.005;
 /// The least number of prefill tokens that is worth adding.
 const LEAST: usize = 16;
 /// The factor by which prefill may exceed the duration of the least piece if even that takes too long: the further
@@ -57,6 +59,12 @@ impl Pace {
             }
         }
         tokens.min(most)
+    }
+
+    /// Steps of decoding that a device should run ahead, at least one: as many as keep it busy while readers get their
+    /// tokens, and not more, since a request that comes has to wait for them.
+    pub fn steps_ahead(&self) -> usize {
+        if self.decode > 0.0 { ((AHEAD / self.decode) as usize).max(1) } else { 1 }
     }
 
     /// Seconds that 2ⁿ tokens of prefill add: measured, or in proportion to the nearest measured size, smaller ones

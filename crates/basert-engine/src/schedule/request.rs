@@ -33,7 +33,7 @@ pub struct Answer {
 
 /// Whether a reader can take more tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Attention {
+pub enum Readiness {
     /// It can.
     Ready,
     /// Not now: the answer waits.
@@ -65,7 +65,7 @@ pub struct Prompt {
 /// Callbacks that get an answer. They are called between steps and must return quickly.
 pub trait Reader: Send {
     /// Whether the reader can take another token.
-    fn attention(&self) -> Attention;
+    fn readiness(&self) -> Readiness;
 
     /// Gets the progress of the prompt; called at least once, before the first token.
     fn prompt(&mut self, prompt: Prompt);

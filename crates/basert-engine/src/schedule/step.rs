@@ -5,12 +5,18 @@ use std::thread;
 
 use super::{Answer, Scheduler, Task, Token, end};
 use crate::engine::choose;
-use crate::schedule::Attention;
+use crate::schedule::Readiness;
 use crate::speculate::Guesser;
 use crate::{Engine, EngineError, Part, TokenLogprobs};
 
-/// The result with which to end the reader of a finished answer; none if it needs no further call.
-type Word = Option<Result<(), EngineError>>;
+/// What becomes of an answer after a token.
+enum Fate {
+    Continues,
+    /// Its reader wants no more, and gets no further call.
+    Refused,
+    /// Its reader is told that there is no more, or why.
+    Ended(Result<(), EngineError>),
+}
 
 impl Task {
     /// The row of logits from which the next token is sampled, of the task's rows: the first, or the last if the prompt
@@ -19,14 +25,18 @@ impl Task {
         if self.is_scored() { rows.end - 1 } else { rows.start }
     }
 
-    /// Gives a token to the reader, after `length` others. None if the answer continues.
-    fn hand(&mut self, token: Token, length: usize, context: usize) -> Option<Word> {
-        let answer = self.answers.first_mut()?;
+    /// Gives a token to the reader of its first answer, after `length` others.
+    fn hand(&mut self, token: Token, length: usize, context: usize) -> Fate {
+        let Some(answer) = self.answers.first_mut() else { return Fate::Continues };
         self.made += 1;
         self.drawn = Some(token.id);
         let wants_more = answer.max_tokens == 0 || answer.reader.token(token);
         let may_have_more = self.made < answer.max_tokens && length < context;
-        (!wants_more || !may_have_more).then(|| wants_more.then_some(Ok(())))
+        match (wants_more, may_have_more) {
+            (false, _) => Fate::Refused,
+            (true, false) => Fate::Ended(Ok(())),
+            (true, true) => Fate::Continues,
+        }
     }
 }
 
@@ -39,6 +49,43 @@ impl Answer {
         }
         Ok(Token { id, logprobs: self.logprobs.map(|top| TokenLogprobs::of(logits, id, top)) })
     }
+}
+
+/// Runs a step, and samples on the device the next token of each part whose answers are given: one, if any.
+fn run_and_draw(
+    engine: &mut Engine,
+    parts: &mut [Part<'_>],
+    answered: Vec<&mut [Answer]>,
+) -> Result<Vec<Option<Result<Token, EngineError>>>, EngineError> {
+    let wanted: Vec<bool> = answered.iter().map(|answers| !answers.is_empty()).collect();
+    let answers = answered.into_iter().flatten().map(|Answer { sampler, reader, .. }| (sampler, reader));
+    let (mut samplers, readers): (Vec<_>, Vec<_>) = answers.unzip();
+    let masks = || readers.into_iter().map(|reader| reader.mask()).collect();
+    let mut drawn = engine.run_and_draw(parts, &mut samplers, masks)?.into_iter();
+    let token = |drawn: Result<u32, EngineError>| drawn.map(|id| Token { id, logprobs: None });
+    Ok(wanted.into_iter().map(|wanted| if wanted { drawn.next().map(token) } else { None }).collect())
+}
+
+/// Runs a step, while readers of these answers compute their masks.
+fn run_with_masks(
+    engine: &mut Engine,
+    parts: &mut [Part<'_>],
+    answered: Vec<&mut [Answer]>,
+) -> Result<(), EngineError> {
+    let constrained: Vec<_> = answered
+        .into_iter()
+        .flatten()
+        .map(|answer| &mut answer.reader)
+        .filter(|reader| reader.is_constrained())
+        .collect();
+    if constrained.is_empty() {
+        return engine.run(parts, false);
+    }
+    thread::scope(|scope| {
+        // Readers keep their masks until the next token.
+        scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
+        engine.run(parts, false)
+    })
 }
 
 /// Samples the next token of each task that is fully computed, from the rows that each wanted: sampling from a whole
@@ -59,10 +106,18 @@ fn draw_first(
 }
 
 impl Scheduler {
-    /// Runs a step with sampling on the device.
-    pub(super) fn draw(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
+    /// Runs a step of decoding with sampling on the device.
+    /// It may run ahead if there is nothing but these tasks, `alone`.
+    pub(super) fn draw(
+        &mut self,
+        engine: &mut Engine,
+        step: &mut Vec<(Task, usize)>,
+        alone: bool,
+    ) -> Result<(), EngineError> {
         let left = |task: &Task| task.answers.iter().map(|answer| answer.max_tokens - task.made).min().unwrap_or(1);
         let more = step.iter().map(|(task, _)| left(task).saturating_sub(1)).min().unwrap_or(0);
+        let guesses = step.iter().any(|(task, _)| !task.guesser.is_off());
+        let more = if alone && !guesses { more.min(self.pace.steps_ahead()) } else { 0 };
         let (mut rows, mut readers) = (Vec::with_capacity(step.len()), Vec::with_capacity(step.len()));
         for (task, _) in step.iter_mut() {
             let (Some(token), Some(answer)) = (task.drawn.take(), task.answers.first_mut()) else { continue };
@@ -76,37 +131,36 @@ impl Scheduler {
         };
         for ((mut task, _), token) in step.drain(..).zip(tokens) {
             let length = task.sequence.tokens().len();
-            let word = match token {
+            let fate = match token {
                 Ok(id) => task.hand(Token { id, logprobs: None }, length, engine.context()),
-                Err(error) => Some(Some(Err(error))),
+                Err(error) => Fate::Ended(Err(error)),
             };
-            self.go_on(engine, task, word);
+            self.settle(engine, task, fate);
         }
         Ok(())
     }
 
-    /// Runs a step with sampling on the host.
+    /// Runs any step that gives logits, with sampling on the device if nobody needs these.
     pub(super) fn compute(&mut self, engine: &mut Engine, step: &mut Vec<(Task, usize)>) -> Result<(), EngineError> {
         if step.is_empty() {
             return Ok(());
         }
-        let mut parts = Vec::with_capacity(step.len());
-        let mut constrained = Vec::new();
+        let needs_none = |task: &Task, count| task.needs_no_logits() || !(task.ends(count) || task.is_scored());
+        let on_device = engine.draws_on_device() && step.iter().all(|(task, count)| needs_none(task, *count));
+        let (mut parts, mut answered) = (Vec::with_capacity(step.len()), Vec::new());
         for (task, count) in step.iter_mut() {
-            let is_scored = task.is_scored();
+            let (is_scored, ends) = (task.is_scored(), task.ends(*count));
             let Task { sequence, drawn, guesser, answers, .. } = task;
             for token in drawn.take().into_iter().chain(guesser.guesses().iter().copied()) {
                 engine.push(sequence, token);
             }
-            let ends = sequence.tokens().len() - sequence.computed() == *count;
-            let answers = answers.iter_mut().filter(|answer| ends && answer.reader.is_constrained());
-            constrained.extend(answers.map(|answer| &mut answer.reader));
             let wanted = match ends {
                 _ if is_scored => *count,
                 true => 1 + guesser.guesses().len(),
                 false => 0,
             };
             parts.push(Part { sequence, count: *count, wanted });
+            answered.push(if ends { &mut answers[..] } else { &mut [] });
         }
         let mut next = 0;
         let rows_of = |part: &Part| {
@@ -114,19 +168,12 @@ impl Scheduler {
             next - part.wanted..next
         };
         let rows: Vec<Range<usize>> = parts.iter().map(rows_of).collect();
-        let mut result = Ok(());
-        let mut compute = || result = engine.run(&mut parts, false);
-        if constrained.is_empty() {
-            compute();
+        let first_tokens = if on_device && next > 0 {
+            run_and_draw(engine, &mut parts, answered)?
         } else {
-            thread::scope(|scope| {
-                // Readers keep their masks until the next token.
-                scope.spawn(|| constrained.into_iter().for_each(|reader| drop(reader.mask())));
-                compute();
-            });
-        }
-        result?;
-        let first_tokens = draw_first(engine, step, &rows)?;
+            run_with_masks(engine, &mut parts, answered)?;
+            draw_first(engine, step, &rows)?
+        };
         for (((mut task, count), rows), mut token) in step.drain(..).zip(rows).zip(first_tokens) {
             task.score(engine, count, rows.start);
             let row = task.row(&rows);
@@ -156,26 +203,25 @@ impl Scheduler {
         let guessed = task.guesser.guesses().len();
         let computed = task.sequence.computed() - guessed;
         let mut right = 0;
-        let word = loop {
+        let fate = loop {
             let Some(answer) = task.answers.first_mut() else { return };
             let token = match drawn.take().unwrap_or_else(|| answer.draw(engine.logits(row + right))) {
                 Ok(token) => token,
-                Err(error) => break Some(Some(Err(error))),
+                Err(error) => break Fate::Ended(Err(error)),
             };
             let is_right = task.guesser.is_right(right, token.id);
-            let word = task.hand(token, computed + right, engine.context());
             // A reader takes one token, and further ones only if it can.
-            if word.is_some() || !is_right || task.attention() != Attention::Ready {
-                break word;
+            match task.hand(token, computed + right, engine.context()) {
+                Fate::Continues if is_right && task.readiness() == Readiness::Ready => right += 1,
+                fate => break fate,
             }
-            right += 1;
         };
         engine.rewind(&mut task.sequence, computed + right);
         task.guesser.clear();
         self.proposed += guessed as u64;
         self.accepted += right as u64;
         self.clients.charge(task.client, right);
-        self.go_on(engine, task, word);
+        self.settle(engine, task, fate);
     }
 
     /// Runs a step of tasks that want embeddings.
@@ -236,14 +282,14 @@ impl Scheduler {
         tasks
     }
 
-    /// Keeps the task if it continues, else ends it.
-    fn go_on(&mut self, engine: &mut Engine, task: Task, word: Option<Word>) {
-        match word {
-            None => self.running.push(task),
-            Some(word) => {
-                self.clients.leave(task.client);
-                end(engine, task, word);
-            }
-        }
+    /// Keeps the task if its answer continues, else ends it.
+    fn settle(&mut self, engine: &mut Engine, task: Task, fate: Fate) {
+        let told = match fate {
+            Fate::Continues => return self.running.push(task),
+            Fate::Refused => None,
+            Fate::Ended(result) => Some(result),
+        };
+        self.clients.leave(task.client);
+        end(engine, task, told);
     }
 }

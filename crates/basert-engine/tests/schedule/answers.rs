@@ -1,6 +1,6 @@
 //! Answers in company, with too few pages, cached, failing.
 
-use basert_engine::{Attention, EngineError, Request, Sampling, Turn};
+use basert_engine::{EngineError, Readiness, Request, Sampling, Turn};
 
 use crate::asking::{Note, answer, expected, finish, prompt, request, scheduler, warm};
 use crate::device::{FAULT, engine};
@@ -60,10 +60,10 @@ fn who_leaves_gives_the_pages_back_within_one_step() {
         let _ = scheduler.step(&mut engine);
     });
     let before = engine.page_use().held;
-    notes[0].set(Attention::Gone);
+    notes[0].set(Readiness::Gone);
     scheduler.step(&mut engine);
     assert!(engine.page_use().held <= before / 2 + 1);
-    notes[1].set(Attention::Gone);
+    notes[1].set(Readiness::Gone);
     assert_eq!(scheduler.step(&mut engine), Turn::Idle);
     assert_eq!((engine.page_use().held, notes[0].told().end), (0, None));
 }

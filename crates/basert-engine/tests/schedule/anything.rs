@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use basert_engine::{Attention, Request, Sampling, Speculation};
+use basert_engine::{Readiness, Request, Sampling, Speculation};
 
 use crate::asking::{Note, answer, expected, finish, prompt, scheduler, warm};
 use crate::device::engine;
@@ -58,20 +58,20 @@ proptest::proptest! {
                     scheduler.submit(&mut engine, Request { client, salt: 0, prompt, answers: all, pooling: None, prompt_logprobs: None });
                 }
                 Event::Leave(i) => if let Some((note, _)) = notes.get(&i) {
-                    note.set(Attention::Gone);
+                    note.set(Readiness::Gone);
                     left.push(i);
                 },
                 Event::Pause(i) => if let Some((note, _)) = notes.get(&i).filter(|_| !left.contains(&i)) {
-                    note.set(Attention::Busy);
+                    note.set(Readiness::Busy);
                 },
                 Event::Resume(i) => if let Some((note, _)) = notes.get(&i).filter(|_| !left.contains(&i)) {
-                    note.set(Attention::Ready);
+                    note.set(Readiness::Ready);
                 },
                 Event::Steps(n) => (0..n).for_each(|_| {
  let _ = scheduler.step(&mut engine); }),
             }
         }
-        notes.iter().filter(|(i, _)| !left.contains(i)).for_each(|(_, (note, _))| note.set(Attention::Ready));
+        notes.iter().filter(|(i, _)| !left.contains(i)).for_each(|(_, (note, _))| note.set(Readiness::Ready));
         finish(&mut scheduler, &mut engine);
         for (i, (note, text)) in notes {
             let told = note.told();

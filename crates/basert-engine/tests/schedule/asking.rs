@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use basert_engine::{
-    Allowed, Answer, Attention, Engine, EngineError, Prompt, Reader, Request, Sampler, Sampling, Scheduler, Token, Turn,
+    Allowed, Answer, Engine, EngineError, Prompt, Reader, Readiness, Request, Sampler, Sampling, Scheduler, Token, Turn,
 };
 
 use crate::device::logits_after;
@@ -17,7 +17,7 @@ pub struct Told {
     pub cached: usize,
     pub vectors: Vec<Vec<f32>>,
     pub end: Option<Result<(), EngineError>>,
-    attention: Option<Attention>,
+    readiness: Option<Readiness>,
 }
 
 #[derive(Clone)]
@@ -36,14 +36,14 @@ impl Note {
         self.told.lock().unwrap().clone()
     }
 
-    pub fn set(&self, attention: Attention) {
-        self.told.lock().unwrap().attention = Some(attention);
+    pub fn set(&self, readiness: Readiness) {
+        self.told.lock().unwrap().readiness = Some(readiness);
     }
 }
 
 impl Reader for Note {
-    fn attention(&self) -> Attention {
-        self.told.lock().unwrap().attention.unwrap_or(Attention::Ready)
+    fn readiness(&self) -> Readiness {
+        self.told.lock().unwrap().readiness.unwrap_or(Readiness::Ready)
     }
 
     fn prompt(&mut self, prompt: Prompt) {

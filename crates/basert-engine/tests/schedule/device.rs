@@ -15,6 +15,8 @@ pub const FAULT: u32 = 49;
 thread_local! {
     /// Steps of this test whose tokens were drawn after them.
     pub static DRAWN_AFTER: Cell<usize> = const { Cell::new(0) };
+    /// Steps of this test.
+    pub static STEPS: Cell<usize> = const { Cell::new(0) };
 }
 
 struct Hash {
@@ -42,6 +44,7 @@ pub fn logits_after(tokens: impl IntoIterator<Item = u32>) -> Vec<f32> {
 
 impl Hash {
     fn run(&mut self, step: &StepState) -> Vec<Vec<f32>> {
+        STEPS.set(STEPS.get() + 1);
         let mut logits = Vec::new();
         for sequence in &step.sequences {
             let pages = &step.page_table[sequence.pages.clone()];

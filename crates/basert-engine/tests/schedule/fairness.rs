@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use basert_engine::{Attention, Request, Scheduler, Speculation, Turn};
+use basert_engine::{Readiness, Request, Scheduler, Speculation, Turn};
 
 use crate::asking::{Note, answer, expected, finish, prompt, request, scheduler, warm};
 use crate::device::engine;
@@ -15,12 +15,12 @@ fn who_does_not_read_waits_and_makes_room() {
     (0..3).for_each(|_| {
         let _ = scheduler.step(&mut engine);
     });
-    slow.set(Attention::Busy);
+    slow.set(Readiness::Busy);
     assert_eq!(scheduler.step(&mut engine), Turn::Blocked);
     scheduler.submit(&mut engine, request(2, &prompt(2, 24), warm(2), 8, &quick));
     while scheduler.step(&mut engine) != Turn::Blocked {}
     assert_eq!(quick.told().tokens, expected(&prompt(2, 24), warm(2), 8));
-    slow.set(Attention::Ready);
+    slow.set(Readiness::Ready);
     finish(&mut scheduler, &mut engine);
     assert_eq!(slow.told().tokens, expected(&prompt(1, 12), warm(1), 18));
 }
@@ -59,7 +59,7 @@ fn answers_that_nobody_reads_take_no_place() {
         for _ in 0..4 {
             scheduler.step(&mut engine);
         }
-        stalled.iter().for_each(|note| note.set(Attention::Busy));
+        stalled.iter().for_each(|note| note.set(Readiness::Busy));
         // Of the same client, too.
         for client in [1, 2] {
             let note = Note::new(usize::MAX);
@@ -67,7 +67,7 @@ fn answers_that_nobody_reads_take_no_place() {
             while scheduler.step(&mut engine) != Turn::Blocked {}
             assert_eq!(note.told().tokens, expected(&prompt(2, 24), warm(2), 8), "{requests} with {n} answers");
         }
-        stalled.iter().for_each(|note| note.set(Attention::Ready));
+        stalled.iter().for_each(|note| note.set(Readiness::Ready));
         finish(&mut scheduler, &mut engine);
         for (i, note) in stalled.iter().enumerate() {
             assert_eq!(note.told().tokens, expected(&prompt(1, 9), warm((i % n) as u64), 30));
@@ -135,6 +135,8 @@ fn no_more_is_cached_than_may_be() {
         finish(&mut scheduler, &mut engine);
         assert!(engine.page_use().cached <= 5);
     }
+    assert!(engine.can_give_back());
+    scheduler.give_back(&mut engine);
     assert!(engine.can_give_back());
     scheduler.give_back(&mut engine);
     assert!(!engine.can_give_back());

@@ -99,6 +99,24 @@ static inline weight_bits bits_of(device const uchar *w, ulong group, uint q) {
     return bits;
 }
 
+// Those of a whole group, for q = 0 and 1.
+struct group_bits { weight_bits of[2]; };
+
+static inline group_bits bits_of_group(device const uchar *w, ulong group) {
+    group_bits bits;
+    bits.of[0] = bits_of(w, group, 0);
+    bits.of[1] = bits_of(w, group, 1);
+#if FLOAT_BITS == 0 && defined(NIBBLES_AT)
+    // Side by side, so they come at once.
+    const uint4 both = ((device const uint4 *)(w + NIBBLES_AT))[group];
+    bits.of[0].v.x = both.x;
+    bits.of[0].v.y = both.y;
+    bits.of[1].v.x = both.z;
+    bits.of[1].v.y = both.w;
+#endif
+    return bits;
+}
+
 #if FLOAT_BITS == 0
 // Words 2q, 2q + 1, 2q + 4 and 2q + 5.
 static inline uint4 words_of(weight_bits bits, uint q) {

@@ -13,3 +13,5 @@
 // STEP_PAGES       the pages of all sequences
 // The masks come last, to which draws point: the tokens that may be drawn, a bit for each of the vocabulary.
 #define DRAW_WORDS 12
+// Added to a drawn token whose logit is NaN.
+#define NOT_A_NUMBER 0x80000000u

@@ -11,6 +11,9 @@
 //   tile_load_straight(tiles, chunks, row, chunk)  b[k][j] = value j of row `row + k`
 //   tile_multiply(sums, a, b)                      sums += a · b
 //   tile_multiply_two(s, t, a, b, c)               s += a · b, t += a · c
+//   tile_load_eight(tiles, chunk, lane)            two second operands of eight rows, 16 values each, from matrix `chunk` on
+//   tile_multiply_eight(sums, a, c, both)          the first eight columns of sums += those of a · first + c · second of them;
+//                                                  the other columns are undefined
 //   tile_round(sums)                               sums as the first operand of a product
 //   tile_row_max(x), tile_row_sum(x)               of all lanes that hold the same row
 //   tile_column_max(x), tile_column_sum(x)         of all lanes that hold the same columns
@@ -76,11 +79,13 @@ static inline void tile_set(thread tile_sums &sums, uint i, float x) { sums.e[i]
 
 struct tile_operand { uint e[4]; };
 
+// Where it is in threadgroup memory.
+static inline uint tile_address(threadgroup const half *tiles) { return uint(::__cvta_generic_to_shared(tiles)); }
+
 static inline tile_operand tile_load(threadgroup const half *tiles) {
     tile_operand o;
-    asm volatile("{ .reg .u64 a; .reg .u32 s; cvta.to.shared.u64 a, %4; cvt.u32.u64 s, a;"
-                 " ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [s]; }"
-                 : "=r"(o.e[0]), "=r"(o.e[1]), "=r"(o.e[2]), "=r"(o.e[3]) : "l"(tiles) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(o.e[0]), "=r"(o.e[1]), "=r"(o.e[2]), "=r"(o.e[3]) : "r"(tile_address(tiles)) : "memory");
     return o;
 }
 
@@ -108,6 +113,27 @@ static inline void tile_multiply(thread tile_sums &sums, thread const tile_opera
                      " {%0, %1, %2, %3};"
                      : "+f"(sums.e[4 * h]), "+f"(sums.e[4 * h + 1]), "+f"(sums.e[4 * h + 2]), "+f"(sums.e[4 * h + 3])
                      : "r"(a.e[0]), "r"(a.e[1]), "r"(a.e[2]), "r"(a.e[3]), "r"(b.e[2 * h]), "r"(b.e[2 * h + 1]));
+    }
+}
+
+struct tile_eight { tile_operand both; };
+
+static inline tile_eight tile_load_eight(threadgroup const half *tiles, uint chunk, uint lane) {
+    tile_eight o;
+    o.both = tile_load(tiles + chunk * 64 + lane * 8);
+    return o;
+}
+
+static inline void tile_multiply_eight(
+    thread tile_sums &sums, thread const tile_operand &a, thread const tile_operand &c, thread const tile_eight &b)
+{
+#pragma unroll
+    for (uint h = 0; h < 2; ++h) {
+        thread const tile_operand &of = h == 0 ? a : c;
+        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
+                     " {%0, %1, %2, %3};"
+                     : "+f"(sums.e[0]), "+f"(sums.e[1]), "+f"(sums.e[2]), "+f"(sums.e[3])
+                     : "r"(of.e[0]), "r"(of.e[1]), "r"(of.e[2]), "r"(of.e[3]), "r"(b.both.e[2 * h]), "r"(b.both.e[2 * h + 1]));
     }
 }
 
@@ -432,6 +458,22 @@ static inline void tile_multiply_two(
 #endif
 
 #if !defined(METAL_ON_CUDA)
+struct tile_eight { tile_operand of[2]; };
+
+// Where sixteen rows are expected, the eight come twice.
+static inline tile_eight tile_load_eight(threadgroup const half *tiles, uint chunk, uint lane) {
+    tile_eight o;
+    for (uint i = 0; i < 2; ++i) o.of[i] = tile_load_columns(tiles, 0, 0, chunk + 2 * i, lane);
+    return o;
+}
+
+static inline void tile_multiply_eight(
+    thread tile_sums &sums, thread const tile_operand &a, thread const tile_operand &c, thread const tile_eight &b)
+{
+    tile_multiply(sums, a, b.of[0]);
+    tile_multiply(sums, c, b.of[1]);
+}
+
 static inline void tile_bring(thread uint4 &held, threadgroup half *to, device const uint4 *from) { held = *from; }
 static inline void tile_keep(thread const uint4 &held, threadgroup half *to) { *(threadgroup uint4 *)to = held; }
 #define TILE_SEND()

@@ -34,6 +34,8 @@
 // Strips whose weights are asked for ahead.
 #define ASKED_AHEAD 2
 #define STRIPS_OF_PART ((STRIPS(COLUMNS) + SPLIT - 1) / SPLIT)
+// Where there are registers for it, a whole group of weights comes at once, and else a half of it.
+#define WHOLE_GROUPS (TILE_M < 128 || THREADS < 256)
 
 kernel void gemm(
     device const uchar *w [[buffer(0)]],
@@ -69,7 +71,11 @@ kernel void gemm(
     // Of each part two neighbouring rows of weights, in one of the four groups of a strip that are between lanes.
     const uint first_row = first_n + simdgroup * PARTS * 16 + 2 * tile_row(lane), place = tile_place(lane);
     uint groups[PARTS][2];
+#if WHOLE_GROUPS
+    group_bits bits[PARTS][2], next[PARTS][2];
+#else
     weight_bits next[PARTS][2];
+#endif
     uint4 scales[PARTS][2], next_scales[PARTS][2];
 #pragma unroll
     for (uint k = 0; k < PARTS; ++k) {
@@ -77,7 +83,11 @@ kernel void gemm(
         for (uint v = 0; v < 2; ++v) {
             groups[k][v] = (rows_before + min(first_row + 16 * k + v, uint(ROWS_OF_W - 1))) * GROUPS;
             const uint group = groups[k][v] + min(first_strip * 4 + place, uint(GROUPS - 1));
+#if WHOLE_GROUPS
+            next[k][v] = bits_of_group(w, group);
+#else
             next[k][v] = bits_of(w, group, 0);
+#endif
             next_scales[k][v] = scales_of(w, group);
         }
     }
@@ -141,11 +151,21 @@ kernel void gemm(
 #pragma unroll
                 for (uint v = 0; v < 2; ++v) {
                     if (q == 0) scales[k][v] = next_scales[k][v];
+#if WHOLE_GROUPS
+                    if (q == 0) {
+                        bits[k][v] = next[k][v];
+                        const uint group = groups[k][v] + min((strip + 1) * 4 + place, uint(GROUPS - 1));
+                        next[k][v] = bits_of_group(w, group);
+                        next_scales[k][v] = scales_of(w, group);
+                    }
+                    values[v] = halves_of(bits[k][v].of[q], scales[k][v], (strip * 4 + place) % 8, q);
+#else
                     values[v] = halves_of(next[k][v], scales[k][v], (strip * 4 + place) % 8, q);
                     // In place of what was decoded comes what is next, which has this step's time.
                     const uint group = groups[k][v] + min((strip + q) * 4 + place, uint(GROUPS - 1));
                     next[k][v] = bits_of(w, group, 1 - q);
                     if (q == 1) next_scales[k][v] = scales_of(w, group);
+#endif
 #if TILE_M <= 64
                     // Few rows leave little time, so memory is asked before.
                     if (q == 0) ask_for_bits(w, groups[k][v] + min((strip + ASKED_AHEAD) * 4 + place, uint(GROUPS - 1)), 0);

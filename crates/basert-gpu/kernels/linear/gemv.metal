@@ -3,7 +3,7 @@
 // A simdgroup computes ROWS rows of w for all tokens, over its share of the columns where SPLIT simdgroups divide them.
 // In each step it takes sixteen groups of 32 columns, two lanes each; what the next step needs of w is on its way by then.
 //
-// ROWS_OF_W, COLUMNS, ROWS (an even number), SPLIT, TOKENS; COUNT, the word of the step that says how many rows of x there are;
+// ROWS_OF_W, COLUMNS, ROWS (2, 4, 8 or 16), SPLIT, TOKENS (a power of two); COUNT, the word of the step that says how many rows of x there are;
 // X_STRIDE, OUT_STRIDE; EPILOGUE; HAS_BIAS; INPUT; NORM and NORM_EPS, where x is normed first.
 //
 // Where there are EXPERTS, a threadgroup has one use of an expert (`moe/uses.h`), whose rows follow those of the experts
@@ -249,14 +249,28 @@ kernel void gemv(
 #endif
     }
 
+    // Sums over the simdgroup: at each turn a lane keeps half of what it has, and adds what another lane has of it.
+    float all[OUTPUTS];
 #pragma unroll
-    for (uint r = 0; r < ROWS; ++r) {
+    for (uint i = 0; i < OUTPUTS; ++i) all[i] = sums[i % ROWS][i / ROWS];
 #pragma unroll
-        for (uint t = 0; t < TOKENS; ++t) {
-            const float sum = simd_sum(sums[r][t]);
-            if (lane == 0) results[simdgroup * OUTPUTS + t * ROWS + r] = sum;
+    for (uint turn = 0; turn < 5; ++turn) {
+        const uint other = 16 >> turn, left = OUTPUTS >> turn;
+        const bool upper = (lane & other) != 0;
+        if (left <= 1) all[0] += simd_shuffle_xor(all[0], other);
+#pragma unroll
+        for (uint i = 0; i < OUTPUTS / 2; ++i) {
+            if (i >= left / 2) break;
+            const float a = all[i], b = all[i + left / 2], sent = simd_shuffle_xor(upper ? a : b, other);
+            all[i] = (upper ? b : a) + sent;
         }
     }
+#if OUTPUTS >= 32
+#pragma unroll
+    for (uint i = 0; i < OUTPUTS / 32; ++i) results[simdgroup * OUTPUTS + lane * (OUTPUTS / 32) + i] = all[i];
+#else
+    if (lane % (32 / OUTPUTS) == 0) results[simdgroup * OUTPUTS + lane / (32 / OUTPUTS)] = all[0];
+#endif
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     for (uint i = thread_index; i < ROW_SETS * OUTPUTS / 2; i += THREADS) {

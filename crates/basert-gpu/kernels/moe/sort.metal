@@ -9,7 +9,9 @@ kernel void sort_uses(
     device const float *route [[buffer(0)]],
     device uint *uses [[buffer(1)]],
     device const uint *step [[buffer(2)]],
-    uint thread_index [[thread_index_in_threadgroup]])
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]])
 {
     threadgroup atomic_uint count[EXPERTS];
     threadgroup uint first[EXPERTS];
@@ -22,21 +24,24 @@ kernel void sort_uses(
         atomic_fetch_add_explicit(&count[expert_of(route, number)], 1u, memory_order_relaxed);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (thread_index == 0) {
+    if (simdgroup == 0) {
         uint before = 0, tiles = 0;
-        for (uint e = 0; e < EXPERTS; ++e) {
-            const uint own = atomic_load_explicit(&count[e], memory_order_relaxed);
-            first[e] = before;
-            for (uint done = 0; done < own; done += TILE_M) {
-                device uint *tile = uses + USES_TILES + 3 * tiles;
+        for (uint begin = 0; begin < EXPERTS; begin += 32) {
+            const uint e = begin + lane;
+            const uint own = e < EXPERTS ? atomic_load_explicit(&count[e], memory_order_relaxed) : 0;
+            const uint cut = (own + TILE_M - 1) / TILE_M;
+            const uint at = before + simd_prefix_exclusive_sum(own);
+            device uint *tile = uses + USES_TILES + 3 * (tiles + simd_prefix_exclusive_sum(cut));
+            if (e < EXPERTS) first[e] = at;
+            for (uint done = 0; done < own; done += TILE_M, tile += 3) {
                 tile[0] = e;
-                tile[1] = before + done;
+                tile[1] = at + done;
                 tile[2] = min(own - done, uint(TILE_M));
-                tiles += 1;
             }
-            before += own;
+            before += simd_sum(own);
+            tiles += simd_sum(cut);
         }
-        uses[0] = tiles;
+        if (lane == 0) uses[0] = tiles;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint e = thread_index; e < EXPERTS; e += THREADS) atomic_store_explicit(&count[e], first[e], memory_order_relaxed);

@@ -15,7 +15,7 @@ kernel void advance(
     threadgroup_barrier(mem_flags::mem_device);
     for (uint i = thread_index; i < step[STEP_COUNT_WANTED]; i += THREADS) {
         const uint row = step[STEP_WANTED + i], position = step[STEP_POSITIONS + row] + 1;
-        step[STEP_TOKENS + row] = drawn[chained % CHAIN * WANTED_LIMIT + i];
+        step[STEP_TOKENS + row] = drawn[chained % CHAIN * WANTED_LIMIT + i] & ~NOT_A_NUMBER;
         step[STEP_POSITIONS + row] = position;
         const uint page = step[STEP_PAGES + step[STEP_TABLES + row] + position / PAGE];
         step[STEP_SLOTS + row] = page * PAGE + position % PAGE;

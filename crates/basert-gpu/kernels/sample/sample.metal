@@ -1,8 +1,9 @@
 // Draws a token from each row of logits, by a threadgroup: the algorithm of the engine's sampler, to the bit.
 //
-// A truncation is the least rank that stays. It is found by a histogram of the distance to the largest logit, and then
-// among the few candidates of one bin, or, where they are many, bit by bit. The largest rank of each part of the
-// vocabulary was found before.
+// A truncation is the least rank that stays. The largest rank of each part of the vocabulary was found before: where so few
+// candidates are wanted that they are among those from one of these on, and these are few, they are listed, and all else
+// happens in the list. Otherwise the least rank is found by a histogram of the distance to the largest logit, and then
+// among the few candidates of one bin, or, where they are many, bit by bit.
 //
 // VOCABULARY, LOGITS_STRIDE; what STEP_DRAWS says of each row; WANTED_LIMIT and CHAIN, the size of `drawn`.
 #include "common/base.h"
@@ -13,6 +14,8 @@
 #define BINS 2048
 #define BINS_PER_NAT 64.0f
 #define LISTED 1024
+// Logits that a thread brings at once.
+#define AT_ONCE 8
 // Noise lies between −2.9 and 16.7: what is further behind than that cannot win.
 #define REACH 20.0f
 
@@ -27,6 +30,64 @@ static inline ulong threadgroup_total(ulong x, threadgroup ulong *partial, uint 
     for (uint i = 0; i < SIMDGROUPS; ++i) sum += partial[i];
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return sum;
+}
+
+// The rank of a candidate with its noise.
+static inline ulong with_noise(thread const draw &d, float x, uint token) {
+    return rank_of(x + exact_gumbel(philox(token / 4, d.index, d.seed_low, d.seed_high, token % 4)), token);
+}
+
+// So many parts of 2^20 of a sum, rounded up.
+static inline ulong part_of(ulong total, uint parts) { return (total * parts + ((1ul << 20) - 1)) >> 20; }
+
+// Of the listed ranks from `least` on, that at which the sum of those from the largest on reaches what is wanted, of ones or of
+// weights; `least` where there is none. What is in `weights` is lost.
+static inline ulong rank_that_reaches(
+    ulong wanted,
+    ulong least,
+    bool by_weight,
+    float largest,
+    uint in_list,
+    threadgroup const ulong *listed,
+    threadgroup atomic_uint *weights,
+    threadgroup ulong *found,
+    uint thread_index)
+{
+    for (uint i = thread_index; i < in_list; i += THREADS) {
+        atomic_store_explicit(&weights[i], by_weight ? exact_weight(value_of(listed[i]) - largest) : 1, memory_order_relaxed);
+    }
+    if (thread_index == 0) found[0] = least;
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = thread_index; i < in_list; i += THREADS) {
+        const ulong own = listed[i];
+        ulong ahead = 0;
+        for (uint k = 0; k < in_list; ++k) {
+            if (listed[k] > own) ahead += atomic_load_explicit(&weights[k], memory_order_relaxed);
+        }
+        const ulong weight = atomic_load_explicit(&weights[i], memory_order_relaxed);
+        if (own >= least && ahead < wanted && wanted <= ahead + weight) found[0] = own;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    const ulong rank = found[0];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    return rank;
+}
+
+// The candidates first + thread_index, and so on at intervals of THREADS; −∞ beyond the vocabulary.
+static inline void bring(
+    thread float *x,
+    thread const draw &d,
+    device const float *logits,
+    device const ushort *history,
+    device const uint *mask,
+    uint first,
+    uint thread_index)
+{
+#pragma unroll
+    for (uint i = 0; i < AT_ONCE; ++i) {
+        const uint token = first + i * THREADS + thread_index;
+        x[i] = token < VOCABULARY ? candidate(d, logits, history, mask, token) : -INFINITY;
+    }
 }
 
 kernel void sample(
@@ -62,10 +123,57 @@ kernel void sample(
 
     if (d.temperature > 0.0f && best != 0) {
         ulong least = 0;
+        // 0 where candidates are not listed.
+        uint in_list = 0;
+        if (d.top_k > 0 && d.top_k <= LARGEST_PARTS) {
+            if (thread_index == 0) {
+                atomic_store_explicit(&count[0], 0u, memory_order_relaxed);
+                found[0] = 0;
+            }
+            if (thread_index < LARGEST_PARTS) listed[thread_index] = largest_ranks[row * LARGEST_PARTS + thread_index];
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            if (thread_index < LARGEST_PARTS) {
+                uint ahead = 0;
+                for (uint k = 0; k < LARGEST_PARTS; ++k) ahead += listed[k] > listed[thread_index] ? 1 : 0;
+                if (ahead == d.top_k - 1) found[0] = listed[thread_index];
+            }
+            threadgroup_barrier(mem_flags::mem_threadgroup);
+            const ulong from = found[0];
+            if (from != 0) {
+                for (uint first = 0; first < VOCABULARY; first += AT_ONCE * THREADS) {
+                    float x[AT_ONCE];
+                    bring(x, d, logits, history, mask, first, thread_index);
+#pragma unroll
+                    for (uint i = 0; i < AT_ONCE; ++i) {
+                        const ulong rank = rank_of(x[i], first + i * THREADS + thread_index);
+                        if (!(x[i] > -INFINITY) || rank < from) continue;
+                        const uint at = atomic_fetch_add_explicit(&count[0], 1u, memory_order_relaxed);
+                        if (at < LISTED) listed[at] = rank;
+                    }
+                }
+                threadgroup_barrier(mem_flags::mem_threadgroup);
+                in_list = atomic_load_explicit(&count[0], memory_order_relaxed);
+                if (in_list > LISTED) in_list = 0;
+                threadgroup_barrier(mem_flags::mem_threadgroup);
+            }
+        }
         // By their number, and then by their probability.
         for (uint pass = 0; pass < 2; ++pass) {
             const bool by_weight = pass == 1;
             if (by_weight ? d.top_p >= (1u << 20) : d.top_k == 0 || d.top_k >= VOCABULARY) continue;
+            if (in_list > 0) {
+                ulong wanted = d.top_k;
+                if (by_weight) {
+                    ulong total = 0;
+                    for (uint i = thread_index; i < in_list; i += THREADS) {
+                        if (listed[i] >= least) total += exact_weight(value_of(listed[i]) - largest);
+                    }
+                    total = threadgroup_total(total, partial, simdgroup, lane);
+                    wanted = part_of(total, d.top_p);
+                }
+                least = rank_that_reaches(wanted, least, by_weight, largest, in_list, listed, high, found, thread_index);
+                continue;
+            }
             for (uint i = thread_index; i < BINS; i += THREADS) {
                 atomic_store_explicit(&high[i], 0u, memory_order_relaxed);
                 atomic_store_explicit(&low[i], 0u, memory_order_relaxed);
@@ -76,18 +184,21 @@ kernel void sample(
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             ulong total = 0;
-            for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-                const float x = candidate(d, logits, history, mask, token);
-                if (x > -INFINITY && rank_of(x, token) >= least) {
-                    const uint weight = by_weight ? exact_weight(x - largest) : 1;
-                    const uint bin = bin_of(largest, x);
+            for (uint first = 0; first < VOCABULARY; first += AT_ONCE * THREADS) {
+                float x[AT_ONCE];
+                bring(x, d, logits, history, mask, first, thread_index);
+#pragma unroll
+                for (uint i = 0; i < AT_ONCE; ++i) {
+                    if (!(x[i] > -INFINITY) || rank_of(x[i], first + i * THREADS + thread_index) < least) continue;
+                    const uint weight = by_weight ? exact_weight(x[i] - largest) : 1;
+                    const uint bin = bin_of(largest, x[i]);
                     total += weight;
                     if (weight >> 12) atomic_fetch_add_explicit(&high[bin], weight >> 12, memory_order_relaxed);
                     if (weight & 0xfffu) atomic_fetch_add_explicit(&low[bin], weight & 0xfffu, memory_order_relaxed);
                 }
             }
             total = threadgroup_total(total, partial, simdgroup, lane);
-            const ulong wanted = by_weight ? (total * d.top_p + ((1ul << 20) - 1)) >> 20 : ulong(d.top_k);
+            const ulong wanted = by_weight ? part_of(total, d.top_p) : ulong(d.top_k);
 
             // The bin in which the sum reaches what is wanted.
             uint own_high = 0, own_low = 0;
@@ -118,10 +229,13 @@ kernel void sample(
             // Fewer candidates than are wanted: all stay.
             if (bin == BINS) continue;
 
-            for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-                const float x = candidate(d, logits, history, mask, token);
-                const ulong rank = rank_of(x, token);
-                if (x > -INFINITY && rank >= least && bin_of(largest, x) == bin) {
+            for (uint first = 0; first < VOCABULARY; first += AT_ONCE * THREADS) {
+                float x[AT_ONCE];
+                bring(x, d, logits, history, mask, first, thread_index);
+#pragma unroll
+                for (uint i = 0; i < AT_ONCE; ++i) {
+                    const ulong rank = rank_of(x[i], first + i * THREADS + thread_index);
+                    if (!(x[i] > -INFINITY) || rank < least || bin_of(largest, x[i]) != bin) continue;
                     const uint at = atomic_fetch_add_explicit(&count[0], 1u, memory_order_relaxed);
                     if (at < LISTED) listed[at] = rank;
                 }
@@ -129,18 +243,7 @@ kernel void sample(
             threadgroup_barrier(mem_flags::mem_threadgroup);
             const uint in_bin = atomic_load_explicit(&count[0], memory_order_relaxed);
             if (in_bin <= LISTED) {
-                for (uint i = thread_index; i < in_bin; i += THREADS) {
-                    const ulong own = listed[i];
-                    ulong ahead = 0;
-                    for (uint k = 0; k < in_bin; ++k) {
-                        if (listed[k] > own) ahead += by_weight ? exact_weight(value_of(listed[k]) - largest) : 1;
-                    }
-                    const ulong weight = by_weight ? exact_weight(value_of(own) - largest) : 1;
-                    if (ahead < needed && needed <= ahead + weight) found[0] = own;
-                }
-                threadgroup_barrier(mem_flags::mem_threadgroup);
-                least = found[0];
-                threadgroup_barrier(mem_flags::mem_threadgroup);
+                least = rank_that_reaches(needed, least, by_weight, largest, in_bin, listed, high, found, thread_index);
             } else {
                 // The largest rank that enough weight reaches.
                 ulong reached = 0;
@@ -162,11 +265,17 @@ kernel void sample(
 
         const float lowest = max(largest + d.log_min_p, largest - REACH);
         ulong most = 0;
-        for (uint token = thread_index; token < VOCABULARY; token += THREADS) {
-            const float x = candidate(d, logits, history, mask, token);
-            if (x >= lowest && rank_of(x, token) >= least) {
-                const uint bits = philox(token / 4, d.index, d.seed_low, d.seed_high, token % 4);
-                most = max(most, rank_of(x + exact_gumbel(bits), token));
+        for (uint i = thread_index; i < in_list; i += THREADS) {
+            const float x = value_of(listed[i]);
+            if (x >= lowest && listed[i] >= least) most = max(most, with_noise(d, x, ~uint(listed[i] & 0xfffffffful)));
+        }
+        for (uint first = 0; first < VOCABULARY && in_list == 0; first += AT_ONCE * THREADS) {
+            float x[AT_ONCE];
+            bring(x, d, logits, history, mask, first, thread_index);
+#pragma unroll
+            for (uint i = 0; i < AT_ONCE; ++i) {
+                const uint token = first + i * THREADS + thread_index;
+                if (x[i] >= lowest && rank_of(x[i], token) >= least) most = max(most, with_noise(d, x[i], token));
             }
         }
         best = threadgroup_max(most, partial, simdgroup, lane);
@@ -182,7 +291,8 @@ kernel void sample(
 
     if (thread_index == 0) {
         const uint token = best == 0 ? 0 : ~uint(best & 0xfffffffful);
-        drawn[step[STEP_COUNT_CHAINED] % CHAIN * WANTED_LIMIT + row] = token;
+        const bool is_number = (as_type<uint>(logits[token]) & 0x7fffffffu) <= 0x7f800000u;
+        drawn[step[STEP_COUNT_CHAINED] % CHAIN * WANTED_LIMIT + row] = is_number ? token : token | NOT_A_NUMBER;
         if (d.has_history && (history[token] & 0x7fffu) != 0x7fffu) history[token] += 1;
     }
 }

@@ -6,8 +6,12 @@ use basert_plan::{DeviceError, Gate, MatrixId, PlanNode};
 use super::linear::{End, Input, RESULTS};
 use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES};
 use crate::Kernel;
-use crate::tuning::{Gemm, Product};
+use crate::tuning::{Gemm, Product, STRIP};
 use crate::weights::Vector;
+
+/// Tokens up to which experts have few uses each, if they are so few on average: tiles of them would be mostly empty.
+const FEW_TOKENS: usize = 64;
+const FEW_USES: usize = 6;
 
 impl Lowering<'_> {
     pub(super) fn route(
@@ -81,8 +85,8 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// A linear op of the experts that each token uses: one product for each use, or, of many tokens, for each tile of uses
-    /// of the same expert.
+    /// A linear op of the experts that each token uses: a product for each use, for each expert where these have few uses, or
+    /// for each tile of uses of the same expert.
     pub(super) fn experts(
         &mut self,
         node: &PlanNode,
@@ -103,14 +107,16 @@ impl Lowering<'_> {
                 return Err(self.unsupported("results of experts among other values".to_owned()));
             }
             let [w, bias] = self.matrix_at(id)?;
-            let route = self.at(of_route);
+            let (route, route_stride) = (self.at(of_route), self.place(of_route).stride);
             let macros = |kernel: Kernel| {
                 kernel
                     .define("EXPERTS", experts.count)
                     .define("USED", experts.used)
-                    .define("ROUTE_STRIDE", self.place(of_route).stride)
+                    .define("ROUTE_STRIDE", route_stride)
                     .define("COUNT", count)
             };
+            let inputs = if of_uses { experts.used } else { 1 };
+            let few = rows <= FEW_TOKENS && uses <= FEW_USES * experts.count;
             let (kernel, bindings, groups) = if rows <= self.tuning.few_tokens {
                 let fits = columns + columns / 8 + RESULTS <= THREADGROUP_BYTES;
                 let integers = self.tuning.integer_dots && !matrix.format.is_float() && fits;
@@ -121,6 +127,21 @@ impl Lowering<'_> {
                 let (step, norm) = ((Memory::Step, 0), (Memory::Weights, 0));
                 let bindings = vec![w, self.at(x), self.at(value), bias, norm, step, route];
                 (kernel, bindings, [of_w.div_ceil(each), uses, 1])
+            } else if few {
+                // The experts together fill a device.
+                let product = Product { tokens: self.tuning.few_tokens, rows: matrix.rows, columns };
+                self.prepare(x, None, Input::Halves, (rows, count), inputs, out)?;
+                out.barrier = true;
+                let Gemm { n, simdgroups, resident, .. } = self.tuning.gemm(product);
+                let most = (self.tuning.threadgroup_bytes - RESULTS) / (8 * STRIP * size_of::<half::f16>());
+                let strips = columns.div_ceil(STRIP);
+                let kernel = Kernel::new("linear/experts.metal", "experts", simdgroups as u32 * 32)
+                    .define("PARTS", n / simdgroups / 16)
+                    .define("DEPTH", strips.div_ceil(strips.div_ceil(most)))
+                    .define("MOST_USES", FEW_TOKENS)
+                    .define("RESIDENT", resident);
+                let bindings = vec![w, (Memory::Prepared, 0), self.at(value), bias, (Memory::Step, 0), route];
+                (macros(kernel), bindings, [of_w.div_ceil(n), experts.count, 1])
             } else {
                 let each = uses.div_ceil(experts.count);
                 let (kernel, Gemm { m, n, .. }) = self.gemm(Product { tokens: each, rows: of_w, columns });
@@ -137,7 +158,7 @@ impl Lowering<'_> {
                 self.partial_bytes = self.partial_bytes.max((numbers + uses) * size_of::<u32>());
                 self.launch(out, sort, vec![route, (Memory::Partial, 0), (Memory::Step, 0)], [1, 1, 1]);
                 out.barrier = false;
-                self.prepare(x, None, Input::Halves, (rows, count), if of_uses { experts.used } else { 1 }, out)?;
+                self.prepare(x, None, Input::Halves, (rows, count), inputs, out)?;
                 out.barrier = true;
                 let (step, input) = ((Memory::Step, 0), (Memory::Prepared, 0));
                 let bindings = vec![w, input, self.at(value), bias, step, (Memory::Partial, 0)];

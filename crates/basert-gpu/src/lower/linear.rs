@@ -57,7 +57,9 @@ impl Lowering<'_> {
             (false, _) => Input::Halves,
             (true, true) if rows == 1 && fits(columns + columns / 8) => Input::QuantisedHere,
             (true, true) => Input::Quantised,
-            (true, false) if norm.is_none() || fits(rows * columns * size_of::<f32>()) => Input::Floats,
+            (true, false) if norm.is_none() || fits(rows.next_power_of_two() * columns * size_of::<f32>()) => {
+                Input::Floats
+            }
             (true, false) => Input::Normed,
         };
         let norm_inside = norm.as_ref().filter(|_| matches!(kind, Input::QuantisedHere | Input::Floats));
@@ -78,7 +80,7 @@ impl Lowering<'_> {
             let (kernel, bindings, groups) = if few {
                 let (mut kernel, each) = self.gemv(product, kind);
                 kernel = kernel
-                    .define("TOKENS", rows)
+                    .define("TOKENS", rows.next_power_of_two())
                     .define("X_STRIDE", input.1)
                     .define("SCALES_OF_X_AT", self.scales_of_x_at(columns))
                     .define("NORM", u32::from(norm_inside.is_some()));

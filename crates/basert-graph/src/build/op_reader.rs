@@ -50,10 +50,23 @@ impl<'t> OpReader<'_, '_, 't> {
             "temper" => self.temper()?,
             "weigh" => self.weigh()?,
             "slice" => self.slice()?,
-            "select" => Read { rows: Rows::Wanted, ..self.of_one(Op::Select)? },
+            "select" => {
+                let read = self.of_one(Op::Select)?;
+                self.of_tokens(read.inputs[0])?;
+                Read { rows: Rows::Wanted, ..read }
+            }
             "soft_cap" => {
                 let cap = self.number("cap")? as f32;
                 self.of_one(Op::SoftCap(cap))?
+            }
+            "rope_cache" => {
+                let what = "there is no op 'rope_cache' any more: say norm, rope and store, and name what is stored in \
+                            `kv` of attention";
+                return Err(self.builder.wrong(what.to_owned()));
+            }
+            "gate" => {
+                let what = "there is no op 'gate' any more: say activate and mul, or clamped_swish";
+                return Err(self.builder.wrong(what.to_owned()));
             }
             _ => {
                 return Err(self.builder.wrong(format!(
@@ -187,6 +200,10 @@ impl<'t> OpReader<'_, '_, 't> {
             return Ok(None);
         }
         let route = self.input("route")?;
+        let x = self.input("in")?;
+        if self.rows(x) != self.rows(route) {
+            return Err(self.wrong("its input and the route have rows for different tokens".to_owned()));
+        }
         match self.maker(route) {
             Some(Op::Route(of)) => Ok(Some((route, of.experts))),
             _ => Err(self.wrong("`route` does not name what an op 'route' computes".to_owned())),
@@ -269,7 +286,9 @@ impl<'t> OpReader<'_, '_, 't> {
             None => 0,
             Some(offset) => self.builder.whole("offset", &offset, 0, MAX_WIDTH)?,
         };
-        self.of_one(Op::Temper(Temper { factor, every, offset }))
+        let read = self.of_one(Op::Temper(Temper { factor, every, offset }))?;
+        self.of_tokens(read.inputs[0])?;
+        Ok(read)
     }
 
     fn rope(&mut self) -> Result<Read> {
@@ -288,9 +307,9 @@ impl<'t> OpReader<'_, '_, 't> {
             return Err(self.builder.fail(format!("{rotated} dimensions are to be rotated of heads of {head_dim}")));
         }
         let read = self.of_one(Op::Rope { rope, head_dim })?;
-        if read.rows != Rows::Tokens || !read.width.is_multiple_of(head_dim) {
-            let what = format!("its input is {} wide, not whole heads of {head_dim} of every token", read.width);
-            return Err(self.wrong(what));
+        self.of_tokens(read.inputs[0])?;
+        if !read.width.is_multiple_of(head_dim) {
+            return Err(self.wrong(format!("its input is {} wide, not whole heads of {head_dim}", read.width)));
         }
         Ok(read)
     }
@@ -299,6 +318,7 @@ impl<'t> OpReader<'_, '_, 't> {
         let (k, v) = (self.input("k")?, self.input("v")?);
         let (kv_heads, head_dim) = (self.count("kv_heads")?, self.count("head_dim")?);
         for (name, value) in [("k", k), ("v", v)] {
+            self.of_tokens(value)?;
             self.check_heads(name, value, kv_heads, head_dim)?;
         }
         let cache = CacheId(self.builder.graph.caches.len());
@@ -307,7 +327,10 @@ impl<'t> OpReader<'_, '_, 't> {
     }
 
     fn attention(&mut self) -> Result<Read> {
-        let (q, kv) = (self.input("in")?, self.input("kv")?);
+        let q = self.input("in")?;
+        self.of_tokens(q)?;
+        let kv = self.required("kv")?;
+        let kv = self.any_named(kv)?;
         let Some(Op::Store(cache)) = self.maker(kv) else {
             return Err(self.wrong("`kv` does not name what an op 'store' stores".to_owned()));
         };
@@ -398,8 +421,28 @@ impl<'t> OpReader<'_, '_, 't> {
     }
 
     fn value_named(&self, name: &str) -> Result<ValueId> {
+        let value = self.any_named(name)?;
+        match self.width(value) {
+            0 => Err(self.wrong(format!("'{name}' stands for what is stored; only `kv` of attention may name it"))),
+            _ => Ok(value),
+        }
+    }
+
+    /// A value, or what stands for what a cache stores.
+    fn any_named(&self, name: &str) -> Result<ValueId> {
         let value = self.builder.names.get(name).copied();
         value.ok_or_else(|| self.wrong(format!("no op before it computes '{name}'")))
+    }
+
+    /// Refuses a value without a row for every token.
+    fn of_tokens(&self, value: ValueId) -> Result<()> {
+        match self.rows(value) {
+            Rows::Tokens => Ok(()),
+            Rows::Wanted => {
+                let name = &self.builder.graph.values[value.0].name;
+                Err(self.wrong(format!("'{name}' has rows for the wanted tokens only, and it needs all")))
+            }
+        }
     }
 
     fn weight(&mut self, attribute: &'static str) -> Result<WeightId> {
@@ -466,7 +509,10 @@ impl<'t> OpReader<'_, '_, 't> {
 
     fn same_shape(&self, a: ValueId, b: ValueId) -> Result<()> {
         let (a, b) = (&self.builder.graph.values[a.0], &self.builder.graph.values[b.0]);
-        if a.width == b.width && a.rows == b.rows {
+        if a.rows != b.rows {
+            return Err(self.wrong(format!("'{}' and '{}' have rows for different tokens", a.name, b.name)));
+        }
+        if a.width == b.width {
             return Ok(());
         }
         Err(self.builder.fail(format!("'{}' is {} wide, and '{}' is {}", a.name, a.width, b.name, b.width)))

@@ -173,6 +173,23 @@ fn a_state_that_does_not_fit_means_beginning_again() {
     }
 }
 
+/// What a link in the place of the partial file leads to is left alone.
+#[test]
+fn a_link_is_not_followed() {
+    let repo = repo();
+    let served = repo.clone();
+    let server = Server::start(move |r| served.reply(r));
+    let (_dir, store) = temp_store();
+    let dir = store.root().join("org/model/Q4_0");
+    fs::create_dir_all(&dir).unwrap();
+    let other = store.root().join("diary.txt");
+    fs::write(&other, "mine").unwrap();
+    std::os::unix::fs::symlink(&other, dir.join("model-Q4_0.gguf.partial")).unwrap();
+    let model = pull(&store, MODEL, &quick(&server.address), &()).unwrap();
+    assert_eq!(fs::read(model.path).unwrap(), repo.files[0].1);
+    assert_eq!(fs::read_to_string(other).unwrap(), "mine");
+}
+
 #[test]
 fn another_version_on_the_server_is_not_mixed_in() {
     // At first the server has stale content under another ETag, and fails; then the one that was announced.

@@ -5,14 +5,17 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::files::folder;
+use super::pages::{self, Length};
 use crate::auth::Client;
 use crate::batches::{self, Batch};
 use crate::body::Fields;
 use crate::bounds;
 use crate::error::ApiError;
+use crate::files::Kind;
+use crate::query::Query;
 use crate::server::Shared;
 use crate::work;
 
@@ -84,16 +87,26 @@ async fn cancel(
     Ok(Json(shared.batches.cancel(&id).unwrap_or(batch).told))
 }
 
-async fn list(State(shared): State<Shared>, Extension(client): Extension<Client>) -> Result<Json<Value>, ApiError> {
+/// How a list of batches is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listing {
+    after: Option<String>,
+    limit: Option<String>,
+}
+
+/// As in OpenAI's API.
+const LENGTH: Length = Length { usual: 20, most: 100 };
+
+async fn list(
+    State(shared): State<Shared>,
+    Extension(client): Extension<Client>,
+    Query(Listing { after, limit }): Query<Listing>,
+) -> Result<Json<Value>, ApiError> {
     let files = folder(&shared)?;
-    let mut all = work::run_long(move |_| Ok(files.all::<Batch>("batch_"))).await?;
-    all.retain(|batch| batch.owner == client.0);
-    for batch in &mut all {
-        if let Some(running) = shared.batches.get(batch.id()) {
-            *batch = running;
-        }
-    }
-    all.sort_by_key(|batch| std::cmp::Reverse(batch.told["created_at"].as_u64()));
-    let data: Vec<_> = all.into_iter().map(|batch| batch.told).collect();
-    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+    let page = LENGTH.page(after, limit.as_deref())?;
+    let found = work::run_long(move |_| files.page(client, Kind::Batch, &page, |_: &Batch| true));
+    let (found, has_more) = found.await?;
+    let now = |batch: Batch| shared.batches.get(batch.id()).unwrap_or(batch).told;
+    Ok(pages::sent(found.into_iter().map(now).collect(), has_more))
 }

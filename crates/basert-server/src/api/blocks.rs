@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::content::{Unread, without_attribution};
+use super::content::{Content, Unread, without_attribution};
 use crate::body;
 use crate::bounds;
 use crate::error::ApiError;
@@ -15,13 +15,6 @@ use crate::fields::{self, Place, Warnings};
 struct Message {
     role: String,
     content: Content,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a text or a list of blocks")]
-pub enum Content {
-    Text(String),
-    Blocks(Vec<Value>),
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,14 +57,11 @@ pub fn conversation(
     messages: Vec<Value>,
     warnings: &Warnings,
 ) -> Result<Vec<Value>, ApiError> {
+    bounds::messages("messages", &messages)?;
     let mut all = Vec::new();
     if let Some(system) = system {
         all.extend(self::system(system, "system", warnings)?);
     }
-    if messages.is_empty() {
-        return Err(ApiError::field("messages", "there are none; a conversation needs one at least"));
-    }
-    bounds::check("messages", messages.len(), bounds::MESSAGES)?;
     let last_of_user = messages.iter().rposition(|message| message["role"] == "user");
     for (index, message) in messages.into_iter().enumerate() {
         let path = format!("messages[{index}]");
@@ -93,19 +83,11 @@ pub fn conversation(
 
 /// The system's text, if there is any beside who pays.
 fn system(content: Content, path: &str, warnings: &Warnings) -> Result<Option<Value>, ApiError> {
-    let texts = match content {
-        Content::Text(text) => vec![without_attribution(&text).to_owned()],
-        Content::Blocks(blocks) => {
-            let texts = texts(blocks, path, Unread::Noted(warnings))?;
-            let said = texts.iter().map(|text| without_attribution(text));
-            said.zip(&texts)
-                .filter(|(said, text)| !said.is_empty() || text.is_empty())
-                .map(|(said, _)| said.to_owned())
-                .collect()
-        }
-    };
-    let all = texts.join("\n");
-    Ok((!texts.is_empty()).then(|| json!({ "role": "system", "content": all })))
+    let texts = texts(content, path, Unread::Noted(warnings))?;
+    let said = texts.iter().map(|text| (without_attribution(text), text));
+    let said: Vec<&str> =
+        said.filter(|(said, text)| !said.is_empty() || text.is_empty()).map(|(said, _)| said).collect();
+    Ok((!said.is_empty()).then(|| json!({ "role": "system", "content": said.join("\n") })))
 }
 
 /// What kind of block it is.
@@ -113,9 +95,9 @@ fn kind<'a>(block: &'a Value, path: &str) -> Result<&'a str, ApiError> {
     block["type"].as_str().ok_or_else(|| ApiError::field(format!("{path}.type"), "a block needs a type"))
 }
 
-/// Blocks as texts.
-fn texts(blocks: Vec<Value>, path: &str, unread: Unread<'_>) -> Result<Vec<String>, ApiError> {
-    let blocks = blocks.into_iter().enumerate();
+/// The texts of all blocks.
+fn texts(content: Content, path: &str, unread: Unread<'_>) -> Result<Vec<String>, ApiError> {
+    let blocks = content.parts(path)?.into_iter().enumerate();
     blocks.map(|(i, block)| text(block, &format!("{path}[{i}]"), unread)).collect()
 }
 
@@ -127,14 +109,14 @@ fn text(block: Value, path: &str, unread: Unread<'_>) -> Result<String, ApiError
         "document" | "search_result" => {
             let Document { source, title, context, content } = body::read(block, path, Place::Request)?;
             let within = match (content, &source) {
-                (Some(content), _) => joined(content, &format!("{path}.content"), unread)?,
+                (Some(content), _) => texts(content, &format!("{path}.content"), unread)?.join("\n"),
                 (None, Value::Object(of)) if of.get("type").is_some_and(|kind| kind == "text") => {
                     of.get("data").and_then(Value::as_str).unwrap_or_default().to_owned()
                 }
                 (None, Value::Object(of)) if of.get("type").is_some_and(|kind| kind == "content") => {
                     let content = of.get("content").cloned().unwrap_or_default();
                     let path = format!("{path}.source.content");
-                    joined(body::read(content, &path, Place::Request)?, &path, unread)?
+                    texts(body::read(content, &path, Place::Request)?, &path, unread)?.join("\n")
                 }
                 _ => unread.stand_in(&kind, path)?,
             };
@@ -148,13 +130,6 @@ fn text(block: Value, path: &str, unread: Unread<'_>) -> Result<String, ApiError
     }
 }
 
-fn joined(content: Content, path: &str, unread: Unread<'_>) -> Result<String, ApiError> {
-    match content {
-        Content::Text(text) => Ok(text),
-        Content::Blocks(blocks) => Ok(texts(blocks, path, unread)?.join("\n")),
-    }
-}
-
 /// What a user says; what tools said comes as messages of their own, before it.
 fn user(
     content: Content,
@@ -163,22 +138,15 @@ fn user(
     warnings: &Warnings,
     messages: &mut Vec<Value>,
 ) -> Result<(), ApiError> {
-    let blocks = match content {
-        Content::Text(text) => {
-            messages.push(json!({ "role": "user", "content": text }));
-            return Ok(());
-        }
-        Content::Blocks(blocks) => blocks,
-    };
     let mut said: Vec<String> = Vec::new();
-    for (i, block) in blocks.into_iter().enumerate() {
+    for (i, block) in content.parts(path)?.into_iter().enumerate() {
         let path = format!("{path}[{i}]");
         match kind(&block, &path)? {
             "tool_result" => {
                 let ToolResult { tool_use_id, content } = body::read(block, &path, Place::Request)?;
                 let content =
-                    content.map(|content| joined(content, &format!("{path}.content"), Unread::Noted(warnings)));
-                let content = content.transpose()?.unwrap_or_default();
+                    content.map(|content| texts(content, &format!("{path}.content"), Unread::Noted(warnings)));
+                let content = content.transpose()?.unwrap_or_default().join("\n");
                 messages.push(json!({ "role": "tool", "tool_call_id": tool_use_id, "content": content }));
             }
             kind if is_of_the_service(kind) => {}
@@ -200,12 +168,8 @@ fn is_of_the_service(kind: &str) -> bool {
 }
 
 fn assistant(content: Content, path: &str, unread: Unread<'_>) -> Result<Value, ApiError> {
-    let blocks = match content {
-        Content::Text(text) => return Ok(json!({ "role": "assistant", "content": text })),
-        Content::Blocks(blocks) => blocks,
-    };
     let (mut said, mut thought, mut calls) = (Vec::new(), Vec::new(), Vec::new());
-    for (i, block) in blocks.into_iter().enumerate() {
+    for (i, block) in content.parts(path)?.into_iter().enumerate() {
         let path = format!("{path}[{i}]");
         match kind(&block, &path)? {
             "thinking" => thought.extend(body::read::<Thinking>(block, &path, Place::Request)?.thinking),

@@ -1,11 +1,14 @@
 //! `/v1/chat/completions`.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::post;
-use axum::{Extension, Json, Router};
+use axum::{Extension, Router};
+use basert_engine::{Token, TokenLogprobs};
+use basert_text::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,12 +21,13 @@ use super::tools::Tools;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
+use crate::clock;
 use crate::error::ApiError;
-use crate::identity;
-use crate::model::{Event, Events, Finish, Job, Part, TokenText};
+use crate::json;
+use crate::model::{self, Event, Events, Finish, Job, Part};
+use crate::random;
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
-use crate::work;
 
 pub fn router() -> Router<Shared> {
     Router::new().route("/v1/chat/completions", post(complete))
@@ -100,12 +104,18 @@ async fn complete(
     let ending = prompt::ending(request.continue_final_message, request.add_generation_prompt)?;
     let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let variables = thinking.variables(&warnings);
-    let chat = Chat { tools, format, variables, ending, ..Chat::new(request.messages, &warnings)? };
+    let chat = Chat {
+        tools,
+        format,
+        variables,
+        ending,
+        ..Chat::new("messages", prompt::messages(request.messages, &warnings)?, &warnings)?
+    };
     let sampling = options.sampling(&model)?;
     let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let job = Job {
         client,
-        salt: shared.salt(client),
+        salt: shared.salt(client, options.prompt_cache_key.as_deref()),
         prompts: vec![tokens],
         n,
         sampling,
@@ -115,14 +125,14 @@ async fn complete(
         chat: Some(answer),
         logprobs,
         ignore_end: options.ignore_eos,
-        pooling: None,
-        prompt_logprobs: false,
+        ..Job::default()
     };
     let events = model.begin(job)?;
     let reply = Reply {
-        id: identity::unique("chatcmpl-"),
-        created: identity::now(),
+        id: random::id("chatcmpl-"),
+        created: clock::now(),
         model: model.name.clone(),
+        tokenizer: model.tokenizer.clone(),
         usage: Usage::new(1, n),
         n,
         include_usage: options.include_usage(),
@@ -140,6 +150,7 @@ struct Reply {
     id: String,
     created: u64,
     model: String,
+    tokenizer: Arc<Tokenizer>,
     usage: Usage,
     n: usize,
     include_usage: bool,
@@ -160,22 +171,23 @@ pub fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
 
-/// Log probabilities as chats have them.
-fn logprobs(tokens: &[TokenText]) -> Vec<Value> {
-    let one = |bytes: &[u8], logprob: f32| json!({ "token": String::from_utf8_lossy(bytes), "logprob": finite(logprob), "bytes": bytes });
-    let all = tokens.iter().map(|token| {
-        let mut value = one(&token.bytes, token.logprob);
-        value["top_logprobs"] = token.top.iter().map(|(_, bytes, logprob)| one(bytes, *logprob)).collect();
-        value
-    });
-    all.collect()
+/// A token's log probabilities as chats have them.
+fn logprobs(tokenizer: &Tokenizer, token: &Token) -> Option<Value> {
+    let one = |id: u32, logprob: f32| {
+        let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+        json!({ "token": String::from_utf8_lossy(bytes), "logprob": finite(logprob), "bytes": bytes })
+    };
+    let TokenLogprobs { logprob, top } = token.logprobs.as_ref()?;
+    let mut value = one(token.id, *logprob);
+    value["top_logprobs"] = top.iter().map(|&(id, logprob)| one(id, logprob)).collect();
+    Some(value)
 }
 
 /// A message under way.
 #[derive(Default)]
 struct Choice {
     items: Items,
-    tokens: Vec<TokenText>,
+    tokens: Vec<Token>,
     finish: Option<Finish>,
 }
 
@@ -225,35 +237,35 @@ impl Reply {
                 Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens } => {
                     let choice = &mut choices[choice];
-                    work::hold(tokens.iter().map(|token| TokenText::size(token.top.len())).sum())?;
-                    choice.tokens.extend(tokens);
+                    model::keep(&mut choice.tokens, tokens)?;
                     parts.into_iter().for_each(|part| drop(choice.items.push(part)));
                 }
                 Event::End { choice, finish, .. } => choices[choice].finish = Some(finish),
                 Event::Failed { error } => return Err(error),
             }
         }
-        let large = self.logprobs;
-        let told = move || {
-            let choices = choices.into_iter().enumerate().map(|(index, choice)| {
-                json!({
-                    "index": index,
-                    "message": message(&choice.items),
-                    "logprobs": self.logprobs.then(|| json!({ "content": logprobs(&choice.tokens), "refusal": null })),
-                    "finish_reason": choice.finish.as_ref().map(finish_reason),
-                })
-            });
-            let choices: Vec<_> = choices.collect();
-            json!({
-                "id": self.id,
-                "object": "chat.completion",
-                "created": self.created,
-                "model": self.model,
-                "choices": choices,
-                "usage": self.usage.openai(),
-            })
-        };
-        if large { work::json(told).await } else { Ok(Json(told()).into_response()) }
+        let (wanted, tokenizer) = (self.logprobs, self.tokenizer);
+        let choices = choices.into_iter().enumerate().map(move |(index, Choice { items, tokens, finish })| {
+            let tokenizer = tokenizer.clone();
+            let content = move || {
+                let content = tokens.into_iter().filter_map(move |token| logprobs(&tokenizer, &token));
+                json::object([("content", json::list(content.map(json::value))), ("refusal", json::value(Value::Null))])
+            };
+            json::object([
+                ("index", json::value(index)),
+                ("message", json::value(message(&items))),
+                ("logprobs", if wanted { content() } else { json::value(Value::Null) }),
+                ("finish_reason", json::value(finish.as_ref().map(finish_reason))),
+            ])
+        });
+        Ok(json::response(json::object([
+            ("id", json::value(self.id)),
+            ("object", json::value("chat.completion")),
+            ("created", json::value(self.created)),
+            ("model", json::value(self.model)),
+            ("choices", json::list(choices)),
+            ("usage", json::value(self.usage.openai())),
+        ])))
     }
 
     /// A chunk of a stream.
@@ -271,8 +283,9 @@ impl Reply {
         chunk
     }
 
-    fn delta(&self, choice: usize, delta: Value, tokens: &[TokenText], finish: Option<&Finish>) -> Sent {
-        let logprobs = (!tokens.is_empty()).then(|| json!({ "content": logprobs(tokens), "refusal": null }));
+    fn delta(&self, choice: usize, delta: Value, tokens: &[Token], finish: Option<&Finish>) -> Sent {
+        let content = || tokens.iter().filter_map(|token| logprobs(&self.tokenizer, token)).collect::<Vec<_>>();
+        let logprobs = (!tokens.is_empty()).then(|| json!({ "content": content(), "refusal": null }));
         let finish = finish.map(finish_reason);
         let choice = json!({ "index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish });
         Sent::data(&self.chunk(json!([choice])))

@@ -7,7 +7,7 @@ use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::Warnings;
 
-/// The content of a message.
+/// The content of a message. Anthropic's API calls the parts blocks.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of parts")]
 pub enum Content {
@@ -50,13 +50,23 @@ impl Unread<'_> {
 }
 
 impl Content {
+    /// As parts, of which a text is one.
+    pub fn parts(self, path: &str) -> Result<Vec<Value>, ApiError> {
+        match self {
+            Content::Text(text) => {
+                let part = [("type".to_owned(), "text".into()), ("text".to_owned(), text.into())];
+                Ok(vec![Value::Object(part.into_iter().collect())])
+            }
+            Content::Parts(parts) => bounds::check(path, parts.len(), bounds::PARTS).map(|()| parts),
+        }
+    }
+
     /// As one text.
     pub fn text(self, path: &str, unread: Unread<'_>) -> Result<String, ApiError> {
-        let parts = match self {
-            Content::Text(text) => return Ok(text),
-            Content::Parts(parts) => parts,
-        };
-        bounds::check(path, parts.len(), bounds::PARTS)?;
+        if let Content::Text(text) = self {
+            return Ok(text);
+        }
+        let parts = self.parts(path)?;
         let mut texts = Vec::with_capacity(parts.len());
         for (i, part) in parts.into_iter().enumerate() {
             let path = format!("{path}[{i}]");

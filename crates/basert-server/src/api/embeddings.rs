@@ -99,7 +99,7 @@ async fn embed(
         vectors.resize(first + prompts.len(), Vec::new());
         let job = Job {
             client,
-            salt: shared.salt(client),
+            salt: shared.salt(client, None),
             prompts: prompts.to_vec(),
             n: 1,
             pooling: Some(pooling),

@@ -12,12 +12,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use futures_util::stream;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 
+use super::pages::{self, Length};
 use crate::auth::Client;
 use crate::error::ApiError;
-use crate::files::{Description, Files};
+use crate::files::{Description, Files, Kind, Page};
+use crate::query::Query;
 use crate::server::Shared;
 use crate::work;
 
@@ -77,11 +80,40 @@ async fn create(
     Ok(Json(shown(&kept)))
 }
 
-async fn list(State(shared): State<Shared>, Extension(client): Extension<Client>) -> Result<Json<Value>, ApiError> {
+/// How a list of files is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listing {
+    after: Option<String>,
+    limit: Option<String>,
+    order: Option<Order>,
+    purpose: Option<String>,
+}
+
+/// By age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Order {
+    Asc,
+    Desc,
+}
+
+/// As in OpenAI's API.
+const LENGTH: Length = Length { usual: 10_000, most: 10_000 };
+
+async fn list(
+    State(shared): State<Shared>,
+    Extension(client): Extension<Client>,
+    Query(Listing { after, limit, order, purpose }): Query<Listing>,
+) -> Result<Json<Value>, ApiError> {
     let files = folder(&shared)?;
-    let found = work::run_long(move |_| Ok(files.list(client))).await?;
-    let data: Vec<_> = found.iter().map(shown).collect();
-    Ok(Json(json!({ "object": "list", "data": data, "has_more": false })))
+    let page = Page { oldest_first: order == Some(Order::Asc), ..LENGTH.page(after, limit.as_deref())? };
+    let found = work::run_long(move |_| {
+        let wanted = |file: &Description| purpose.as_ref().is_none_or(|purpose| file.purpose == *purpose);
+        files.page(client, Kind::File, &page, wanted)
+    });
+    let (found, has_more) = found.await?;
+    Ok(pages::sent(found.iter().map(shown).collect(), has_more))
 }
 
 async fn describe(

@@ -1,6 +1,6 @@
 //! The format of an answer, in the fields of all APIs that have some for it.
 
-use basert_text::{Grammar, relaxed};
+use basert_text::{Grammar, GrammarError, relaxed};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -222,6 +222,14 @@ impl Format {
         notes.into_iter().for_each(|note| warnings.add(format!("{}: {note}", self.field)));
         Some(Grammar::JsonSchema(schema))
     }
+}
+
+/// The error that a grammar cannot be used which this field asks for.
+pub fn refused(field: &str, error: &GrammarError) -> ApiError {
+    let said = error.to_string();
+    // Some are called what the field is.
+    let once = said.strip_prefix(field).and_then(|rest| rest.strip_prefix(": "));
+    ApiError::field(field, once.unwrap_or(&said))
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::blocks::{self, Content};
+use super::blocks;
+use super::content::Content;
 use super::format::{Asked, Format};
 use super::items::{Change, Item, Items};
 use super::options::Options;
@@ -22,8 +23,8 @@ use crate::body::Fields;
 use crate::bounds;
 use crate::error::ApiError;
 use crate::fields::{self, Place, Warnings};
-use crate::identity;
 use crate::model::{Event, Events, Finish, Job};
+use crate::random;
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
 
@@ -121,7 +122,7 @@ impl Request {
             None => Format::new("output_format", self.output_format)?,
             format => Format::new("output_config.format", format)?,
         };
-        Ok(Chat { messages, tools, format, variables, warnings: warnings.clone(), ..Chat::default() })
+        Ok(Chat { tools, format, variables, ..Chat::new("messages", messages, warnings)? })
     }
 }
 
@@ -145,7 +146,7 @@ async fn create(
         request.chat(tools, thinking, &warnings)?.render(model.clone()).await?;
     let events = model.begin(Job {
         client,
-        salt: shared.salt(client),
+        salt: shared.salt(client, options.prompt_cache_key.as_deref()),
         prompts: vec![tokens],
         n: 1,
         sampling: options.sampling(&model)?,
@@ -153,13 +154,10 @@ async fn create(
         stop,
         constraint,
         chat: Some(answer),
-        logprobs: None,
-        ignore_end: false,
-        pooling: None,
-        prompt_logprobs: false,
+        ..Job::default()
     })?;
     let reply = Reply {
-        id: identity::unique("msg_"),
+        id: random::id("msg_"),
         model: model.name.clone(),
         usage: Usage::new(1, 1),
         items: Items::default(),

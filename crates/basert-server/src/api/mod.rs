@@ -6,21 +6,23 @@ mod chat;
 mod codex;
 mod completions;
 mod content;
-mod declared;
 mod docs;
 mod embeddings;
 mod files;
 mod format;
 mod health;
+mod infill;
 mod items;
 mod messages;
 mod models;
 mod openapi;
 mod options;
 pub mod page;
+mod pages;
 mod prompt;
+mod response_input;
+mod response_tools;
 mod responses;
-mod said;
 mod thinking;
 mod tokenize;
 mod tools;
@@ -48,6 +50,7 @@ pub fn router(shared: &Shared) -> Router<Shared> {
     Router::new()
         .merge(chat::router())
         .merge(completions::router())
+        .merge(infill::router())
         .merge(messages::router())
         .merge(responses::router())
         .merge(embeddings::router())

@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::codex;
 use crate::auth::{self, Client};
 use crate::body::Fields;
+use crate::clock;
 use crate::error::ApiError;
-use crate::identity;
 use crate::registry::Listed;
 use crate::server::Shared;
 
@@ -28,7 +28,7 @@ fn describe(listed: &Listed<'_>) -> Value {
     json!({
         "id": listed.name,
         "object": "model",
-        "created": identity::seconds(listed.created),
+        "created": clock::seconds(listed.created),
         "owned_by": "basert",
         // Anthropic's names for the same.
         "type": "model",

@@ -1,7 +1,5 @@
 //! `/openapi.json`: the endpoints and their fields in machine-readable form.
 
-use std::collections::BTreeMap;
-
 use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
@@ -9,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::format::Formats;
 use super::options::Options;
 use super::thinking::Thinking;
-use super::{batches, chat, completions, embeddings, messages, models, responses, tokenize};
+use super::{batches, chat, completions, embeddings, files, infill, messages, models, responses, tokenize};
 use crate::fields::names;
 use crate::server::Shared;
 
@@ -21,6 +19,7 @@ pub fn router() -> Router<Shared> {
 /// Fields that the APIs document have no description here.
 const MEANINGS: &[&str] = &[
     "add_generation_prompt boolean false: the prompt ends with the last message",
+    "after string the id that a page begins after",
     "background boolean only false",
     "best_of integer at most n",
     "chat_template_kwargs object variables for the chat template",
@@ -37,9 +36,13 @@ const MEANINGS: &[&str] = &[
     "grammar any GBNF, or Lark",
     "ignore_eos boolean continue after the end-of-text token",
     "input any one or more texts or lists of tokens; for a response, a text or items",
+    "input_extra array other files that belong to it: filename and text",
     "input_file_id string",
+    "input_prefix string the text before the gap",
+    "input_suffix string the text behind the gap",
     "instructions string",
     "json_schema any a schema",
+    "limit integer the length of a page",
     "logit_bias object",
     "logprobs any",
     "max_completion_tokens integer",
@@ -51,6 +54,8 @@ const MEANINGS: &[&str] = &[
     "modalities array only text",
     "model string default: the first model",
     "n integer",
+    "n_indent integer without effect",
+    "order string asc or desc, the default: by age",
     "output_config object",
     "output_format object",
     "parallel_tool_calls boolean",
@@ -58,6 +63,8 @@ const MEANINGS: &[&str] = &[
     "presence_penalty number",
     "previous_response_id string a stored response",
     "prompt any a text, a list of texts, a list of tokens, or a list of lists of tokens",
+    "prompt_cache_key string clients that send the same one share cached prefixes",
+    "purpose string only files of this purpose",
     "reasoning object effort and switch, for the chat template",
     "reasoning_budget integer 0 switches reasoning off",
     "reasoning_effort string for the chat template",
@@ -66,6 +73,7 @@ const MEANINGS: &[&str] = &[
     "repeat_penalty number divides the logits of tokens already in the text; 1 is off",
     "response_format object type text, json_object, json_schema, grammar or regex",
     "return_progress boolean adds chunks with the progress of prefill to a stream",
+    "samplers any without effect",
     "seed integer the same seed gives the same text; -1 is a random one",
     "stop any up to 16 texts",
     "stop_sequences array",
@@ -73,7 +81,10 @@ const MEANINGS: &[&str] = &[
     "stream boolean",
     "stream_options object",
     "structured_outputs object json, regex, choice, grammar or json_object",
+    "suffix string the text behind the answer, for models that fill in the middle",
     "system any",
+    "t_max_predict_ms integer without effect",
+    "t_max_prompt_ms integer without effect",
     "temperature number 0 (greedy) to 2; default, as for all sampling settings: the model's default_sampling",
     "text any for a response: its format",
     "think any true, false or an effort, for the chat template",
@@ -90,6 +101,8 @@ const MEANINGS: &[&str] = &[
 /// The body of a request.
 enum Body {
     None,
+    /// None, but a query of these fields.
+    Query(fn() -> Vec<&'static str>),
     /// JSON with these fields, of which some are required.
     Json(fn() -> Vec<&'static str>, &'static [&'static str]),
     /// A form with a file.
@@ -125,6 +138,12 @@ const ENDPOINTS: &[(&str, &str, &str, Body)] = &[
     ),
     (
         "post",
+        "/v1/infill",
+        "Fill a gap in a text, on llama.cpp's API",
+        Body::Json(fields!(infill::Request, Options; but infill::OTHERS), &["input_prefix", "input_suffix"]),
+    ),
+    (
+        "post",
         "/v1/messages",
         "Answer a conversation, on Anthropic's API",
         Body::Json(fields!(messages::Request, Thinking, Options; but messages::OTHERS), &["messages", "max_tokens"]),
@@ -147,12 +166,12 @@ const ENDPOINTS: &[(&str, &str, &str, Body)] = &[
     ("get", "/v1/responses/{id}", "A stored response", Body::None),
     ("delete", "/v1/responses/{id}", "Delete a stored response", Body::None),
     ("post", "/v1/embeddings", "Embed texts", Body::Json(fields!(embeddings::Request), &["input"])),
-    ("get", "/v1/files", "The files", Body::None),
+    ("get", "/v1/files", "The files", Body::Query(fields!(files::Listing))),
     ("post", "/v1/files", "Upload a file", Body::Form),
     ("get", "/v1/files/{id}", "A file", Body::None),
     ("delete", "/v1/files/{id}", "Delete a file", Body::None),
     ("get", "/v1/files/{id}/content", "The contents of a file", Body::None),
-    ("get", "/v1/batches", "The batches", Body::None),
+    ("get", "/v1/batches", "The batches", Body::Query(fields!(batches::Listing))),
     (
         "post",
         "/v1/batches",
@@ -189,7 +208,7 @@ pub fn document() -> Value {
             },
         });
         let content = match body {
-            Body::None => None,
+            Body::None | Body::Query(_) => None,
             Body::Json(names, required) => Some(("application/json", schema(&names(), required))),
             Body::Form => {
                 let file = json!({ "type": "string", "format": "binary" });
@@ -202,9 +221,11 @@ pub fn document() -> Value {
             operation["requestBody"] = json!({ "required": true, "content": { kind: { "schema": schema } } });
         }
         let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
-        let parameters: Vec<_> = names
-            .map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }))
-            .collect();
+        let in_path =
+            names.map(|name| json!({ "name": name, "in": "path", "required": true, "schema": { "type": "string" } }));
+        let query = if let Body::Query(names) = body { names() } else { vec![] };
+        let in_query = query.into_iter().map(|name| json!({ "name": name, "in": "query", "schema": property(name) }));
+        let parameters: Vec<_> = in_path.chain(in_query).collect();
         if !parameters.is_empty() {
             operation["parameters"] = parameters.into();
         }
@@ -224,17 +245,19 @@ pub fn document() -> Value {
     })
 }
 
-fn schema(names: &[&str], required: &[&str]) -> Value {
-    let meanings: BTreeMap<&str, &str> = MEANINGS.iter().filter_map(|line| line.split_once(' ')).collect();
-    let mut properties = Map::new();
-    for name in names {
-        let (kind, meaning) = meanings.get(name).map_or(("any", ""), |rest| rest.split_once(' ').unwrap_or((rest, "")));
-        let mut property = if kind == "any" { json!({}) } else { json!({ "type": kind }) };
-        if !meaning.is_empty() {
-            property["description"] = meaning.into();
-        }
-        properties.insert((*name).to_owned(), property);
+/// What a field of this name may be.
+fn property(name: &str) -> Value {
+    let mut rest = MEANINGS.iter().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let (kind, meaning) = rest.next().map_or(("any", ""), |rest| rest.split_once(' ').unwrap_or((rest, "")));
+    let mut property = if kind == "any" { json!({}) } else { json!({ "type": kind }) };
+    if !meaning.is_empty() {
+        property["description"] = meaning.into();
     }
+    property
+}
+
+fn schema(names: &[&str], required: &[&str]) -> Value {
+    let properties: Map<_, _> = names.iter().map(|&name| (name.to_owned(), property(name))).collect();
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }
 
@@ -249,7 +272,10 @@ mod tests {
     fn every_field_has_a_meaning_and_every_meaning_a_field() {
         let read: BTreeSet<&str> = ENDPOINTS
             .iter()
-            .filter_map(|(_, _, _, body)| if let Body::Json(names, _) = body { Some(names()) } else { None })
+            .filter_map(|(_, _, _, body)| match body {
+                Body::Json(names, _) | Body::Query(names) => Some(names()),
+                Body::None | Body::Form => None,
+            })
             .flatten()
             .collect();
         let meant: Vec<&str> = MEANINGS.iter().filter_map(|line| line.split(' ').next()).collect();

@@ -37,6 +37,8 @@ pub struct Options {
     stream_options: Option<StreamOptions>,
     #[serde(default)]
     pub ignore_eos: bool,
+    /// Clients that send the same one share cached prefixes.
+    pub prompt_cache_key: Option<String>,
     /// Whether a stream reports the progress of prefill.
     #[serde(default)]
     pub return_progress: bool,

@@ -1,16 +1,17 @@
 //! From messages to the tokens of a prompt.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use basert_engine::EngineError;
-use basert_text::{CallGrammar, Constraint, EncodeOptions, Ending, Grammar, GrammarError, relaxed};
+use basert_text::{
+    CallGrammar, Constraint, EncodeOptions, Ending, FillIn, Grammar, GrammarError, TemplateError, relaxed,
+};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
 use super::content::{Content, Unread, without_attribution};
-use super::format::Format;
+use super::format::{self, Format};
 use super::tools::{Choice, Tools};
 use crate::bounds;
 use crate::error::ApiError;
@@ -61,96 +62,69 @@ struct CalledFunction {
     arguments: Value,
 }
 
-/// The messages of a chat as they are read, one after the other.
-struct Reading<'a> {
-    warnings: &'a Warnings,
-    /// The message that is to be answered: what cannot be read of it is refused.
-    last_of_user: Option<usize>,
-    /// Calls that are not answered yet.
-    open: VecDeque<String>,
-    calls: usize,
-}
-
-/// The messages as templates want them.
+/// The messages as templates want them, but for ids that are left out.
 pub fn messages(messages: Vec<Value>, warnings: &Warnings) -> Result<Vec<Value>, ApiError> {
+    // What cannot be read of the message that is to be answered is refused.
     let last_of_user = messages.iter().rposition(|message| message["role"] == "user");
-    let mut reading = Reading { warnings, last_of_user, open: VecDeque::new(), calls: 0 };
-    messages.into_iter().enumerate().map(|(index, message)| reading.message(index, message)).collect()
+    let read = messages.into_iter().enumerate().map(|(index, message)| {
+        let unread = if last_of_user == Some(index) { Unread::Refused } else { Unread::Noted(warnings) };
+        read(message, &format!("messages[{index}]"), unread, warnings)
+    });
+    read.collect()
 }
 
-impl Reading<'_> {
-    fn message(&mut self, index: usize, message: Value) -> Result<Value, ApiError> {
-        let at = format!("messages[{index}]");
-        let mut message: Message = fields::part(message, &at, Place::Message, self.warnings)?;
-        message.tool_calls.extend(message.function_call.take().map(|function| json!({ "function": function })));
-        let path = |field: &str| format!("{at}.{field}");
-        let role = match message.role.as_str() {
-            role @ ("system" | "user" | "assistant" | "tool") => role,
-            "developer" => "system",
-            // As it was before there were tools.
-            "function" => "tool",
-            role => {
-                let message = format!("'{role}' is not one of system, developer, user, assistant and tool");
-                return Err(ApiError::field(path("role"), message));
-            }
-        };
-        if !message.tool_calls.is_empty() && role != "assistant" {
-            return Err(ApiError::field(path("tool_calls"), "only the assistant calls tools"));
+fn read(message: Value, at: &str, unread: Unread<'_>, warnings: &Warnings) -> Result<Value, ApiError> {
+    let mut message: Message = fields::part(message, at, Place::Message, warnings)?;
+    message.tool_calls.extend(message.function_call.take().map(|function| json!({ "function": function })));
+    let path = |field: &str| format!("{at}.{field}");
+    let role = match message.role.as_str() {
+        role @ ("system" | "user" | "assistant" | "tool") => role,
+        "developer" => "system",
+        // As it was before there were tools.
+        "function" => "tool",
+        role => {
+            let message = format!("'{role}' is not one of system, developer, user, assistant and tool");
+            return Err(ApiError::field(path("role"), message));
         }
-        bounds::check(&path("tool_calls"), message.tool_calls.len(), bounds::CALLS)?;
-        let call_id = message.tool_call_id.filter(|id| !id.is_empty());
-        let answered = match (role, call_id) {
-            ("tool", Some(id)) => {
-                self.open.retain(|open| *open != id);
-                Some(id)
-            }
-            // Results come in the order of the calls, where they do not say which.
-            ("tool", None) => Some(self.open.pop_front().ok_or_else(|| {
-                ApiError::field(path("tool_call_id"), "a message of role tool says which call it answers")
-            })?),
-            (_, Some(_)) => {
-                return Err(ApiError::field(path("tool_call_id"), "only a message of role tool answers a call"));
-            }
-            (_, None) => None,
-        };
-        let unread = if self.last_of_user == Some(index) { Unread::Refused } else { Unread::Noted(self.warnings) };
-        let mut content = match (message.content, message.refusal) {
-            (Some(content), _) => content.text(&path("content"), unread)?,
-            (None, Some(refusal)) if role == "assistant" => refusal,
-            (None, _) if matches!(role, "assistant" | "tool") => String::new(),
-            _ => return Err(ApiError::field(path("content"), "a message needs a content")),
-        };
-        if role == "system" {
-            content = without_attribution(&content).to_owned();
-        }
-        let mut said = json!({ "role": role, "content": content });
-        if let Some(id) = answered {
-            said["tool_call_id"] = id.into();
-        }
-        let calls = message.tool_calls.into_iter().enumerate();
-        let calls = calls.map(|(i, call)| self.call(call, &format!("{at}.tool_calls[{i}]")));
-        let calls = calls.collect::<Result<Vec<Value>, _>>()?;
-        if !calls.is_empty() {
-            said["tool_calls"] = calls.into();
-        }
-        let thoughts = [message.reasoning_content, message.reasoning, message.thinking];
-        let thought = thoughts.into_iter().flatten().find(|thought| !thought.is_empty());
-        if let Some(thought) = thought.filter(|_| role == "assistant") {
-            said["reasoning_content"] = thought.into();
-        }
-        Ok(said)
+    };
+    if !message.tool_calls.is_empty() && role != "assistant" {
+        return Err(ApiError::field(path("tool_calls"), "only the assistant calls tools"));
     }
+    let answered = message.tool_call_id.filter(|id| !id.is_empty());
+    if answered.is_some() && role != "tool" {
+        return Err(ApiError::field(path("tool_call_id"), "only a message of role tool answers a call"));
+    }
+    let mut content = match (message.content, message.refusal) {
+        (Some(content), _) => content.text(&path("content"), unread)?,
+        (None, Some(refusal)) if role == "assistant" => refusal,
+        (None, _) if matches!(role, "assistant" | "tool") => String::new(),
+        _ => return Err(ApiError::field(path("content"), "a message needs a content")),
+    };
+    if role == "system" {
+        content = without_attribution(&content).to_owned();
+    }
+    let mut said = json!({ "role": role, "content": content });
+    if let Some(id) = answered {
+        said["tool_call_id"] = id.into();
+    }
+    let calls = message.tool_calls.into_iter().enumerate();
+    let calls = calls.map(|(i, call)| self::call(call, &format!("{at}.tool_calls[{i}]"), warnings));
+    let calls = calls.collect::<Result<Vec<Value>, _>>()?;
+    if !calls.is_empty() {
+        said["tool_calls"] = calls.into();
+    }
+    let thoughts = [message.reasoning_content, message.reasoning, message.thinking];
+    let thought = thoughts.into_iter().flatten().find(|thought| !thought.is_empty());
+    if let Some(thought) = thought.filter(|_| role == "assistant") {
+        said["reasoning_content"] = thought.into();
+    }
+    Ok(said)
+}
 
-    fn call(&mut self, call: Value, at: &str) -> Result<Value, ApiError> {
-        let Call { id, function, .. } = fields::part(call, at, Place::Call, self.warnings)?;
-        let CalledFunction { name, arguments } =
-            fields::part(function, &format!("{at}.function"), Place::Call, self.warnings)?;
-        // Nine letters and digits: some templates insist on that.
-        let id = id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call{:05}", self.calls));
-        self.calls += 1;
-        self.open.push_back(id.clone());
-        Ok(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))
-    }
+fn call(call: Value, at: &str, warnings: &Warnings) -> Result<Value, ApiError> {
+    let Call { id, function, .. } = fields::part(call, at, Place::Call, warnings)?;
+    let CalledFunction { name, arguments } = fields::part(function, &format!("{at}.function"), Place::Call, warnings)?;
+    Ok(json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } }))
 }
 
 /// A conversation to be continued.
@@ -189,12 +163,10 @@ pub struct Rendered {
 }
 
 impl Chat {
-    pub fn new(messages: Vec<Value>, warnings: &Warnings) -> Result<Chat, ApiError> {
-        if messages.is_empty() {
-            return Err(ApiError::field("messages", "there are none; a chat needs one at least"));
-        }
-        bounds::check("messages", messages.len(), bounds::MESSAGES)?;
-        Ok(Chat { messages: self::messages(messages, warnings)?, warnings: warnings.clone(), ..Chat::default() })
+    /// With messages as templates want them, which this field of a request says.
+    pub fn new(field: &str, messages: Vec<Value>, warnings: &Warnings) -> Result<Chat, ApiError> {
+        bounds::messages(field, &messages)?;
+        Ok(Chat { messages, warnings: warnings.clone(), ..Chat::default() })
     }
 
     /// The prompt, up to where the answer begins or goes on. That may take a while, and does so elsewhere.
@@ -214,7 +186,12 @@ impl Chat {
                 ..basert_text::Chat::default()
             };
             let prompt = model.dialect.prompt(template, &model.tokenizer, &chat);
-            let prompt = prompt.map_err(|error| ApiError::field("messages", error))?;
+            let prompt = prompt.map_err(|error| match error {
+                TemplateError::Request { field, found, expected } => {
+                    ApiError::field(field, format!("{found}; expected {expected}"))
+                }
+                error => ApiError::field("messages", error),
+            })?;
             refuse_long(wanted, &model, &prompt.text)?;
             let tokens = prompt.tokens(&model.tokenizer).map_err(|error| ApiError::bad(error.to_string()))?;
             let text = prompt.text;
@@ -250,7 +227,7 @@ impl Chat {
         let constraint = grammar.and_then(|grammar| model.constraint(&grammar, prompt, reasons));
         constraint.map(Some).map_err(|error| {
             let of_tools = matches!(error, GrammarError::Tools { .. }) || !self.format.is_asked();
-            ApiError::field(if of_tools { "tools" } else { self.format.field() }, error)
+            format::refused(if of_tools { "tools" } else { self.format.field() }, &error)
         })
     }
 }
@@ -284,6 +261,15 @@ impl Prompts {
             Prompts::Text(_) | Prompts::Tokens(_) => 1,
             Prompts::Texts(texts) => texts.len(),
             Prompts::ManyTokens(tokens) => tokens.len(),
+        }
+    }
+
+    /// The texts, if they are texts.
+    pub fn texts(self) -> Option<Vec<String>> {
+        match self {
+            Prompts::Text(text) => Some(vec![text]),
+            Prompts::Texts(texts) => Some(texts),
+            Prompts::Tokens(_) | Prompts::ManyTokens(_) => None,
         }
     }
 
@@ -327,6 +313,36 @@ impl Prompts {
 /// Tokens of a plain text.
 pub async fn text_tokens(model: Arc<Model>, text: String) -> Result<Vec<u32>, ApiError> {
     work::run(move |wanted| encode(wanted, &model, &text)).await
+}
+
+/// Tokens of prompts whose answers are what is between each of these texts and the suffix, which a field of this name
+/// has. There may be other files, by name and text, that belong to it.
+pub async fn fill_in(
+    model: &Arc<Model>,
+    field: &'static str,
+    prefixes: Vec<String>,
+    suffix: String,
+    files: Vec<(String, String)>,
+) -> Result<Vec<Vec<u32>>, ApiError> {
+    if !model.tokenizer.fills_in() {
+        let message = format!(
+            "'{}' cannot fill in the middle of a text: its vocabulary has no tokens for that, such as <|fim_prefix|>, \
+             <|fim_suffix|> and <|fim_middle|>",
+            model.name
+        );
+        return Err(ApiError::field(field, message));
+    }
+    let model = model.clone();
+    work::run(move |wanted| {
+        let others = files.iter().flat_map(|(name, text)| [name, text]).chain([&suffix]);
+        others.chain(&prefixes).try_for_each(|text| refuse_long(wanted, &model, text))?;
+        let encode = |prefix: &String| {
+            let text = FillIn { prefix, suffix: &suffix, files: &files };
+            model.tokenizer.encode_fill_in(&text).map_err(|error| ApiError::bad(error.to_string()))
+        };
+        prefixes.iter().map(encode).collect()
+    })
+    .await
 }
 
 /// How a plain text becomes tokens.

@@ -10,20 +10,21 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
-use super::declared::{self, Called, Known};
 use super::format::{Asked, Format};
 use super::items::{Call, Change, Item, Items};
 use super::options::Options;
 use super::prompt::{Chat, Rendered};
-use super::said;
+use super::response_input;
+use super::response_tools::{self, Called, Known};
 use super::thinking::Thinking;
 use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
 use crate::bounds;
+use crate::clock;
 use crate::error::ApiError;
-use crate::identity;
 use crate::model::{Event, Events, Finish, Job};
+use crate::random;
 use crate::server::Shared;
 use crate::sse::{self, Narrator, Sent};
 use crate::work;
@@ -109,7 +110,7 @@ async fn create(
     }
     let declared = request.tools.unwrap_or_default();
     let (tools, known, listed) =
-        declared::read(declared, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
+        response_tools::read(declared, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let mut messages = match &request.previous_response_id {
         Some(id) => {
             let before = shared.responses.get(id, client)?;
@@ -120,14 +121,11 @@ async fn create(
     };
     match request.input {
         Input::Text(text) => messages.push(json!({ "role": "user", "content": text })),
-        Input::Items(items) => said::add(items, &mut messages, &warnings)?,
+        Input::Items(items) => response_input::add(items, &mut messages, &warnings)?,
     }
     // Instructions are those of this request alone.
     let instructions = request.instructions.as_ref().map(|text| json!({ "role": "system", "content": text }));
     let all: Vec<Value> = instructions.into_iter().chain(messages.iter().cloned()).collect();
-    if all.is_empty() {
-        return Err(ApiError::field("input", "there is nothing to answer"));
-    }
     let model = shared.registry.get(options.model.as_deref()).await?;
     let parallel = tools.parallel;
     if request.text.as_ref().is_some_and(|text| text.verbosity.is_some()) {
@@ -135,28 +133,25 @@ async fn create(
     }
     let format = Format::new("text.format", request.text.and_then(|text| text.format))?;
     let variables = thinking.variables(&warnings);
-    let chat = Chat { messages: all, tools, format, variables, warnings, ..Chat::default() };
+    let chat = Chat { tools, format, variables, ..Chat::new("input", all, &warnings)? };
     let Rendered { tokens, answer, constraint } = chat.render(model.clone()).await?;
     let events = model.begin(Job {
         client: client.0,
-        salt: shared.salt(client.0),
+        salt: shared.salt(client.0, options.prompt_cache_key.as_deref()),
         prompts: vec![tokens],
         n: 1,
         sampling: options.sampling(&model)?,
         max_tokens: request.max_output_tokens,
-        stop: vec![],
         constraint,
         chat: Some(answer),
-        logprobs: None,
         ignore_end: options.ignore_eos,
-        pooling: None,
-        prompt_logprobs: false,
+        ..Job::default()
     })?;
-    let id = identity::unique("resp_");
+    let id = random::id("resp_");
     let about = json!({
         "id": id,
         "object": "response",
-        "created_at": identity::now(),
+        "created_at": clock::now(),
         "model": model.name,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
@@ -235,7 +230,7 @@ impl Reply {
                     Called::Shell => "lsh_",
                 },
             };
-            self.names.push(identity::unique(prefix));
+            self.names.push(random::id(prefix));
         }
     }
 
@@ -414,7 +409,7 @@ impl Reply {
 /// The text that a tool is called with which takes nothing else.
 fn free_text(call: &Call) -> String {
     let arguments: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
-    arguments[declared::INPUT].as_str().map_or_else(|| call.arguments.clone(), str::to_owned)
+    arguments[response_tools::INPUT].as_str().map_or_else(|| call.arguments.clone(), str::to_owned)
 }
 
 /// What the client's shell is to do.

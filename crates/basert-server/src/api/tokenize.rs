@@ -42,7 +42,12 @@ async fn tokenize(State(shared): State<Shared>, mut fields: Fields) -> Result<Js
             let tools = Tools::new(request.tools, None, None, &warnings)?;
             let variables = thinking.variables(&warnings);
             let ending = prompt::ending(request.continue_final_message, request.add_generation_prompt)?;
-            let chat = Chat { tools, variables, ending, ..Chat::new(messages, &warnings)? };
+            let chat = Chat {
+                tools,
+                variables,
+                ending,
+                ..Chat::new("messages", prompt::messages(messages, &warnings)?, &warnings)?
+            };
             chat.render(model.clone()).await?.tokens
         }
         _ => return Err(ApiError::bad("either text or messages has to be given")),

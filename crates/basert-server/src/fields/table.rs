@@ -23,6 +23,7 @@ pub(super) const REQUEST: &[(&str, Rule)] = &[
     ("reasoning_effort", Unset(r#"[""]"#)),
     ("instructions", Unset(r#"[""]"#)),
     ("previous_response_id", Unset(r#"[""]"#)),
+    ("prompt_cache_key", Unset(r#"[""]"#)),
     // Other names.
     ("n_predict", Means(&["max_tokens", "max_output_tokens"])),
     ("num_predict", Means(&["max_tokens", "max_output_tokens"])),

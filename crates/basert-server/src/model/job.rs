@@ -1,14 +1,17 @@
 //! Jobs for a model, and the events of their answers.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use axum::http::StatusCode;
-use basert_engine::{Pooling, Prompt, Sampling};
+use basert_engine::{EngineError, Pooling, Prompt, Sampling, Token};
 use basert_text::{Constraint, Event as Part};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::error::ApiError;
+use crate::work;
 
 /// A job: prompts to answer.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +39,8 @@ pub struct Job {
     pub prompt_logprobs: bool,
     /// Continue after the model's end-of-text token.
     pub ignore_end: bool,
+    /// Further tokens that end an answer in any case.
+    pub ends: Vec<u32>,
     /// If set, embeddings are wanted instead of answers.
     pub pooling: Option<Pooling>,
 }
@@ -64,24 +69,20 @@ pub struct ChatAnswer {
     pub one_call: bool,
 }
 
-/// A token by itself, with its log probability.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenText {
-    pub id: u32,
-    /// The token's bytes, which may be a part of a character.
-    pub bytes: Vec<u8>,
-    /// The log probability; NaN for the first token of a prompt, which has none.
-    pub logprob: f32,
-    /// The likeliest tokens at its position.
-    pub top: Vec<(u32, Vec<u8>, f32)>,
+/// One of the likeliest tokens, and its log probability.
+type Likely = (u32, f32);
+
+/// The bytes of a token with this many of the likeliest ones.
+pub fn token_bytes(top: usize) -> usize {
+    size_of::<Token>() + top * size_of::<Likely>()
 }
 
-impl TokenText {
-    /// What a token takes of memory until its answer is sent, with so many of the likeliest ones, in bytes: its text,
-    /// its place in JSON with what is around it, and JSON's text.
-    pub fn size(top: usize) -> usize {
-        (top + 1) * 512
-    }
+/// Adds tokens to those of an answer that is sent as a whole. What they take of memory counts until it is sent.
+pub fn keep(kept: &mut Vec<Token>, more: Vec<Token>) -> Result<(), ApiError> {
+    let before = kept.capacity();
+    let likely = more.iter().flat_map(|token| &token.logprobs).map(|logprobs| logprobs.top.capacity()).sum::<usize>();
+    kept.extend(more);
+    work::hold((kept.capacity() - before) * size_of::<Token>() + likely * size_of::<Likely>())
 }
 
 /// An event of an answer, which is identified by its index in the job.
@@ -91,8 +92,9 @@ pub enum Event {
     Prompt { choice: usize, prompt: Prompt },
     /// The embedding that was wanted instead.
     Embedding { choice: usize, vector: Vec<f32> },
-    /// It goes on. Tokens of the prompt come first, without parts, where their log probabilities are wanted.
-    Piece { choice: usize, parts: Vec<Part>, tokens: Vec<TokenText> },
+    /// It goes on, by tokens if their log probabilities are wanted. Those of the prompt may come first, all at once and
+    /// without parts; the first of them has no probability.
+    Piece { choice: usize, parts: Vec<Part>, tokens: Vec<Token> },
     /// The answer is complete, with its numbers of all tokens and of reasoning tokens.
     End { choice: usize, finish: Finish, tokens: usize, reasoning: usize },
     /// The answer failed.
@@ -106,6 +108,8 @@ pub struct Events {
     /// Number of answers that have not ended.
     left: usize,
     deadline: Instant,
+    /// Whether the model was told to end: then what it did not come to was not its failure.
+    unloaded: Arc<AtomicBool>,
 }
 
 /// Events that one answer may cause between two looks at whether there is room.
@@ -113,9 +117,9 @@ pub const BURST: usize = 4;
 
 impl Events {
     /// Room for the events of so many answers, and some more, so that a reader need not wait for each.
-    pub fn channel(answers: usize, deadline: Instant) -> (mpsc::Sender<Event>, Events) {
+    pub fn channel(answers: usize, deadline: Instant, unloaded: Arc<AtomicBool>) -> (mpsc::Sender<Event>, Events) {
         let (sender, receiver) = mpsc::channel(BURST * answers + 64);
-        (sender, Events { receiver, left: answers, deadline })
+        (sender, Events { receiver, left: answers, deadline, unloaded })
     }
 
     /// The next event; none after all answers have ended, or one failed.
@@ -127,6 +131,7 @@ impl Events {
         let failed = |status, message: &str| Event::Failed { error: ApiError::new(status, message) };
         let event = match event {
             Ok(Some(event)) => event,
+            Ok(None) if self.unloaded.load(Ordering::Relaxed) => Event::Failed { error: EngineError::Stopped.into() },
             Ok(None) if Instant::now() < self.deadline => {
                 failed(StatusCode::INTERNAL_SERVER_ERROR, "the model failed and has to be loaded again")
             }
@@ -142,5 +147,25 @@ impl Events {
             _ => {}
         }
         Some(event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_a_model_did_not_come_to_failed_only_if_the_model_did() {
+        for (unloaded, status) in [(true, StatusCode::SERVICE_UNAVAILABLE), (false, StatusCode::INTERNAL_SERVER_ERROR)]
+        {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let (sender, mut events) = Events::channel(1, deadline, Arc::new(AtomicBool::new(unloaded)));
+            drop(sender);
+            let Some(Event::Failed { error }) = events.next().await else { panic!("it has to fail") };
+            assert_eq!(error.status, status);
+            assert_eq!(events.next().await, None);
+        }
     }
 }

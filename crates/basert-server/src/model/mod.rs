@@ -6,6 +6,7 @@ mod room;
 mod worker;
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -16,7 +17,7 @@ pub use basert_text::Event as Part;
 use basert_text::{ChatTemplate, Constraint, Dialect, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer};
 use tokio::sync::oneshot;
 
-pub use self::job::{ChatAnswer, Event, Events, Finish, Job, TokenText};
+pub use self::job::{ChatAnswer, Event, Events, Finish, Job, keep, token_bytes};
 use self::reader::{Listener, Text, TextReader};
 use self::room::Room;
 use self::worker::Order;
@@ -79,6 +80,8 @@ pub struct Model {
     pub longest_token: usize,
     orders: mpsc::Sender<Order>,
     thread: JoinHandle<()>,
+    /// Whether it was told to end.
+    unloaded: Arc<AtomicBool>,
     answered: Arc<Answered>,
     /// Room for requests, running and waiting.
     room: Arc<Room>,
@@ -115,6 +118,7 @@ impl Model {
             longest_token,
             orders,
             thread,
+            unloaded: Arc::default(),
             answered,
             room,
             config,
@@ -144,6 +148,7 @@ impl Model {
 
     /// Cuts off what it does, and waits until its thread is done.
     pub async fn end(&self) {
+        self.unloaded.store(true, Ordering::Relaxed);
         let (sender, told) = oneshot::channel();
         if self.orders.send(Order::End(sender)).is_ok() {
             let _ = told.await;
@@ -184,7 +189,7 @@ impl Model {
         })?;
         let mut requests = Vec::with_capacity(job.prompts.len());
         let deadline = Instant::now() + self.config.request_timeout;
-        let (sender, events) = Events::channel(answers, deadline);
+        let (sender, events) = Events::channel(answers, deadline, self.unloaded.clone());
         let text = Text::new(self, &job);
         let most = job.max_tokens.unwrap_or(usize::MAX).min(self.config.max_tokens.unwrap_or(usize::MAX));
         for (place, prompt) in job.prompts.iter().enumerate() {

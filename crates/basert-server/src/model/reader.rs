@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use basert_engine::{Allowed, Attention, EngineError, Prompt, Reader, Token};
+use basert_engine::{Allowed, EngineError, Prompt, Reader, Readiness, Token};
 use basert_text::{Constraint, Detokenizer, Event as Part, Parser, ParserOptions, StopTexts, Tokenizer};
 use tokio::sync::mpsc;
 
 use super::Model;
-use super::job::{BURST, Event, Finish, Job, TokenText};
+use super::job::{BURST, Event, Finish, Job};
 use super::room::Place;
-use crate::identity;
+use crate::random;
 use crate::telemetry::Answered;
 
 /// The reader of an answer's tokens.
@@ -22,8 +22,9 @@ pub struct TextReader {
     calls: Calls,
     constraint: Option<Constraint>,
     ignore_end: bool,
-    /// What is known of the prompt's tokens, where their log probabilities are wanted, and not said yet.
-    echo: Vec<TokenText>,
+    ends: Vec<u32>,
+    /// The prompt's tokens, where their log probabilities are wanted and not sent yet.
+    echo: Vec<Token>,
     /// So many events of all answers have to have room.
     burst: usize,
     tokens: usize,
@@ -124,14 +125,15 @@ impl TextReader {
     pub fn new(model: &Model, choice: usize, job: &Job, text: Text, listener: Listener) -> TextReader {
         let tokenizer = model.tokenizer.clone();
         let detokenizer = Detokenizer::continuing(tokenizer.clone(), true);
-        let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
-        let first = |id| TokenText { id, bytes: bytes(id), logprob: f32::NAN, top: vec![] };
-        let echo =
-            job.prompts[choice / job.n].iter().take(usize::from(job.prompt_logprobs)).map(|&id| first(id)).collect();
+        let mut echo = Vec::new();
+        if let (true, Some(&id)) = (job.prompt_logprobs, job.prompts[choice / job.n].first()) {
+            echo.reserve_exact(job.prompts[choice / job.n].len());
+            echo.push(Token { id, logprobs: None });
+        }
         let (detokenizer, text) = match text {
             Text::Plain(stop) => (detokenizer, Text::Plain(stop)),
             Text::Chat(parser) => {
-                (detokenizer.showing(model.markers.clone()), Text::Chat(parser.with_seed(identity::seed())))
+                (detokenizer.showing(model.markers.clone()), Text::Chat(parser.with_seed(random::seed())))
             }
         };
         TextReader {
@@ -142,6 +144,7 @@ impl TextReader {
             calls: Calls { one: job.chat.as_ref().is_some_and(|chat| chat.one_call), ..Calls::default() },
             constraint: job.constraint.clone(),
             ignore_end: job.ignore_end,
+            ends: job.ends.clone(),
             echo,
             burst: BURST * job.n * job.prompts.len(),
             tokens: 0,
@@ -154,7 +157,7 @@ impl TextReader {
         }
     }
 
-    /// There is room, or nobody listens: see [`TextReader::attention`].
+    /// There is room, or nobody listens: see [`TextReader::readiness`].
     fn send(&self, event: Event) {
         let _ = self.listener.sender.try_send(event);
     }
@@ -165,7 +168,7 @@ impl TextReader {
         self.piece(vec![], tokens);
     }
 
-    fn piece(&mut self, parts: Vec<Part>, tokens: Vec<TokenText>) {
+    fn piece(&mut self, parts: Vec<Part>, tokens: Vec<Token>) {
         parts.iter().for_each(|part| self.calls.count(part));
         self.reasoning += usize::from(parts.iter().any(|part| matches!(part, Part::Reasoning(_))));
         if !parts.is_empty() || !tokens.is_empty() {
@@ -193,14 +196,7 @@ impl TextReader {
         self.answered.generated(1);
     }
 
-    fn token_text(&self, token: Token) -> Option<TokenText> {
-        let bytes = |id| self.tokenizer.token_bytes(id).unwrap_or_default().to_vec();
-        let logprobs = token.logprobs?;
-        let top = logprobs.top.into_iter().map(|(id, logprob)| (id, bytes(id), logprob)).collect();
-        Some(TokenText { id: token.id, bytes: bytes(token.id), logprob: logprobs.logprob, top })
-    }
-
-    fn finish(&mut self, finish: Finish, tokens: Vec<TokenText>) {
+    fn finish(&mut self, finish: Finish, tokens: Vec<Token>) {
         self.say_echo();
         let mut rest = String::new();
         if let Some(detokenizer) = self.detokenizer.take() {
@@ -221,14 +217,14 @@ impl TextReader {
 }
 
 impl Reader for TextReader {
-    fn attention(&self) -> Attention {
+    fn readiness(&self) -> Readiness {
         let Listener { sender, deadline, .. } = &self.listener;
         if sender.is_closed() || Instant::now() >= *deadline {
-            Attention::Gone
+            Readiness::Gone
         } else if sender.capacity() < self.burst {
-            Attention::Busy
+            Readiness::Busy
         } else {
-            Attention::Ready
+            Readiness::Ready
         }
     }
 
@@ -238,7 +234,7 @@ impl Reader for TextReader {
     }
 
     fn prompt_token(&mut self, token: Token) {
-        self.echo.extend(self.token_text(token));
+        self.echo.push(token);
     }
 
     fn is_constrained(&self) -> bool {
@@ -254,8 +250,8 @@ impl Reader for TextReader {
         self.measure();
         self.say_echo();
         let id = token.id;
-        let tokens = self.token_text(token).into_iter().collect();
-        if !self.ignore_end && self.tokenizer.end_of_generation().contains(&id) {
+        let tokens = Vec::from_iter(Some(token).filter(|token| token.logprobs.is_some()));
+        if self.ends.contains(&id) || !self.ignore_end && self.tokenizer.end_of_generation().contains(&id) {
             self.finish(Finish::End, tokens);
             return false;
         }

@@ -14,7 +14,8 @@ use crate::telemetry::ModelGauges;
 /// How often to look whether a client reads again, when there is nothing else to do.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// After how long without a request memory is given back that is of no use.
+/// How often to give back memory that was of no use meanwhile, also while requests run: what the busiest moment took is
+/// not needed ever after.
 const REST: Duration = Duration::from_secs(5);
 
 /// After how long without a request new prefixes are saved: nobody has to wait for that then.
@@ -52,6 +53,7 @@ impl Worker {
     fn run(mut self, orders: &Receiver<Order>, gauges: &ModelGauges) {
         // No more orders can come.
         let mut alone = false;
+        let mut given_back = Instant::now();
         let told = 'run: loop {
             while let Ok(order) = orders.try_recv() {
                 match order {
@@ -61,12 +63,14 @@ impl Worker {
             }
             let turn = self.scheduler.step(&mut self.engine);
             gauges.set(&turn, &self.scheduler, &self.engine);
+            if given_back.elapsed() >= REST {
+                self.scheduler.give_back(&mut self.engine);
+                given_back = Instant::now();
+            }
             let order = match turn {
                 Turn::Step { .. } => continue,
                 Turn::Idle if alone => break None,
-                Turn::Idle if self.engine.can_give_back() => {
-                    orders.recv_timeout(REST).inspect_err(|_| self.scheduler.give_back(&mut self.engine))
-                }
+                Turn::Idle if self.engine.can_give_back() => orders.recv_timeout(REST),
                 Turn::Idle => orders.recv_timeout(SAVE).inspect_err(|_| self.save()),
                 Turn::Blocked => orders.recv_timeout(LOOK),
             };

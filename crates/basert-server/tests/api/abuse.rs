@@ -49,6 +49,37 @@ fn lists_of_any_length_are_refused_by_name() {
         let (status, answer) = server.refused("/v1/chat/completions", &chat(more));
         assert_eq!((status, &answer["error"]["param"]), (400, &json!(param)), "{answer}");
     }
+    let text = json!({ "type": "text", "text": "x" });
+    let call = |i: usize| json!({ "type": "tool_use", "id": i.to_string(), "name": "f", "input": {} });
+    let said = |role: &str, content: Value| json!([{ "role": role, "content": content }]);
+    let result = json!({ "type": "tool_result", "tool_use_id": "1", "content": vec![text.clone(); 30_000] });
+    for (messages, param) in [
+        (json!(vec![json!({ "role": "user", "content": "x" }); 30_000]), "messages"),
+        (said("user", json!(vec![text.clone(); 30_000])), "messages[0].content"),
+        (said("assistant", json!(vec![text.clone(); 30_000])), "messages[0].content"),
+        (said("user", json!([result])), "messages[0].content[0].content"),
+        (said("assistant", json!((0..2000).map(call).collect::<Vec<_>>())), "messages"),
+    ] {
+        let (status, answer) = server.refused("/v1/messages", &json!({ "messages": messages, "max_tokens": 1 }));
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert!(
+            status == 400 && message.starts_with(&format!("{param}: ")) && message.contains("the most"),
+            "{answer}"
+        );
+    }
+    let call = |i: usize| json!({ "type": "function_call", "call_id": i.to_string(), "name": "f", "arguments": "" });
+    let calls = json!({ "input": (0..2000).map(call).collect::<Vec<_>>() });
+    let items = json!({ "input": vec![json!({ "role": "user", "content": "x" }); 30_000] });
+    for body in [calls, items] {
+        let (status, answer) = server.refused("/v1/responses", &body);
+        assert_eq!((status, &answer["error"]["param"]), (400, &json!("input")), "{answer}");
+    }
+    let (status, answer) = server.refused(
+        "/v1/chat/completions",
+        &chat(json!({ "messages": [{ "role": "assistant", "content": "",
+            "tool_calls": vec![json!({ "function": { "name": "f" } }); 2000] }] })),
+    );
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("messages")), "{answer}");
     let mut twice = tools(1000);
     twice.push(tool(7));
     let (status, answer) = server.refused("/v1/chat/completions", &chat(json!({ "tools": twice })));

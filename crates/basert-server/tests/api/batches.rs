@@ -184,15 +184,130 @@ fn a_request_that_ends_the_server_twice_ends_its_batch() {
     let endless = |i| line(i, json!({ "prompt": "x", "max_tokens": 1000, "ignore_eos": true, "n": 1, "min_p": 0.0 }));
     let server = Running::with(with(), "deadly", tiny);
     let batch = begin(&server, &(0..50).map(endless).collect::<String>());
-    let id = batch["id"].as_str().unwrap().to_owned();
+    let mark = folder.path().join("running");
+    assert!(mark.exists());
     drop(server);
-    let file = folder.path().join(format!("{id}.json"));
-    let mut known: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    known["resumed"] =
-        json!(std::fs::read_to_string(folder.path().join(format!("{id}.good"))).map_or(0, |t| t.lines().count()));
-    std::fs::write(&file, known.to_string()).unwrap();
-    let batch = wait(&Running::with(with(), "deadly again", tiny), &batch);
+    assert!(!mark.exists());
+    let answers = folder.path().join(format!("{}.good", batch["id"].as_str().unwrap()));
+    let before = std::fs::read_to_string(&answers).unwrap_or_default();
+    // As if each server but the last had been killed.
+    for (name, status) in [("deadly again", "in_progress"), ("deadly at last", "failed")] {
+        std::fs::write(&mark, "").unwrap();
+        let server = Running::with(with(), name, tiny);
+        let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+        if status == "in_progress" {
+            server.wait_for("basert_running_answers", 1.0);
+        } else {
+            assert_eq!(wait(&server, &batch)["errors"]["data"][0]["code"], "interrupted");
+        }
+        assert_eq!(read(&server, &path)["status"], status);
+        drop(server);
+        // In between no answer was completed.
+        if answers.exists() {
+            std::fs::write(&answers, &before).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_request_that_takes_longer_than_servers_take_to_stop_ends_no_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let drain_timeout = Duration::from_millis(1);
+    let with = || Config { files: Some(folder.path().to_owned()), drain_timeout, ..config() };
+    let long = json!({ "prompt": "x", "max_tokens": 1000, "ignore_eos": true, "n": 8 });
+    let mut server = Running::with(with(), "stopped", tiny);
+    let batch = begin(&server, &line(0, long));
+    for name in ["stopped once", "stopped twice", "stopped thrice"] {
+        server.wait_for("basert_running_answers", 8.0);
+        server.stop.drain();
+        server.join();
+        server = Running::with(with(), name, tiny);
+    }
+    let batch = wait(&server, &batch);
+    assert_eq!((&batch["status"], &batch["request_counts"]["completed"]), (&json!("completed"), &json!(1)), "{batch}");
+}
+
+#[test]
+fn a_batch_waits_while_its_file_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = || Config { files: Some(folder.path().to_owned()), parallel: 1, ..config() };
+    let server = Running::with(with(), "file there", tiny);
+    let short = json!({ "prompt": "x", "max_tokens": 300, "ignore_eos": true });
+    let batch = begin(&server, &(0..20).map(|i| line(i, short.clone())).collect::<String>());
+    drop(server);
+    let file = folder.path().join(format!("{}.data", batch["input_file_id"].as_str().unwrap()));
+    let away = folder.path().join("away");
+    std::fs::rename(&file, &away).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    let server = Running::with(with(), "file away", tiny);
+    std::thread::sleep(Duration::from_millis(300));
+    let path = format!("/v1/batches/{}", batch["id"].as_str().unwrap());
+    assert_eq!(read(&server, &path)["status"], "in_progress");
+    std::fs::remove_dir(&file).unwrap();
+    std::fs::rename(&away, &file).unwrap();
+    assert_eq!(wait(&server, &batch)["status"], "completed");
+    // A file that was deleted will never be read.
+    let batch = begin(&server, &(0..20).map(|i| line(i, short.clone())).collect::<String>());
+    drop(server);
+    std::fs::remove_file(folder.path().join(format!("{}.data", batch["input_file_id"].as_str().unwrap()))).unwrap();
+    let batch = wait(&Running::with(with(), "file gone", tiny), &batch);
     assert_eq!((&batch["status"], &batch["errors"]["data"][0]["code"]), (&json!("failed"), &json!("interrupted")));
+}
+
+#[test]
+fn lists_come_in_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = vec!["one".to_owned(), "two".to_owned()];
+    let config = || Config { files: Some(folder.path().to_owned()), api_keys: keys.clone(), ..config() };
+    let mut server = Running::with(config(), "pages", tiny);
+    let ids = |list: &Value| -> Vec<String> {
+        list["data"].as_array().unwrap().iter().map(|one| one["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let mut made: Vec<String> = (0..5).map(|_| upload(&server, "x").1["id"].as_str().unwrap().to_owned()).collect();
+    let broken: Vec<String> = (0..3).map(|_| begin(&server, "{}")["id"].as_str().unwrap().to_owned()).collect();
+    server.key = Some("two".to_owned());
+    upload(&server, "x");
+    server.key = Some("one".to_owned());
+    let whole = read(&server, "/v1/files");
+    let all = ids(&whole);
+    assert_eq!((all.len(), &whole["has_more"], &whole["first_id"]), (8, &json!(false), &json!(all[0])));
+    made.retain(|id| !all.contains(id));
+    assert!(made.is_empty(), "{made:?}");
+    let created: Vec<u64> =
+        whole["data"].as_array().unwrap().iter().map(|f| f["created_at"].as_u64().unwrap()).collect();
+    assert!(created.is_sorted_by(|a, b| a >= b), "the newest first: {created:?}");
+    // The next server knows of them as well.
+    drop(server);
+    let server = Running::with(config(), "pages again", tiny);
+    let first = read(&server, "/v1/files?limit=3");
+    assert_eq!((ids(&first), &first["has_more"], &first["last_id"]), (all[..3].to_vec(), &json!(true), &json!(all[2])));
+    let second = read(&server, &format!("/v1/files?limit=5&after={}", all[2]));
+    assert_eq!((ids(&second), &second["has_more"]), (all[3..].to_vec(), &json!(false)));
+    let mut old = ids(&read(&server, &format!("/v1/files?order=asc&after={}&purpose=batch", all[6])));
+    old.reverse();
+    assert_eq!(old, all[..6]);
+    assert_eq!(ids(&read(&server, "/v1/files?purpose=other")), [""; 0]);
+    let batches = ids(&read(&server, "/v1/batches"));
+    assert!(batches.len() == 3 && broken.iter().all(|id| batches.contains(id)), "{batches:?}");
+    let last = read(&server, &format!("/v1/batches?limit=2&after={}", batches[0]));
+    assert_eq!((ids(&last), &last["has_more"]), (batches[1..].to_vec(), &json!(false)));
+    for (query, param) in [
+        ("files?limit=0", "limit"),
+        ("files?limit=10001", "limit"),
+        ("files?limit=x", "limit"),
+        ("files?order=up", "order"),
+        ("files?after=file-1", "after"),
+        ("files?colour=red", "colour"),
+        ("batches?limit=101", "limit"),
+        ("batches?order=asc", "order"),
+    ] {
+        let response = server.get(&format!("/v1/{query}")).send().unwrap();
+        assert_eq!(response.status(), 400, "{query}");
+        let answer: Value = serde_json::from_str(&response.text().unwrap()).unwrap();
+        assert_eq!(answer["error"]["param"], param, "{query}: {answer}");
+    }
+    server.delete(&format!("/v1/files/{}", all[0])).send().unwrap();
+    assert_eq!(ids(&read(&server, "/v1/files?limit=1")), all[1..2]);
 }
 
 #[test]

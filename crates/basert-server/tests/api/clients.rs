@@ -91,6 +91,13 @@ fn messages_are_taken_back_with_what_servers_and_clients_add() {
         messages.push(user.clone());
         server.ask(CHAT, &json!({ "messages": messages, "max_tokens": 1 }));
     }
+    let orphan = json!([user, { "role": "tool", "content": "1" }]);
+    let (status, answer) = server.refused(CHAT, &json!({ "messages": orphan }));
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("messages[1].tool_call_id")), "{answer}");
+    let call = json!({ "type": "function_call", "name": "f", "arguments": "{}" });
+    let output = json!({ "type": "function_call_output", "output": "1" });
+    server.ask("/v1/responses", &json!({ "input": [user, call, output], "max_output_tokens": 1 }));
+    assert_eq!(server.refused("/v1/responses", &json!({ "input": [user, output] })).0, 400);
     let called = json!({ "role": "assistant", "content": null, "function_call": function(json!("{}")) });
     let result = json!({ "role": "function", "name": "f", "content": "1" });
     server.ask(CHAT, &json!({ "messages": [user, called, result], "max_tokens": 1 }));

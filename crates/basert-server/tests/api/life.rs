@@ -242,3 +242,24 @@ fn a_model_that_is_let_go_of_ends_before_it_is_opened_again() {
         .collect();
     server.ask("/v1/completions", &json!({ "prompt": "y", "max_tokens": 5 }));
 }
+
+#[test]
+fn who_found_a_model_is_answered_though_it_is_let_go_of_meanwhile() {
+    let server = Running::start("found");
+    let grammar = json!({ "type": "regex", "pattern": "[a-z]{1,20}" });
+    let body = json!({ "prompt": "y", "max_tokens": 2, "response_format": grammar });
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..40 {
+                        server.ask("/v1/completions", &body);
+                    }
+                })
+            })
+            .collect();
+        while asking.iter().any(|asking| !asking.is_finished()) {
+            server.ask("/v1/models/unload", &json!({ "model": "found" }));
+        }
+    });
+}

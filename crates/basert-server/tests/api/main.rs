@@ -4,6 +4,7 @@ mod abuse;
 mod anthropic;
 mod batches;
 mod clients;
+mod infill;
 mod life;
 mod limits;
 mod openai;

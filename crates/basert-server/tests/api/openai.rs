@@ -56,6 +56,38 @@ fn a_prompt_is_not_read_twice_and_the_answer_is_the_same() {
     assert_eq!(text(&first), text(&second));
 }
 
+/// A key that one client sends alone changes nothing, as programs send one for each conversation.
+#[test]
+fn clients_that_send_the_same_key_share_prefixes_and_others_do_not() {
+    let keys = vec!["one".to_owned(), "two".to_owned()];
+    let mut server = Running::with(Config { api_keys: keys, ..config() }, "cache keys", tiny);
+    let mut is_cached = |client: &str, words: &str, key: Option<&str>| {
+        server.key = Some(client.to_owned());
+        let body = with(chat(&words.repeat(40)), json!({ "prompt_cache_key": key, "max_tokens": 1 }));
+        server.ask(CHAT, &body)["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 40
+    };
+    for (client, words, key, expected) in [
+        ("one", "alone ", Some("conversation 1"), false),
+        ("one", "alone ", Some("conversation 2"), true),
+        ("one", "alone ", None, true),
+        ("two", "alone ", None, false),
+        ("one", "before ", Some("team"), false),
+        ("two", "before ", Some("team"), false),
+        // Both have sent it now.
+        ("one", "before ", Some("team"), true),
+        ("two", "together ", Some("team"), false),
+        ("one", "together ", Some("team"), true),
+        ("one", "together ", None, false),
+        ("two", "secret ", None, false),
+        ("two", "secrets ", Some("conversation 1"), false),
+        ("one", "secret ", Some("team"), false),
+    ] {
+        assert_eq!(is_cached(client, words, key), expected, "{client}, {words}, {key:?}");
+    }
+    let (status, answer) = server.refused(CHAT, &with(chat("x"), json!({ "prompt_cache_key": 1 })));
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("prompt_cache_key")));
+}
+
 /// More at once than there is room for, of different lengths, greedy and not.
 #[test]
 fn an_answer_is_the_same_in_company() {
@@ -202,12 +234,38 @@ fn completions_have_log_probabilities_of_their_prompts() {
     assert!(chunks.iter().all(|(_, data)| !data.contains("token_logprobs")), "{chunks:?}");
 }
 
+/// Numbers are kept, and their JSON is made when it is sent.
+#[test]
+fn log_probabilities_of_long_prompts_take_little_memory() {
+    let server = Running::with(Config { request_memory: 16 << 20, ..config() }, "many scores", tiny);
+    let prompts: Vec<Vec<u32>> = (0..8).map(|i| (0..1000).map(|at| 3 + (at * (i + 2)) % 200).collect()).collect();
+    let body = json!({ "prompt": prompts, "max_tokens": 0, "logprobs": 20, "echo": true });
+    let response = server.post(COMPLETE, &body).send().unwrap();
+    assert!(!response.headers().contains_key("content-length"));
+    let answer: Value = serde_json::from_str(&response.text().unwrap()).unwrap();
+    for choice in answer["choices"].as_array().unwrap_or_else(|| panic!("{answer}")) {
+        let lists = choice["logprobs"].as_object().unwrap();
+        assert!(lists.len() == 4 && lists.values().all(|list| list.as_array().unwrap().len() == 1000));
+    }
+    let few = json!({ "prompt": "x", "max_tokens": 1, "logprobs": 20 });
+    assert!(server.post(COMPLETE, &few).send().unwrap().headers().contains_key("content-length"));
+    // It is counted all the same.
+    let server = Running::with(Config { request_memory: 4 << 20, ..config() }, "too many scores", tiny);
+    assert_eq!(server.refused(COMPLETE, &body).0, 413);
+}
+
 #[test]
 fn mistakes_are_named() {
     let server = Running::start("mistakes");
     for (body, status, param, part) in [
         (json!({ "messages": [] }), 400, Some("messages"), "none"),
         (json!({ "max_tokens": 3 }), 400, None, "missing field `messages`"),
+        (
+            with(chat("x"), json!({ "grammar": "root ::= b" })),
+            400,
+            Some("grammar"),
+            "grammar: rule root: there is no rule b",
+        ),
         (with(chat("x"), json!({ "frobnicate": 1 })), 400, Some("frobnicate"), "not supported"),
         (with(chat("x"), json!({ "temperature": 9 })), 400, Some("temperature"), "from 0 to 2"),
         (with(chat("x"), json!({ "top_p": -0.1 })), 400, Some("top_p"), "-0.1 is not from 0 to 1"),

@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use super::json::{Step, Value, is_space};
 use super::parameters::Reading;
-use super::{CallStyle, Form};
+use super::{CallStyle, Form, IdForm};
 
 /// The longest name of a tool, in bytes.
 pub(super) const LONGEST_NAME: usize = 256;
@@ -47,7 +47,7 @@ pub(super) enum Flow {
     Stay,
     /// It is their last.
     Over,
-    /// It does not belong to them, and neither does what is in [`Calls::raw`].
+    /// It does not belong to them, and neither does [`Calls::raw`].
     Refused,
 }
 
@@ -62,19 +62,25 @@ pub(super) struct Calls {
     /// Markers any of which ends the calls.
     closes: Vec<String>,
     in_list: bool,
+    /// The list is in an object, as APIs write it.
+    is_wrapped: bool,
 }
 
 #[derive(Clone, Debug)]
 enum Stage {
     /// Before a call, with what there is of a marker.
     Opening(String),
-    /// In a list, before an object.
-    Item,
+    /// In a list, before a call, or the end of the list where a comma may stand before it.
+    Item {
+        or_end: bool,
+    },
     Object(Box<Object>),
     /// A call whose arguments are no JSON.
     Parameters(Box<Reading>),
     /// After an object of a list.
     Next,
+    /// After a list in an object.
+    Unwrap,
     /// In a name that is plain text.
     Name(String),
     /// In arguments that stand by themselves.
@@ -83,45 +89,60 @@ enum Stage {
         name: String,
         value: Value,
     },
+    /// In the name of a function.
+    FunctionName(String),
+    /// In the arguments of a function, with those that are not reported yet.
+    Function {
+        name: String,
+        value: Value,
+        arguments: String,
+    },
+    /// After a function.
+    NextFunction,
     /// After the last call, with what there is of the marker.
     Closing(String),
+    /// After a broken call, up to the marker that ends it or begins the next one.
+    Skipping,
 }
 
 impl Calls {
     /// After the marker `open`.
     pub fn new(style: &CallStyle, open: &str) -> Self {
-        // Where nothing closes a call, what stands between two of them may follow.
+        // If nothing closes a call, the gap between two calls may follow.
         let close = if style.close.is_empty() { style.gap.trim() } else { &style.close };
-        let closes = if close.is_empty() { vec![] } else { vec![close.into()] };
-        let stage = match &style.parameters {
+        let closes = [close].into_iter().chain(style.closes.iter().map(String::as_str));
+        let closes = closes.filter(|close| !close.is_empty()).map(str::to_owned).collect();
+        Self { stage: Self::opening(style), raw: open.into(), begun: false, closes, in_list: false, is_wrapped: false }
+    }
+
+    fn opening(style: &CallStyle) -> Stage {
+        match &style.parameters {
             // The marker is that before the name.
             Some(markers) if markers.name.open.is_empty() && style.close.is_empty() => {
                 Stage::Parameters(Box::new(Reading::new()))
             }
             _ => Stage::Opening(String::new()),
-        };
-        Self { stage, raw: open.into(), begun: false, closes, in_list: false }
+        }
     }
 
-    /// After a header that names the tool, and is no text in any case.
+    /// After a header that names the tool, which is not text in any case.
     pub fn named(name: &str, closes: Vec<String>) -> Self {
         let stage = Stage::Arguments { id: None, name: name.into(), value: Value::new() };
-        Self { stage, raw: String::new(), begun: false, closes, in_list: false }
+        Self { stage, raw: String::new(), begun: false, closes, in_list: false, is_wrapped: false }
     }
 
-    /// Nothing more comes. Where the model said so itself, brackets that are missing are added.
+    /// The answer has ended. If the model ended it itself, missing brackets are added.
     pub fn finish(&mut self, style: Option<&CallStyle>, tools: &[Tool], ended: bool, found: &mut Vec<Found>) {
         let is_whole = ended
             && match (&mut self.stage, style) {
                 (Stage::Object(object), Some(style)) => object.complete(style, tools, found),
-                (Stage::Parameters(reading), _) => reading.finish(found),
-                (Stage::Arguments { value, .. }, _) if self.begun => match value.missing() {
-                    Some(rest) => {
-                        say(found, &rest);
-                        true
-                    }
+                (Stage::Parameters(reading), Some(style)) => match &style.parameters {
+                    Some(markers) => reading.finish(markers, style.close.trim(), found),
                     None => false,
                 },
+                (Stage::Arguments { value, .. } | Stage::Function { value, .. }, _) if self.begun => {
+                    complete(value, found)
+                }
                 _ => false,
             };
         match (is_whole, &self.stage) {
@@ -136,15 +157,26 @@ impl Calls {
 
     /// The next character. `tools` are the names that exist.
     pub fn push(&mut self, c: char, style: Option<&CallStyle>, tools: &[Tool], found: &mut Vec<Found>) -> Flow {
-        let flow = self.step(c, style, tools, found);
-        if flow == Flow::Refused {
-            if std::mem::take(&mut self.begun) {
-                found.push(Found::Broken);
+        let mut flow = self.step(c, style, tools, found);
+        if flow == Flow::Refused && std::mem::take(&mut self.begun) {
+            found.push(Found::Broken);
+            // If a marker closes it, what is left of the call is not content.
+            if style.is_none_or(|style| !style.close.is_empty() && !style.ambiguous) {
+                self.stage = Stage::Skipping;
+                flow = self.step(c, style, tools, found);
             }
-        } else if !self.begun {
-            match found.last() {
-                Some(Found::Ended) => self.raw.clear(),
-                _ => self.raw.push(c),
+        }
+        if flow != Flow::Refused && !self.begun && !matches!(self.stage, Stage::Skipping) {
+            // What closes a list or an object of calls is no text either.
+            let is_closed = match &self.stage {
+                Stage::Closing(read) => read.is_empty() && !is_space(c),
+                Stage::Unwrap => c == ']',
+                _ => false,
+            };
+            if is_closed || found.last() == Some(&Found::Ended) {
+                self.raw.clear();
+            } else {
+                self.raw.push(c);
             }
         }
         flow
@@ -167,7 +199,7 @@ impl Calls {
                 if style.open.starts_with(read.as_str()) || name.starts_with(read.as_str()) {
                     return Flow::Stay;
                 }
-                // What is no marker begins a call, or is none.
+                // Otherwise it begins a call, or is not one.
                 let text = std::mem::take(read);
                 let mut chars = text.chars();
                 let mut flow = chars.next().map_or(Flow::Refused, |first| self.open(first, style, tools, found));
@@ -178,17 +210,30 @@ impl Calls {
                 }
                 flow
             }
-            Stage::Item | Stage::Next if is_space(c) => Flow::Stay,
-            Stage::Item if c == '{' => self.go(Stage::Object(Box::default())),
-            Stage::Item => Flow::Refused,
+            Stage::Item { .. } | Stage::Next | Stage::Unwrap if is_space(c) => Flow::Stay,
+            Stage::Item { or_end: true } if c == ']' => self.close_list(),
+            Stage::Item { .. } => match style {
+                Some(style) if c == '{' && style.has_objects() => self.go(Stage::Object(Box::default())),
+                Some(style) if style.has_functions() => self.function_name(c, style, tools),
+                _ => Flow::Refused,
+            },
             Stage::Next => match c {
-                ',' => self.go(Stage::Item),
-                ']' => self.close(),
+                ',' => self.go(Stage::Item { or_end: true }),
+                ']' => self.close_list(),
+                _ => Flow::Refused,
+            },
+            Stage::Unwrap => match c {
+                ',' => Flow::Stay,
+                '}' => self.close(),
                 _ => Flow::Refused,
             },
             Stage::Object(object) => {
                 let Some(style) = style else { return Flow::Refused };
                 let step = object.push(c, style, tools, found);
+                if object.is_wrapper {
+                    (self.in_list, self.is_wrapped) = (true, true);
+                    return self.go(Stage::Item { or_end: false });
+                }
                 if object.begun && !self.begun {
                     self.begun = true;
                     self.raw.clear();
@@ -196,15 +241,12 @@ impl Calls {
                 match step {
                     Step::More => Flow::Stay,
                     Step::Last => {
-                        found.push(Found::Ended);
-                        self.begun = false;
+                        self.end(found);
                         if self.in_list { self.go(Stage::Next) } else { self.close() }
                     }
                     // A bracket is missing before what closes the call.
                     Step::After | Step::Wrong if style.close.starts_with(c) && object.complete(style, tools, found) => {
-                        found.push(Found::Ended);
-                        self.begun = false;
-                        self.raw.clear();
+                        self.end(found);
                         self.stage = Stage::Closing(String::new());
                         self.step(c, Some(style), tools, found)
                     }
@@ -225,7 +267,7 @@ impl Calls {
                     return flow;
                 }
                 self.begun = false;
-                // Without a marker of its own, what closed the call closes all.
+                // Without an end marker of its own, the closing marker closes all calls.
                 if markers.end.trim().is_empty() || reading.closed_all(style.close.trim()) {
                     Flow::Over
                 } else {
@@ -234,21 +276,13 @@ impl Calls {
             }
             Stage::Name(text) => {
                 let Some(style) = style else { return Flow::Refused };
-                // Some models leave out what separates the name from the arguments.
-                if c == '{' && text.chars().all(is_of_name) {
-                    let (id, name) = (None, std::mem::take(text));
+                if c == '{' {
+                    let Some((name, id)) = style.name_in(text) else { return Flow::Refused };
                     self.stage = Stage::Arguments { id, name, value: Value::new() };
                     return self.step(c, Some(style), tools, found);
                 }
                 text.push(c);
-                if let Some(head) = text.strip_suffix(style.separator.as_str()) {
-                    let parts =
-                        (!style.id_separator.is_empty()).then(|| head.split_once(&style.id_separator)).flatten();
-                    let (name, id) = parts.map_or((head, None), |(name, id)| (name, Some(id.to_owned())));
-                    let name = name.to_owned();
-                    return self.go(Stage::Arguments { id, name, value: Value::new() });
-                }
-                if begins_name(text, style) { Flow::Stay } else { Flow::Refused }
+                if begins_name(text, style, tools) { Flow::Stay } else { Flow::Refused }
             }
             Stage::Arguments { .. } if !self.begun && is_space(c) => Flow::Stay,
             Stage::Arguments { id, name, value } => {
@@ -260,28 +294,49 @@ impl Calls {
                     self.begun = true;
                     self.raw.clear();
                 }
-                let escaped = value.escaped(c);
-                match value.push(c) {
-                    Step::After | Step::Wrong => {
-                        let closes = style.is_some_and(|style| style.close.starts_with(c));
-                        let Some(rest) = value.missing().filter(|_| closes) else { return Flow::Refused };
-                        say(found, &rest);
-                        found.push(Found::Ended);
-                        self.begun = false;
-                        self.stage = Stage::Closing(String::new());
-                        self.step(c, style, tools, found)
-                    }
-                    step => {
-                        argument(found, c, escaped);
-                        if step == Step::More {
-                            return Flow::Stay;
-                        }
-                        found.push(Found::Ended);
-                        self.begun = false;
-                        self.close()
-                    }
-                }
+                let mut more = String::new();
+                let step = value.push(c, &mut more);
+                self.argument(step, c, more, style, tools, found)
             }
+            Stage::FunctionName(text) => {
+                let Some(style) = style else { return Flow::Refused };
+                let before = style.function.before.as_str();
+                let name = text.strip_prefix(before).unwrap_or(text).trim_end();
+                if c == style.function.open && style.is_name(name, tools) {
+                    let (name, value) = (name.to_owned(), Value::arguments(&style.function));
+                    return self.go(Stage::Function { name, value, arguments: "{".into() });
+                }
+                text.push(c);
+                let name = text.strip_prefix(before).unwrap_or(text);
+                let rest = name.trim_start_matches(is_of_name);
+                let begins = rest.chars().all(is_space) && style.begins_name(&name[..name.len() - rest.len()], tools);
+                let may_be = begins || before.starts_with(text.as_str());
+                if may_be && text.len() <= 2 * LONGEST_NAME { Flow::Stay } else { Flow::Refused }
+            }
+            Stage::Function { name, value, arguments } => {
+                let step = value.push(c, arguments);
+                // Until an argument has begun, it may be text that looks like a call.
+                if !self.begun && (step == Step::Last || value.has_argument()) {
+                    found.push(Found::Began { id: None, name: std::mem::take(name) });
+                    self.begun = true;
+                    self.raw.clear();
+                }
+                if !self.begun {
+                    return if step == Step::More { Flow::Stay } else { Flow::Refused };
+                }
+                let more = std::mem::take(arguments);
+                self.argument(step, c, more, style, tools, found)
+            }
+            Stage::NextFunction if is_space(c) || matches!(c, ',' | ';') => Flow::Stay,
+            Stage::NextFunction => match style {
+                _ if c == ']' && self.in_list => self.close_list(),
+                Some(style) if is_of_name(c) => self.function_name(c, style, tools),
+                _ if self.in_list || self.closes.is_empty() => Flow::Refused,
+                _ => {
+                    self.stage = Stage::Closing(String::new());
+                    self.step(c, style, tools, found)
+                }
+            },
             Stage::Closing(read) => {
                 if read.is_empty() && is_space(c) {
                     return Flow::Stay;
@@ -310,6 +365,22 @@ impl Calls {
                     Flow::Refused
                 }
             }
+            Stage::Skipping => {
+                self.raw.push(c);
+                let ends_with = |marker: &&str| !marker.is_empty() && self.raw.ends_with(*marker);
+                if self.closes.iter().map(String::as_str).any(|close| ends_with(&close)) {
+                    self.raw.clear();
+                    return Flow::Over;
+                }
+                if let Some(style) = style.filter(|style| ends_with(&style.open.as_str())) {
+                    self.raw.clone_from(&style.open);
+                    self.in_list = false;
+                    self.stage = Self::opening(style);
+                    // The wrapper of this adds the marker's last character.
+                    self.raw.pop();
+                }
+                Flow::Stay
+            }
         }
     }
 
@@ -318,17 +389,64 @@ impl Calls {
         let may_be = |form: Form| style.forms.contains(&form);
         match c {
             '{' if may_be(Form::Object) => self.go(Stage::Object(Box::default())),
-            '[' if may_be(Form::List) => {
+            '[' if may_be(Form::List) || may_be(Form::Keyed) || may_be(Form::Functions) => {
                 self.in_list = true;
-                self.go(Stage::Item)
+                self.go(Stage::Item { or_end: false })
             }
             _ if style.parameters.as_ref().is_some_and(|markers| markers.name.open.is_empty()) => {
                 self.stage = Stage::Parameters(Box::new(Reading::new()));
                 self.step(c, Some(style), tools, found)
             }
             _ if may_be(Form::Named) && is_of_name(c) => self.go(Stage::Name(c.into())),
+            _ if style.has_functions() && !style.open.is_empty() => self.function_name(c, style, tools),
             _ => Flow::Refused,
         }
+    }
+
+    /// The first character of a function's name, or of what stands before it.
+    fn function_name(&mut self, c: char, style: &CallStyle, tools: &[Tool]) -> Flow {
+        let before = style.function.before.starts_with(c);
+        let is_name = is_of_name(c) && style.begins_name(c.encode_utf8(&mut [0; 4]), tools);
+        if before || is_name { self.go(Stage::FunctionName(c.into())) } else { Flow::Refused }
+    }
+
+    /// More of the arguments that stand by themselves.
+    fn argument(
+        &mut self,
+        step: Step,
+        c: char,
+        more: String,
+        style: Option<&CallStyle>,
+        tools: &[Tool],
+        found: &mut Vec<Found>,
+    ) -> Flow {
+        match (step, &mut self.stage) {
+            (Step::After | Step::Wrong, Stage::Arguments { value, .. } | Stage::Function { value, .. }) => {
+                // A bracket is missing before what closes the call.
+                if !style.is_some_and(|style| style.close.starts_with(c)) || !complete(value, found) {
+                    return Flow::Refused;
+                }
+                self.end(found);
+                self.stage = Stage::Closing(String::new());
+                self.step(c, style, tools, found)
+            }
+            (step, stage) => {
+                let is_function = matches!(stage, Stage::Function { .. });
+                say(found, &more);
+                if step != Step::Last {
+                    return Flow::Stay;
+                }
+                self.end(found);
+                if is_function { self.go(Stage::NextFunction) } else { self.close() }
+            }
+        }
+    }
+
+    /// The call at hand is complete.
+    fn end(&mut self, found: &mut Vec<Found>) {
+        found.push(Found::Ended);
+        self.begun = false;
+        self.raw.clear();
     }
 
     fn go(&mut self, stage: Stage) -> Flow {
@@ -336,9 +454,75 @@ impl Calls {
         Flow::Stay
     }
 
+    fn close_list(&mut self) -> Flow {
+        self.in_list = false;
+        if std::mem::take(&mut self.is_wrapped) { self.go(Stage::Unwrap) } else { self.close() }
+    }
+
     fn close(&mut self) -> Flow {
         if self.closes.is_empty() { Flow::Over } else { self.go(Stage::Closing(String::new())) }
     }
+}
+
+impl CallStyle {
+    /// Whether calls may be objects.
+    fn has_objects(&self) -> bool {
+        [Form::Object, Form::List, Form::Keyed].iter().any(|form| self.forms.contains(form))
+    }
+
+    /// Whether calls may be functions.
+    pub(super) fn has_functions(&self) -> bool {
+        self.forms.contains(&Form::Function) || self.forms.contains(&Form::Functions)
+    }
+
+    /// Whether a tool may have this name.
+    fn is_name(&self, name: &str, tools: &[Tool]) -> bool {
+        let is_one = !name.is_empty() && name.len() <= LONGEST_NAME && name.chars().all(is_of_name);
+        is_one && (!self.ambiguous || tools.iter().any(|tool| tool.name == name))
+    }
+
+    /// Whether a tool may have a name that begins so.
+    fn begins_name(&self, begin: &str, tools: &[Tool]) -> bool {
+        !self.ambiguous || tools.iter().any(|tool| tool.name.starts_with(begin))
+    }
+
+    /// The name and the id in what stands before arguments. Some models leave out what separates them.
+    fn name_in(&self, text: &str) -> Option<(String, Option<String>)> {
+        let trimmed = text.trim_end();
+        let before = |separator: &String| {
+            let head = trimmed.strip_suffix(separator.trim_end())?.trim_end();
+            text[head.len()..].starts_with(separator.as_str()).then_some(head)
+        };
+        let heads = self.separator.iter().filter_map(before);
+        let head = heads.min_by_key(|head| head.len()).or((!self.ambiguous).then_some(trimmed))?;
+        let (head, id) = match head.split_once(&self.id_separator).filter(|_| !self.id_separator.is_empty()) {
+            Some((head, id)) => (head, Some(id.to_owned())),
+            None => (head, None),
+        };
+        let (name, id) = match self.head.as_ref().and_then(|form| form.name_in(head)) {
+            Some(name) => (name, Some(head.to_owned())),
+            None => (head, id),
+        };
+        (!name.is_empty() && name.chars().all(is_of_name)).then(|| (name.to_owned(), id))
+    }
+}
+
+impl IdForm {
+    /// The name in an id of this form, or of one without what stands before the name.
+    pub fn name_in<'t>(&self, id: &'t str) -> Option<&'t str> {
+        let (before, between, after) = self.parts();
+        let id = id.strip_prefix(before).unwrap_or(id);
+        let (name, number) = id.strip_suffix(after)?.rsplit_once(between)?;
+        let is_number = !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit());
+        (is_number && !name.is_empty()).then_some(name)
+    }
+}
+
+/// Adds the brackets that are missing, if nothing else is. Whether that makes the value whole.
+fn complete(value: &Value, found: &mut Vec<Found>) -> bool {
+    let missing = value.missing();
+    say(found, missing.as_deref().unwrap_or_default());
+    missing.is_some()
 }
 
 /// Whether tools may have this character in their names.
@@ -347,14 +531,25 @@ pub(super) fn is_of_name(c: char) -> bool {
 }
 
 /// Whether the text is the beginning of a name, perhaps an id, and the separator.
-fn begins_name(text: &str, style: &CallStyle) -> bool {
-    let rest = text.trim_start_matches(is_of_name);
-    let begins = |rest: &str, separator: &str| !separator.is_empty() && separator.starts_with(rest);
-    let after_id = rest.strip_prefix(style.id_separator.as_str()).filter(|_| !style.id_separator.is_empty());
-    text.len() <= 2 * LONGEST_NAME
-        && (begins(rest, &style.separator)
-            || begins(rest, &style.id_separator)
-            || after_id.is_some_and(|id| begins(id.trim_start_matches(is_of_name), &style.separator)))
+fn begins_name(text: &str, style: &CallStyle, tools: &[Tool]) -> bool {
+    let is_head = |c: char| is_of_name(c) || style.head.as_ref().is_some_and(|form| form.text().contains(c));
+    let rest = text.trim_start_matches(is_head);
+    let begins = |rest: &str| {
+        let follows = |separator: &String| {
+            separator.starts_with(rest)
+                || rest.strip_prefix(separator.as_str()).is_some_and(|rest| rest.chars().all(is_space))
+        };
+        rest.chars().all(is_space) || style.separator.iter().any(follows)
+    };
+    let id = Some(style.id_separator.as_str()).filter(|separator| !separator.is_empty());
+    let is_id = id.is_some_and(|separator| match rest.strip_prefix(separator) {
+        Some(id) => begins(id.trim_start_matches(is_of_name)),
+        None => separator.starts_with(rest),
+    });
+    let name = &text[..text.len() - rest.len()];
+    let may_be =
+        if rest.is_empty() { style.begins_name(name, tools) } else { !style.ambiguous || style.is_name(name, tools) };
+    text.len() <= 2 * LONGEST_NAME && may_be && (begins(rest) || is_id)
 }
 
 /// Adds to the arguments.
@@ -364,10 +559,6 @@ pub(super) fn say(found: &mut Vec<Found>, more: &str) {
         Some(Found::Arguments(text)) => text.push_str(more),
         _ => found.push(Found::Arguments(more.into())),
     }
-}
-
-fn argument(found: &mut Vec<Found>, c: char, escaped: Option<&str>) {
-    say(found, escaped.unwrap_or(c.encode_utf8(&mut [0; 4])));
 }
 
 /// A JSON object with a name and arguments.
@@ -383,13 +574,14 @@ struct Object {
     /// The arguments as long as the call is not reported.
     arguments: Option<String>,
     begun: bool,
+    /// It is no call, and what comes is a list of calls.
+    is_wrapper: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 enum Place {
-    /// Before a key; before the first one the object may also end.
+    /// Before a key or the end.
     #[default]
-    FirstKey,
     Key,
     InKey(Value),
     Colon,
@@ -406,6 +598,8 @@ enum Role {
     Id,
     /// A function within the call, as APIs write it: its name, or an object with its name and arguments.
     Function,
+    /// All calls.
+    Calls,
     #[default]
     Other,
 }
@@ -414,27 +608,30 @@ impl Object {
     /// The next character after the opening brace.
     fn push(&mut self, c: char, style: &CallStyle, tools: &[Tool], found: &mut Vec<Found>) -> Step {
         match &mut self.place {
-            Place::FirstKey | Place::Key | Place::Colon | Place::Before | Place::Next if is_space(c) => Step::More,
-            Place::FirstKey | Place::Key if c == '"' => {
-                self.text = c.into();
+            Place::Key | Place::Colon | Place::Before | Place::Next if is_space(c) => Step::More,
+            Place::Key if matches!(c, '"' | '\'') => {
+                self.text.clear();
                 let mut value = Value::new();
-                value.push(c);
+                value.push(c, &mut self.text);
                 self.go(Place::InKey(value))
             }
-            Place::InKey(value) => {
-                push_escaped(&mut self.text, value, c);
-                match value.push(c) {
-                    Step::Last => {
-                        let Ok(key) = serde_json::from_str::<String>(&self.text) else { return Step::Wrong };
-                        if !self.take_key(&key, style) {
-                            return Step::Wrong;
-                        }
-                        self.go(Place::Colon)
+            // A comma may stand before it.
+            Place::Key if c == '}' && !self.seen.is_empty() => self.end(style, found),
+            Place::InKey(value) => match value.push(c, &mut self.text) {
+                Step::Last => {
+                    let Ok(key) = serde_json::from_str::<String>(&self.text) else { return Step::Wrong };
+                    if !self.take_key(&key, style, tools) {
+                        return Step::Wrong;
                     }
-                    step => step,
+                    self.go(Place::Colon)
                 }
-            }
+                step => step,
+            },
             Place::Colon if c == ':' => self.go(Place::Before),
+            Place::Before if self.role == Role::Calls => {
+                self.is_wrapper = c == '[';
+                if self.is_wrapper { Step::More } else { Step::Wrong }
+            }
             Place::Before => {
                 self.text.clear();
                 if self.role == Role::Arguments && c == '{' && style.id.is_none() && self.name.is_some() {
@@ -456,9 +653,14 @@ impl Object {
     }
 
     /// Whether a call may have this key here.
-    fn take_key(&mut self, key: &str, style: &CallStyle) -> bool {
+    fn take_key(&mut self, key: &str, style: &CallStyle, tools: &[Tool]) -> bool {
         let is = |keys: &[String]| keys.iter().any(|k| k == key);
         self.role = match () {
+            () if style.forms.contains(&Form::Keyed) && self.name.is_none() && style.is_name(key, tools) => {
+                self.name = Some(key.to_owned());
+                Role::Arguments
+            }
+            () if key == "tool_calls" && self.seen.is_empty() => Role::Calls,
             () if is(&style.name) => Role::Name,
             () if is(&style.arguments) => Role::Arguments,
             () if style.id.as_deref() == Some(key) => Role::Id,
@@ -474,14 +676,12 @@ impl Object {
     fn value(&mut self, c: char, style: &CallStyle, tools: &[Tool], found: &mut Vec<Found>) -> Step {
         let Place::In(value) = &mut self.place else { return Step::Wrong };
         let streams = self.begun && self.role == Role::Arguments;
-        let escaped = value.escaped(c);
-        let step = value.push(c);
-        if matches!(step, Step::More | Step::Last) {
-            match escaped {
-                _ if streams => argument(found, c, escaped),
-                Some(escaped) => self.text.push_str(escaped),
-                None => self.text.push(c),
-            }
+        let mut more = String::new();
+        let step = value.push(c, &mut more);
+        if streams {
+            say(found, &more);
+        } else {
+            self.text.push_str(&more);
         }
         match step {
             Step::More | Step::Wrong => step,
@@ -498,7 +698,7 @@ impl Object {
     /// Keeps the value that is whole. Whether it is what its key is for.
     fn take_value(&mut self, style: &CallStyle, tools: &[Tool]) -> bool {
         match self.role {
-            Role::Other => true,
+            Role::Other | Role::Calls => true,
             Role::Id => {
                 self.id = serde_json::from_str(&self.text).ok().filter(|id: &String| !id.is_empty());
                 true
@@ -528,9 +728,8 @@ impl Object {
 
     fn has_good_name(&self, style: &CallStyle, tools: &[Tool]) -> bool {
         self.name.as_ref().is_some_and(|name| {
-            !name.is_empty()
-                && name.len() <= LONGEST_NAME
-                && (!style.ambiguous || tools.iter().any(|tool| tool.name == *name))
+            let is_known = || tools.iter().any(|tool| tool.name == *name);
+            !name.is_empty() && name.len() <= LONGEST_NAME && (!style.ambiguous || is_known())
         })
     }
 
@@ -554,7 +753,7 @@ impl Object {
                     }
                 }
             }
-            Place::Next if self.begun || self.arguments.is_some() => {}
+            Place::Next | Place::Key if self.begun || self.arguments.is_some() => {}
             _ => return false,
         }
         self.end(style, found) == Step::Last
@@ -569,13 +768,6 @@ impl Object {
             found.push(Found::Arguments(self.arguments.take().unwrap_or_else(|| "{}".into())));
         }
         Step::Last
-    }
-}
-
-fn push_escaped(text: &mut String, value: &Value, c: char) {
-    match value.escaped(c) {
-        Some(escaped) => text.push_str(escaped),
-        None => text.push(c),
     }
 }
 

@@ -15,30 +15,37 @@ impl Dialect {
     /// An API's messages, with calls in the form that the template expects.
     ///
     /// Arguments, which APIs pass as text, become objects where the template wants to write them itself. Those that a
-    /// model left unfinished stay the text that they are. What is missing of ids is made up, and where the template
-    /// takes one call in a message, each gets its own.
+    /// model left unfinished stay the text that they are. Calls without an id get one, and results that do not say which
+    /// call they answer are those of the last calls, in their order. Where the template takes one call in a message,
+    /// each gets its own.
     ///
     /// # Errors
-    /// When a call has no name.
+    /// When a call has no name, or a result does not say which call it answers and there is none.
     pub(crate) fn with_calls(&self, traits: &Traits, messages: &[Value]) -> Result<Vec<Value>, TemplateError> {
         let mut prepared = Vec::with_capacity(messages.len());
-        let mut unanswered: VecDeque<Value> = VecDeque::new();
+        let mut unanswered: VecDeque<String> = VecDeque::new();
         let mut renamed: HashMap<String, String> = HashMap::new();
+        let mut calls = 0;
         for (index, message) in messages.iter().enumerate() {
             let mut message = message.clone();
             if !calls_of(&message).is_empty() {
                 self.check_calls(traits, &mut message, index)?;
-                self.rename_calls(&mut message, index, &mut renamed);
-                unanswered = calls_of(&message).iter().map(|call| call["id"].clone()).collect();
+                self.rename_calls(&mut message, &mut calls, &mut renamed);
+                unanswered = calls_of(&message).iter().map(|call| text_of(call.get("id"))).collect();
             } else if message["role"] == "tool" {
-                let next = unanswered.pop_front();
-                if let Some(id) = message["tool_call_id"].as_str().and_then(|id| renamed.get(id)) {
-                    message["tool_call_id"] = id.as_str().into();
-                } else if let (Value::Object(message), Some(next)) = (&mut message, next)
-                    && message.get("tool_call_id").is_none_or(Value::is_null)
-                {
-                    message.insert("tool_call_id".into(), next);
-                }
+                let id = match message["tool_call_id"].as_str().filter(|id| !id.is_empty()) {
+                    Some(id) => {
+                        let id = renamed.get(id).map_or(id, String::as_str).to_owned();
+                        unanswered.retain(|other| *other != id);
+                        id
+                    }
+                    None => unanswered.pop_front().ok_or_else(|| TemplateError::Request {
+                        field: format!("messages[{index}].tool_call_id"),
+                        found: "none".into(),
+                        expected: "the id of a call, as no call before it is without a result".into(),
+                    })?,
+                };
+                message["tool_call_id"] = id.into();
             }
             prepared.push(message);
         }
@@ -61,7 +68,8 @@ impl Dialect {
                 });
             }
             if call["id"].as_str().is_none_or(str::is_empty) {
-                call["id"] = self.made_up_id(index as u64, i as u64).into();
+                let name = call["function"]["name"].as_str().unwrap_or_default();
+                call["id"] = self.made_up_id(index as u64, i as u64, name).into();
             }
             let arguments = &mut call["function"]["arguments"];
             *arguments = given(arguments, traits.calls.as_ref());
@@ -69,20 +77,19 @@ impl Dialect {
         Ok(())
     }
 
-    /// Gives calls whose ids another model or client made up ids of the one length that templates of this dialect take.
-    fn rename_calls(&self, message: &mut Value, index: usize, renamed: &mut HashMap<String, String>) {
-        if !self.id.prefix.is_empty() {
-            return;
-        }
-        for (i, call) in message["tool_calls"].as_array_mut().into_iter().flatten().enumerate() {
-            let id = call["id"].as_str().unwrap_or_default();
-            if id.len() != self.id.length || !id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
-                let other = self.made_up_id(index as u64, i as u64);
+    /// Replaces ids that templates of this dialect do not take, because another model or client made them.
+    /// `calls` counts those of the conversation.
+    fn rename_calls(&self, message: &mut Value, calls: &mut u64, renamed: &mut HashMap<String, String>) {
+        for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+            let [id, name] = [&call["id"], &call["function"]["name"]].map(|text| text.as_str().unwrap_or_default());
+            if self.id.accepts(id, name) {
+                renamed.remove(id);
+            } else {
+                let other = self.made_up_id(0, *calls, name);
                 renamed.insert(id.to_owned(), other.clone());
                 call["id"] = other.into();
-            } else {
-                renamed.remove(id);
             }
+            *calls += 1;
         }
     }
 

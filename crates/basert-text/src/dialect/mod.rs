@@ -21,40 +21,34 @@ pub use self::parser::{Event, Parser, ParserOptions};
 pub use self::write::CallGrammar;
 use crate::{ChatTemplate, Tokenizer};
 
-/// The built-in dialects, in the order in which they are detected.
-const BUILT_IN: [(&str, &str); 14] = [
-    ("harmony", include_str!("../../dialects/harmony.toml")),
-    ("deepseek", include_str!("../../dialects/deepseek.toml")),
-    ("deepseek-plain", include_str!("../../dialects/deepseek-plain.toml")),
-    ("mistral-args", include_str!("../../dialects/mistral-args.toml")),
-    ("mistral", include_str!("../../dialects/mistral.toml")),
-    ("minimax", include_str!("../../dialects/minimax.toml")),
-    ("glm", include_str!("../../dialects/glm.toml")),
-    ("seed", include_str!("../../dialects/seed.toml")),
-    ("qwen-coder", include_str!("../../dialects/qwen-coder.toml")),
-    ("hermes", include_str!("../../dialects/hermes.toml")),
-    ("tool-list", include_str!("../../dialects/tool-list.toml")),
-    ("llama3", include_str!("../../dialects/llama3.toml")),
-    ("gemma", include_str!("../../dialects/gemma.toml")),
-    ("generic", include_str!("../../dialects/generic.toml")),
-];
+/// The files in `dialects/`, by name.
+const BUILT_IN: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/dialects.rs"));
 
+/// The dialect of templates that no other one is detected in.
+const GENERIC: &str = "generic";
+
+/// The built-in dialects, in the order in which they are detected.
 static PARSED: LazyLock<Vec<Arc<Dialect>>> = LazyLock::new(|| {
     let parsed = BUILT_IN.iter().map(|(name, source)| Dialect::parse(name, source).map(Arc::new));
-    parsed.collect::<Result<_, _>>().expect("the built-in dialects are tested")
+    let mut parsed = parsed.collect::<Result<Vec<_>, _>>().expect("the built-in dialects are tested");
+    parsed.sort_by_key(|dialect| dialect.rank);
+    parsed
 });
 
 /// How a family of models writes tool calls and reasoning.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dialect {
-    /// What it is called.
+    /// Its name.
     #[serde(skip)]
     name: String,
     /// Signs in a chat template, any of which identifies this dialect.
     #[serde(default)]
     detect: Vec<Signs>,
-    /// What reasoning stands between.
+    /// Dialects of a lower rank are detected first: signs of a high one are also found in templates of others.
+    #[serde(default)]
+    rank: u8,
+    /// The markers around reasoning.
     #[serde(default)]
     reasoning: Vec<Between>,
     /// The ways in which calls are written. The first one is used for required calls.
@@ -91,29 +85,37 @@ struct Between {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct CallStyle {
-    /// The marker in front. Where it is empty, a call is JSON at the beginning of the answer or after another call.
+    /// The marker in front. If it is empty, a call stands at the beginning of the answer, of a line, or after another call.
     #[serde(default)]
     open: String,
     /// The marker behind, which may be left out at the end of the answer.
     #[serde(default)]
     close: String,
-    /// What stands between them.
-    forms: Vec<Form>,
-    /// Between name and arguments, for [`Form::Named`].
+    /// Other markers that models write instead.
     #[serde(default)]
-    separator: String,
+    closes: Vec<String>,
+    /// What is between the markers.
+    forms: Vec<Form>,
+    /// Between name and arguments, for [`Form::Named`]; the first is the one that is written.
+    #[serde(default)]
+    separator: Vec<String>,
+    /// The form in which the name is written, which is also the id, for [`Form::Named`].
+    head: Option<IdForm>,
+    /// The syntax of function calls.
+    #[serde(default)]
+    function: Notation,
     /// Between name and id, for [`Form::Named`], where calls have ids.
     #[serde(default)]
     id_separator: String,
-    /// The keys under which the name may stand; the first is how it is asked for.
+    /// The keys that the name may have; the first is the one that is written.
     #[serde(default = "name_keys")]
     name: Vec<String>,
-    /// The keys under which the arguments may stand.
+    /// The keys that the arguments may have; the first is the one that is written.
     #[serde(default = "argument_keys")]
     arguments: Vec<String>,
-    /// The key under which the id stands, where models write one.
+    /// The key of the id, if models write one.
     id: Option<String>,
-    /// The markers are also ordinary text: it is a call only if it names a tool that there is and its arguments.
+    /// The markers are also ordinary text: a call has to name an existing tool and arguments.
     #[serde(default)]
     ambiguous: bool,
     /// The space that is written inside the markers.
@@ -122,14 +124,16 @@ struct CallStyle {
     /// What is written between the text before and a call, and between calls.
     #[serde(default)]
     gap: String,
-    /// What stands around all calls of an answer.
+    /// What is written between several calls in one pair of markers. Without it, each call has its own markers.
+    between: Option<String>,
+    /// The markers around all calls of an answer.
     #[serde(default)]
     around: Between,
-    /// What a call is written with, for [`Form::Parameters`].
+    /// The markers of [`Form::Parameters`].
     parameters: Option<Markers>,
 }
 
-/// What stands between the markers of a call.
+/// What is between the markers of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Form {
@@ -141,9 +145,64 @@ enum Form {
     Named,
     /// A marker around the name of each argument, and around its value.
     Parameters,
+    /// A JSON array of objects, each with one key, the name, and the arguments as its value.
+    Keyed,
+    /// A function call as in Python: `f(a="x", b=1)`. Several may follow each other.
+    Function,
+    /// A list of function calls: `[f(a="x", b=1), g()]`.
+    Functions,
 }
 
-/// An answer as a sequence of messages, each with a header that says whom it is for.
+/// How function calls are written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Notation {
+    /// Comes before the name.
+    before: String,
+    /// Opens the arguments.
+    open: char,
+    /// Between an argument's name and value.
+    is: char,
+    /// Closes the arguments.
+    close: char,
+    /// Around strings, besides the quotes of Python.
+    quote: String,
+}
+
+impl Default for Notation {
+    fn default() -> Self {
+        Self { before: String::new(), open: '(', is: '=', close: ')', quote: String::new() }
+    }
+}
+
+/// Ids that say which tool is called, and a number: a text with `{name}` and, after it, `{index}`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(transparent)]
+struct IdForm(String);
+
+impl IdForm {
+    /// The form itself.
+    fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// What comes before the name, between name and number, and after that.
+    fn parts(&self) -> (&str, &str, &str) {
+        let (before, rest) = self.0.split_once("{name}").unwrap_or_default();
+        let (between, after) = rest.split_once("{index}").unwrap_or_default();
+        (before, between, after)
+    }
+
+    fn is_valid(&self) -> bool {
+        !self.parts().1.is_empty()
+    }
+
+    fn id(&self, name: &str, index: u64) -> String {
+        self.0.replace("{index}", &index.to_string()).replace("{name}", name)
+    }
+}
+
+/// An answer as a sequence of messages, each with a header that names its channel and recipient.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Channels {
@@ -159,9 +218,9 @@ struct Channels {
     end: Vec<String>,
     /// The channels of reasoning; all others are the answer.
     reasoning: Vec<String>,
-    /// Comes before the recipient, who makes a message a call.
+    /// Comes before the recipient; a message with a recipient is a call.
     recipient: String,
-    /// Recipients that are no tools.
+    /// Recipients that are not tools.
     people: Vec<String>,
     /// The namespace of tools, left out of their names.
     namespace: String,
@@ -173,13 +232,33 @@ struct Channels {
 
 /// The form of a call's id.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct IdStyle {
+    /// What made-up ids begin with. If it is empty, templates refuse ids that are not `length` letters and digits.
     prefix: String,
     length: usize,
+    /// Ids that name the tool, instead; templates take no others.
+    form: Option<IdForm>,
 }
 
-/// What is written for templates that do not know tools.
+impl IdStyle {
+    /// Whether templates take this id of a call of this tool.
+    fn accepts(&self, id: &str, name: &str) -> bool {
+        match &self.form {
+            Some(form) => {
+                let (before, between, after) = form.parts();
+                let number = id.strip_prefix(&format!("{before}{name}{between}")).and_then(|id| id.strip_suffix(after));
+                number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+            }
+            None if self.prefix.is_empty() => {
+                id.len() == self.length && id.bytes().all(|byte| byte.is_ascii_alphanumeric())
+            }
+            None => true,
+        }
+    }
+}
+
+/// What is written for templates without support for tools.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PromptStyle {
@@ -199,7 +278,7 @@ impl Default for PromptStyle {
 
 impl Default for IdStyle {
     fn default() -> Self {
-        Self { prefix: "call_".into(), length: 24 }
+        Self { prefix: "call_".into(), length: 24, form: None }
     }
 }
 
@@ -247,22 +326,8 @@ impl Dialect {
 
     /// What in the file makes no sense.
     fn fault(&self) -> Option<String> {
-        for style in &self.call {
-            if style.forms.contains(&Form::Named) == style.separator.is_empty() {
-                return Some("call.separator belongs to the form named".into());
-            }
-            if style.forms.contains(&Form::Parameters) != style.parameters.is_some() {
-                return Some("call.parameters belong to the form parameters".into());
-            }
-            if let Some(fault) = style.parameters.as_ref().and_then(Markers::fault) {
-                return Some(fault);
-            }
-            if style.open.is_empty() && (style.forms.contains(&Form::Named) || !style.ambiguous) {
-                return Some("a call without call.open is an ambiguous object or list".into());
-            }
-            if style.forms.is_empty() || style.name.is_empty() || style.arguments.is_empty() {
-                return Some("call.forms, call.name and call.arguments each need an entry".into());
-            }
+        if let Some(fault) = self.call.iter().find_map(CallStyle::fault) {
+            return Some(fault);
         }
         let empty = |pair: &Between| pair.open.is_empty() || pair.close.is_empty();
         if self.reasoning.iter().any(empty) {
@@ -280,6 +345,9 @@ impl Dialect {
         }
         if self.id.length == 0 || self.id.length > 64 {
             return Some("id.length is from 1 to 64".into());
+        }
+        if self.id.form.as_ref().is_some_and(|form| !form.is_valid()) {
+            return Some("id.form needs {name}, a text and {index}".into());
         }
         None
     }
@@ -300,11 +368,15 @@ impl Dialect {
 
     /// The built-in dialect of a model with this chat template: the first whose signs are in it, or the generic one.
     pub fn of_template(source: &str) -> Arc<Dialect> {
-        let shows = |signs: &Signs| {
+        let found = PARSED.iter().find(|dialect| dialect.is_shown_by(source)).cloned();
+        found.unwrap_or_else(|| Self::named(GENERIC).expect("it is built in"))
+    }
+
+    /// Whether a template has the signs of this dialect.
+    fn is_shown_by(&self, source: &str) -> bool {
+        self.detect.iter().any(|signs| {
             signs.all.iter().all(|sign| source.contains(sign)) && !signs.none.iter().any(|sign| source.contains(sign))
-        };
-        let found = PARSED.iter().find(|dialect| dialect.detect.iter().any(shows));
-        found.or(PARSED.last()).cloned().expect("there are built-in dialects")
+        })
     }
 
     /// What it is called.
@@ -319,8 +391,12 @@ impl Dialect {
         let calls = self.call.iter().flat_map(|style| {
             let Between { open, close } = &style.around;
             let parameters = style.parameters.iter().flat_map(Markers::texts);
-            [&style.open, &style.close, &style.separator, &style.id_separator, open, close]
+            let notation = [&style.function.before, &style.function.quote];
+            [&style.open, &style.close, &style.id_separator, open, close]
                 .into_iter()
+                .chain(&style.closes)
+                .chain(&style.separator)
+                .chain(notation)
                 .chain(parameters)
         });
         let channels = self
@@ -345,8 +421,11 @@ impl Dialect {
         in_channels || self.reasoning_markers().any(|marker| template.source().contains(marker))
     }
 
-    /// An id of a call, in this dialect's form, by a seed and the call's index.
-    fn made_up_id(&self, seed: u64, index: u64) -> String {
+    /// An id of a call of a tool, in this dialect's form, by a seed and the call's index.
+    fn made_up_id(&self, seed: u64, index: u64, name: &str) -> String {
+        if let Some(form) = &self.id.form {
+            return form.id(name, index);
+        }
         const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
         let mut id = self.id.prefix.clone();
         for place in 0..self.id.length as u64 {
@@ -365,6 +444,45 @@ impl Dialect {
     }
 }
 
+impl CallStyle {
+    /// What in the file makes no sense.
+    fn fault(&self) -> Option<String> {
+        let has = |form: Form| self.forms.contains(&form);
+        if has(Form::Named) == self.separator.iter().all(String::is_empty) {
+            return Some("call.separator belongs to the form named".into());
+        }
+        if has(Form::Parameters) != self.parameters.is_some() {
+            return Some("call.parameters belong to the form parameters".into());
+        }
+        if let Some(fault) = self.parameters.as_ref().and_then(Markers::fault) {
+            return Some(fault);
+        }
+        let is_bare = |form: &Form| matches!(form, Form::Object | Form::List | Form::Named | Form::Functions);
+        if self.open.is_empty() && !(self.ambiguous && self.forms.iter().all(is_bare)) {
+            return Some("a call without call.open is ambiguous, and an object, a list, named or functions".into());
+        }
+        if has(Form::Named) && self.has_functions() {
+            return Some("a call is either named or a function".into());
+        }
+        if self.head.as_ref().is_some_and(|head| !head.is_valid() || !has(Form::Named)) {
+            return Some("call.head belongs to the form named, and needs {name}, a text and {index}".into());
+        }
+        let Notation { quote, open, is, close, .. } = &self.function;
+        let quote_begins = quote.chars().next();
+        if quote.chars().skip(1).any(|c| Some(c) == quote_begins) {
+            return Some("the first character of call.function.quote comes only once in it".into());
+        }
+        let is_sign = |c: &char| c.is_ascii_punctuation() && !call::is_of_name(*c) && !matches!(c, ',' | '"' | '\'');
+        if ![open, is, close].into_iter().all(is_sign) {
+            return Some("call.function.open, is and close are punctuation that no name has".into());
+        }
+        if self.forms.is_empty() || self.name.is_empty() || self.arguments.is_empty() {
+            return Some("call.forms, call.name and call.arguments each need an entry".into());
+        }
+        None
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,7 +491,7 @@ mod tests {
     fn built_in_dialects_are_valid() {
         for (name, source) in BUILT_IN {
             Dialect::parse(name, source).unwrap();
-            assert_eq!(Dialect::named(name).unwrap().name(), name);
+            assert_eq!(Dialect::named(name).unwrap().name(), *name);
         }
     }
 
@@ -384,9 +502,37 @@ mod tests {
         assert!(fault("").contains("channels or a call"));
         assert!(fault("[[call]]\nopen = 'x'\nforms = ['named']").contains("separator"));
         assert!(fault("[[call]]\nforms = ['object']").contains("ambiguous"));
-        assert_eq!(
-            Dialect::named("klingon").unwrap_err().to_string(),
-            "there is no dialect klingon; there are harmony, deepseek, deepseek-plain, mistral-args, mistral, minimax, glm, seed, qwen-coder, hermes, tool-list, llama3, gemma, generic"
+        let named = "[[call]]\nopen = 'x'\nseparator = ['y']\nforms = ['named']\n";
+        assert!(fault(&format!("{named}head = '{{name}}'")).contains("call.head"));
+        assert!(fault(&format!("id.form = '{{index}}'\n{named}")).contains("id.form"));
+        let function = "[[call]]\nopen = 'x'\nforms = ['function']\n";
+        assert!(fault(&format!("{function}function.quote = '||'")).contains("only once"));
+        assert!(fault(&format!("{function}function.open = 'a'")).contains("punctuation"));
+        let unknown = Dialect::named("klingon").unwrap_err().to_string();
+        assert!(
+            unknown.starts_with("there is no dialect klingon; there are ") && unknown.contains("hermes, "),
+            "{unknown}"
         );
+    }
+
+    /// What is detected does not depend on the order of dialects of one rank.
+    #[test]
+    fn signs_of_one_rank_exclude_each_other() {
+        let examples = [
+            "<tool_call> \"arguments <arg_key> <arg_value>",
+            "<tool_call> \"arguments <function= <parameter=",
+            "<seed:tool_call> <function= <parameter=",
+            "<｜tool▁call▁begin｜> ```json",
+            "<｜tool▁call▁begin｜>",
+            "[TOOL_CALLS] [ARGS]",
+            "[TOOL_CALLS]",
+        ];
+        for source in examples {
+            let mut ranks: Vec<u8> =
+                PARSED.iter().filter(|dialect| dialect.is_shown_by(source)).map(|d| d.rank).collect();
+            let count = ranks.len();
+            ranks.dedup();
+            assert!(count > 0 && ranks.len() == count, "{source}");
+        }
     }
 }

@@ -120,7 +120,7 @@ enum Mark {
     Header {
         is_channel: bool,
     },
-    /// Nothing: it has no meaning by itself.
+    /// Nothing: the marker has no meaning of its own.
     Nothing,
 }
 
@@ -152,7 +152,7 @@ impl Parser {
         Self { seed, ..self }
     }
 
-    /// Takes the state that the prompt's end asks for.
+    /// Enters the state in which the prompt ends.
     fn enter(&mut self, prompt: &str) {
         if let Some(channels) = &self.dialect.channels {
             let Some((_, last)) = prompt.rsplit_once(channels.start.as_str()) else { return };
@@ -166,7 +166,7 @@ impl Parser {
             self.said = [false; 2];
         } else {
             let end = prompt.trim_end();
-            if let Some(open) = self.dialect.reasoning.iter().position(|pair| end.ends_with(&pair.open)) {
+            if let Some(open) = self.dialect.reasoning.iter().position(|pair| end.ends_with(pair.open.trim_end())) {
                 self.state = State::Reasoning(open);
             }
         }
@@ -277,7 +277,7 @@ impl Parser {
         }
     }
 
-    /// Looks whether what is held is a marker, may become one, or is text.
+    /// Checks whether the held text is a marker, may become one, or is text.
     fn look_for_marker(&mut self) {
         loop {
             let is_longer = |text: &str| text.len() > self.held.len() && text.starts_with(&self.held);
@@ -322,7 +322,7 @@ impl Parser {
         let has_calls = is_text && !self.tools.is_empty();
         let calls = call.iter().enumerate().filter(move |(_, style)| has_calls && !style.open.is_empty());
         let calls = calls.map(|(i, style)| (style.open.as_str(), Mark::Call(i)));
-        // In a thought, only what cannot be anything else.
+        // Inside reasoning, only unambiguous markers.
         let has_asides = !is_text && !self.tools.is_empty();
         let asides = call.iter().filter(move |style| has_asides && !style.open.is_empty() && !style.ambiguous);
         let asides = asides.map(|style| (style.open.as_str(), Mark::Aside));
@@ -344,14 +344,18 @@ impl Parser {
 
     /// The style of a call that has no marker and may begin with this character.
     fn bare_call(&self, c: char) -> Option<usize> {
-        let form = match c {
-            '{' => Form::Object,
-            '[' => Form::List,
+        let begins_line = !self.has_text || self.space.contains('\n');
+        if !begins_line {
+            return None;
+        }
+        let forms: &[Form] = match c {
+            '{' => &[Form::Object],
+            '[' => &[Form::List, Form::Functions],
+            _ if self.tools.iter().any(|tool| tool.name.starts_with(c)) => &[Form::Named],
             _ => return None,
         };
-        let begins_line = !self.has_text || self.space.contains('\n');
-        let may_begin = begins_line && !self.tools.is_empty();
-        self.dialect.call.iter().position(|style| may_begin && style.open.is_empty() && style.forms.contains(&form))
+        let may_be = |style: &CallStyle| style.open.is_empty() && forms.iter().any(|form| style.forms.contains(form));
+        self.dialect.call.iter().position(may_be).filter(|_| !self.tools.is_empty())
     }
 
     fn begin(&mut self, mark: Mark, text: String) {
@@ -377,7 +381,7 @@ impl Parser {
         };
     }
 
-    /// Looks whether the header has ended, and begins its message.
+    /// Checks whether the header has ended, and begins its message.
     fn look_for_message(&mut self) {
         let State::Header { text: header, prompt } = &self.state else { return };
         let Some(channels) = &self.dialect.channels else { return };
@@ -450,7 +454,7 @@ impl Parser {
         self.said[1] = true;
         let mut delta = std::mem::take(&mut self.space);
         delta.push(c);
-        // What was said before comes first; it may have ended the answer.
+        // The content so far comes first; it may have ended the answer.
         self.flush_content();
         if self.stopped().is_some() {
             return;
@@ -461,7 +465,7 @@ impl Parser {
         }
     }
 
-    /// Hands on what was found of calls.
+    /// Reports what was found of calls.
     fn report(&mut self, found: Vec<Found>) {
         for found in found {
             let index = self.calls.saturating_sub(1);
@@ -472,7 +476,7 @@ impl Parser {
                         return;
                     }
                     self.calls += 1;
-                    let id = id.unwrap_or_else(|| self.dialect.made_up_id(self.seed, self.calls as u64));
+                    let id = id.unwrap_or_else(|| self.dialect.made_up_id(self.seed, self.calls as u64 - 1, &name));
                     Event::CallBegan { index: self.calls - 1, id, name }
                 }
                 Found::Arguments(delta) => match self.events.last_mut() {
@@ -489,7 +493,7 @@ impl Parser {
         }
     }
 
-    /// Hands on the content before a call, but for the space that is written between the two.
+    /// Reports the content before a call, without the gap that is written between the two.
     fn before_call(&mut self) {
         if self.has_text {
             let gap = match &self.state {

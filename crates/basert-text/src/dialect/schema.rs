@@ -10,14 +10,15 @@ const MOST: usize = 200;
 pub(super) struct Kinds(u8);
 
 impl Kinds {
-    const TEXT: Self = Self(1);
+    /// A string.
+    pub const TEXT: Self = Self(1);
     const INTEGER: Self = Self(2);
     const NUMBER: Self = Self(2 | 4);
     const BOOLEAN: Self = Self(8);
     const NULL: Self = Self(16);
     const LIST: Self = Self(32);
     const OBJECT: Self = Self(64);
-    /// Whatever there is.
+    /// Any kind.
     pub const ANY: Self = Self(127);
 
     /// What the argument of this name may be in a call by this schema.

@@ -74,8 +74,8 @@ impl Dialect {
     ///
     /// Where the template has no place for tools, they are described in the system message, past calls are written into
     /// the content as this dialect writes them, and results are what the user says. A conversation that the template
-    /// refuses, or of which it leaves out what system or user say, is told in another way: system texts joined or given
-    /// to the user, messages of one role joined, several calls cut into messages of one.
+    /// refuses, or from which it drops what the system or the user says, is rewritten: system messages are merged or given
+    /// to the user, consecutive messages of one role are merged, and several calls are split into messages of one.
     ///
     /// # Errors
     /// When the template refuses the conversation all the same, a call has no name, or the last message is to be

@@ -3,10 +3,7 @@
 use serde_json::{Map, Value};
 
 use crate::TemplateError;
-use crate::tokenizer::ControlTexts;
-
-/// Noncharacters of Unicode, for internal use and never part of text.
-const MARKERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+use crate::tokenizer::{ControlTexts, MARKERS};
 
 /// Breaks texts from outside so that they are no control tokens in the rendered prompt.
 pub(super) struct Outside<'c> {

@@ -1,12 +1,15 @@
 //! The Jinja environment that chat templates are written for: that of `transformers`.
 
 use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, ValueKind};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, StringInput, Tuple, ValueKind, ValueOrKwargs, from_args};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
 use super::python::{self, JsonStyle};
+use super::source::{CALL, TEXT};
 use super::{limits, methods};
 
 /// How many instructions a template may execute. A conversation of a thousand messages takes a few hundred thousand.
@@ -31,18 +34,38 @@ pub(super) fn new() -> Environment<'static> {
     environment.add_filter("int", int);
     environment.add_filter("float", float);
     environment.add_filter("string", |value: &Value| python::text(value));
+    environment.add_filter(TEXT, |value: &Value| python::written(value));
+    environment.add_filter("upper", |state: &State, value: &Value| {
+        Ok::<_, Error>(filters::upper(StringInput::new(state, &python::written(value))?))
+    });
+    environment.add_filter("lower", |state: &State, value: &Value| {
+        Ok::<_, Error>(filters::lower(StringInput::new(state, &python::written(value))?))
+    });
+    environment.add_filter("trim", |state: &State, value: &Value, chars: Option<Cow<'_, str>>| {
+        Ok::<_, Error>(filters::trim(StringInput::new(state, &python::written(value))?, chars))
+    });
+    environment.add_filter("xmlattr", xml_attributes);
+    for (name, arguments) in POSITIONAL {
+        environment.add_filter(name, move |state: &State, value: Value, given: Rest<ValueOrKwargs>| {
+            let named = by_name(arguments, given.into_values())?;
+            match name {
+                "dictsort" => filters::dictsort(&value, named),
+                _ => wordwrap(state, &value, named),
+            }
+        });
+    }
+    environment.add_function("cycler", |items: Rest<Value>| Cycler::of(items.to_vec()));
+    environment.add_function(CALL, call);
     environment.add_filter("capitalize", |text: String| methods::capitalized(&text));
     for name in ["length", "count"] {
-        environment.add_filter(
-            name,
-            |value: &Value| {
-                if value.is_undefined() { Ok(0) } else { minijinja::filters::length(value) }
-            },
-        );
+        environment.add_filter(name, |value: &Value| if value.is_undefined() { Ok(0) } else { filters::length(value) });
     }
-    environment.add_filter("first", |value: &Value| {
-        if value.is_undefined() { Ok(Value::UNDEFINED) } else { minijinja::filters::first(value) }
-    });
+    environment.add_filter(
+        "first",
+        |value: &Value| {
+            if value.is_undefined() { Ok(Value::UNDEFINED) } else { filters::first(value) }
+        },
+    );
     for name in ["default", "d"] {
         environment.add_filter(name, |value: &Value, default: Option<Value>, empty: Option<bool>, named: Kwargs| {
             let default = default.or(named.get("default_value")?).unwrap_or_else(|| "".into());
@@ -62,7 +85,7 @@ pub(super) fn new() -> Environment<'static> {
             }
         });
     }
-    // In Python whatever has a length and items is a sequence: strings and mappings too.
+    // In Python, everything with a length and items is a sequence, including strings and mappings.
     environment.add_test("sequence", |value: &Value| is_iterable(value));
     environment.add_test("iterable", is_iterable);
     environment.add_test("callable", |value: &Value| {
@@ -77,6 +100,127 @@ pub(super) fn new() -> Environment<'static> {
         }
     });
     environment
+}
+
+/// Filters whose arguments minijinja only takes by name, and their names in Jinja2's order.
+const POSITIONAL: [(&str, &[&str]); 2] = [
+    ("dictsort", &["case_sensitive", "by", "reverse"]),
+    ("wordwrap", &["width", "break_long_words", "wrapstring", "break_on_hyphens"]),
+];
+
+/// Arguments of a filter, each by its name.
+fn by_name(names: &[&str], mut given: Vec<Value>) -> Result<Kwargs, Error> {
+    let named = given.pop_if(|last| !last.is_undefined() && Kwargs::try_from(last.clone()).is_ok());
+    let named = named.map(Kwargs::try_from).transpose()?;
+    if given.len() > names.len() {
+        return Err(Error::from(ErrorKind::TooManyArguments));
+    }
+    let mut all: Vec<(String, Value)> = names.iter().map(|&name| name.to_owned()).zip(given).collect();
+    for name in named.iter().flat_map(Kwargs::args) {
+        let value: Value = named.as_ref().map_or(Ok(Value::UNDEFINED), |named| named.get(name))?;
+        all.push((name.to_owned(), value));
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// Jinja's `wordwrap`, of a value as text.
+fn wordwrap(state: &State, value: &Value, named: Kwargs) -> Result<Value, Error> {
+    let text = python::written(value);
+    minijinja_contrib::filters::wordwrap(&StringInput::new(state, &text)?.as_str().into(), named)
+}
+
+/// Calls a macro that takes any arguments: those that it does not declare are its last two.
+fn call(state: &mut State, callee: &Value, arguments: Rest<ValueOrKwargs>) -> Result<Value, Error> {
+    limits::tick()?;
+    let mut positional = arguments.into_values();
+    let declared: Vec<String> =
+        callee.get_attr("arguments")?.try_iter()?.map(|name| name.as_str().unwrap_or_default().to_owned()).collect();
+    let [declared @ .., varargs, kwargs] = declared.as_slice() else { return callee.call(state, &positional) };
+    let named = positional.pop_if(|last| !last.is_undefined() && Kwargs::try_from(last.clone()).is_ok());
+    let named = named.map(Kwargs::try_from).transpose()?;
+    let rest = positional.split_off(declared.len().min(positional.len()));
+    let (mut known, mut others) = (Vec::new(), Vec::new());
+    for name in named.iter().flat_map(Kwargs::args) {
+        let value: Value = named.as_ref().map_or(Ok(Value::UNDEFINED), |named| named.get(name))?;
+        let is_known = name == "caller" || declared.iter().any(|declared| declared == name);
+        let target = if is_known { &mut known } else { &mut others };
+        target.push((name.to_owned(), value));
+    }
+    known.push((varargs.clone(), Tuple::from(rest).into()));
+    known.push((kwargs.clone(), Value::from_pairs(others.into_iter().map(|(name, value)| (Value::from(name), value)))));
+    positional.push(Kwargs::from_iter(known).into());
+    callee.call(state, &positional)
+}
+
+/// Jinja's `cycler`: one item after the other, and again.
+#[derive(Debug)]
+struct Cycler {
+    items: Vec<Value>,
+    at: AtomicUsize,
+}
+
+impl Cycler {
+    fn of(items: Vec<Value>) -> Result<Value, Error> {
+        if items.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidOperation, "cycler: no items"));
+        }
+        items.iter().try_for_each(limits::settled)?;
+        Ok(Value::from_object(Self { items, at: AtomicUsize::new(0) }))
+    }
+
+    fn current(&self) -> Value {
+        self.items[self.at.load(Relaxed) % self.items.len()].clone()
+    }
+}
+
+impl Object for Cycler {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        (key.as_str() == Some("current")).then(|| self.current())
+    }
+
+    fn call_method(self: &Arc<Self>, _: &mut State<'_, '_>, method: &str, arguments: &[Value]) -> Result<Value, Error> {
+        let () = from_args(arguments)?;
+        match method {
+            "next" => {
+                let current = self.current();
+                self.at.fetch_add(1, Relaxed);
+                Ok(current)
+            }
+            "reset" => {
+                self.at.store(0, Relaxed);
+                Ok(Value::from(()))
+            }
+            _ => Err(Error::from(ErrorKind::UnknownMethod)),
+        }
+    }
+}
+
+/// Jinja's `xmlattr`: a mapping as attributes of a tag, without those that are none or undefined.
+fn xml_attributes(map: &Value, space: Option<bool>, named: Kwargs) -> Result<String, Error> {
+    let space = space.or(named.get("autospace")?).unwrap_or(true);
+    named.assert_all_used()?;
+    let mut result = String::new();
+    for key in map.try_iter()? {
+        let value = map.get_item(&key)?;
+        let name = python::text(&key);
+        if value.is_none() || value.is_undefined() {
+            continue;
+        }
+        if name.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '>' | '=')) {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                format!("xmlattr: {name:?} is no name of an attribute"),
+            ));
+        }
+        result.push_str(if space || !result.is_empty() { " " } else { "" });
+        result.push_str(&format!("{}=\"{}\"", escaped(&key), escaped(&value)));
+        limits::fits(result.len())?;
+    }
+    Ok(result)
 }
 
 /// Jinja's `truncate`: to `length` characters with `end`, unless no more than `leeway`, which has to be
@@ -145,13 +289,13 @@ fn to_json(value: &Value, ensure_ascii: Option<bool>, indent: Option<Value>, nam
 /// Jinja's `int`: what is no number becomes the default, 0 unless given.
 fn int(state: &State, value: &Value, default: Option<Value>, base: Option<u32>, named: Kwargs) -> Result<Value, Error> {
     let default = default.or(named.get("default")?).unwrap_or(Value::from(0));
-    Ok(minijinja::filters::int(state, value, Some(default.clone()), base, named).unwrap_or(default))
+    Ok(filters::int(state, value, Some(default.clone()), base, named).unwrap_or(default))
 }
 
 /// Jinja's `float`: what is no number becomes the default, 0.0 unless given.
 fn float(state: &State, value: &Value, default: Option<Value>, named: Kwargs) -> Result<Value, Error> {
     let default = default.or(named.get("default")?).unwrap_or(Value::from(0.0));
-    Ok(minijinja::filters::float(state, value, Some(default.clone()), named).unwrap_or(default))
+    Ok(filters::float(state, value, Some(default.clone()), named).unwrap_or(default))
 }
 
 /// What one level is indented by, given as a number of spaces or as a text.

@@ -1,19 +1,19 @@
 //! Limits that keep a template from crashing the process.
 //!
-//! minijinja counts the instructions that a template executes and the brackets and calls inside each other. What it
-//! does not count, a template from an unknown hand can use against the process:
+//! minijinja limits the number of instructions that a template executes, and the depth of brackets and calls. What it
+//! does not limit, a malicious template can use against the process:
 //!
 //! - Its parser and compiler recurse along chains (`1 + 1 + …`, `{% elif %}`). A source has at most [`MOST_SOURCE`]
 //!   bytes, and everything runs on a thread whose stack is large enough for the worst of that length
 //!   ([`on_own_stack`](crate::stack::on_own_stack)), which also makes an error of a panic.
 //! - Printing, comparing and dropping a value recurse along its depth, forever where it contains itself, and a value
-//!   can double its size in every round of a loop. Whatever is assigned by `{% set %}` passes through a filter that
-//!   refuses what is too deep or too large ([`CHECKS`], [`kept`]). In an attribute of a namespace, which alone outlives a
-//!   round, nothing may stand that can change later, and so nothing can come to contain itself.
-//! - A few filters make a long text of a short number; they are limited ([`add_to`]).
-//! - One instruction may take long on a large value. Rounds of loops, calls of macros and of methods, assignments and
-//!   what is printed look at the clock ([`tick`]), and a tag has at most [`MOST_OPERATORS`] that make a new value: between
-//!   two looks there are the tags in between, which the length of the source limits.
+//!   can double its size in every iteration of a loop. All values assigned by `{% set %}` pass through a filter that
+//!   rejects those that are too deep or too large ([`CHECKS`], [`kept`]). Attributes of a namespace, which alone outlive
+//!   an iteration, may not hold mutable values, so nothing can come to contain itself.
+//! - A few filters make a long text from a small number; they are limited ([`add_to`]).
+//! - One instruction may take long on a large value. Loop iterations, calls of macros and methods, assignments and
+//!   output check the clock ([`tick`]), and a tag has at most [`MOST_OPERATORS`] operators that make a new value: between
+//!   two checks there is only a limited number of tags, since the length of the source is limited.
 //!
 //! Text in one variable and in the output is limited by how much the template was given ([`begin`]), so that one
 //! expression (`x ~ x ~ …`) takes at most [`MOST_OPERATORS`] times as much before its value is assigned or printed.
@@ -21,19 +21,18 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Kwargs, Rest, StringInput, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
-use super::methods;
+use super::{methods, printf, python};
 
 /// The longest source of a template, in bytes. Published ones have up to 30 KB.
 pub(super) const MOST_SOURCE: usize = 64 << 10;
 
-/// The most text that a template may produce or keep in one variable, in bytes, however much it is given.
+/// The most text that a template may produce or keep in one variable, in bytes, regardless of its input.
 pub(super) const MOST_TEXT: usize = 64 << 20;
 
-/// The least of that, and how many times as much as what the template is given.
+/// The least that this limit can be, and its ratio to the size of the template's input.
 const LEAST_TEXT: usize = 4 << 20;
 const GROWTH: usize = 8;
 
@@ -52,11 +51,11 @@ const MOST_VALUES: usize = 1_000_000;
 /// The filters that assignments pass through: to a variable, and to an attribute of a namespace.
 pub(super) const CHECKS: [&str; 2] = ["__assigned", "__assigned_to_attribute"];
 
-/// The function that each round of a loop and each call of a macro begins with, and the filter that `%` becomes.
+/// The function that each loop iteration and macro call begins with, and the filter that replaces `%`.
 pub(super) const TICK: &str = "__tick";
 pub(super) const PERCENT: &str = "__percent";
 
-/// What a rendering has left.
+/// What a rendering may still use.
 #[derive(Clone, Copy)]
 struct Budget {
     until: Option<Instant>,
@@ -64,7 +63,7 @@ struct Budget {
 }
 
 thread_local! {
-    /// That of the rendering on this thread, which has it to itself.
+    /// The budget of the rendering on this thread.
     static BUDGET: Cell<Budget> = const { Cell::new(Budget { until: None, text: LEAST_TEXT }) };
 }
 
@@ -99,7 +98,7 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     }
     environment.add_function(TICK, || tick().map(|()| false));
     environment.add_filter(PERCENT, percent);
-    // A view of what can change; Jinja has no such filter.
+    // A view of mutable values; Jinja2 has no such filter.
     environment.remove_filter("chain");
     environment.add_filter("items", |value: &Value| {
         fixed(value)?;
@@ -123,13 +122,14 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
     environment.add_filter("format", |text: &str, arguments: Rest<ValueOrKwargs>| {
         let arguments = arguments.into_values();
         fits(format_len(text, &arguments))?;
-        format(FormatStyle::Printf, text, &arguments)
+        printf::format(text, &arguments).map_err(refused)
     });
     environment.add_filter(
         "replace",
-        |text: StringInput<'_>, from: StringInput<'_>, to: StringInput<'_>, count: Option<i64>, named: Kwargs| {
+        |text: &Value, from: StringInput<'_>, to: StringInput<'_>, count: Option<i64>, named: Kwargs| {
             let count = count.or(named.get("count")?).and_then(|count| usize::try_from(count).ok());
             named.assert_all_used()?;
+            let text = python::text(text);
             let (text, from, to) = (text.as_str(), from.as_str(), to.as_str());
             fits(replace_len(text, from, to))?;
             Ok::<_, Error>(count.map_or_else(|| text.replace(from, to), |count| text.replacen(from, to, count)))
@@ -145,7 +145,13 @@ pub(super) fn add_to(environment: &mut Environment<'_>) {
             let separator = separator.or(named.get("d")?);
             let attribute = attribute.or(named.get("attribute")?);
             fits(join_len(items, separator.as_ref().map_or("", StringInput::as_str), attribute)?)?;
-            filters::join(state, items, separator, attribute, named.clone())
+            let written = match (items.kind(), attribute) {
+                (ValueKind::Seq | ValueKind::Iterable, None) => {
+                    Some(Value::from(items.try_iter()?.map(|item| python::written(&item)).collect::<Vec<_>>()))
+                }
+                _ => None,
+            };
+            filters::join(state, written.as_ref().unwrap_or(items), separator, attribute, named.clone())
         },
     );
     environment.add_filter("indent", indent);
@@ -166,9 +172,9 @@ struct Left {
     is_attribute: bool,
 }
 
-/// The value as it is to be kept, if that is not as it is: with lists instead of views of lists, which would recurse
-/// through the views that they are made of. Fails if it is nested deeper than `depth`, holds more than what is left, or
-/// can change and is to be kept in a namespace.
+/// The value to keep in its place, if it needs one: lists instead of views of lists, which would recurse through the
+/// views that they are made of. Fails if it is nested deeper than `depth`, holds more than `left` allows, or is mutable
+/// and would be kept in a namespace.
 fn kept(value: &Value, depth: usize, left: &mut Left) -> Result<Option<Value>, Error> {
     if left.is_attribute {
         fixed(value)?;
@@ -194,14 +200,19 @@ fn kept(value: &Value, depth: usize, left: &mut Left) -> Result<Option<Value>, E
             Ok((keep(key, left)?, keep(item, left)?))
         };
         let entries: Vec<(Value, Value)> = value.try_iter()?.map(entry).collect::<Result<_, Error>>()?;
-        // What can change is itself and not only what it holds.
+        // A mutable value is more than its contents.
         return Ok((is_new && fixed(value).is_ok()).then(|| Value::from_pairs(entries)));
     }
     let items: Vec<Value> = value.try_iter()?.map(|item| keep(item, left)).collect::<Result<_, Error>>()?;
     Ok(is_new.then(|| Value::from(items)))
 }
 
-/// Fails for the values that can change: the namespace itself and `loop`, which shows the items beside the current one.
+/// Fails for values that are or hold something mutable, and for those that are too deep or too large to be kept.
+pub(super) fn settled(value: &Value) -> Result<(), Error> {
+    kept(value, DEEPEST, &mut Left { values: MOST_VALUES, text: most_text(), is_attribute: true }).map(drop)
+}
+
+/// Fails for mutable values: a namespace, and `loop`, which gives access to the neighbouring items.
 fn fixed(value: &Value) -> Result<(), Error> {
     match value.as_object().map(|object| object.type_name().rsplit("::").next().unwrap_or_default()) {
         Some(kind @ ("Namespace" | "Loop")) => {
@@ -228,12 +239,12 @@ fn refused(reason: String) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason)
 }
 
-/// Python's `%`: of a text, the values to be filled in; of numbers, the remainder, which has the sign of the divisor.
+/// Python's `%`: formatting of a string, or the remainder of numbers, which has the sign of the divisor.
 fn percent(left: &Value, right: &Value) -> Result<Value, Error> {
     if let Some(text) = left.as_str() {
         let arguments: Vec<Value> = if right.is_tuple() { right.try_iter()?.collect() } else { vec![right.clone()] };
         fits(format_len(text, &arguments))?;
-        return format(FormatStyle::Printf, text, &arguments).map(Value::from);
+        return printf::format(text, &arguments).map(Value::from).map_err(refused);
     }
     let none = || refused(format!("{left} % {right}: neither a text on the left nor two numbers"));
     if let (Some(a), Some(b)) = (left.as_i64(), right.as_i64()) {
@@ -272,8 +283,8 @@ fn indent(
     Ok(result)
 }
 
-/// The most that padding the fields of a format takes: each as wide as the largest number in it, or among the arguments
-/// where a `*` may stand for one.
+/// The most that padding the fields of a format takes: each as wide as the largest number in the format or, if it has a
+/// `*`, among the arguments.
 fn format_len(format: &str, arguments: &[Value]) -> usize {
     let widths = format.split(|character: char| !character.is_ascii_digit()).filter(|digits| !digits.is_empty());
     let widths = widths.map(|digits| digits.parse().unwrap_or(usize::MAX));

@@ -1,4 +1,4 @@
-//! Methods of Python's strings, lists and dictionaries that minijinja's own set lacks, or has without all arguments.
+//! Methods of Python's strings, lists and dictionaries that minijinja lacks, or has without all arguments.
 
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
@@ -6,7 +6,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::limits::fits;
 
-/// Calls a method of a value that has none by itself.
+/// Calls a method that the value's own type does not have.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
     let own = match value.kind() {
         ValueKind::String => of_text(value.as_str().unwrap_or_default(), method, arguments)?,
@@ -109,7 +109,7 @@ fn of_text(text: &str, method: &str, arguments: &[Value]) -> Result<Option<Value
             let left = match method {
                 "ljust" => 0,
                 "rjust" => missing,
-                // Where the two sides cannot be the same, Python looks at the width.
+                // If the two sides cannot be equal, Python decides by the width.
                 _ => missing / 2 + (missing & usize::try_from(width).unwrap_or(0) & 1),
             };
             let fill = |count: usize| fill.unwrap_or(' ').to_string().repeat(count);
@@ -215,7 +215,7 @@ fn of_text(text: &str, method: &str, arguments: &[Value]) -> Result<Option<Value
     }))
 }
 
-/// The zeros of some scripts whose digits follow each other.
+/// The zeros of some scripts with consecutive digits.
 const DECIMALS: [char; 8] = ['٠', '۰', '०', '০', '๐', '０', '௦', '೦'];
 
 fn in_decade(c: char, zero: char) -> bool {
@@ -248,9 +248,9 @@ pub(super) fn capitalized(text: &str) -> String {
     first + &characters.as_str().to_lowercase()
 }
 
-/// Splits at a separator, or at white space, at most so many times.
+/// Splits at a separator, or at white space, at most `most` times.
 fn split(text: &str, separator: Option<&str>, most: usize, from_end: bool) -> Vec<Value> {
-    // White space is cut off at the end from which is counted.
+    // White space is trimmed at the end from which splits are counted.
     fn near(text: &str, is_space: bool, from_end: bool) -> &str {
         match (is_space, from_end) {
             (false, _) => text,

@@ -7,6 +7,7 @@
 mod environment;
 mod limits;
 mod methods;
+mod printf;
 mod python;
 mod source;
 mod traits;

@@ -123,7 +123,7 @@ fn escape(unit: u16, out: &mut String) {
     let _ = write!(out, "\\u{unit:04x}");
 }
 
-/// A key of an object, which Python writes as text whatever it is.
+/// A key of an object, which Python always writes as a string.
 fn key_text(key: &Value) -> Result<String, String> {
     match key.kind() {
         ValueKind::String => Ok(key.to_string()),
@@ -156,10 +156,22 @@ fn number(value: &Value) -> String {
     }
 }
 
+/// The value as something that minijinja writes as Python does.
+pub(super) fn written(value: &Value) -> Value {
+    if has_float(value, DEEPEST) { text(value).into() } else { value.clone() }
+}
+
+/// What `repr` makes of a value.
+pub(super) fn representation(value: &Value) -> String {
+    let mut out = String::new();
+    repr(value, DEEPEST, &mut out);
+    out
+}
+
 /// What `str` makes of a value.
 pub(super) fn text(value: &Value) -> String {
     let mut out = String::new();
-    // A float is written in Python's way, wherever it is in a list or dictionary; all else as minijinja has it.
+    // minijinja writes floats differently from Python, also inside lists and dictionaries.
     if has_float(value, DEEPEST) {
         repr(value, DEEPEST, &mut out)
     } else {
@@ -182,7 +194,7 @@ fn has_float(value: &Value, depth: usize) -> bool {
     }
 }
 
-/// Whether it is a dictionary, and none of the objects that behave like one.
+/// Whether it is a dictionary, and not another object that behaves like one.
 fn is_plain(object: &minijinja::value::DynObject) -> bool {
     !matches!(object.type_name().rsplit("::").next(), Some("Namespace" | "Loop"))
 }
@@ -218,12 +230,41 @@ fn repr(value: &Value, depth: usize, out: &mut String) {
             }
             out.push('}');
         }
-        // As an item of a list, a text has quotes.
+        ValueKind::String => quoted(value.as_str().unwrap_or_default(), out),
+        // minijinja quotes the items of a list.
         _ => {
             let list = Value::from(vec![value.clone()]).to_string();
             out.push_str(list.strip_prefix('[').and_then(|list| list.strip_suffix(']')).unwrap_or(&list));
         }
     }
+}
+
+/// A text in quotes, as Python writes it.
+fn quoted(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => out.extend(['\\', c]),
+            c if c != ' ' && (c.is_control() || c.is_whitespace()) => code(c, out),
+            c => out.push(c),
+        }
+    }
+    out.push(quote);
+}
+
+/// A character by its code, as Python writes it.
+pub(super) fn code(c: char, out: &mut String) {
+    // Writing to a String does not fail.
+    let _ = match c as u32 {
+        code @ 0..0x100 => write!(out, "\\x{code:02x}"),
+        code @ 0x100..0x10000 => write!(out, "\\u{code:04x}"),
+        code => write!(out, "\\U{code:08x}"),
+    };
 }
 
 /// The local time, written as `format` says.

@@ -1,8 +1,13 @@
 //! Detection of a template's features by test renderings.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use super::{ChatRequest, ChatTemplate};
+
+/// After how long no further test rendering begins: each may take as long as a template may.
+const MOST_TIME: Duration = Duration::from_secs(5);
 
 /// What a template knows of tools, calls and system messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,10 +35,15 @@ pub(crate) struct CallForm {
 
 impl Traits {
     pub fn of(template: &ChatTemplate) -> Self {
+        Traits::within(MOST_TIME, template)
+    }
+
+    fn within(time: Duration, template: &ChatTemplate) -> Self {
+        let began = Instant::now();
         let user = json!({"role": "user", "content": "Hello."});
         let renders = |messages: &[Value], tools: Option<&[Value]>, needle: &str| {
-            let rendered = template.render(&ChatRequest { messages, tools, ..ChatRequest::default() });
-            rendered.is_ok_and(|text| text.contains(needle))
+            let request = ChatRequest { messages, tools, ..ChatRequest::default() };
+            began.elapsed() < time && template.render(&request).is_ok_and(|text| text.contains(needle))
         };
         let name = "probed_tool";
         let tool = json!({"type": "function", "function": {
@@ -66,5 +76,19 @@ impl Traits {
             calls: forms.into_iter().find_map(|(takes_text, null_content)| form(takes_text, null_content)),
             system: renders(&[json!({"role": "system", "content": "probed_text"}), user.clone()], None, "probed_text"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_renderings_end_when_their_time_is_over() {
+        let source = "{% for message in messages %}{{ message.content }}{% endfor %}";
+        let template = ChatTemplate::new(source).unwrap();
+        let none = Traits { tools: false, calls: None, system: false };
+        assert_eq!(Traits::of(&template), Traits { system: true, ..none });
+        assert_eq!(Traits::within(Duration::ZERO, &template), none);
     }
 }

@@ -1,9 +1,9 @@
 //! Byte pair encoding: GPT-2's, and that of most models since.
 //!
-//! A text is cut into words by a pre-tokenizer, a word into bytes, and the bytes are merged in the order in which the
-//! merges were learned. Published vocabularies write each byte as a printable character (`Ġ` is a space); here tokens
-//! are kept as the bytes themselves and texts need no rewriting. Other vocabularies (Gemma's) are of characters instead
-//! of bytes, and spell a character that is no token with tokens of its bytes.
+//! A pre-tokenizer splits the text into words, each word is split into bytes, and the bytes are merged in the order in
+//! which the merges were learned. Published vocabularies write each byte as a printable character (`Ġ` is a space); here
+//! tokens are stored as bytes, and texts need no rewriting. Other vocabularies (Gemma's) start from characters instead of
+//! bytes, and fall back to byte tokens for a character that has no token.
 
 use std::borrow::Cow;
 use std::hash::BuildHasher;
@@ -15,17 +15,21 @@ use super::pretokenizer::Pretokenizer;
 use super::sentence_piece::{ByteIds, SPACE_MARK};
 use super::vocabulary::Vocabulary;
 
-/// How a file writes the bytes of an ordinary token, and so what a word is cut into before it is merged.
+/// How a file writes the bytes of an ordinary token, and thus what a word is split into before merging.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spelling {
     /// One printable character for each byte.
     ByteCharacters,
     /// As text, but a space is `▁`.
     SpaceMarks,
+    /// As text.
+    Plain,
+    /// As Python writes bytes: `\xe3`, `\n`.
+    Escapes,
 }
 
 impl Spelling {
-    /// Appends the bytes that a token stands for. False if the token is not spelled so, and stands for itself.
+    /// Appends the bytes of a token. Returns false if the token does not follow this spelling; its bytes are then its text.
     pub fn append(self, token: &str, bytes: &mut Vec<u8>) -> bool {
         match self {
             Self::ByteCharacters => append_bytes_of(token, bytes),
@@ -38,6 +42,11 @@ impl Spelling {
                 }
                 !token.contains(' ')
             }
+            Self::Plain => {
+                bytes.extend_from_slice(token.as_bytes());
+                true
+            }
+            Self::Escapes => append_unescaped(token, bytes),
         }
     }
 }
@@ -57,21 +66,23 @@ pub(crate) struct BytePair {
     hasher: DefaultHashBuilder,
     spelling: Spelling,
     byte_ids: ByteIds,
+    lowercase: bool,
 }
 
 impl BytePair {
-    /// Reads merges of the form `left right`, in the order of their rank. Those of what are no tokens can never be made:
-    /// they are left out, and a warning says so.
+    /// Reads merges of the form `left right`, in the order of their rank. Merges of strings that are not tokens can never
+    /// apply: they are skipped, with a warning.
     pub fn new<'a>(
         vocabulary: &Vocabulary,
         pretokenizer: Pretokenizer,
         merges: impl Iterator<Item = &'a [u8]>,
+        lowercase: bool,
         field: &str,
     ) -> Self {
         let spelling = pretokenizer.spelling();
         let byte_ids = match spelling {
             Spelling::ByteCharacters => ByteIds::spelled(vocabulary),
-            Spelling::SpaceMarks => ByteIds::new(vocabulary),
+            _ => ByteIds::new(vocabulary),
         };
         let mut model = Self {
             pretokenizer,
@@ -80,6 +91,7 @@ impl BytePair {
             hasher: Default::default(),
             spelling,
             byte_ids,
+            lowercase,
         };
         let mut pair = Vec::new();
         let (mut unknown, mut example) = (0usize, None);
@@ -96,7 +108,7 @@ impl BytePair {
         model
     }
 
-    /// Adds a merge, if it is of two tokens whose concatenation is one.
+    /// Adds a merge, if its two parts and their concatenation are tokens.
     fn add(&mut self, vocabulary: &Vocabulary, merge: &[u8], pair: &mut Vec<u8>) -> Option<()> {
         let (left, right) = std::str::from_utf8(merge).ok()?.split_once(' ')?;
         pair.clear();
@@ -110,15 +122,16 @@ impl BytePair {
         let Self { merges, ranks, hasher, .. } = self;
         let hash = |&rank: &u32| hasher.hash_one((merges[rank as usize].left, merges[rank as usize].right));
         let is_same = |&rank: &u32| merges[rank as usize].left == left && merges[rank as usize].right == right;
-        // Of a merge that is listed twice the first rank counts.
+        // If a merge is listed twice, its first rank counts.
         ranks.entry(hash(&rank), is_same, hash).or_insert(rank);
         Some(())
     }
 
-    /// Appends the ids of `text` to `ids`. What is no token and has none for its bytes becomes the unknown token or, where
+    /// Appends the ids of `text` to `ids`. Text without a token, not even for its bytes, becomes the unknown token or, if
     /// there is none, nothing, as in the reference library.
     pub fn encode(&self, vocabulary: &Vocabulary, unknown: Option<u32>, text: &str, ids: &mut Vec<u32>) {
         let text = if self.pretokenizer.composes() { super::pretokenizer::compose(text) } else { Cow::Borrowed(text) };
+        let text = if self.lowercase { Cow::Owned(text.to_lowercase()) } else { text };
         let mut merger = Merger::default();
         self.pretokenizer.split(&text, &mut |word| {
             if self.pretokenizer.keeps_whole_words()
@@ -136,7 +149,7 @@ impl BytePair {
                         }
                     }
                 }
-                Spelling::SpaceMarks => {
+                _ => {
                     for (at, character) in word.char_indices() {
                         let len = character.len_utf8();
                         let id = vocabulary.find(&word.as_bytes()[at..at + len]).unwrap_or(Symbol::UNKNOWN);
@@ -168,8 +181,8 @@ impl BytePair {
     }
 }
 
-/// Appends the bytes that a token stands for, given in GPT-2's printable characters. A text with any other character
-/// stands for itself, and the result is false.
+/// Appends the bytes of a token written in GPT-2's printable characters. Returns false if it has any other character;
+/// its bytes are then its text.
 pub(crate) fn append_bytes_of(token: &str, bytes: &mut Vec<u8>) -> bool {
     let start = bytes.len();
     for character in token.chars() {
@@ -185,10 +198,44 @@ pub(crate) fn append_bytes_of(token: &str, bytes: &mut Vec<u8>) -> bool {
     true
 }
 
+/// Appends the bytes of a token written like a Python bytes literal. Returns false if an escape is invalid; its bytes
+/// are then its text.
+fn append_unescaped(token: &str, bytes: &mut Vec<u8>) -> bool {
+    let start = bytes.len();
+    let mut rest = token;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        if c != '\\' {
+            bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            continue;
+        }
+        let Some(c) = rest.chars().next() else { break };
+        rest = &rest[c.len_utf8()..];
+        match c {
+            't' => bytes.push(b'\t'),
+            'n' => bytes.push(b'\n'),
+            'r' => bytes.push(b'\r'),
+            'x' => match rest.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+                Some(byte) => {
+                    bytes.push(byte);
+                    rest = &rest[2..];
+                }
+                None => {
+                    bytes.truncate(start);
+                    bytes.extend_from_slice(token.as_bytes());
+                    return false;
+                }
+            },
+            c => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    true
+}
+
 const NO_BYTE: u16 = u16::MAX;
 
-/// The byte that a character stands for. Printable Latin-1 characters stand for themselves; the other bytes, in order,
-/// are written as the characters from U+0100.
+/// The byte that a character represents. Printable Latin-1 characters represent themselves; the remaining bytes, in
+/// order, are written as the characters from U+0100.
 const BYTE_OF: [u16; 0x144] = {
     let mut table = [NO_BYTE; 0x144];
     let (mut byte, mut next) = (0, 0x100);

@@ -6,6 +6,9 @@ use aho_corasick::{AhoCorasick, Input};
 
 use super::vocabulary::{Kind, Vocabulary};
 
+/// Noncharacters of Unicode, for internal use and never part of text: they break what would be a token.
+pub(crate) const MARKERS: std::ops::RangeInclusive<char> = '\u{FDD0}'..='\u{FDEF}';
+
 /// The longest control token, in bytes, that is looked for across the ends of texts. Published ones have up to 50.
 const LONGEST: usize = 128;
 
@@ -17,10 +20,10 @@ pub(crate) struct ControlTexts {
     texts: Vec<Box<str>>,
     /// Texts of up to [`LONGEST`] bytes, one after the other.
     joined: Box<str>,
-    /// The places of those texts, and of what each of them ends with, both in the order of the text there.
+    /// The ranges of those texts, and of all their suffixes, both sorted by the text there.
     wholes: Vec<(u32, u32)>,
     ends: Vec<(u32, u32)>,
-    /// Tokens that are no control tokens and are found in any text, of those that begin like one; and their lengths.
+    /// User-defined tokens that begin like a control token but are not one, and their lengths.
     found_in_text: BTreeSet<Box<str>>,
     lengths: BTreeSet<usize>,
     /// The characters that they begin with, and that they end with.
@@ -29,7 +32,7 @@ pub(crate) struct ControlTexts {
 }
 
 impl ControlTexts {
-    /// Of the tokens for which `is_control` holds. Those of one character cannot be taken apart, so they are left out.
+    /// The texts of the tokens for which `is_control` holds. Those of one character cannot be split, so they are skipped.
     pub fn new(vocabulary: &Vocabulary, is_control: impl Fn(u32) -> bool) -> Self {
         let texts = vocabulary.iter().filter(|&(id, ..)| is_control(id));
         let texts = texts.filter_map(|(_, bytes, _)| std::str::from_utf8(bytes).ok());
@@ -58,20 +61,21 @@ impl ControlTexts {
         let text = |&(begin, end): &(u32, u32)| &joined[begin as usize..end as usize];
         at.sort_unstable_by_key(text);
         found.ends.sort_unstable_by_key(text);
-        // Whatever a template does to letters, it is still found.
+        // A template may change the case of letters.
         let automaton = AhoCorasick::builder().ascii_case_insensitive(true).build(texts.iter().map(|text| &**text));
         found.automaton =
             Some(automaton.expect("patterns within MOST_BYTES are within the automaton's limit of 2 GiB"));
         Self { texts, joined: joined.into(), wholes: at, ..found }
     }
 
-    /// The text with `marker` inside every control token but those in `allowed`, and inside what may become a part of
-    /// one when other text follows or comes before. `None` where there is nothing of the kind.
+    /// The text with `marker` inside every control token except those in `allowed`, and inside anything that could become
+    /// part of one together with the text before or after. `None` if there is no such place.
     pub fn broken(&self, text: &str, marker: char, allowed: &[&str]) -> Option<String> {
         let automaton = self.automaton.as_ref()?;
         let mut places = Vec::new();
         let mut at = 0;
-        // What ends first begins last or holds no other: all that contain its first character are broken with it.
+        // The match that ends first either begins last or contains no other: breaking it after its first character also
+        // breaks all that contain that character.
         while let Some(found) = automaton.find(Input::new(text).range(at..)) {
             at = found.start() + text[found.start()..].chars().next().map_or(1, char::len_utf8);
             if !allowed.contains(&&*self.texts[found.pattern().as_usize()]) {
@@ -95,8 +99,8 @@ impl ControlTexts {
         Some(broken + &text[done..])
     }
 
-    /// The places after the first character of what begins like a control token: a template may take out what follows
-    /// and join the rest of one to it. Templates look for closing tags in texts, so those are left as they are.
+    /// The places after the first character of anything that begins like a control token: a template may remove what
+    /// follows, and so join it to the rest of one. Templates search texts for closing tags, so those are left alone.
     fn at_begins(&self, text: &str, allowed: &[&str], places: &mut Vec<usize>) {
         for (i, first) in text.char_indices().filter(|(_, c)| self.first.contains(c)) {
             let after = i + first.len_utf8();
@@ -113,8 +117,8 @@ impl ControlTexts {
         }
     }
 
-    /// The places in parts of a control token at the beginning and end of the text, which may be trimmed. Words are
-    /// left alone: templates compare them, and write `<|user|>` with the role in between.
+    /// The places inside parts of a control token at the beginning and end of the text, which a template may trim. Plain
+    /// words are left alone: templates compare them, and put the role into `<|user|>`.
     fn at_ends(&self, text: &str, places: &mut Vec<usize>) {
         let trimmed = text.trim();
         let begin = text.len() - text.trim_start().len();

@@ -2,19 +2,21 @@
 
 use super::byte_pair::{BytePair, Spelling};
 use super::charsmap::CharsMap;
+use super::longest::Longest;
+use super::plamo::Plamo;
 use super::pretokenizer::Pretokenizer;
 use super::sentence_piece::SentencePiece;
 use super::special::SpecialTokens;
 use super::unigram::{Unigram, WhiteSpace};
 use super::vocabulary::{Kind, Vocabulary};
-use super::{Model, Tokenizer, end_of_generation, word_piece};
+use super::{END_NAMES, FillInTokens, Model, Tokenizer, end_of_generation, word_piece};
 use crate::TokenizerError;
 
 /// What a GGUF file says about its tokenizer: each field is the value of the key `tokenizer.ggml.…` named in its
 /// description, absent if the key is.
 pub struct GgufVocabulary<'a> {
-    /// `model`: `gpt2` (byte-level byte pair encoding), `gemma4` (byte pair encoding of characters), `llama`
-    /// (SentencePiece), `t5` (unigram) or `bert` (WordPiece).
+    /// `model`: `gpt2` (byte-level byte pair encoding), `gemma4` and `whitespace` (byte pair encoding of characters),
+    /// `llama` (SentencePiece), `t5` (unigram), `bert` (WordPiece), `rwkv` (longest tokens) or `plamo2`.
     pub model: &'a str,
     /// `pre`: the pre-tokenizer of a `gpt2` model.
     pub pre: Option<&'a str>,
@@ -22,7 +24,7 @@ pub struct GgufVocabulary<'a> {
     pub tokens: Box<dyn Iterator<Item = &'a [u8]> + 'a>,
     /// `token_type`, one for each token.
     pub token_types: Option<Box<dyn Iterator<Item = i32> + 'a>>,
-    /// `scores`, one for each token; `t5` needs them, and for `llama` the order of the tokens stands in for them.
+    /// `scores`, one for each token; `t5` and `plamo2` need them, and for `llama` the order of the tokens stands in for them.
     pub scores: Option<Box<dyn Iterator<Item = f32> + 'a>>,
     /// `merges`, in the order of their rank; `gpt2` and `gemma4` need them.
     pub merges: Option<Box<dyn Iterator<Item = &'a [u8]> + 'a>>,
@@ -44,6 +46,9 @@ pub struct GgufVocabulary<'a> {
     pub unknown: Option<u32>,
     /// `padding_token_id`.
     pub padding: Option<u32>,
+    /// `fim_pre_token_id`, `fim_suf_token_id`, `fim_mid_token_id`, `fim_rep_token_id`, `fim_sep_token_id` and
+    /// `fim_pad_token_id`; tokens of a known name if they are absent.
+    pub fill_in: FillInTokens,
     /// `add_bos_token`.
     pub add_bos: Option<bool>,
     /// `add_eos_token`.
@@ -54,7 +59,7 @@ pub struct GgufVocabulary<'a> {
     pub remove_extra_whitespaces: Option<bool>,
     /// `treat_whitespace_as_suffix`, for `t5`.
     pub treat_whitespace_as_suffix: Option<bool>,
-    /// `normalizer.lowercase`, for `bert`.
+    /// `normalizer.lowercase`, for `bert` and `whitespace`.
     pub lowercase: Option<bool>,
     /// `normalizer.strip_accents`, for `bert`.
     pub strip_accents: Option<bool>,
@@ -79,6 +84,7 @@ impl<'a> GgufVocabulary<'a> {
             separator: None,
             unknown: None,
             padding: None,
+            fill_in: FillInTokens::default(),
             add_bos: None,
             add_eos: None,
             add_space_prefix: None,
@@ -90,7 +96,7 @@ impl<'a> GgufVocabulary<'a> {
     }
 }
 
-/// What differs between the kinds of models where the file does not say.
+/// Defaults of each kind of model, for what the file does not say.
 #[derive(Default)]
 struct Defaults {
     add_bos: bool,
@@ -107,18 +113,23 @@ impl Tokenizer {
     /// Fails, naming the key, if something needed is missing or of the wrong length. What can be done without is done
     /// without, with a warning: ids that no token has, types and merges that are not defined.
     pub fn from_gguf(source: GgufVocabulary<'_>) -> Result<Self, TokenizerError> {
-        const MODELS: &str = "gpt2, gemma4, llama, t5 or bert";
+        const MODELS: &str = "gpt2, gemma4, whitespace, llama, t5, bert, rwkv or plamo2";
         let pre = match source.model {
             "gpt2" => source.pre.unwrap_or_else(|| {
                 tracing::warn!("{}: absent; texts are cut as for 'default', which few models are", key("pre"));
                 "default"
             }),
-            "gemma4" => "gemma4",
-            "llama" | "t5" | "bert" => "",
+            "gemma4" | "whitespace" => source.model,
+            "llama" | "t5" | "bert" | "rwkv" | "plamo2" => "",
             other => return Err(wrong("model", format!("{other:?}"), MODELS)),
         };
         let pretokenizer = (!pre.is_empty()).then(|| Pretokenizer::named(pre, &key("pre"))).transpose()?;
-        let spelling = pretokenizer.as_ref().map_or(Spelling::SpaceMarks, Pretokenizer::spelling);
+        let spelling = match (source.model, &pretokenizer) {
+            (_, Some(pretokenizer)) => pretokenizer.spelling(),
+            ("rwkv", None) => Spelling::Escapes,
+            ("plamo2", None) => Spelling::Plain,
+            _ => Spelling::SpaceMarks,
+        };
         let vocabulary = read_tokens(source.tokens, source.token_types, spelling)?;
         let scores = source.scores.map(|scores| read_scores(scores, vocabulary.len())).transpose()?;
 
@@ -137,6 +148,8 @@ impl Tokenizer {
                 Defaults { add_bos: pretokenizer.as_ref().is_some_and(Pretokenizer::adds_bos), ..Defaults::default() }
             }
             "gemma4" => Defaults { add_bos: true, ..Defaults::default() },
+            "whitespace" | "rwkv" => Defaults::default(),
+            "plamo2" => Defaults { add_bos: true, bos: Some(1), eos: Some(2), unknown: Some(0), ..Defaults::default() },
             "llama" => Defaults {
                 add_bos: true,
                 add_space_prefix: true,
@@ -165,6 +178,15 @@ impl Tokenizer {
         let eos = in_range("eos_token_id", source.eos).or_else(|| usual(defaults.eos, Kind::Control));
         let unknown = unknown.or_else(|| usual(defaults.unknown, Kind::Unknown));
         let (eot, eom) = (in_range("eot_token_id", source.eot), in_range("eom_token_id", source.eom));
+        let given = source.fill_in;
+        let fill_in = FillInTokens {
+            prefix: in_range("fim_pre_token_id", given.prefix),
+            suffix: in_range("fim_suf_token_id", given.suffix),
+            middle: in_range("fim_mid_token_id", given.middle),
+            repository: in_range("fim_rep_token_id", given.repository),
+            file: in_range("fim_sep_token_id", given.file),
+            padding: in_range("fim_pad_token_id", given.padding),
+        };
         let more = source.ends.into_iter().filter_map(|id| in_range("eos_token_ids", Some(id)));
         let ends: Vec<u32> = [eos, eot, eom].into_iter().flatten().chain(more).collect();
         // Early files of this model say that it is not to be added, and it is lost without.
@@ -178,7 +200,13 @@ impl Tokenizer {
         let model = match (source.model, pretokenizer) {
             (_, Some(pretokenizer)) => {
                 let merges = source.merges.ok_or_else(|| wrong("merges", "absent", "the merges of the model"))?;
-                Model::BytePair(Box::new(BytePair::new(&vocabulary, pretokenizer, merges, &key("merges"))))
+                Model::BytePair(Box::new(BytePair::new(
+                    &vocabulary,
+                    pretokenizer,
+                    merges,
+                    source.lowercase.unwrap_or(false),
+                    &key("merges"),
+                )))
             }
             ("llama", None) => {
                 let scores = scores.unwrap_or_else(|| {
@@ -200,6 +228,11 @@ impl Tokenizer {
                 let scores = scores.ok_or_else(|| wrong("scores", "absent", "a score for each token"))?;
                 Model::Unigram(Box::new(Unigram::new(&vocabulary, scores, charsmap, white_space)))
             }
+            ("rwkv", None) => Model::Longest(Box::new(Longest::new(&vocabulary))),
+            ("plamo2", None) => {
+                let scores = scores.ok_or_else(|| wrong("scores", "absent", "a score for each token"))?;
+                Model::Plamo(Box::new(Plamo::new(&vocabulary, &scores)))
+            }
             _ => {
                 let unknown = unknown.ok_or_else(|| wrong("unknown_token_id", "absent", "the id of a token"))?;
                 let lowercase = source.lowercase.unwrap_or(true);
@@ -217,6 +250,7 @@ impl Tokenizer {
             add_bos: add_bos.unwrap_or(defaults.add_bos) && bos.is_some(),
             add_eos: source.add_eos.unwrap_or(defaults.add_eos) && eos.is_some(),
             add_space_prefix: source.add_space_prefix.unwrap_or(defaults.add_space_prefix),
+            fill_in: fill_in.or_named(&vocabulary),
             template_variables: None,
             model,
             vocabulary,
@@ -250,7 +284,10 @@ fn read_tokens<'a>(
         };
         let text = std::str::from_utf8(token).ok();
         let byte = text.and_then(byte_of).filter(|_| kind == Some(Kind::Byte));
-        // A byte that is not written as one is an ordinary token.
+        // Some converters mark tokens that end an answer as text.
+        let is_end = text.is_some_and(|text| END_NAMES.contains(&text));
+        let kind = if is_end { Some(Kind::Control) } else { kind };
+        // A byte token that is not written as `<0x..>` is an ordinary token.
         let kind = kind.filter(|&kind| kind != Kind::Byte || byte.is_some()).unwrap_or_else(|| {
             undefined += 1;
             Kind::Normal

@@ -3,17 +3,18 @@
 //! Encoding is done by the `tokenizers` library, which defines what such a file means. Decoding is ours, from the bytes
 //! of each token, so that it can be done one token at a time and is the same as for a GGUF file.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{Encoding, Model as _, OffsetType, PreTokenizer};
+use tokenizers::{Encoding, Model as _, ModelWrapper, OffsetType, PreTokenizer, Token};
 
 use super::special::SpecialTokens;
 use super::vocabulary::{Kind, Vocabulary};
-use super::{EncodeOptions, Model, Tokenizer, byte_pair, end_of_generation, gguf, limits};
+use super::{EncodeOptions, FillInTokens, Model, Tokenizer, byte_pair, end_of_generation, gguf, limits};
 use crate::TokenizerError;
 
 /// The contents of the files that describe a tokenizer.
@@ -73,13 +74,15 @@ impl Tokenizer {
         let special_tokens = SpecialTokens::new(&vocabulary, "tokenizer.json: added_tokens")?;
         let template_variables = Some(config.template_variables());
 
-        let model = HuggingFace::new(library);
+        let is_control = |id| vocabulary.kind(id).is_special() || end_of_generation.contains(&id);
+        let model = HuggingFace::new(library, is_control);
         // The tokens that tokenizer_config.json asks for, unless tokenizer.json adds them by itself.
         let mut ends_of_nothing = Vec::new();
         model.encode("", EncodeOptions { add_special: true, parse_special: true }, None, &mut ends_of_nothing)?;
         let add_bos = config.adds("add_bos_token") && bos.is_some() && ends_of_nothing.first().copied() != bos;
         let add_eos = config.adds("add_eos_token") && eos.is_some() && ends_of_nothing.last().copied() != eos;
         Ok(Self {
+            fill_in: FillInTokens::default().or_named(&vocabulary),
             vocabulary,
             model: Model::HuggingFace(Box::new(model)),
             special_tokens,
@@ -96,19 +99,26 @@ impl Tokenizer {
     }
 }
 
-/// The library's tokenizer. Whether special tokens are recognised is a setting of it and not of a call; it is off only
-/// while the lock is held for writing.
-pub(crate) struct HuggingFace(RwLock<tokenizers::Tokenizer>);
+pub(crate) struct HuggingFace {
+    /// The library's tokenizer. Whether special tokens are recognised is a setting of it and not of a call; it is off
+    /// only while the lock is held for writing.
+    library: RwLock<tokenizers::Tokenizer>,
+    /// Control tokens that are also in the model's own vocabulary, where plain text could become one.
+    spelled: HashMap<u32, String>,
+}
 
 impl HuggingFace {
-    pub fn new(library: tokenizers::Tokenizer) -> Self {
-        Self(RwLock::new(library))
+    pub fn new(library: tokenizers::Tokenizer, is_control: impl Fn(u32) -> bool) -> Self {
+        let own = library.get_vocab(false).into_iter();
+        let spelled = own.filter(|(_, id)| is_control(*id)).map(|(name, id)| (id, name)).collect();
+        Self { library: RwLock::new(library), spelled }
     }
 
     /// What the contents of a `tokenizer.json` describe.
     pub fn read(json: &Value) -> Result<Self, TokenizerError> {
         let library = guarded(|| tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(|e| e.to_string()));
-        Ok(Self::new(library.map_err(|found| wrong("tokenizer.ggml.tokens", found, "a vocabulary of WordPiece"))?))
+        let library = library.map_err(|found| wrong("tokenizer.ggml.tokens", found, "a vocabulary of WordPiece"))?;
+        Ok(Self::new(library, |_| false))
     }
 
     /// Appends the ids of a text. A marker in it is taken out after whole tokens are found.
@@ -121,17 +131,18 @@ impl HuggingFace {
     ) -> Result<(), TokenizerError> {
         let encode = |library: &tokenizers::Tokenizer| {
             guarded(|| {
-                let encoding = match marker {
-                    Some(marker) => encode_without(library, text, marker),
-                    None => library.encode_fast(text, options.add_special),
+                let encoding = if marker.is_none() && self.spelled.is_empty() {
+                    library.encode_fast(text, options.add_special)
+                } else {
+                    self.encode_in_steps(library, text, options.add_special, marker)
                 };
                 encoding.map_err(|error| error.to_string())
             })
         };
         let encoding = if options.parse_special {
-            encode(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+            encode(&self.library.read().unwrap_or_else(PoisonError::into_inner))
         } else {
-            let mut library = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            let mut library = self.library.write().unwrap_or_else(PoisonError::into_inner);
             library.set_encode_special_tokens(true);
             let encoding = encode(&library);
             library.set_encode_special_tokens(false);
@@ -140,20 +151,59 @@ impl HuggingFace {
         ids.extend_from_slice(encoding.map_err(TokenizerError::Encode)?.get_ids());
         Ok(())
     }
-}
 
-/// The library's own steps, with one between the first, which finds whole tokens, and the others.
-fn encode_without(library: &tokenizers::Tokenizer, text: &str, marker: char) -> tokenizers::Result<Encoding> {
-    let mut pieces = library.get_added_vocabulary().extract_and_normalize(library.get_normalizer(), text);
-    pieces.normalize(|piece| piece.replace(marker, ""))?;
-    if let Some(splitter) = library.get_pre_tokenizer() {
-        splitter.pre_tokenize(&mut pieces)?;
+    /// The library's own steps, with two changes: after the first step, which finds whole tokens, the marker is removed,
+    /// and the model's tokens for text are never control tokens.
+    fn encode_in_steps(
+        &self,
+        library: &tokenizers::Tokenizer,
+        text: &str,
+        add_special: bool,
+        marker: Option<char>,
+    ) -> tokenizers::Result<Encoding> {
+        let mut pieces = library.get_added_vocabulary().extract_and_normalize(library.get_normalizer(), text);
+        if let Some(marker) = marker {
+            pieces.normalize(|piece| piece.replace(marker, ""))?;
+        }
+        if let Some(splitter) = library.get_pre_tokenizer() {
+            splitter.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.tokens_of_text(library.get_model(), piece.get()))?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None)?;
+        library.post_process(encoding, None, add_special)
     }
-    pieces.tokenize(|piece| library.get_model().tokenize(piece.get()))?;
-    pieces.into_encoding(None, 0, OffsetType::None)
+
+    /// The tokens of a piece of text. Where one would be a control token, the piece is split inside it.
+    fn tokens_of_text(&self, model: &ModelWrapper, piece: &str) -> tokenizers::Result<Vec<Token>> {
+        let mut tokens = Vec::new();
+        let mut left = vec![(0, piece.len())];
+        while let Some((begin, end)) = left.pop() {
+            let text = &piece[begin..end];
+            let found = model.tokenize(text)?;
+            let cuts = found.iter().filter_map(|token| {
+                let (from, to) = token.offsets;
+                let is_spelled = self.spelled.get(&token.id).is_some_and(|name| text.get(from..to) == Some(name));
+                let first = text.get(from..).and_then(|rest| rest.chars().next()).map_or(0, char::len_utf8);
+                (is_spelled && from + first < to).then_some(begin + from + first)
+            });
+            let mut cuts: Vec<usize> = cuts.collect();
+            if cuts.is_empty() {
+                let moved =
+                    |token: Token| Token { offsets: (begin + token.offsets.0, begin + token.offsets.1), ..token };
+                tokens.extend(found.into_iter().map(moved));
+                continue;
+            }
+            cuts.push(end);
+            // The first part is the next to be popped.
+            let begins = std::iter::once(begin).chain(cuts.iter().copied());
+            let parts: Vec<(usize, usize)> = begins.zip(cuts.iter().copied()).collect();
+            left.extend(parts.into_iter().rev());
+        }
+        Ok(tokens)
+    }
 }
 
-/// Runs code of the library, which panics on some malformed files, and makes a panic an error.
+/// Runs code of the library, which panics on some malformed files, and turns a panic into an error.
 fn guarded<T>(call: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| Err("the tokenizers library panicked".into()))
 }
@@ -169,7 +219,7 @@ struct Decoding {
     byte_characters: bool,
     /// `<0x0A>` is a byte.
     byte_tokens: bool,
-    /// What stands for a space.
+    /// What represents a space.
     space_mark: Option<String>,
     /// A token without this in front begins a word.
     continuation: Option<String>,

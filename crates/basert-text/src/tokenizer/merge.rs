@@ -72,7 +72,7 @@ impl Merger {
             }
             let right = self.symbols[left.next];
             if left.len + right.len != candidate.merged_len {
-                continue; // one of the two has been merged with another neighbour since
+                continue; // one of the two has been merged with another neighbour in the meantime
             }
             self.symbols[left.next].len = 0;
             if right.next != Symbol::NONE {

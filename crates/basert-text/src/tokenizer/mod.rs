@@ -3,10 +3,14 @@
 mod byte_pair;
 mod charsmap;
 mod control;
+mod fill_in;
 mod gguf;
 mod hugging_face;
 mod limits;
+mod longest;
 mod merge;
+mod plamo;
+mod prefixes;
 mod pretokenizer;
 mod sentence_piece;
 mod special;
@@ -14,7 +18,8 @@ mod unigram;
 mod vocabulary;
 mod word_piece;
 
-pub(crate) use control::ControlTexts;
+pub(crate) use control::{ControlTexts, MARKERS};
+pub use fill_in::{FillIn, FillInTokens};
 pub use gguf::GgufVocabulary;
 pub use hugging_face::HuggingFaceFiles;
 
@@ -22,6 +27,8 @@ use serde_json::{Map, Value};
 
 use self::byte_pair::BytePair;
 use self::hugging_face::HuggingFace;
+use self::longest::Longest;
+use self::plamo::Plamo;
 use self::sentence_piece::SentencePiece;
 use self::special::{Piece, SpecialTokens};
 use self::unigram::Unigram;
@@ -45,6 +52,7 @@ pub struct Tokenizer {
     /// Text is encoded with a space in front, which decoding takes away again.
     add_space_prefix: bool,
     end_of_generation: Vec<u32>,
+    fill_in: FillInTokens,
     /// What the model's configuration defines for its template; `None` if it has no such thing.
     template_variables: Option<Map<String, Value>>,
 }
@@ -53,6 +61,8 @@ enum Model {
     BytePair(Box<BytePair>),
     SentencePiece(Box<SentencePiece>),
     Unigram(Box<Unigram>),
+    Longest(Box<Longest>),
+    Plamo(Box<Plamo>),
     HuggingFace(Box<HuggingFace>),
 }
 
@@ -118,6 +128,8 @@ impl Tokenizer {
                 model.encode(&self.vocabulary, self.unknown, text, ids)?;
             }
             Model::Unigram(model) => model.encode(&self.vocabulary, self.unknown, text, ids)?,
+            Model::Longest(model) => model.encode(&self.vocabulary, self.unknown, text, ids)?,
+            Model::Plamo(model) => model.encode(&self.vocabulary, self.unknown, text, ids)?,
             Model::HuggingFace(_) => {}
         }
         Ok(())
@@ -135,7 +147,7 @@ impl Tokenizer {
         text
     }
 
-    /// The bytes a token stands for: part of a character, a word with its space, the name of a control token. `None`
+    /// The bytes of a token: part of a character, a word with its space, the name of a control token. `None`
     /// for an id outside the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
         self.vocabulary.get(id)
@@ -274,9 +286,16 @@ const END_NAMES: &[&str] = &[
     "<|flush|>",
     "<|calls|>",
     "<|tool_response>",
+    "<|eot|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|assistant_end|>",
+    "<|role_end|>",
+    "<|message_sep|>",
+    "<seed:eos>",
+    "[|endofturn|]",
 ];
 
-/// The tokens that end an answer: those given and those of a known name, unless that name means something else here.
+/// The tokens that end an answer: those given, and those with a known name unless the name means something else here.
 fn end_of_generation(vocabulary: &Vocabulary, given: impl Iterator<Item = u32>) -> Vec<u32> {
     let spelled = END_NAMES.iter().filter_map(|name| vocabulary.find(name.as_bytes()));
     let mut ids: Vec<u32> = given.chain(spelled).collect();

@@ -1,7 +1,7 @@
-//! Pre-tokenizers: how a text is cut into words before byte pair encoding. One table, a row for each.
+//! Pre-tokenizers: how a text is split into words before byte pair encoding. One table, with a row for each.
 //!
-//! A pre-tokenizer is a list of regular expressions. Each cuts the pieces that the one before left: a match is a piece,
-//! and so is what lies between two matches. They are written as their authors published them.
+//! A pre-tokenizer is a list of regular expressions. Each splits the pieces that the previous one produced: a match is a
+//! piece, and so is the text between two matches. The expressions are those that the models' authors published.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ struct Row {
     /// The values of `tokenizer.ggml.pre` that mean this row.
     names: &'static [&'static str],
     steps: &'static [Cut],
-    /// A word that is a token is not merged from its bytes.
+    /// A word that is a token is used as it is, without merging (`ignore_merges`).
     whole_words: bool,
     /// The text is brought into normalization form C first.
     compose: bool,
@@ -32,9 +32,11 @@ enum Cut {
     At(&'static str),
     /// It is cut into pieces of three characters, counted from its end.
     Threes(&'static str),
+    /// It is a piece, and the text between two matches is dropped.
+    Only(&'static str),
 }
 
-use Cut::{At, Threes};
+use Cut::{At, Only, Threes};
 
 const PLAIN: Row = Row {
     names: &[],
@@ -136,7 +138,7 @@ const TABLE: &[Row] = &[
         ..PLAIN
     },
     Row { names: &["dbrx", "smaug-bpe", "chatglm-bpe"], steps: &[LLAMA3], ..PLAIN },
-    Row { names: &["glm4"], steps: &[LLAMA3], whole_words: true, ..PLAIN },
+    Row { names: &["glm4", "glm5"], steps: &[LLAMA3], whole_words: true, ..PLAIN },
     Row {
         names: &["minicpm5"],
         steps: &[
@@ -251,6 +253,7 @@ const TABLE: &[Row] = &[
         spelling: Spelling::SpaceMarks,
         ..PLAIN
     },
+    Row { names: &["whitespace"], steps: &[Only(r"\S+")], spelling: Spelling::Plain, ..PLAIN },
     Row { names: &["default"], steps: &[At(r"[\p{P}\$\+<=>\^~\|]+"), GPT2, NUMBERS, THREE_DIGITS], ..PLAIN },
 ];
 
@@ -260,25 +263,26 @@ pub(crate) struct Pretokenizer {
     steps: Vec<Step>,
 }
 
-/// One regular expression. Those that end in alternatives with a look-ahead (white space, of which the last is left to
-/// the word that follows) are compiled without them and that rule is applied here: without a look-ahead matching takes
-/// time linear in the text.
+/// One regular expression. Many end in alternatives with a look-ahead, which leave the last white space of a run to the
+/// word that follows. They are compiled without these, and the rule is applied here: without a look-ahead, matching
+/// takes time linear in the text.
 struct Step {
     regex: Regex,
     white_space: Option<WhiteSpace>,
     threes: bool,
+    only_matches: bool,
 }
 
 /// How a run of white space is cut.
 #[derive(Clone, Copy)]
 enum WhiteSpace {
-    /// All but the last, where a word follows.
+    /// All but the last character, if a word follows.
     LastApart,
-    /// The largest power of two of characters, up to 512, that leaves one where a word follows.
+    /// The largest power of two of characters, up to 512, that leaves one if a word follows.
     Powers,
 }
 
-/// The alternatives that mean so, and what matches such a run.
+/// The alternatives for each rule, and an expression that matches a run of white space.
 const WHITE_SPACES: [(&str, &str, WhiteSpace); 2] = [
     (r"|\s+(?!\S)|\s+", r"\s+", WhiteSpace::LastApart),
     (
@@ -302,7 +306,7 @@ impl Pretokenizer {
         Ok(Self { row, steps })
     }
 
-    /// Whether a word that is a token stands for itself instead of being merged.
+    /// Whether a word that is a token is used as it is, without merging.
     pub fn keeps_whole_words(&self) -> bool {
         self.row.whole_words
     }
@@ -312,7 +316,7 @@ impl Pretokenizer {
         self.row.compose
     }
 
-    /// Whether a beginning-of-text token belongs in front where the file does not say.
+    /// Whether a beginning-of-text token is added unless the file says otherwise.
     pub fn adds_bos(&self) -> bool {
         self.row.add_bos
     }
@@ -346,7 +350,7 @@ fn split(steps: &[Step], text: &str, word: &mut impl FnMut(&str)) {
     let mut done = 0;
     while done < text.len() {
         let (start, end) = step.next_match(text, done).unwrap_or((text.len(), text.len()));
-        if done < start {
+        if done < start && !step.only_matches {
             split(rest, &text[done..start], word);
         }
         let mut from = start;
@@ -368,17 +372,15 @@ fn split(steps: &[Step], text: &str, word: &mut impl FnMut(&str)) {
 
 impl Step {
     fn new(cut: &Cut, field: &str) -> Result<Self, TokenizerError> {
-        let (pattern, threes) = match *cut {
-            At(pattern) => (pattern, false),
-            Threes(pattern) => (pattern, true),
-        };
+        let (At(pattern) | Threes(pattern) | Only(pattern)) = *cut;
+        let (threes, only_matches) = (matches!(cut, Threes(_)), matches!(cut, Only(_)));
         let with_white_space = |(tail, run, rule)| Some((pattern.strip_suffix(tail)?, run, rule));
         let (regex, white_space) = match WHITE_SPACES.into_iter().find_map(with_white_space) {
             Some((words, run, rule)) => (Regex::new_many(&[words, run]), Some(rule)),
             None => (Regex::new(pattern), None),
         };
         let regex = regex.map_err(|error| TokenizerError::field(field, error.to_string(), "a regular expression"))?;
-        Ok(Self { regex, white_space, threes })
+        Ok(Self { regex, white_space, threes, only_matches })
     }
 
     /// Start and end of the first match that is not empty at or after `from`.

@@ -1,6 +1,7 @@
 //! Unigram tokenization (T5, XLM-R): of all ways to cut the text into tokens, the one whose scores add up to the most.
 
 use super::charsmap::CharsMap;
+use super::prefixes::Prefixes;
 use super::sentence_piece::{ByteIds, SPACE_MARK};
 use super::vocabulary::{Kind, Vocabulary};
 use crate::TokenizerError;
@@ -19,10 +20,9 @@ pub(crate) struct WhiteSpace {
     pub suffix: bool,
 }
 
-/// Tokens in the order of their bytes, with their scores.
+/// Tokens with their scores.
 pub(crate) struct Unigram {
-    /// Ids sorted by the bytes of their tokens: the tokens that share a prefix are neighbours.
-    sorted: Vec<u32>,
+    prefixes: Prefixes,
     scores: Vec<f32>,
     unknown_score: f64,
     byte_ids: ByteIds,
@@ -41,13 +41,11 @@ struct Best {
 impl Unigram {
     /// `scores` by id are logarithms of probabilities.
     pub fn new(vocabulary: &Vocabulary, scores: Vec<f32>, charsmap: Option<CharsMap>, white_space: WhiteSpace) -> Self {
-        let usable = |kind| matches!(kind, Kind::Normal | Kind::UserDefined | Kind::Unused);
         let normal = |&(_, _, kind): &(u32, &[u8], Kind)| kind == Kind::Normal;
         let worst = vocabulary.iter().filter(normal).map(|(id, ..)| scores[id as usize]).fold(f32::INFINITY, f32::min);
-        let mut sorted: Vec<u32> = (0..vocabulary.len() as u32).filter(|&id| usable(vocabulary.kind(id))).collect();
-        sorted.sort_unstable_by_key(|&id| vocabulary.get(id));
         let unknown_score = f64::from(worst) - UNKNOWN_PENALTY;
-        Self { sorted, scores, unknown_score, byte_ids: ByteIds::new(vocabulary), charsmap, white_space }
+        let prefixes = Prefixes::new(vocabulary);
+        Self { prefixes, scores, unknown_score, byte_ids: ByteIds::new(vocabulary), charsmap, white_space }
     }
 
     /// Appends the ids of `text` to `ids`.
@@ -70,7 +68,7 @@ impl Unigram {
                 }
             };
             let mut character_is_token = false;
-            for (len, id) in self.prefixes(vocabulary, &text.as_bytes()[start..]) {
+            for (len, id) in self.prefixes.of(vocabulary, &text.as_bytes()[start..]) {
                 character_is_token |= len == character.len_utf8();
                 let is_user_defined = vocabulary.kind(id) == Kind::UserDefined;
                 offer(len, Some(id), if is_user_defined { 0.0 } else { f64::from(self.scores[id as usize]) });
@@ -100,23 +98,6 @@ impl Unigram {
             }
         }
         Ok(())
-    }
-
-    /// Every token that `text` begins with: its length and id, the shortest first.
-    fn prefixes(&self, vocabulary: &Vocabulary, text: &[u8]) -> impl Iterator<Item = (usize, u32)> {
-        let byte_at = |id: u32, at: usize| vocabulary.get(id).and_then(|bytes| bytes.get(at)).copied();
-        let mut candidates = self.sorted.as_slice();
-        text.iter()
-            .enumerate()
-            .map_while(move |(at, &byte)| {
-                let from = candidates.partition_point(|&id| byte_at(id, at) < Some(byte));
-                let to = candidates.partition_point(|&id| byte_at(id, at) <= Some(byte));
-                candidates = &candidates[from..to];
-                let &first = candidates.first()?;
-                let len = at + 1;
-                Some((vocabulary.get(first).map(<[u8]>::len) == Some(len)).then_some((len, first)))
-            })
-            .flatten()
     }
 
     /// Replaces characters as the model's map says and treats white space.

@@ -1,4 +1,4 @@
-//! The vocabulary: for every id the bytes it stands for and what kind of token it is.
+//! The vocabulary: the bytes and the kind of every token.
 //!
 //! All bytes lie one after the other in a single arena; an id is found from its bytes through a hash table that holds
 //! only ids. A quarter of a million tokens take about six megabytes and a few milliseconds to build.
@@ -43,7 +43,7 @@ impl Kind {
         matches!(self, Self::Unknown | Self::Control)
     }
 
-    /// Whether merging may produce the token: those that a text spells, as opposed to those that are written whole.
+    /// Whether merging may produce the token. Control tokens are only ever matched whole.
     fn is_spelled(self) -> bool {
         matches!(self, Self::Normal | Self::UserDefined | Self::Unused)
     }
@@ -84,9 +84,9 @@ impl Vocabulary {
 
     /// Makes [`Vocabulary::find`] work for the tokens that a text spells, once all are pushed.
     ///
-    /// Of several tokens that stand for the same bytes one is found: an ordinary one rather than a user-defined one, which
-    /// is matched before the text is split at all, and rather than one of `as_themselves` (ids in ascending order), which
-    /// the file does not spell as it spells the others, so that its merges never make it; of those the first.
+    /// If several tokens have the same bytes, an ordinary one is preferred to a user-defined one, which is matched before
+    /// the text is split, and to one of `as_themselves` (ids in ascending order), which does not follow the file's
+    /// spelling, so that merges never produce it. Among equals, the first is found.
     pub fn index(&mut self, as_themselves: &[u32]) {
         let mut by_bytes = HashTable::with_capacity(self.len());
         let hash = |id: &u32| self.hasher.hash_one(self.get(*id).unwrap_or_default());
@@ -113,7 +113,7 @@ impl Vocabulary {
         self.ends.len()
     }
 
-    /// The bytes that a token stands for; `None` if there is no such id.
+    /// The bytes of a token; `None` if there is no such id.
     pub fn get(&self, id: u32) -> Option<&[u8]> {
         let id = id as usize;
         let end = *self.ends.get(id)? as usize;

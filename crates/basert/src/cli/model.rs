@@ -10,6 +10,7 @@ use basert::{ChatPrompt, DeviceKind, KvFormat, Message, Model, Options, Speculat
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
+use super::stdin::text_of;
 use super::terminal::visible;
 use super::{count, progress, store, units};
 
@@ -256,6 +257,10 @@ impl RunArgs {
 
 /// Reads a file that the user named as text.
 pub fn read_text(path: &Path) -> anyhow::Result<String> {
-    let bytes = std::fs::read(path).map_err(|error| mistake(format!("cannot read '{}': {error}", path.display())))?;
-    String::from_utf8(bytes).map_err(|_| mistake(format!("'{}' is not UTF-8 text", path.display())))
+    let file = std::fs::File::open(path).and_then(|file| file.metadata().map(|found| (file, found.is_dir())));
+    let cannot = |error: std::io::Error| mistake(format!("cannot read '{}': {error}", path.display()));
+    match file.map_err(cannot)? {
+        (_, true) => Err(cannot(std::io::ErrorKind::IsADirectory.into())),
+        (file, false) => text_of(file, &format!("'{}'", path.display())),
+    }
 }

@@ -4,13 +4,25 @@ use std::io::{self, IsTerminal, Read};
 
 use super::failure::mistake;
 
+/// The most bytes of a prompt: more than any context holds.
+const MOST: u64 = 256 << 20;
+
 /// All of stdin, or nothing if it is a terminal.
 pub fn read() -> anyhow::Result<String> {
-    let mut bytes = Vec::new();
-    if !io::stdin().is_terminal() {
-        io::stdin().read_to_end(&mut bytes)?;
+    if io::stdin().is_terminal() {
+        return Ok(String::new());
     }
-    String::from_utf8(bytes).map_err(|_| mistake("the prompt from stdin is not UTF-8 text"))
+    text_of(io::stdin().lock(), "the prompt from stdin")
+}
+
+/// The text of a file or a pipe, which is called `name` in messages; one that does not end is refused.
+pub fn text_of(source: impl Read, name: &str) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    source.take(MOST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST {
+        return Err(mistake(format!("{name} is longer than {} MiB", MOST >> 20)));
+    }
+    String::from_utf8(bytes).map_err(|_| mistake(format!("{name} is not UTF-8 text")))
 }
 
 /// The same if there is a prompt already, to which the text of a pipe or file is added.

@@ -19,8 +19,8 @@ Examples:
   basert synth --arch qwen3 --size 8b --quant q4_0 --outline qwen3-8b.gguf && basert plan ./qwen3-8b.gguf --chip m4-pro
   basert synth --arch llama --size 135m --quant q4_k_m smollm2.gguf && basert bench ./smollm2.gguf
 
-Architectures are llama (SmolLM2, Llama 3.x), qwen2 (Qwen2.5), qwen3, qwen3moe (with experts) and gemma3; a name that \
-is unknown is answered with those there are. Quantisations are the mixtures of llama.cpp: q4_k_m and so on have a few \
+Architectures are llama (SmolLM2, Llama 3.x), qwen2 (Qwen2.5), qwen3, qwen3moe (with experts), gemma3 and others; a name \
+that is unknown is answered with those there are. Quantisations are the mixtures of llama.cpp: q4_k_m and so on have a few \
 tensors in a finer format, and of q4_0 and so on the output matrix is Q6_K or Q8_0; --pure has every matrix in the same.")]
 pub struct Args {
     /// The file to write

@@ -11,7 +11,7 @@ use basert::ops::Row;
 use basert::plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert::{DeviceKind, Finish, Generation, Grammar, Model, Options, Sampler, Sampling};
 use basert_convert::Random;
-use basert_engine::{Allowed, Engine, EngineError, Sequence};
+use basert_engine::{Allowed, Engine, EngineError, Part, Sequence};
 use basert_testkit::tiny;
 use serde_json::{Value, json};
 
@@ -188,6 +188,31 @@ fn a_gpu_draws_what_the_sampler_draws_from_any_logits_among_what_is_allowed() {
         }
     }
     assert!(different.len() > 50 && refused > 10, "{} different tokens, {refused} refused", different.len());
+}
+
+/// Of a damaged model, which a device reports as the host does.
+#[test]
+fn what_is_no_number_is_not_drawn() {
+    const VOCABULARY: usize = 600;
+    let device = device();
+    // Twice the last one is −∞.
+    for (value, temperature) in [f32::NAN, 1.0, -3e38].into_iter().flat_map(|value| [(value, 0.0), (value, 1.0)]) {
+        let (file, graph) = Row::of_logits(&vec![vec![value; VOCABULARY]; 32]).case().unwrap().model();
+        let [mut engine, _] = engines(file, graph, &*device);
+        let mut sequence = Sequence::default();
+        engine.sync(&mut sequence, &[0]);
+        engine.reserve(&mut sequence, 1).unwrap();
+        let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, &[]).unwrap();
+        let mut parts = [Part { sequence: &mut sequence, count: 1, wanted: 1 }];
+        let drawn = engine.run_and_draw(&mut parts, &mut [&mut sampler], || vec![Ok(None)]).unwrap();
+        let is_right = match drawn[..] {
+            [Err(EngineError::NotNumbers)] => value.is_nan(),
+            [Ok(token)] => !value.is_nan() && (token == 0 || (value == 1.0 && temperature > 0.0)),
+            _ => false,
+        };
+        assert!(is_right, "{value} {temperature}: {drawn:?}");
+        engine.close(&mut sequence);
+    }
 }
 
 #[test]
