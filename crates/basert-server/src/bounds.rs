@@ -33,7 +33,7 @@ pub fn check(field: &str, found: usize, most: usize) -> Result<(), ApiError> {
 /// Checks the messages of a conversation as all APIs make them, and the calls in each.
 pub fn messages(field: &str, messages: &[Value]) -> Result<(), ApiError> {
     if messages.is_empty() {
-        return Err(ApiError::field(field, "there are no messages; a conversation needs one at least"));
+        return Err(ApiError::field(field, "there are none; a conversation needs one message at least"));
     }
     check(field, messages.len(), MESSAGES)?;
     let calls = messages.iter().map(|message| message["tool_calls"].as_array().map_or(0, Vec::len));

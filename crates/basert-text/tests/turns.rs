@@ -127,7 +127,7 @@ fn ids_that_are_left_out_are_filled_in() {
          {% if m.role == 'tool' %}<{{ m.tool_call_id }}>{% endif %}{{ m.content }}{% endfor %}",
     )
     .unwrap();
-    let dialect = Dialect::named("json").unwrap();
+    let dialect = Dialect::named("generic").unwrap();
     let call = |id: Value| json!({"id": id, "type": "function", "function": {"name": "add", "arguments": "{}"}});
     let result = |id: Value| json!({"role": "tool", "tool_call_id": id, "content": "1"});
     let turn = |calls: Value| json!({"role": "assistant", "content": "", "tool_calls": calls});
@@ -142,15 +142,17 @@ fn ids_that_are_left_out_are_filled_in() {
         turn(json!([call(json!("last"))])),
         result(Value::Null),
     ];
-    let text = prompt(&dialect, &template, &messages, Ending::Nothing);
+    let tokenizer = common::byte_tokenizer(&["<|im_end|>"]);
+    let rendered = |messages: &[Value]| {
+        dialect.prompt(&template, &tokenizer, &Chat { messages, ending: Ending::Nothing, ..Chat::default() })
+    };
+    let text = rendered(&messages).unwrap().text;
     let ids: Vec<&str> = text.split(['<', '>']).skip(1).step_by(2).collect();
     let [one, two, three, by_third, by_first, by_second, _, last, by_last] = ids[..] else { panic!("{text}") };
     assert_eq!([by_first, by_second, by_third, by_last], [one, two, three, last], "{text}");
     assert!(one != two && three == "given" && last == "last", "{text}");
-    let chat = |messages| Chat { messages, ending: Ending::Nothing, ..Chat::default() };
-    let tokenizer = common::byte_tokenizer(&["<end>"]);
     let one_more = [&messages[..], &[result(Value::Null)]].concat();
-    let error = dialect.prompt(&template, &tokenizer, &chat(&one_more)).unwrap_err().to_string();
+    let error = rendered(&one_more).unwrap_err().to_string();
     assert!(error.starts_with("messages[8].tool_call_id: none; expected the id of a call"), "{error}");
 }
 
