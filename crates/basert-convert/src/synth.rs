@@ -151,7 +151,8 @@ impl Synth {
             Some(Parameter::Count(x)) => Ok(*x as usize),
             _ => Err(wrong(format!("'{name}' is not a number"))),
         };
-        let (layers, heads, kv_heads) = (count("layers")?, count("heads")?, count("kv_heads")?);
+        let (heads, kv_heads) = (count("heads")?, count("kv_heads")?);
+        let layers = shapes.iter().filter_map(|tensor| tensor.layer).max().map_or(0, |last| last + 1);
         let tied = !with.contains(&"output");
         let format = |tensor: &TensorShape| match (tensor.role, &tensor.shape[..]) {
             // Those of experts lie one after the other.

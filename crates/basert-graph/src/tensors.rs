@@ -127,7 +127,7 @@ mod tests {
 
         model.0.insert("llama.attention.head_count", 3);
         let error = llama.tensors(&model, "llama", &with).unwrap_err().to_string();
-        assert!(error.contains("rope_freqs.weight is 10.6"), "{error}");
+        assert!(error.contains("attn_k.weight is 42.6"), "{error}");
         model.0.insert("llama.attention.head_count", 4);
         model.0.remove("llama.feed_forward_length");
         let error = llama.tensors(&model, "llama", &|_| false).unwrap_err().to_string();

@@ -68,7 +68,7 @@ fn what_cannot_be_computed_is_refused_by_name() {
             "{ op = 'route', in = 'x', used = 3, groups = 16, out = 'a' },",
             "3 of 32 experts are to be in 1 of 16 groups",
         ),
-        ("{ op = 'activate', in = 'x', kind = \"'silly'\", out = 'a' },", "the activation silly is not known"),
+        ("{ op = 'activate', in = 'x', kind = \"'silly'\", out = 'a' },", "the activation 'silly' is not known"),
         ("{ op = 'scale', in = 'x', factor = 2, colour = 3, out = 'a' },", "no attribute 'colour'"),
         ("{ op = 'select', in = 'x', out = 'a' },\n{ op = 'store', k = 'k', v = 'v', out = 'logits' },", ""),
     ] {

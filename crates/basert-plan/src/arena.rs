@@ -62,8 +62,10 @@ pub(crate) fn place(plan: &mut Plan) {
 fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
     let mut lives: Vec<Option<Range<usize>>> = vec![None; plan.values.len()];
     let mut touch = |value, i: usize| {
-        let life = lives[plan.root(value).0.0].get_or_insert(i..i + 1);
-        life.end = life.end.max(i + 1);
+        for holder in holders(plan, value) {
+            let life = lives[holder.0].get_or_insert(i..i + 1);
+            life.end = life.end.max(i + 1);
+        }
     };
     for (i, node) in plan.nodes.iter().enumerate() {
         node.reads().chain([node.out]).for_each(|value| touch(value, i));
@@ -71,15 +73,6 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
     touch(plan.logits, plan.nodes.len());
     // A step for hidden states ends here, so they live until then.
     touch(plan.hidden.value, plan.hidden.after);
-    // If all rows are wanted, a device may use the input of the selection in its place.
-    for node in plan.nodes.iter().filter(|node| node.op == PlanOp::Plain(Op::Select)) {
-        let (x, out) = (node.inputs[0], node.out);
-        if let Some(end) = lives[plan.root(out).0.0].as_ref().map(|life| life.end)
-            && let Some(life) = &mut lives[plan.root(x).0.0]
-        {
-            life.end = life.end.max(end);
-        }
-    }
     lives
 }
 
@@ -141,15 +134,22 @@ impl Access {
     }
 }
 
+/// The value that holds `value`, and that which this may be selected from.
+fn holders(plan: &Plan, value: ValueId) -> impl Iterator<Item = ValueId> {
+    let root = |value: ValueId| plan.root(value).0;
+    std::iter::successors(Some(root(value)), move |&value| plan.selected_from(value).map(root))
+}
+
 fn accesses(plan: &Plan, node: &PlanNode) -> Vec<Access> {
-    let range = |value: ValueId| {
-        let root = plan.root(value).0.0;
-        let start = plan.places[root].offset;
-        Memory::Arena(start..start + bytes(plan, root))
+    let ranges = |value: ValueId| {
+        holders(plan, value).map(|root| {
+            let start = plan.places[root.0].offset;
+            Memory::Arena(start..start + bytes(plan, root.0))
+        })
     };
     let signature = node.op.signature();
-    let read = node.reads().map(range).chain(signature.reads.map(|cache| Memory::Cache(cache.0)));
-    let written = [range(node.out)].into_iter().chain(signature.writes.map(|cache| Memory::Cache(cache.0)));
+    let read = node.reads().flat_map(ranges).chain(signature.reads.map(|cache| Memory::Cache(cache.0)));
+    let written = ranges(node.out).chain(signature.writes.map(|cache| Memory::Cache(cache.0)));
     let read = read.map(|memory| Access { memory, write: false });
     read.chain(written.map(|memory| Access { memory, write: true })).collect()
 }

@@ -73,10 +73,20 @@ impl Plan {
         !used(self.logits) && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
     }
 
-    /// Whether two values lie in the same columns.
+    /// What a value that is a selection was selected from, which a device may use in its place if all rows are wanted.
+    pub(crate) fn selected_from(&self, value: ValueId) -> Option<ValueId> {
+        let selects = |node: &&PlanNode| node.out == value && is_select(node);
+        self.nodes.iter().find(selects).map(|node| node.inputs[0])
+    }
+
+    /// Whether two values lie in the same columns, of selections or of what these are selected from.
     pub(crate) fn overlap(&self, a: ValueId, b: ValueId) -> bool {
         let columns = |value: ValueId| {
-            let (root, first) = self.root(value);
+            let (mut root, mut first) = self.root(value);
+            while let Some(source) = self.selected_from(root) {
+                let (of, column) = self.root(source);
+                (root, first) = (of, first + column);
+            }
             (root, first..first + self.values[value.0].width)
         };
         let ((root, a), (other, b)) = (columns(a), columns(b));
@@ -103,23 +113,24 @@ fn select_early(plan: &mut Plan) {
             replace(plan, out, first);
         }
         let mut node = plan.nodes[at].clone();
-        let mut inserted: Vec<(ValueId, ValueId)> = Vec::new();
-        for x in &mut node.inputs {
-            let selected = match inserted.iter().find(|(before, _)| before == x) {
-                Some(&(_, selected)) => selected,
+        node.out = first;
+        plan.nodes[at] = node.clone();
+        for (i, x) in node.inputs.into_iter().enumerate() {
+            let selects_x = |node: &PlanNode| is_select(node) && node.inputs[0] == x;
+            let at = plan.position_of(first).unwrap_or(at);
+            let select = match plan.nodes.iter().position(selects_x) {
+                Some(earlier) if earlier < at => plan.nodes[earlier].clone(),
+                Some(later) => plan.nodes.remove(later),
                 None => {
                     let PlanValue { ref name, width, .. } = plan.values[x.0];
-                    let selected = plan.add_value(format!("{name} selected"), width, Rows::Wanted);
-                    inserted.push((*x, selected));
-                    selected
+                    let out = plan.add_value(format!("{name} selected"), width, Rows::Wanted);
+                    PlanNode::new(PlanOp::Plain(Op::Select), vec![x], out)
                 }
             };
-            *x = selected;
-        }
-        node.out = first;
-        plan.nodes[at] = node;
-        for &(x, out) in &inserted {
-            plan.nodes.insert(at, PlanNode::new(PlanOp::Plain(Op::Select), vec![x], out));
+            plan.nodes[at].inputs[i] = select.out;
+            if plan.position_of(select.out).is_none() {
+                plan.nodes.insert(at, select);
+            }
         }
     }
 }

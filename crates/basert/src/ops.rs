@@ -69,7 +69,6 @@ pub struct Case {
     prompt: Vec<u32>,
     /// Logits of the last [`COMPARED`] tokens.
     expected: Vec<f32>,
-    _folder: tempfile::TempDir,
 }
 
 fn failed(error: impl Display) -> Error {
@@ -92,6 +91,14 @@ impl Row {
         let shape = &[vocabulary, kinds][..];
         let tensors = [("embed", shape, Format::F32), ("w", shape, Format::F32)];
         Row { given: vec![("embed", embed), ("w", w)], ..Row::new("logits", Kind::Linear, &ops, &tensors) }
+    }
+
+    /// A model whose logits are no numbers, as infinity less infinity is.
+    pub fn of_no_numbers(vocabulary: usize) -> Row {
+        let row = Row::of_logits(&vec![vec![f32::MAX; vocabulary]; 32]);
+        let less_itself =
+            "{ op = 'scale', in = 'y', factor = -1, out = 'z' }, { op = 'add', in = ['y', 'z'], out = 'y' }";
+        Row { ops: format!("{}, {less_itself}", row.ops), ..row }
     }
 
     fn essential(self, essential: bool) -> Row {
@@ -150,18 +157,28 @@ impl Row {
     /// # Errors
     /// When a temporary file cannot be written.
     pub fn case(&self) -> Result<Case, Error> {
-        let folder = tempfile::tempdir().map_err(failed)?;
-        let path = folder.path().join("row.gguf");
-        fs::write(&path, self.bytes()?).map_err(failed)?;
-        let file = Arc::new(ModelFile::open(&path)?);
-        let graph = Arc::new(Graph::open(&file, &[self.architecture()?])?);
+        let (file, graph) = self.model()?;
         // No output is narrower.
         let mut random = Random::new(2, 0);
         let prompt: Vec<u32> = (0..self.tokens).map(|_| random.below(96) as u32).collect();
         let last: Vec<usize> = (self.tokens - COMPARED..self.tokens).collect();
         let expected = Reference::new(graph.clone(), &file).map_err(failed)?.logits(&prompt, &last).data;
         let (name, kind, essential) = (self.name.clone(), self.kind, self.essential);
-        Ok(Case { name, kind, essential, file, graph, prompt, expected, _folder: folder })
+        Ok(Case { name, kind, essential, file, graph, prompt, expected })
+    }
+
+    /// The row's model.
+    ///
+    /// # Errors
+    /// When a temporary file cannot be written.
+    pub fn model(&self) -> Result<(Arc<ModelFile>, Arc<Graph>), Error> {
+        let folder = tempfile::tempdir().map_err(failed)?;
+        let path = folder.path().join("row.gguf");
+        fs::write(&path, self.bytes()?).map_err(failed)?;
+        // The mapping outlives its folder.
+        let file = Arc::new(ModelFile::open(&path)?);
+        let graph = Arc::new(Graph::open(&file, &[self.architecture()?])?);
+        Ok((file, graph))
     }
 
     /// A plan of the row's model for steps of up to `tokens` tokens, all with logits, and the model's file, whose
@@ -191,11 +208,6 @@ impl Row {
 }
 
 impl Case {
-    /// The row's model.
-    pub fn model(&self) -> (Arc<ModelFile>, Arc<Graph>) {
-        (self.file.clone(), self.graph.clone())
-    }
-
     /// Loads the row's model on a device, for steps of up to all of the last tokens.
     ///
     /// # Errors

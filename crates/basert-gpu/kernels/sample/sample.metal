@@ -139,6 +139,7 @@ kernel void sample(
             }
             threadgroup_barrier(mem_flags::mem_threadgroup);
             const ulong from = found[0];
+            threadgroup_barrier(mem_flags::mem_threadgroup);
             if (from != 0) {
                 for (uint first = 0; first < VOCABULARY; first += AT_ONCE * THREADS) {
                     float x[AT_ONCE];
@@ -226,6 +227,7 @@ kernel void sample(
             threadgroup_barrier(mem_flags::mem_threadgroup);
             const uint bin = uint(found[0]);
             const ulong needed = found[1];
+            threadgroup_barrier(mem_flags::mem_threadgroup);
             // Fewer candidates than are wanted: all stay.
             if (bin == BINS) continue;
 

@@ -44,7 +44,8 @@ fn what_there_is_not_is_answered_with_what_there_is() {
     let synth =
         |arch, size, quant, path: &str| basert(&["synth", "--arch", arch, "--size", size, "--quant", quant, path]);
     let at = path.to_str().unwrap();
-    assert!(synth("qwen9", "tiny", "q8_0", at).fails(2).contains("gemma3, llama, qwen2, qwen3"));
+    let unknown = synth("qwen9", "tiny", "q8_0", at).fails(2);
+    assert!(["gemma3", "llama", "qwen3"].iter().all(|name| unknown.contains(name)), "{unknown}");
     assert!(synth("qwen3", "9b", "q8_0", at).fails(2).contains("0.6b, 1.7b, 4b, 8b, tiny"));
     assert!(synth("qwen3", "tiny", "q9_0", at).fails(2).contains("q4_k_m"));
     assert!(!path.exists());

@@ -167,7 +167,7 @@ fn a_gpu_draws_what_the_sampler_draws_from_any_logits_among_what_is_allowed() {
     const VOCABULARY: usize = 1403;
     let device = device();
     let mut random = Random::new(8, 0);
-    let (file, graph) = Row::of_logits(&any_logits(&mut random, VOCABULARY)).case().unwrap().model();
+    let (file, graph) = Row::of_logits(&any_logits(&mut random, VOCABULARY)).model().unwrap();
     let mut engines = engines(file, graph, &*device);
     let (mut different, mut refused) = (BTreeSet::new(), 0);
     for round in 0..ROUNDS {
@@ -197,7 +197,11 @@ fn what_is_no_number_is_not_drawn() {
     let device = device();
     // Twice the last one is −∞.
     for (value, temperature) in [f32::NAN, 1.0, -3e38].into_iter().flat_map(|value| [(value, 0.0), (value, 1.0)]) {
-        let (file, graph) = Row::of_logits(&vec![vec![value; VOCABULARY]; 32]).case().unwrap().model();
+        let row = match value.is_nan() {
+            true => Row::of_no_numbers(VOCABULARY),
+            false => Row::of_logits(&vec![vec![value; VOCABULARY]; 32]),
+        };
+        let (file, graph) = row.model().unwrap();
         let [mut engine, _] = engines(file, graph, &*device);
         let mut sequence = Sequence::default();
         engine.sync(&mut sequence, &[0]);
