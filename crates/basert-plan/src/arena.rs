@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use basert_graph::{Op, ValueId};
+use basert_graph::ValueId;
 
-use crate::plan::{Place, Plan, PlanNode, PlanOp};
+use crate::plan::{Place, Plan, PlanNode};
 
 /// Alignment of values in bytes: a cache line, and a SIMD vector.
 const ALIGNMENT: usize = 64;

@@ -123,7 +123,7 @@ fn templates_without_tools_are_told_of_them() {
 #[test]
 fn ids_that_are_left_out_are_filled_in() {
     let template = ChatTemplate::new(
-        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}<{{ c.id }}>{% endfor %}\
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments }}<{{ c.id }}>{% endfor %}\
          {% if m.role == 'tool' %}<{{ m.tool_call_id }}>{% endif %}{{ m.content }}{% endfor %}",
     )
     .unwrap();

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use basert::files::ModelFile;
 use basert::{DeviceKind, Model, Options};
 use basert_convert::{RECIPES, Synth, sizes};
 
@@ -42,9 +43,12 @@ fn every_family_runs_in_every_quantisation() {
                 assert!((0.3..3.0).contains(&size), "{name}: logits are of size {size}");
                 errors.push(rms(fast.iter().zip(exact).map(|(a, b)| a - b)) / size);
             }
-            // Rounding may turn a close choice of experts, which is another model for that token.
             errors.sort_by(f32::total_cmp);
-            assert!(errors[TOKENS.len() / 2] < 0.1, "{name}: {errors:?}");
+            // Rounding may turn a close choice of experts, which is another model for that token and those that see it.
+            let file = ModelFile::open(&path).unwrap();
+            let routed = file.tensors().any(|tensor| tensor.name.contains("_exps"));
+            let most = if routed { TOKENS.len() / 4 } else { TOKENS.len() - 1 };
+            assert!(errors[most] < 0.1, "{name}: {errors:?}");
         }
     }
 }
