@@ -21,6 +21,8 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use basert_plan::DeviceError;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"basertPX";
 const VERSION: u32 = 2;
+/// Five milliseconds apart.
+const LOCK_ATTEMPTS: usize = 40;
 /// Limit on the bytes of the `belongs` header.
 const MOST_HEADER: usize = 1 << 16;
 
@@ -188,11 +192,18 @@ pub(crate) fn lock(path: &Path) -> Result<File, PrefixFileError> {
         }
         Err(source) => return Err(failed(source)),
     };
-    match file.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(PrefixFileError::InUse { path: path.to_owned() }),
-        // Not every file system supports locks.
-        Err(TryLockError::Error(_)) | Ok(()) => Ok(file),
+    // A process that is just being started holds the locks of its parent for a moment, and one that ends its own.
+    for attempt in 0..LOCK_ATTEMPTS {
+        if attempt > 0 {
+            thread::sleep(Duration::from_millis(5));
+        }
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {}
+            // Not every file system supports locks.
+            Err(TryLockError::Error(_)) | Ok(()) => return Ok(file),
+        }
     }
+    Err(PrefixFileError::InUse { path: path.to_owned() })
 }
 
 /// Checks that a file can be written, so that an error shows now rather than when saving.
