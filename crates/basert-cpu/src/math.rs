@@ -171,7 +171,8 @@ pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F 
             Activation::Gelu => gelu::<S>(x),
             Activation::GeluTanh => gelu_tanh::<S>(x),
             Activation::GeluSigmoid => swish::<S>(x, 1.702),
-            Activation::Relu => S::max(zero, x),
+            // The larger of the two zeros is not the same everywhere; with another added, both are positive.
+            Activation::Relu => S::add(S::max(zero, x), zero),
             Activation::ReluSquared => {
                 let positive = S::max(zero, x);
                 S::mul(positive, positive)
