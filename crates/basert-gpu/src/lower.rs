@@ -252,8 +252,7 @@ impl<'p> Lowering<'p> {
         if !self.single || is_read {
             return None;
         }
-        let selects = |node: &&PlanNode| node.out == value && node.op == PlanOp::Plain(Op::Select);
-        self.plan.nodes.iter().find(selects).map(|node| node.inputs[0])
+        self.plan.selected_from(value)
     }
 
     fn at(&self, value: ValueId) -> (Memory, usize) {

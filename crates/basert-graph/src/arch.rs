@@ -200,14 +200,39 @@ impl Architecture {
         }
     }
 
+    /// Whether files of this kind call the family `name`.
+    pub fn is_called(&self, kind: Kind, name: &str) -> bool {
+        self.names(kind).iter().any(|own| own == name)
+    }
+
     /// The built-in families.
     ///
     /// # Errors
     /// Never in a build whose tests pass.
     pub fn built_in() -> Result<Vec<Architecture>, GraphError> {
-        // Others are only used by families.
-        let families = BUILT_IN.iter().filter(|(_, text)| text.contains("\nname"));
-        families.map(|(name, text)| Architecture::parse(text, &format!("built-in {name}"))).collect()
+        Architecture::built_in_with("").collect()
+    }
+
+    /// The built-in family that files of this kind call `name`.
+    ///
+    /// # Errors
+    /// Never in a build whose tests pass.
+    pub fn built_in_for(kind: Kind, name: &str) -> Result<Option<Architecture>, GraphError> {
+        // All are not read: it would take longer than the rest of opening a small model.
+        for family in Architecture::built_in_with(&format!("\"{name}\"")) {
+            let family = family?;
+            if family.is_called(kind, name) {
+                return Ok(Some(family));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The built-in families whose files contain `part`.
+    fn built_in_with(part: &str) -> impl Iterator<Item = Result<Architecture, GraphError>> {
+        // Files without a name are only used by families.
+        let families = BUILT_IN.iter().filter(move |(_, text)| text.contains("\nname") && text.contains(part));
+        families.map(|(name, text)| Architecture::parse(text, &format!("built-in {name}")))
     }
 
     /// Reads an architecture file from disk.
@@ -278,6 +303,19 @@ mod tests {
         for family in Architecture::built_in().unwrap() {
             assert!(!family.gguf.is_empty() || !family.hf.is_empty(), "{}", family.name);
             assert!(!family.graph.block.is_empty(), "{}", family.name);
+        }
+    }
+
+    #[test]
+    fn a_family_is_found_by_each_of_its_names() {
+        let families = Architecture::built_in().unwrap();
+        for kind in [Kind::Gguf, Kind::HuggingFace] {
+            for name in families.iter().flat_map(|family| family.names(kind)) {
+                let first = families.iter().find(|family| family.is_called(kind, name)).unwrap();
+                let found = Architecture::built_in_for(kind, name).unwrap();
+                assert_eq!(found.map(|family| family.name).as_ref(), Some(&first.name), "{name}");
+            }
+            assert!(Architecture::built_in_for(kind, "none").unwrap().is_none());
         }
     }
 

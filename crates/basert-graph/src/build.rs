@@ -65,34 +65,51 @@ impl Graph {
         };
         let path = file.path().display().to_string();
         let text = |key: &str| file.get(key).and_then(basert_files::Value::as_str);
-        let built_in = Architecture::built_in()?;
-        let families = || extra.iter().chain(&built_in);
-        // Without a type, a folder may name the class that computes it.
-        let class = text("architectures.0").filter(|_| file.kind() == Kind::HuggingFace).map(class_type);
-        let of_class = || {
-            let mut names = families().flat_map(|family| family.names(file.kind()));
-            names.find(|name| class.as_ref() == Some(&class_type(name)))
+        let found = match text(key) {
+            Some(name) => Some(name.to_owned()),
+            // Without a type, a folder may name the class that computes it.
+            None => {
+                let class = text("architectures.0").filter(|_| file.kind() == Kind::HuggingFace).map(class_type);
+                class.map(|class| name_of_class(&class, extra)).transpose()?.flatten()
+            }
         };
-        let found = text(key).or_else(|| of_class().map(String::as_str)).ok_or_else(|| GraphError::Model {
+        let found = found.ok_or_else(|| GraphError::Model {
             file: path.clone(),
             what: format!("'{key}' is missing, which names the architecture"),
         })?;
-        match families().find(|family| family.names(file.kind()).iter().any(|name| name == found)) {
-            Some(family) => Ok(build(family, file, Tensors::File(file), found, tokens)?.0),
+        let built_in;
+        let family = match extra.iter().find(|family| family.is_called(file.kind(), &found)) {
+            Some(family) => Some(family),
             None => {
+                built_in = Architecture::built_in_for(file.kind(), &found)?;
+                built_in.as_ref()
+            }
+        };
+        match family {
+            Some(family) => Ok(build(family, file, Tensors::File(file), &found, tokens)?.0),
+            None => {
+                let built_in = Architecture::built_in()?;
+                let families = extra.iter().chain(&built_in);
                 let known: Vec<&str> =
-                    families().flat_map(|family| family.names(file.kind())).map(String::as_str).collect();
-                Err(GraphError::UnknownArchitecture { file: path, found: found.into(), known: known.join(", ") })
+                    families.flat_map(|family| family.names(file.kind())).map(String::as_str).collect();
+                Err(GraphError::UnknownArchitecture { file: path, found, known: known.join(", ") })
             }
         }
     }
 }
 
+/// What folders call the family of a class of transformers.
+fn name_of_class(class: &str, extra: &[Architecture]) -> Result<Option<String>, GraphError> {
+    let built_in = Architecture::built_in()?;
+    let mut names = extra.iter().chain(&built_in).flat_map(|family| family.names(Kind::HuggingFace));
+    Ok(names.find(|name| class_type(name) == class).cloned())
+}
+
 /// A tensor that an architecture names, with its weight if it is one.
 pub(crate) type Declared = (TensorShape, Option<WeightId>);
 
-/// The graph of a model with these hyperparameters and tensors, for sequences of up to `longest` tokens, and every tensor that it names, in the order in which
-/// ops use them.
+/// The graph of a model with these hyperparameters and tensors, for sequences of up to `longest` tokens, and every tensor
+/// that it names, in the order in which ops use them.
 pub(crate) fn build(
     family: &Architecture,
     metadata: &dyn Metadata,

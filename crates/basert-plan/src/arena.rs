@@ -62,7 +62,7 @@ pub(crate) fn place(plan: &mut Plan) {
 fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
     let mut lives: Vec<Option<Range<usize>>> = vec![None; plan.values.len()];
     let mut touch = |value, i: usize| {
-        for holder in holders(plan, value) {
+        for (holder, _) in plan.holders(value) {
             let life = lives[holder.0].get_or_insert(i..i + 1);
             life.end = life.end.max(i + 1);
         }
@@ -134,15 +134,9 @@ impl Access {
     }
 }
 
-/// The value that holds `value`, and that which this may be selected from.
-fn holders(plan: &Plan, value: ValueId) -> impl Iterator<Item = ValueId> {
-    let root = |value: ValueId| plan.root(value).0;
-    std::iter::successors(Some(root(value)), move |&value| plan.selected_from(value).map(root))
-}
-
 fn accesses(plan: &Plan, node: &PlanNode) -> Vec<Access> {
     let ranges = |value: ValueId| {
-        holders(plan, value).map(|root| {
+        plan.holders(value).map(|(root, _)| {
             let start = plan.places[root.0].offset;
             Memory::Arena(start..start + bytes(plan, root.0))
         })

@@ -73,20 +73,10 @@ impl Plan {
         !used(self.logits) && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
     }
 
-    /// What a value that is a selection was selected from, which a device may use in its place if all rows are wanted.
-    pub(crate) fn selected_from(&self, value: ValueId) -> Option<ValueId> {
-        let selects = |node: &&PlanNode| node.out == value && is_select(node);
-        self.nodes.iter().find(selects).map(|node| node.inputs[0])
-    }
-
     /// Whether two values lie in the same columns, of selections or of what these are selected from.
     pub(crate) fn overlap(&self, a: ValueId, b: ValueId) -> bool {
         let columns = |value: ValueId| {
-            let (mut root, mut first) = self.root(value);
-            while let Some(source) = self.selected_from(root) {
-                let (of, column) = self.root(source);
-                (root, first) = (of, first + column);
-            }
+            let (root, first) = self.holders(value).last().unwrap_or((value, 0));
             (root, first..first + self.values[value.0].width)
         };
         let ((root, a), (other, b)) = (columns(a), columns(b));
@@ -101,52 +91,51 @@ impl Plan {
 
 /// Moves `select` before every row-wise op whose result only it reads.
 fn select_early(plan: &mut Plan) {
-    while let Some((value, selects)) = find_selectable(plan) {
-        let Some(at) = plan.position_of(value) else { return };
-        // All selections of the value become one.
+    while let Some((by, selects)) = find_selectable(plan) {
+        // All selections of its result become one, which it computes from selections of what it reads.
         let outs: Vec<_> = selects.iter().map(|&i| plan.nodes[i].out).collect();
-        let first = outs[0];
         for &i in selects.iter().rev() {
             plan.nodes.remove(i);
         }
         for &out in &outs[1..] {
-            replace(plan, out, first);
+            replace(plan, out, outs[0]);
         }
-        let mut node = plan.nodes[at].clone();
-        node.out = first;
-        plan.nodes[at] = node.clone();
-        for (i, x) in node.inputs.into_iter().enumerate() {
-            let selects_x = |node: &PlanNode| is_select(node) && node.inputs[0] == x;
-            let at = plan.position_of(first).unwrap_or(at);
-            let select = match plan.nodes.iter().position(selects_x) {
-                Some(earlier) if earlier < at => plan.nodes[earlier].clone(),
-                Some(later) => plan.nodes.remove(later),
-                None => {
-                    let PlanValue { ref name, width, .. } = plan.values[x.0];
-                    let out = plan.add_value(format!("{name} selected"), width, Rows::Wanted);
-                    PlanNode::new(PlanOp::Plain(Op::Select), vec![x], out)
-                }
-            };
-            plan.nodes[at].inputs[i] = select.out;
-            if plan.position_of(select.out).is_none() {
-                plan.nodes.insert(at, select);
-            }
+        plan.nodes[by].out = outs[0];
+        let mut at = by;
+        for i in 0..plan.nodes[at].inputs.len() {
+            let (selected, inserted) = selection_before(plan, at, plan.nodes[at].inputs[i]);
+            at += usize::from(inserted);
+            plan.nodes[at].inputs[i] = selected;
         }
     }
 }
 
-fn is_select(node: &PlanNode) -> bool {
-    node.op == PlanOp::Plain(Op::Select)
+/// The selection of `x` for the node at position `at`: one that comes before it, or one that is inserted there, which is a
+/// later one if there is any. Whether it was inserted.
+fn selection_before(plan: &mut Plan, at: usize, x: ValueId) -> (ValueId, bool) {
+    let selects_x = |node: &PlanNode| node.is_select() && node.inputs[0] == x;
+    let select = match plan.nodes.iter().position(selects_x) {
+        Some(earlier) if earlier < at => return (plan.nodes[earlier].out, false),
+        Some(later) => plan.nodes.remove(later),
+        None => {
+            let PlanValue { ref name, width, .. } = plan.values[x.0];
+            let out = plan.add_value(format!("{name} selected"), width, Rows::Wanted);
+            PlanNode::new(PlanOp::Plain(Op::Select), vec![x], out)
+        }
+    };
+    let out = select.out;
+    plan.nodes.insert(at, select);
+    (out, true)
 }
 
-/// A value that only selections read and that a row-wise op computes, with the positions of the selections.
-fn find_selectable(plan: &Plan) -> Option<(ValueId, Vec<usize>)> {
-    plan.nodes.iter().filter(|node| is_select(node)).find_map(|node| {
+/// The position of a row-wise op whose result only selections read, and theirs.
+fn find_selectable(plan: &Plan) -> Option<(usize, Vec<usize>)> {
+    plan.nodes.iter().filter(|node| node.is_select()).find_map(|node| {
         let x = node.inputs[0];
-        let by = &plan.nodes[plan.position_of(x)?];
+        let by = plan.position_of(x)?;
         let readers = plan.readers(x);
-        let only_selected = readers.iter().all(|&i| is_select(&plan.nodes[i]));
-        (by.op.signature().row_wise && only_selected).then_some((x, readers))
+        let only_selected = readers.iter().all(|&i| plan.nodes[i].is_select());
+        (plan.nodes[by].op.signature().row_wise && only_selected).then_some((by, readers))
     })
 }
 
@@ -174,7 +163,7 @@ fn slice_in_place(plan: &mut Plan) {
         let (x, width) = (inputs[0], plan.values[out.0].width);
         let lines = [first, width, plan.values[x.0].width].iter().all(|n| n.is_multiple_of(LINE));
         // The device returns logits as they lie, and a selection may be its own input.
-        let is_maker = |value| plan.position_of(value).is_some_and(|at| !is_select(&plan.nodes[at]));
+        let is_maker = |value| plan.position_of(value).is_some_and(|at| !plan.nodes[at].is_select());
         if lines && out != plan.logits && is_maker(x) {
             plan.values[out.0].within = Some((x, first));
             plan.nodes.remove(i);

@@ -174,6 +174,11 @@ impl PlanNode {
         self.inputs.iter().copied().chain(self.onto)
     }
 
+    /// Whether it selects rows.
+    pub(crate) fn is_select(&self) -> bool {
+        self.op == PlanOp::Plain(Op::Select)
+    }
+
     /// A name for tables.
     pub fn name(&self) -> String {
         let name = match &self.op {
@@ -359,6 +364,25 @@ impl Plan {
             (value, column) = (outer, column + at);
         }
         (value, column)
+    }
+
+    /// What a value that is a selection was selected from, which a device may use in its place if all rows are wanted.
+    pub fn selected_from(&self, value: ValueId) -> Option<ValueId> {
+        if self.values[value.0].rows == Rows::Tokens {
+            return None;
+        }
+        let selects = |node: &&PlanNode| node.out == value && node.is_select();
+        self.nodes.iter().find(selects).map(|node| node.inputs[0])
+    }
+
+    /// The value in whose place `value` lies, what that was selected from if it is a selection, and so on: each with the
+    /// first column there.
+    pub(crate) fn holders(&self, value: ValueId) -> impl Iterator<Item = (ValueId, usize)> {
+        let selected_from = |&(root, column): &(ValueId, usize)| {
+            let (root, first) = self.root(self.selected_from(root)?);
+            Some((root, first + column))
+        };
+        std::iter::successors(Some(self.root(value)), selected_from)
     }
 
     /// The most bytes of weights that a step reads.
