@@ -226,18 +226,7 @@ impl Binder<'_> {
 
     /// The biases of a matrix's parts, if any has one.
     pub fn bias(&self, id: MatrixId) -> Result<Option<Vec<f32>>, DeviceError> {
-        let matrix = &self.plan.matrices[id.0];
-        if matrix.parts.iter().all(|(_, bias)| bias.is_none()) {
-            return Ok(None);
-        }
-        let mut all = Vec::with_capacity(matrix.rows);
-        for &(weight, bias) in &matrix.parts {
-            match bias {
-                Some(bias) => all.extend(self.vector(bias)?),
-                None => all.resize(all.len() + self.weight(weight).rows, 0.0),
-            }
-        }
-        Ok(Some(all))
+        Ok(self.plan.matrices[id.0].bias(&self.plan.graph, &self.file)?)
     }
 
     fn page_bytes(&self, cache: &basert_graph::Cache) -> usize {

@@ -123,8 +123,8 @@ impl Weights {
     fn len(&self, plan: &Plan, vector: Vector) -> usize {
         match vector {
             Vector::Values { weight, .. } => plan.graph.weights[weight.0].len(),
-            Vector::Bias(id) if plan.matrices[id.0].parts.iter().all(|(_, bias)| bias.is_none()) => 0,
-            Vector::Bias(id) => plan.matrices[id.0].rows,
+            Vector::Bias(id) if plan.matrices[id.0].has_bias() => plan.matrices[id.0].rows,
+            Vector::Bias(_) => 0,
             Vector::Frequencies(rope) => plan.graph.ropes[rope.0].frequencies.len(),
         }
     }
@@ -201,23 +201,13 @@ impl Weights {
     }
 
     fn values(&self, plan: &Plan, file: &ModelFile, vector: Vector) -> Result<Vec<f32>, DeviceError> {
-        let decode = |id: WeightId| plan.graph.weights[id.0].values(file);
         match vector {
             Vector::Values { weight, offset } => {
-                let mut values = decode(weight)?;
+                let mut values = plan.graph.weights[weight.0].values(file)?;
                 values.iter_mut().for_each(|value| *value += offset);
                 Ok(values)
             }
-            Vector::Bias(id) => {
-                let mut all = Vec::new();
-                for &(weight, bias) in &plan.matrices[id.0].parts {
-                    match bias {
-                        Some(bias) => all.extend(decode(bias)?),
-                        None => all.resize(all.len() + plan.graph.weights[weight.0].rows, 0.0),
-                    }
-                }
-                Ok(all)
-            }
+            Vector::Bias(id) => Ok(plan.matrices[id.0].bias(&plan.graph, file)?.unwrap_or_default()),
             Vector::Frequencies(rope) => Ok(plan.graph.ropes[rope.0].frequencies.clone()),
         }
     }

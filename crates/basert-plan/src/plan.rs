@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use basert_core::Format;
-use basert_graph::{Activation, CacheId, Experts, Graph, Norm, Op, RopeId, Rows, Signature, ValueId, Weight, WeightId};
+use basert_files::ModelFile;
+use basert_graph::{
+    Activation, CacheId, Experts, Graph, Norm, Op, RopeId, Rows, Signature, ValueId, Weight, WeightError, WeightId,
+};
 
 use crate::arena;
 use crate::fuse::Fusion;
@@ -46,6 +49,31 @@ pub struct Matrix {
     pub columns: usize,
     /// The number of experts, which have equal, consecutive shares of the rows; 1 without experts.
     pub experts: usize,
+}
+
+impl Matrix {
+    /// Whether any of its parts has biases.
+    pub fn has_bias(&self) -> bool {
+        self.parts.iter().any(|(_, bias)| bias.is_some())
+    }
+
+    /// The biases of its rows, zeros for parts without any; `None` if no part has them.
+    ///
+    /// # Errors
+    /// When a tensor is missing or damaged.
+    pub fn bias(&self, graph: &Graph, file: &ModelFile) -> Result<Option<Vec<f32>>, WeightError> {
+        if !self.has_bias() {
+            return Ok(None);
+        }
+        let mut all = Vec::with_capacity(self.rows);
+        for &(weight, bias) in &self.parts {
+            match bias {
+                Some(bias) => all.extend(graph.weights[bias.0].values(file)?),
+                None => all.resize(all.len() + graph.weights[weight.0].rows, 0.0),
+            }
+        }
+        Ok(Some(all))
+    }
 }
 
 /// How the rows of a packed matrix lie.

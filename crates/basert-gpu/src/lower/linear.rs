@@ -135,12 +135,8 @@ impl Lowering<'_> {
 
     /// Where a matrix is, and its biases: anywhere, where there are none.
     pub(super) fn matrix_at(&self, id: MatrixId) -> Result<[(Memory, usize); 2], DeviceError> {
-        let bias = self.has_bias(id).then_some(Vector::Bias(id));
+        let bias = self.plan.matrices[id.0].has_bias().then_some(Vector::Bias(id));
         Ok([(Memory::Weights, self.weights.matrix(id).offset), self.vector(bias)?])
-    }
-
-    fn has_bias(&self, id: MatrixId) -> bool {
-        self.plan.matrices[id.0].parts.iter().any(|(_, bias)| bias.is_some())
     }
 
     /// The kernel of a product of few rows, but for what is said of its input, and the rows of weights a threadgroup has.
@@ -168,10 +164,11 @@ impl Lowering<'_> {
     /// The kernel of a product with the macros that say what it is multiplied by, of which `rows` are used at a time, and
     /// what becomes of it.
     pub(super) fn product(&self, kernel: Kernel, id: MatrixId, rows: usize, end: End) -> Kernel {
+        let matrix = &self.plan.matrices[id.0];
         let kernel = kernel
             .define("ROWS_OF_W", rows)
-            .define("COLUMNS", self.plan.matrices[id.0].columns)
-            .define("HAS_BIAS", u32::from(self.has_bias(id)));
+            .define("COLUMNS", matrix.columns)
+            .define("HAS_BIAS", u32::from(matrix.has_bias()));
         self.weights.matrix(id).layout.define(end.define(kernel))
     }
 
