@@ -94,4 +94,19 @@ impl<'a> Rows<'a> {
         // SAFETY: the row is in the view's memory; the caller excludes aliasing.
         unsafe { std::slice::from_raw_parts_mut(self.row_ptr(i), self.cols) }
     }
+
+    /// Row `i`, to write, holding what that of `x` has; nothing is copied where the two are the same.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes it while the reference lives, and the row of `x` is the same memory or apart from it.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn row_from(&self, x: &Rows<'_>, i: usize) -> &'a mut [f32] {
+        // SAFETY: guaranteed by the caller; where they are the same memory, that is not read through `x`.
+        unsafe {
+            if self.row_ptr(i) != x.row_ptr(i) {
+                self.row_mut(i).copy_from_slice(x.row(i));
+            }
+            self.row_mut(i)
+        }
+    }
 }

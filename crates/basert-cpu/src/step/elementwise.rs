@@ -1,7 +1,5 @@
 //! Functions of single values, and copies of rows and columns.
 
-use std::ops::Range;
-
 use basert_graph::{Activation, Temper};
 use basert_plan::{Gate, Place, PlanNode};
 
@@ -36,26 +34,6 @@ pub(super) fn bind(binder: &Binder, node: &PlanNode, function: Function) -> Box<
     Box::new(Elementwise { function, x: binder.place(node.inputs[0]), y, out: binder.output(node.out) })
 }
 
-impl Elementwise {
-    /// Columns of a row of the output, holding what `x` has there.
-    ///
-    /// # Safety
-    /// Nobody else uses them, and they are `x` itself or no part of it.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn copied<'r>(&self, run: &'r Run, columns: Range<usize>, row: usize) -> &'r mut [f32] {
-        let (from, to) = (run.view(self.x, row + 1), run.view(self.out.0, row + 1));
-        // SAFETY: guaranteed by the caller; and where the two are the same memory, nothing is copied.
-        unsafe {
-            if from.row_ptr(row) == to.row_ptr(row) {
-                return to.columns(columns).row_mut(row);
-            }
-            let out = to.columns(columns.clone()).row_mut(row);
-            out.copy_from_slice(from.columns(columns).row(row));
-            out
-        }
-    }
-}
-
 impl Kernel for Elementwise {
     unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
         let parts = self.out.0.width.div_ceil(COLUMNS);
@@ -65,8 +43,9 @@ impl Kernel for Elementwise {
             // SAFETY: each part is one worker's, and plans place the output over `x`, if at all, only where that is not
             // `y` as well.
             let (out, y) = unsafe {
-                let y = self.y.map(|y| run.view(y, row + 1).columns(columns.clone()).row(row));
-                (self.copied(run, columns, row), y.unwrap_or_default())
+                let [x, out] = [self.x, self.out.0].map(|place| run.view(place, row + 1).columns(columns.clone()));
+                let y = self.y.map(|y| run.view(y, row + 1).columns(columns).row(row));
+                (out.row_from(&x, row), y.unwrap_or_default())
             };
             match self.function {
                 Function::Add => elementwise::add(run.isa, out, y),
@@ -96,12 +75,7 @@ impl Kernel for BoundTemper {
         let (x, out) = (run.view(self.x, run.tokens()), run.view(self.out, run.tokens()));
         for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
             // SAFETY: each row is one worker's, and the output lies over the input or apart from it.
-            let values = unsafe {
-                if out.row_ptr(row) != x.row_ptr(row) {
-                    out.row_mut(row).copy_from_slice(x.row(row));
-                }
-                out.row_mut(row)
-            };
+            let values = unsafe { out.row_from(&x, row) };
             elementwise::scale(run.isa, values, self.how.at(run.step.positions[row] as usize));
         }
     }

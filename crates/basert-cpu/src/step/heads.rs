@@ -68,12 +68,7 @@ impl Kernel for Rope {
             let columns = head * self.head_dim..(head + 1) * self.head_dim;
             let (x, out) = (x.columns(columns.clone()), out.columns(columns));
             // SAFETY: each head of each token is one worker's, and the output lies over the input or apart from it.
-            let head = unsafe {
-                if out.row_ptr(row) != x.row_ptr(row) {
-                    out.row_mut(row).copy_from_slice(x.row(row));
-                }
-                out.row_mut(row)
-            };
+            let head = unsafe { out.row_from(&x, row) };
             rope.turn(run, head, row);
         }
     }
@@ -159,10 +154,7 @@ impl Kernel for BoundRopeStore {
             // SAFETY: each head of each token is one worker's, and the output lies over the queries or apart from all
             // inputs.
             unsafe {
-                let queries = out.columns(of_group.clone()).row_mut(row);
-                if out.row_ptr(row) != q.row_ptr(row) {
-                    queries.copy_from_slice(q.columns(of_group).row(row));
-                }
+                let queries = out.columns(of_group.clone()).row_from(&q.columns(of_group), row);
                 queries.chunks_exact_mut(head_dim).for_each(|head| turn(head, &self.q_norm, row));
                 let keys = &mut scratch.row[..head_dim];
                 keys.copy_from_slice(k.columns(of_head.clone()).row(row));
