@@ -7,6 +7,7 @@
 mod call;
 pub(crate) mod history;
 mod json;
+mod object;
 mod parameters;
 mod parser;
 mod schema;

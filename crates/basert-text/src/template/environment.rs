@@ -110,17 +110,20 @@ const POSITIONAL: [(&str, &[&str]); 2] = [
 
 /// Arguments of a filter, each by its name.
 fn by_name(names: &[&str], mut given: Vec<Value>) -> Result<Kwargs, Error> {
-    let named = given.pop_if(|last| !last.is_undefined() && Kwargs::try_from(last.clone()).is_ok());
-    let named = named.map(Kwargs::try_from).transpose()?;
+    let named = take_named(&mut given)?;
     if given.len() > names.len() {
         return Err(Error::from(ErrorKind::TooManyArguments));
     }
-    let mut all: Vec<(String, Value)> = names.iter().map(|&name| name.to_owned()).zip(given).collect();
-    for name in named.iter().flat_map(Kwargs::args) {
-        let value: Value = named.as_ref().map_or(Ok(Value::UNDEFINED), |named| named.get(name))?;
-        all.push((name.to_owned(), value));
-    }
-    Ok(all.into_iter().collect())
+    Ok(names.iter().map(|&name| name.to_owned()).zip(given).chain(named).collect())
+}
+
+/// Takes those with names from the arguments of a call.
+fn take_named(given: &mut Vec<Value>) -> Result<Vec<(String, Value)>, Error> {
+    let Some(named) = given.pop_if(|last| !last.is_undefined() && Kwargs::try_from(last.clone()).is_ok()) else {
+        return Ok(Vec::new());
+    };
+    let named = Kwargs::try_from(named)?;
+    named.args().map(|name| Ok((name.to_owned(), named.get(name)?))).collect()
 }
 
 /// Jinja's `wordwrap`, of a value as text.
@@ -136,16 +139,10 @@ fn call(state: &mut State, callee: &Value, arguments: Rest<ValueOrKwargs>) -> Re
     let declared: Vec<String> =
         callee.get_attr("arguments")?.try_iter()?.map(|name| name.as_str().unwrap_or_default().to_owned()).collect();
     let [declared @ .., varargs, kwargs] = declared.as_slice() else { return callee.call(state, &positional) };
-    let named = positional.pop_if(|last| !last.is_undefined() && Kwargs::try_from(last.clone()).is_ok());
-    let named = named.map(Kwargs::try_from).transpose()?;
+    let named = take_named(&mut positional)?;
     let rest = positional.split_off(declared.len().min(positional.len()));
-    let (mut known, mut others) = (Vec::new(), Vec::new());
-    for name in named.iter().flat_map(Kwargs::args) {
-        let value: Value = named.as_ref().map_or(Ok(Value::UNDEFINED), |named| named.get(name))?;
-        let is_known = name == "caller" || declared.iter().any(|declared| declared == name);
-        let target = if is_known { &mut known } else { &mut others };
-        target.push((name.to_owned(), value));
-    }
+    let is_known = |(name, _): &(String, Value)| name == "caller" || declared.contains(name);
+    let (mut known, others): (Vec<_>, Vec<_>) = named.into_iter().partition(is_known);
     known.push((varargs.clone(), Tuple::from(rest).into()));
     known.push((kwargs.clone(), Value::from_pairs(others.into_iter().map(|(name, value)| (Value::from(name), value)))));
     positional.push(Kwargs::from_iter(known).into());
