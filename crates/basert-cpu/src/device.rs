@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_graph::{CacheId, Norm, Op, Rows, ValueId, Weight, WeightError, WeightId};
+use basert_graph::{Graph, Norm, Op, Rows, StateId, ValueId, Weight, WeightError, WeightId};
 use basert_plan::{
     Baked, Device, DeviceError, Facts, Linear, LoadOptions, Matrix, MatrixId, Place, Plan, PlanOp, Stage,
 };
@@ -68,7 +68,7 @@ impl Device for CpuDevice {
     }
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
-        let LoadOptions { pages, kv, progress } = options;
+        let LoadOptions { pages, slots, kv, progress } = options;
         let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages, kv };
         let (mut ready, total) = (0, plan.weight_bytes());
         let mut packed = |bytes| {
@@ -84,7 +84,7 @@ impl Device for CpuDevice {
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
         let panels = matrices.iter().flatten().map(PackedMatrix::scratch_bytes).max().unwrap_or(0);
         let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
-        let page_bytes = plan.graph.caches.iter().map(|cache| binder.page_bytes(cache)).sum();
+        let page_bytes = plan.graph.caches().map(|cache| binder.page_bytes(cache)).sum();
         let mut ops = Vec::with_capacity(plan.nodes.len());
         let counter = || Counter::new(self.pool.threads());
         let mut prepared_since_barrier = false;
@@ -103,6 +103,7 @@ impl Device for CpuDevice {
         let shared = Shared {
             arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
             cache: binder.buffer(pages.saturating_mul(page_bytes), "the KV cache")?,
+            states: binder.buffer(slots.saturating_mul(plan.graph.slot_bytes()), "running states")?,
             prepared: binder.prepared()?,
             partials: binder.partials()?,
         };
@@ -118,9 +119,10 @@ impl Device for CpuDevice {
             hidden,
             shared,
             pages,
+            slots,
             page_bytes,
             kv,
-            slots: Vec::new(),
+            places: Vec::new(),
             ropes,
             workers,
             contention,
@@ -139,6 +141,10 @@ pub(crate) struct Binder<'d> {
 }
 
 impl Binder<'_> {
+    pub fn graph(&self) -> &Graph {
+        &self.plan.graph
+    }
+
     pub fn weight(&self, id: WeightId) -> &Weight {
         &self.plan.graph.weights[id.0]
     }
@@ -229,15 +235,16 @@ impl Binder<'_> {
         Ok(self.plan.matrices[id.0].bias(&self.plan.graph, &self.file)?)
     }
 
-    fn page_bytes(&self, cache: &basert_graph::Cache) -> usize {
+    fn page_bytes(&self, cache: basert_graph::Cache) -> usize {
         KvLayer::page_bytes(self.kv, cache.kv_heads, cache.head_dim)
     }
 
     /// First byte of a layer's keys in a page, heads and dimensions.
-    pub fn cache(&self, id: CacheId) -> crate::step::CachePlace {
-        let caches = &self.plan.graph.caches;
-        let offset = caches[..id.0].iter().map(|cache| self.page_bytes(cache)).sum();
-        crate::step::CachePlace { offset, kv_heads: caches[id.0].kv_heads, head_dim: caches[id.0].head_dim }
+    pub fn cache(&self, id: StateId) -> crate::step::CachePlace {
+        let graph = &self.plan.graph;
+        let offset = graph.caches_before(id).map(|cache| self.page_bytes(cache)).sum();
+        let basert_graph::Cache { kv_heads, head_dim } = graph.cache(id);
+        crate::step::CachePlace { offset, kv_heads, head_dim }
     }
 
     fn ropes(&self) -> Vec<RopeTable> {
@@ -293,7 +300,7 @@ impl Binder<'_> {
 
     pub fn attention(&self, op: &basert_graph::Attention) -> Attention {
         let &basert_graph::Attention { cache, heads, scale, reach, cap, alibi, .. } = op;
-        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(cache);
         Attention { head_dim, q_heads: heads, kv_heads, scale, soft_cap: cap, reach, alibi }
     }
 
@@ -312,6 +319,7 @@ impl Binder<'_> {
             uses: self.uses(),
             row_quantised: self.buffer(QuantisedRows::bytes(1, width.next_multiple_of(32)), "a worker's row")?,
             attention: self.largest_attention().map(|attention| Scratch::new(&attention)),
+            state: vec![0.0; crate::step::state_scratch(&self.plan.graph)],
         })
     }
 }

@@ -112,6 +112,16 @@ pub fn scale(isa: Isa, x: &mut [f32], factor: f32) {
     unsafe { scale_each(isa, x, factor) }
 }
 
+/// `x = weight · x + bias`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn affine(isa: Isa, x: &mut [f32], weight: &[f32], bias: &[f32]) {
+    assert_eq!([weight.len(), bias.len()], [x.len(); 2]);
+    // SAFETY: the machine has `isa`.
+    unsafe { affine_each(isa, x, weight, bias) }
+}
+
 /// `x = cap · tanh(x / cap)`.
 pub fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     // SAFETY: the machine has `isa`.
@@ -160,6 +170,7 @@ dispatch! {
     unsafe fn sum(x: &[f32]) -> f32 = sum_kernel;
     unsafe fn add_each(x: &mut [f32], y: &[f32]) = add_kernel;
     unsafe fn scale_each(x: &mut [f32], factor: f32) = scale_kernel;
+    unsafe fn affine_each(x: &mut [f32], weight: &[f32], bias: &[f32]) = affine_kernel;
     unsafe fn cap_each(x: &mut [f32], cap: f32) = cap_kernel;
     unsafe fn mul_each(x: &mut [f32], y: &[f32]) = mul_kernel;
     unsafe fn activate_each(activation: Activation, x: &mut [f32]) = activate_kernel;
@@ -223,6 +234,13 @@ unsafe fn add_kernel<S: Simd>(x: &mut [f32], y: &[f32]) {
 unsafe fn scale_kernel<S: Simd>(x: &mut [f32], factor: f32) {
     for x in x {
         *x *= factor;
+    }
+}
+
+#[inline(always)]
+unsafe fn affine_kernel<S: Simd>(x: &mut [f32], weight: &[f32], bias: &[f32]) {
+    for ((x, w), b) in x.iter_mut().zip(weight).zip(bias) {
+        *x = x.mul_add(*w, *b);
     }
 }
 

@@ -24,6 +24,7 @@ mod panel;
 mod partials;
 mod pool;
 mod quantised;
+mod recurrent;
 pub mod reference;
 mod rows;
 pub mod simd;

@@ -160,6 +160,21 @@ unsafe fn erf<S: Simd>(x: S::F) -> S::F {
     }
 }
 
+/// ln(1 + e^x) = max(x, 0) + ln(1 + e), with e = e^−|x|. The logarithm is 2 artanh(e / (2 + e)), of which the argument is
+/// at most ⅓, as its series.
+#[inline(always)]
+unsafe fn softplus<S: Simd>(x: S::F) -> S::F {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let magnitude = S::from_bits(S::and_i32(S::bits(x), S::splat_i32(0x7fff_ffff)));
+        let negative = S::sub(S::splat(0.0), magnitude);
+        let e = exp_negative::<S>(negative);
+        let z = S::div(e, S::add(e, S::splat(2.0)));
+        let series = [2.0 / 15.0, 2.0 / 13.0, 2.0 / 11.0, 2.0 / 9.0, 2.0 / 7.0, 2.0 / 5.0, 2.0 / 3.0, 2.0];
+        S::fma(polynomial::<S, 8>(S::mul(z, z), series), z, S::max(x, S::splat(0.0)))
+    }
+}
+
 /// An activation of each lane.
 #[inline(always)]
 pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F {
@@ -179,6 +194,7 @@ pub(crate) unsafe fn activate<S: Simd>(activation: Activation, x: S::F) -> S::F 
             }
             Activation::Sigmoid => S::div(one, S::add(one, exp::<S>(S::sub(zero, x)))),
             Activation::Tanh => tanh::<S>(x),
+            Activation::Softplus => softplus::<S>(x),
             Activation::Xielu { above, below, slope, eps } => {
                 let linear = S::mul(x, S::splat(slope));
                 let positive = S::fma(S::mul(x, x), S::splat(above), linear);

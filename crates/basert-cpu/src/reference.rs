@@ -10,7 +10,8 @@ use crate::kv::PAGE;
 use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_graph::{
-    Activation, Attention, Experts, Graph, Index, Norm, Op, Pairs, Rope, Route, Score, ValueId, WeightId,
+    Activation, Affine, Attention, Conv, Experts, Graph, Index, LinearAttention, Norm, Op, Pairs, Rope, Route, Score,
+    ValueId, WeightId,
 };
 use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Plan, StepState};
 
@@ -84,7 +85,7 @@ impl Reference {
 
     fn value(&self, result: ValueId, tokens: &[u32], wanted: &[usize]) -> Matrix {
         let mut values: Vec<Option<Matrix>> = vec![None; self.graph.values.len()];
-        let mut caches: Vec<Option<(Matrix, Matrix)>> = vec![None; self.graph.caches.len()];
+        let mut caches: Vec<Option<(Matrix, Matrix)>> = vec![None; self.graph.states.len()];
         for node in &self.graph.nodes {
             let input = |i: usize| values[node.inputs[i].0].as_ref().expect("ops come in order");
             let out = match node.op {
@@ -119,8 +120,14 @@ impl Reference {
                 Op::Attention(how) => {
                     let (k, v) = caches[how.cache.0].as_ref().expect("ops come in order");
                     let sinks = how.sinks.map(|sinks| &self.weights[sinks.0].data[..]);
-                    attention(input(0), k, v, &how, self.graph.caches[how.cache.0].kv_heads, sinks)
+                    attention(input(0), k, v, &how, self.graph.cache(how.cache).kv_heads, sinks)
                 }
+                Op::Conv(how) => self.conv(input(0), &how),
+                Op::LinearAttention(how) => {
+                    let beta = (node.inputs.len() > 4).then(|| input(4));
+                    linear_attention([0, 1, 2, 3].map(input), beta, &how)
+                }
+                Op::Affine(how) => self.affine(input(0), &how, self.graph.values[node.out.0].width),
                 Op::Activate(activation) => input(0).map(|x| activate(activation, x)),
                 Op::Mul => input(0).zip(input(1), |a, b| a * b),
                 Op::Add => input(0).zip(input(1), |a, b| a + b),
@@ -174,6 +181,35 @@ impl Reference {
                 x.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
             }
         }
+    }
+
+    /// y[t] = Σ weight[k] x[t + 1 − K + k] + bias, where nothing comes before the first token
+    fn conv(&self, x: &Matrix, how: &Conv) -> Matrix {
+        let weight = &self.weights[how.weight.0];
+        let mut out = Matrix::new(x.rows().len(), x.width);
+        for (t, y) in out.data.chunks_exact_mut(x.width).enumerate() {
+            for (c, y) in y.iter_mut().enumerate() {
+                for (k, w) in weight.row(c).iter().enumerate() {
+                    *y += (t + 1 + k).checked_sub(weight.width).map_or(0.0, |past| w * x.row(past)[c]);
+                }
+                *y += how.bias.map_or(0.0, |bias| self.weights[bias.0].data[c]);
+            }
+        }
+        out
+    }
+
+    /// y = w x + b, column by column, of which several may share a number.
+    fn affine(&self, x: &Matrix, how: &Affine, width: usize) -> Matrix {
+        let shared = |values: &[f32], column: usize| values[column / (width / values.len())];
+        let of = |vector: WeightId| &self.weights[vector.0].data[..];
+        let (weight, bias) = (how.weight.map(of), how.bias.map(of));
+        x.map_rows(width, |x, y| {
+            for (c, y) in y.iter_mut().enumerate() {
+                let weight = weight.map_or(1.0, |weight| shared(weight, c));
+                let weight = if how.decay { -weight.exp() } else { weight };
+                *y = weight * shared(x, c) + bias.map_or(0.0, |bias| shared(bias, c));
+            }
+        })
     }
 
     /// y = W x + b
@@ -321,6 +357,36 @@ fn attention(q: &Matrix, k: &Matrix, v: &Matrix, how: &Attention, kv_heads: usiz
     out
 }
 
+/// S ← e^decay S + k uᵀ with u = beta (v − Sᵀk), or beta v, and y = scale Sᵀq for each head, token by token.
+fn linear_attention([q, k, v, decay]: [&Matrix; 4], beta: Option<&Matrix>, how: &LinearAttention) -> Matrix {
+    let &LinearAttention { heads, key_dim, value_dim, by_row, delta, scale, .. } = how;
+    let mut out = Matrix::new(v.rows().len(), v.width);
+    for head in 0..heads {
+        let of_keys = how.key_head(head) * key_dim..(how.key_head(head) + 1) * key_dim;
+        let of_values = head * value_dim..(head + 1) * value_dim;
+        let mut state = Matrix::new(key_dim, value_dim);
+        for t in 0..v.rows().len() {
+            let (q, k, v) = (&q.row(t)[of_keys.clone()], &k.row(t)[of_keys.clone()], &v.row(t)[of_values.clone()]);
+            let decay = |i: usize| decay.row(t)[if by_row { head * key_dim + i } else { head }].exp();
+            let beta = beta.map_or(1.0, |beta| beta.row(t)[head]);
+            for (i, row) in state.data.chunks_exact_mut(value_dim).enumerate() {
+                row.iter_mut().for_each(|s| *s *= decay(i));
+            }
+            let times = |state: &Matrix, x: &[f32], j: usize| -> f32 {
+                x.iter().zip(state.rows()).map(|(x, row)| x * row[j]).sum()
+            };
+            let u: Vec<f32> =
+                (0..value_dim).map(|j| beta * (v[j] - if delta { times(&state, k, j) } else { 0.0 })).collect();
+            for (k, row) in k.iter().zip(state.data.chunks_exact_mut(value_dim)) {
+                row.iter_mut().zip(&u).for_each(|(s, u)| *s += k * u);
+            }
+            let y = &mut out.data[t * v.len() * heads..][of_values.clone()];
+            y.iter_mut().enumerate().for_each(|(j, y)| *y = scale * times(&state, q, j));
+        }
+    }
+    out
+}
+
 /// The oracle as a device. Its cache holds tokens instead of keys and values, and every step recomputes whole
 /// sequences. It has nothing to quantise, so it refuses formats of keys and values other than the default.
 pub struct ReferenceDevice {
@@ -364,7 +430,7 @@ impl Device for ReferenceDevice {
             what: "the cache".to_owned(),
         })?;
         pages.resize(options.pages, [0; PAGE]);
-        Ok(Box::new(ReferenceBaked { reference, plan, pages, rows: Matrix::new(0, 1) }))
+        Ok(Box::new(ReferenceBaked { reference, plan, pages, slots: options.slots, rows: Matrix::new(0, 1) }))
     }
 }
 
@@ -373,13 +439,15 @@ struct ReferenceBaked {
     plan: Arc<Plan>,
     /// The tokens at the positions of each page.
     pages: Vec<[u32; PAGE]>,
+    /// Slots, in which nothing is kept.
+    slots: usize,
     /// The logits or hidden states of the last step.
     rows: Matrix,
 }
 
 impl Baked for ReferenceBaked {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
-        step.check(&self.plan, self.pages.len(), PAGE)?;
+        step.check(&self.plan, (self.pages.len(), self.slots), PAGE)?;
         let value = if step.hidden { self.plan.graph.hidden() } else { self.plan.graph.logits };
         self.rows = Matrix::new(0, self.plan.graph.values[value.0].width);
         for sequence in &step.sequences {
@@ -424,6 +492,15 @@ impl Baked for ReferenceBaked {
         Ok(())
     }
 
+    fn read_slot(&mut self, _slot: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.fill(0);
+        Ok(())
+    }
+
+    fn write_slot(&mut self, _slot: u32, _bytes: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
         bytemuck::cast_slice_mut(&mut self.pages[page as usize]).copy_from_slice(bytes);
         Ok(())
@@ -444,6 +521,7 @@ fn activate(activation: Activation, x: f32) -> f32 {
         Activation::ReluSquared => x.max(0.0) * x.max(0.0),
         Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
         Activation::Tanh => x.tanh(),
+        Activation::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
         Activation::Xielu { above, slope, .. } if x > 0.0 => above * x * x + slope * x,
         Activation::Xielu { below, slope, eps, .. } => below * (x.min(eps).exp_m1() - x) + slope * x,
     }

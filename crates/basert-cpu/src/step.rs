@@ -11,6 +11,7 @@ mod experts;
 mod heads;
 mod linear;
 mod norm;
+mod recurrent;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -23,6 +24,7 @@ use basert_plan::{Baked, DeviceError, Place, Plan, PlanNode, PlanOp, Span, StepS
 
 pub(crate) use self::experts::Uses;
 pub(crate) use self::heads::RopeTable;
+pub(crate) use self::recurrent::state_scratch;
 use crate::attention::Scratch;
 use crate::contention::{Contention, MEMORY_BOUND_TOKENS};
 use crate::device::Binder;
@@ -68,6 +70,9 @@ pub(crate) fn bind(
             Op::Rope { rope, head_dim } => Ok(heads::bind_rope(binder, node, rope, head_dim)),
             Op::Store(cache) => Ok(heads::bind_store(binder, node, cache)),
             Op::Attention(attention) => attention::bind(binder, node, &attention),
+            Op::Conv(how) => recurrent::bind_conv(binder, node, &how),
+            Op::LinearAttention(how) => Ok(recurrent::bind_linear_attention(binder, node, how)),
+            Op::Affine(how) => elementwise::bind_affine(binder, node, &how),
             Op::Activate(activation) => {
                 Ok(elementwise::bind(binder, node, elementwise::Function::Activate(activation)))
             }
@@ -107,6 +112,8 @@ pub(crate) struct Bound {
 pub(crate) struct Shared {
     pub arena: Buffer,
     pub cache: Buffer,
+    /// The slots of running states.
+    pub states: Buffer,
     /// Inputs of a linear op, normed and quantised.
     pub prepared: (Buffer, Buffer),
     pub partials: Buffer,
@@ -127,6 +134,8 @@ pub(crate) struct WorkerScratch {
     pub uses: Uses,
     /// None where no op is attention.
     pub attention: Option<Scratch>,
+    /// The part of a running state that it works on.
+    pub state: Vec<f32>,
 }
 
 /// A plan bound to the CPU.
@@ -140,11 +149,12 @@ pub(crate) struct CpuBaked {
     pub hidden: Vec<Bound>,
     pub shared: Shared,
     pub pages: usize,
+    pub slots: usize,
     /// Bytes of a page, all layers together.
     pub page_bytes: usize,
     pub kv: KvFormat,
     /// Page, and place in it, of the keys and values of each token of a step.
-    pub slots: Vec<(usize, usize)>,
+    pub places: Vec<(usize, usize)>,
     pub ropes: Vec<RopeTable>,
     pub workers: Vec<WorkerScratch>,
     /// The number of workers for memory-bound steps of a few tokens.
@@ -161,7 +171,7 @@ impl CpuBaked {
     /// Runs a step. Each worker calls `before` ahead of each op: it must separate ops between which the plan has a
     /// barrier.
     fn run(&mut self, step: &StepState, before: impl Fn(usize, &Bound, &Worker) + Sync) -> Result<(), DeviceError> {
-        step.check(&self.plan, self.pages, PAGE)?;
+        step.check(&self.plan, (self.pages, self.slots), PAGE)?;
         let (ops, more) = match step.hidden {
             true => (&self.ops[..self.plan.hidden.after], &self.hidden[..]),
             false => (&self.ops[..], &[][..]),
@@ -171,20 +181,22 @@ impl CpuBaked {
             op.prepare.reset();
         }
         self.ropes.iter_mut().for_each(|rope| rope.fill(&step.positions));
-        self.slots.clear();
+        self.places.clear();
         for sequence in &step.sequences {
             let pages = &step.page_table[sequence.pages.clone()];
             let positions = step.positions[sequence.rows.clone()].iter().map(|&position| position as usize);
-            self.slots.extend(positions.map(|position| (pages[position / PAGE] as usize, position % PAGE)));
+            self.places.extend(positions.map(|position| (pages[position / PAGE] as usize, position % PAGE)));
         }
         let run = Run {
             isa: self.isa,
             step,
-            slots: &self.slots,
+            places: &self.places,
             file: &self.file,
             ropes: &self.ropes,
             arena: self.shared.arena.as_mut_ptr(),
             cache: self.shared.cache.as_mut_ptr(),
+            states: self.shared.states.as_mut_ptr().cast(),
+            slot_values: self.plan.graph.slot_bytes() / size_of::<f32>(),
             pages: self.pages,
             page_bytes: self.page_bytes,
             kv: self.kv,
@@ -290,6 +302,16 @@ impl Baked for CpuBaked {
         Ok(())
     }
 
+    fn read_slot(&mut self, slot: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(&self.shared.states[slot as usize * bytes.len()..][..bytes.len()]);
+        Ok(())
+    }
+
+    fn write_slot(&mut self, slot: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.shared.states[slot as usize * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
     fn discard_page(&mut self, page: u32) {
         let from = page as usize * self.page_bytes;
         self.shared.cache.discard(from..from + self.page_bytes);
@@ -301,11 +323,14 @@ pub(crate) struct Run<'a> {
     isa: Isa,
     step: &'a StepState,
     file: &'a ModelFile,
-    /// See [`CpuBaked::slots`].
-    slots: &'a [(usize, usize)],
+    /// See [`CpuBaked::places`].
+    places: &'a [(usize, usize)],
     ropes: &'a [RopeTable],
     arena: *mut u8,
     cache: *mut u8,
+    states: *mut f32,
+    /// Values of a slot.
+    slot_values: usize,
     pages: usize,
     page_bytes: usize,
     kv: KvFormat,

@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let graph = Arc::new(Graph::open(&ModelFile::open(&path)?, &[])?);
             let plan = Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS);
             for kv in [KvFormat::F16, KvFormat::Q8, KvFormat::Q4] {
-                if graph.caches.iter().any(|cache| kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(32)) {
+                if graph.caches().any(|cache| kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(32)) {
                     continue;
                 }
                 for kernel in kernels_on(&chip, &plan, kv)? {

@@ -57,7 +57,7 @@ impl ColdPool {
         // As many logits as possible are wanted, so that ops do not compute fewer rows than there are tokens.
         let wanted = tokens.min(plan.limits.wanted);
         step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), wanted);
-        step.check(plan, pages, PAGE)?;
+        step.check(plan, (pages, 0), PAGE)?;
         let layout = StepLayout::new(plan.limits, pages, plan.graph.vocabulary);
         let mut words = vec![0; layout.words];
         let (used, tiles) = layout.encode(&step, &mut words)?;
@@ -69,7 +69,7 @@ impl ColdPool {
         let needed: BTreeSet<usize> = launches.iter().map(|launch| launch.kernel).collect();
         let kernels: Vec<_> = needed.iter().map(|&kernel| lowering.kernels[kernel].clone()).collect();
 
-        let cache = pages * page_bytes(&plan.graph.caches, KvFormat::F16);
+        let cache = pages * page_bytes(&plan.graph, KvFormat::F16);
         let copy = (weights.bytes + cache).next_multiple_of(256).max(256);
         let copies = self.bytes / copy;
         if copies == 0 {

@@ -104,7 +104,7 @@ impl Lowered {
         }
         let Lowering { kernels, prepared_bytes, partial_bytes, .. } = &lowering;
         let (kernels, prepared_bytes, partial_bytes) = (kernels.clone(), *prepared_bytes, *partial_bytes);
-        let page_bytes = page_bytes(&plan.graph.caches, kv);
+        let page_bytes = page_bytes(&plan.graph, kv);
         Ok(Lowered { weights, step, shapes, kernels, prepared_bytes, partial_bytes, page_bytes })
     }
 
@@ -134,10 +134,10 @@ impl Lowered {
         let Some(free) = facts.free_memory.filter(|&free| free < needed) else { return Ok(()) };
         let formats = KvFormat::ALL.into_iter().skip_while(|&other| other != kv);
         let whole = |kv: &KvFormat| {
-            *kv == KvFormat::F16 || plan.graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(kv.block()))
+            *kv == KvFormat::F16 || plan.graph.caches().all(|cache| cache.head_dim.is_multiple_of(kv.block()))
         };
         let fit = |kv| {
-            let room = free.saturating_sub(fixed) / page_bytes(&plan.graph.caches, kv).max(1);
+            let room = free.saturating_sub(fixed) / page_bytes(&plan.graph, kv).max(1);
             Fit { kv, pages: room.min(pages) }
         };
         let fits = formats.filter(whole).map(fit).collect();
@@ -151,7 +151,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
     }
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
-        let LoadOptions { pages, kv, progress } = options;
+        let LoadOptions { pages, slots, kv, progress } = options;
         let lowered = Lowered::new(&plan, &self.tuning, kv, pages, self.cores, &self.facts.name)?;
         let mut gpu = lock(&self.gpu);
         let gpu_ref = &mut *gpu;
@@ -186,6 +186,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             buffers,
             recordings: BTreeMap::new(),
             pages,
+            slots,
             kv,
             words,
             last: LastStep::default(),
@@ -237,6 +238,7 @@ struct GpuBaked<G> {
     buffers: Buffers,
     recordings: BTreeMap<Shape, Recording>,
     pages: usize,
+    slots: usize,
     kv: KvFormat,
     words: Vec<u32>,
     last: LastStep,
@@ -268,7 +270,7 @@ fn lock<G>(gpu: &Mutex<G>) -> MutexGuard<'_, G> {
 impl<G: Gpu> GpuBaked<G> {
     /// Puts a step into the device's buffer, and gives its shape.
     fn write(&mut self, gpu: &mut G, step: &StepState) -> Result<Shape, DeviceError> {
-        step.check(&self.plan, self.pages, PAGE)?;
+        step.check(&self.plan, (self.pages, self.slots), PAGE)?;
         let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
         let shape = Shape::of(step, tiles, &self.plan, self.kv);
         if !shape.is_used() {
@@ -452,6 +454,14 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         let mut gpu = lock(&self.gpu);
         let read = gpu.read(self.page(page), bytes).and_then(|()| gpu.wait());
         read.map_err(|error| of_device(&self.name, error))
+    }
+
+    fn read_slot(&mut self, _slot: u32, _bytes: &mut [u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::Step("no running states yet".to_owned()))
+    }
+
+    fn write_slot(&mut self, _slot: u32, _bytes: &[u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::Step("no running states yet".to_owned()))
     }
 
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {

@@ -11,7 +11,7 @@ use std::fmt;
 use std::ops::Range;
 
 use basert_core::KvFormat;
-use basert_graph::{Op, Rows, ValueId};
+use basert_graph::{Graph, Op, Rows, ValueId};
 use basert_plan::{DeviceError, Linear, Place, Plan, PlanNode, PlanOp, RopeStore};
 
 use crate::Kernel;
@@ -90,9 +90,9 @@ pub struct Lowering<'p> {
     pub partial_bytes: usize,
 }
 
-/// Bytes of a page, for all these layers.
-pub fn page_bytes(caches: &[basert_graph::Cache], kv: KvFormat) -> usize {
-    caches.iter().map(|cache| 2 * cache.kv_heads * kv.bytes(cache.head_dim) * PAGE).sum()
+/// Bytes of a page, all layers together.
+pub fn page_bytes(graph: &Graph, kv: KvFormat) -> usize {
+    graph.token_bytes(kv).saturating_mul(PAGE)
 }
 
 /// The launches of one node so far.
@@ -301,9 +301,12 @@ impl<'p> Lowering<'p> {
                 Op::Slice(first) => self.elementwise(node, Function::Slice(first), rows, out),
                 Op::Select => self.elementwise(node, Function::Select, rows, out),
                 // Attention is lowered before, and plans have other ops for the others.
-                Op::Attention(_) | Op::Linear { .. } | Op::ClampedSwish => {
-                    Err(self.unsupported(format!("{} as it stands in a graph", op.signature().name)))
-                }
+                Op::Attention(_)
+                | Op::Linear { .. }
+                | Op::ClampedSwish
+                | Op::Conv(_)
+                | Op::LinearAttention(_)
+                | Op::Affine(_) => Err(self.unsupported(format!("{} as it stands in a graph", op.signature().name))),
             },
         }
     }

@@ -72,7 +72,7 @@ impl Weights {
                 match part {
                     Part::Table => weights.table(plan, weight, device)?,
                     Part::Norm(offset) => weights.vector(plan, Vector::Values { weight, offset }),
-                    Part::Vector => weights.vector(plan, Vector::plain(weight)),
+                    Part::Vector | Part::Decay => weights.vector(plan, Vector::plain(weight)),
                     // Those of the plan's matrices.
                     Part::Matrix | Part::Bias => {}
                 }

@@ -32,10 +32,10 @@ fn kernels_of(path: &Path) -> Vec<Kernel> {
     let graph = Arc::new(Graph::open(&file, &[]).unwrap());
     let mut all = Vec::new();
     for kv in KvFormat::ALL {
-        if graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(kv.block())) {
+        if graph.caches().all(|cache| cache.head_dim.is_multiple_of(kv.block())) {
             let recorder = Recorder::new("cuda", 132);
             let plan = Arc::new(Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS));
-            let options = LoadOptions { pages: 64, kv, progress: &mut |_, _, _| {} };
+            let options = LoadOptions { pages: 64, slots: 4, kv, progress: &mut |_, _, _| {} };
             GpuDevice::new(recorder.clone()).unwrap().load(plan, file.clone(), options).unwrap();
             all.extend(recorder.recorded().kernels.iter().cloned());
         }

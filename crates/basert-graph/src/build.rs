@@ -135,7 +135,7 @@ pub(crate) fn build(
             values: Vec::new(),
             weights: Vec::new(),
             ropes: Vec::new(),
-            caches: Vec::new(),
+            states: Vec::new(),
             nodes: Vec::new(),
             logits: ValueId(0),
         },

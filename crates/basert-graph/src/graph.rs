@@ -1,6 +1,8 @@
-//! Graphs: the ops of a model, and the values, weights, rotations and caches that they name.
+//! Graphs: the ops of a model, and the values, weights, rotations and states that they name.
 
 use std::fmt;
+
+use basert_core::KvFormat;
 
 use crate::op::Op;
 use crate::weight::Weight;
@@ -48,6 +50,15 @@ pub enum Pairs {
     Interleaved,
 }
 
+/// What a sequence keeps from step to step for one op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Keys and values of every token, in pages of the KV cache.
+    Paged(Cache),
+    /// This number of f32 values, which every token changes: zeros before the first one.
+    Running(usize),
+}
+
 /// The keys and values that one layer stores for every token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cache {
@@ -77,8 +88,8 @@ id!(
     RopeId
 );
 id!(
-    /// Index into [`Graph::caches`].
-    CacheId
+    /// Index into [`Graph::states`].
+    StateId
 );
 
 /// An op, the values it reads, and the one it computes.
@@ -109,8 +120,8 @@ pub struct Graph {
     pub weights: Vec<Weight>,
     /// Rotary embeddings.
     pub ropes: Vec<Rope>,
-    /// What is stored for every token.
-    pub caches: Vec<Cache>,
+    /// What a sequence keeps from step to step.
+    pub states: Vec<State>,
     /// The ops, in order.
     pub nodes: Vec<Node>,
     /// The last value: one row of logits for each token wanted.
@@ -118,6 +129,39 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// The keys and values of all layers.
+    pub fn caches(&self) -> impl Iterator<Item = Cache> {
+        self.caches_before(StateId(self.states.len()))
+    }
+
+    /// Those whose states come before this one.
+    pub fn caches_before(&self, id: StateId) -> impl Iterator<Item = Cache> {
+        self.states[..id.0].iter().filter_map(State::paged)
+    }
+
+    /// Bytes of a token in the KV cache, all layers together.
+    pub fn token_bytes(&self, kv: KvFormat) -> usize {
+        self.caches().fold(0, |sum, cache| sum.saturating_add(cache.token_bytes(kv)))
+    }
+
+    /// The shape of the keys and values of a store.
+    ///
+    /// # Panics
+    /// When the state is not paged: that of no op `Store`.
+    pub fn cache(&self, id: StateId) -> Cache {
+        self.states[id.0].paged().expect("a store has a state in pages")
+    }
+
+    /// Bytes of the running states of a sequence: 0 for a model that has none.
+    pub fn slot_bytes(&self) -> usize {
+        self.slot_offset(StateId(self.states.len()))
+    }
+
+    /// First byte of a running state in those of a sequence, which follow each other.
+    pub fn slot_offset(&self, id: StateId) -> usize {
+        self.states[..id.0].iter().map(|state| size_of::<f32>() * state.running()).sum()
+    }
+
     /// The hidden state from which the last matrix computes the logits, and nothing but functions of single values
     /// after it: a row for each wanted token.
     pub fn hidden(&self) -> ValueId {
@@ -130,6 +174,31 @@ impl Graph {
             }
         }
         value
+    }
+}
+
+impl Cache {
+    /// Bytes of a token's keys and values in this format, of which every head has whole blocks.
+    pub fn token_bytes(&self, kv: KvFormat) -> usize {
+        kv.bytes(self.head_dim).saturating_mul(2 * self.kv_heads)
+    }
+}
+
+impl State {
+    /// The keys and values that it is, if it is in pages.
+    pub fn paged(&self) -> Option<Cache> {
+        match *self {
+            State::Paged(cache) => Some(cache),
+            State::Running(_) => None,
+        }
+    }
+
+    /// The values of a running state; 0 for others.
+    pub fn running(&self) -> usize {
+        match *self {
+            State::Paged(_) => 0,
+            State::Running(values) => values,
+        }
     }
 }
 

@@ -18,8 +18,11 @@ mod tensors;
 mod weight;
 
 pub use arch::{Architecture, Expression, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
-pub use graph::{Cache, CacheId, Graph, Node, Pairs, Rope, RopeId, Rows, Value, ValueId, WeightId};
-pub use op::{Activation, Alibi, Attention, Experts, Index, Norm, Op, Part, Reach, Route, Score, Signature, Temper};
+pub use graph::{Cache, Graph, Node, Pairs, Rope, RopeId, Rows, State, StateId, Value, ValueId, WeightId};
+pub use op::{
+    Activation, Affine, Alibi, Attention, Conv, Experts, Index, LinearAttention, Norm, Op, Part, Reach, Route, Score,
+    Signature, Temper,
+};
 pub use parameters::Metadata;
 pub use rope::llama3_factors;
 pub use tensors::{TensorRole, TensorShape};

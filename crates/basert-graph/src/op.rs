@@ -1,10 +1,10 @@
 //! The op catalogue: what each op computes, and what plans and devices have to know about it.
 
-use crate::graph::{CacheId, RopeId, WeightId};
+use crate::graph::{RopeId, StateId, WeightId};
 
 /// The op catalogue. `y` is the value that an op computes; its inputs are those of its [`Node`](crate::Node), in the
 /// order in which they are named here. Every op computes each row from the same rows of its inputs, but for `Select`,
-/// `Store` and `Attention`.
+/// `Store`, `Attention` and those with a running state.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Op {
     /// y = scale · row of `weight` for each token; no inputs.
@@ -46,10 +46,18 @@ pub enum Op {
         head_dim: usize,
     },
     /// Stores keys and values, the two inputs, in the KV cache. y has no columns: it stands for what is stored.
-    Store(CacheId),
+    Store(StateId),
     /// Causal attention of the queries x over what is stored, of which the second input is a result of `Store`:
     /// y = softmax(cap(scale · q·kᵀ)) · v for each head, where query head h reads cache head h · kv_heads / heads.
     Attention(Attention),
+    /// y = Σ weight[k] · x[t + 1 − K + k] + bias for each column, over the rows x[t] of a sequence: a causal convolution
+    /// of each channel over the last K tokens.
+    Conv(Conv),
+    /// Attention whose past is one matrix for each head, which every token changes (see [`LinearAttention`]). The inputs
+    /// are queries, keys, values and the decay, and then, if there is one, beta.
+    LinearAttention(LinearAttention),
+    /// y = weight · x + bias, column by column.
+    Affine(Affine),
     /// y = activation(x).
     Activate(Activation),
     /// y = a · b, value by value.
@@ -99,6 +107,65 @@ pub struct Norm {
     pub offset: f32,
 }
 
+/// A causal convolution over time, channel by channel. Its state holds the inputs of the last K − 1 tokens, the oldest
+/// first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv {
+    /// A row of K factors for each channel.
+    pub weight: WeightId,
+    /// A number for each channel.
+    pub bias: Option<WeightId>,
+    /// The inputs of earlier tokens.
+    pub state: StateId,
+}
+
+/// Linear attention with decay. Each head has a matrix S of key_dim rows and value_dim columns. For every token, S becomes
+/// e^decay · S, row by row, and then S + k uᵀ, with u = beta · v; or, by the delta rule, u = beta · (v − Sᵀk) (gated
+/// DeltaNet, Yang et al. 2024, arXiv 2412.06464). y = scale · Sᵀq. Mamba-2 is the former (Dao and Gu 2024, arXiv
+/// 2405.21060), with k = B, q = C and beta = Δ.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearAttention {
+    /// The matrices of all heads.
+    pub state: StateId,
+    /// Heads of values, and of the result.
+    pub heads: usize,
+    /// Heads of queries and keys, which several heads of values share.
+    pub key_heads: usize,
+    /// Values of a head of queries and keys.
+    pub key_dim: usize,
+    /// Values of a head of values.
+    pub value_dim: usize,
+    /// Whether head h has the queries and keys of head h % key_heads; else of h / (heads / key_heads).
+    pub tiled: bool,
+    /// Whether each row of a matrix has a decay of its own; else each head has one.
+    pub by_row: bool,
+    /// The delta rule.
+    pub delta: bool,
+    /// Factor of the result.
+    pub scale: f32,
+}
+
+impl LinearAttention {
+    /// The head of queries and keys of a head of values.
+    pub fn key_head(&self, head: usize) -> usize {
+        match self.tiled {
+            true => head % self.key_heads,
+            false => head * self.key_heads / self.heads,
+        }
+    }
+}
+
+/// Factors and terms of columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Affine {
+    /// The factors; 1 if there are none. Each of fewer values than y has columns is that of as many consecutive ones.
+    pub weight: Option<WeightId>,
+    /// The terms, likewise; 0 if there are none.
+    pub bias: Option<WeightId>,
+    /// Whether weights w stand for −e^w.
+    pub decay: bool,
+}
+
 /// Unary activations.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
@@ -118,6 +185,8 @@ pub enum Activation {
     Sigmoid,
     /// tanh(x).
     Tanh,
+    /// ln(1 + eˣ).
+    Softplus,
     /// xIELU (Huang and Schlag 2024, arXiv 2411.13010): αp x² + βx above 0, αn (e^min(x, ε) − 1 − x) + βx elsewhere.
     Xielu {
         /// αp.
@@ -192,7 +261,7 @@ impl Temper {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// Keys and values.
-    pub cache: CacheId,
+    pub cache: StateId,
     /// Heads of queries.
     pub heads: usize,
     /// Factor of the scores.
@@ -257,10 +326,10 @@ pub struct Signature {
     pub name: &'static str,
     /// The weights that it reads, and what they are to it.
     pub weights: Vec<(WeightId, Part)>,
-    /// The cache that it reads.
-    pub reads: Option<CacheId>,
-    /// The cache that it writes.
-    pub writes: Option<CacheId>,
+    /// The state that it reads.
+    pub reads: Option<StateId>,
+    /// The state that it writes.
+    pub writes: Option<StateId>,
     /// The input over which its result may be written, if nothing reads that input afterwards and it is not another
     /// input as well. Results of other ops share no memory with their inputs.
     pub overwrites: Option<usize>,
@@ -285,6 +354,8 @@ pub enum Part {
     Bias,
     /// A vector that is read as it is.
     Vector,
+    /// A vector of numbers w that stand for −e^w.
+    Decay,
 }
 
 impl Norm {
@@ -292,6 +363,14 @@ impl Norm {
     pub fn weights(&self) -> impl Iterator<Item = (WeightId, Part)> {
         let weight = self.weight.map(|weight| (weight, Part::Norm(self.offset)));
         weight.into_iter().chain(self.bias.map(|bias| (bias, Part::Vector)))
+    }
+}
+
+impl Affine {
+    /// The vectors that it reads.
+    pub fn weights(&self) -> impl Iterator<Item = (WeightId, Part)> {
+        let part = if self.decay { Part::Decay } else { Part::Vector };
+        self.weight.map(|weight| (weight, part)).into_iter().chain(self.bias.map(|bias| (bias, Part::Vector)))
     }
 }
 
@@ -340,6 +419,22 @@ impl Op {
                 row_wise: false,
                 ..plain("attention")
             },
+            Op::Conv(Conv { weight, bias, state }) => Signature {
+                weights: [weight].into_iter().chain(bias).map(|vector| (vector, Part::Vector)).collect(),
+                reads: Some(state),
+                writes: Some(state),
+                row_wise: false,
+                flops: 8.0,
+                ..plain("conv")
+            },
+            Op::LinearAttention(LinearAttention { state, key_dim, .. }) => Signature {
+                reads: Some(state),
+                writes: Some(state),
+                row_wise: false,
+                flops: 7.0 * key_dim as f64,
+                ..plain("linear_attention")
+            },
+            Op::Affine(affine) => Signature { weights: affine.weights().collect(), ..in_place("affine", 2.0) },
             Op::Activate(_) => in_place("activate", 8.0),
             Op::Mul => in_place("mul", 1.0),
             Op::Add => in_place("add", 1.0),

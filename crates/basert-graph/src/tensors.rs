@@ -62,7 +62,7 @@ impl Architecture {
             roles[weight.0] = match part {
                 Part::Matrix | Part::Table => TensorRole::Matrix,
                 Part::Norm(_) => TensorRole::Norm,
-                Part::Bias | Part::Vector => TensorRole::Bias,
+                Part::Bias | Part::Vector | Part::Decay => TensorRole::Bias,
             };
         }
         let mut seen = BTreeSet::new();

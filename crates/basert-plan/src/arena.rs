@@ -86,7 +86,7 @@ fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
 }
 
 /// Puts a barrier before every op that uses memory which an op since the last barrier wrote, or writes memory which one
-/// of them used. Memory means bytes of the arena, whichever values lie there, and the KV caches.
+/// of them used. Memory means bytes of the arena, whichever values lie there, and states.
 pub(crate) fn set_barriers(plan: &mut Plan) {
     let accesses: Vec<_> = plan.nodes.iter().map(|node| accesses(plan, node)).collect();
     for (node, barrier) in plan.nodes.iter_mut().zip(barriers(&accesses)) {
@@ -120,14 +120,14 @@ struct Access {
 #[derive(Debug, Clone)]
 enum Memory {
     Arena(Range<usize>),
-    Cache(usize),
+    State(usize),
 }
 
 impl Access {
     fn conflicts(&self, other: &Access) -> bool {
         let same = match (&self.memory, &other.memory) {
             (Memory::Arena(a), Memory::Arena(b)) => overlap(a, b),
-            (Memory::Cache(a), Memory::Cache(b)) => a == b,
+            (Memory::State(a), Memory::State(b)) => a == b,
             _ => false,
         };
         same && (self.write || other.write)
@@ -142,8 +142,8 @@ fn accesses(plan: &Plan, node: &PlanNode) -> Vec<Access> {
         })
     };
     let signature = node.op.signature();
-    let read = node.reads().flat_map(ranges).chain(signature.reads.map(|cache| Memory::Cache(cache.0)));
-    let written = ranges(node.out).chain(signature.writes.map(|cache| Memory::Cache(cache.0)));
+    let read = node.reads().flat_map(ranges).chain(signature.reads.map(|state| Memory::State(state.0)));
+    let written = ranges(node.out).chain(signature.writes.map(|state| Memory::State(state.0)));
     let read = read.map(|memory| Access { memory, write: false });
     read.chain(written.map(|memory| Access { memory, write: true })).collect()
 }
@@ -158,17 +158,17 @@ mod tests {
 
     fn any_access() -> impl Strategy<Value = Access> {
         let arena = (0usize..40, 1usize..12).prop_map(|(start, bytes)| Memory::Arena(start..start + bytes));
-        let memory = prop_oneof![arena, (0usize..3).prop_map(Memory::Cache)];
+        let memory = prop_oneof![arena, (0usize..3).prop_map(Memory::State)];
         (memory, any::<bool>()).prop_map(|(memory, write)| Access { memory, write })
     }
 
-    /// The bytes that these accesses touch, or write: those of caches after those of the arena.
+    /// The bytes that these accesses touch, or write: those of states after those of the arena.
     fn bytes(accesses: &[Access], written: bool) -> BTreeSet<usize> {
         let chosen = accesses.iter().filter(|access| access.write || !written);
         chosen
             .flat_map(|access| match &access.memory {
                 Memory::Arena(range) => range.clone().collect::<Vec<_>>(),
-                Memory::Cache(cache) => vec![1000 + cache],
+                Memory::State(state) => vec![1000 + state],
             })
             .collect()
     }

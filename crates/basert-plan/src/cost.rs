@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 
 use basert_core::KvFormat;
-use basert_graph::{Attention, Cache, Op, Part, Rows, ValueId};
+use basert_graph::{Attention, Op, Part, Rows, State, ValueId};
 
 use crate::plan::{Linear, Plan, PlanNode, PlanOp};
 
@@ -25,7 +25,7 @@ pub struct StepShape {
 pub struct Cost {
     /// Bytes of weights read.
     pub weights: f64,
-    /// Bytes of cached keys and values read and written.
+    /// Bytes of cached keys and values, and of running states, read and written.
     pub cache: f64,
     /// Bytes of intermediate values read and written.
     pub values: f64,
@@ -69,7 +69,9 @@ impl Plan {
         };
         let moved = node.reads().chain([node.out]).map(elements).sum::<f64>() * 4.0;
         let signature = node.op.signature();
-        let computed = if signature.writes.is_some() { moved / 4.0 } else { m * out.width as f64 };
+        let written = signature.writes.map(|state| self.graph.states[state.0]);
+        let stored = written.and_then(|state| state.paged());
+        let computed = if stored.is_some() { moved / 4.0 } else { m * out.width as f64 };
         let mut cost = Cost { values: moved, flops: signature.flops * computed, ..Cost::default() };
         for (weight, part) in &signature.weights {
             if *part == Part::Table {
@@ -77,8 +79,11 @@ impl Plan {
                 cost.weights += m * weight.bytes() as f64 / weight.rows as f64;
             }
         }
-        if let Some(cache) = signature.writes {
-            cost.cache += m * token_bytes(self.graph.caches[cache.0], step.kv);
+        match written {
+            Some(State::Paged(cache)) => cost.cache += m * cache.token_bytes(step.kv) as f64,
+            // It is read and written once, however many tokens change it.
+            Some(State::Running(values)) if m > 0.0 => cost.cache += (2 * values * size_of::<f32>()) as f64,
+            _ => {}
         }
         match &node.op {
             PlanOp::Linear(Linear { matrices, experts, .. }) if m > 0.0 => {
@@ -97,7 +102,7 @@ impl Plan {
                 let first = |token: usize| reach.first(step.context + token);
                 let scores: f64 = (0..step.tokens).map(|token| (step.context + token + 1 - first(token)) as f64).sum();
                 let read = (step.context + step.tokens - first(0)) as f64;
-                cost.cache = read * token_bytes(self.graph.caches[cache.0], step.kv);
+                cost.cache = read * self.graph.cache(*cache).token_bytes(step.kv) as f64;
                 cost.flops = 4.0 * scores * out.width as f64;
             }
             _ => {}
@@ -116,9 +121,4 @@ impl Plan {
         }
         (total, seconds)
     }
-}
-
-/// Bytes of a token's keys and values in one layer.
-fn token_bytes(cache: Cache, kv: KvFormat) -> f64 {
-    (2 * cache.kv_heads * kv.bytes(cache.head_dim)) as f64
 }

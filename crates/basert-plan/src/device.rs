@@ -1,5 +1,6 @@
 //! The interface between the engine and a device.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,6 +37,8 @@ pub struct Facts {
 pub struct LoadOptions<'a> {
     /// Pages of the KV cache.
     pub pages: usize,
+    /// Slots, each for the running states of a sequence after one of its tokens (see [`basert_graph::State`]).
+    pub slots: usize,
     /// How keys and values are stored. A device that lacks the format refuses.
     pub kv: KvFormat,
     /// Called with the current stage, the amount done, and the total.
@@ -164,6 +167,18 @@ pub trait Baked: Send {
     /// When the device fails.
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 
+    /// Copies a slot into [`Graph::slot_bytes`](basert_graph::Graph::slot_bytes) bytes.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn read_slot(&mut self, slot: u32, bytes: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Overwrites a slot with these bytes, which were read from one with the same [`Facts::layout`].
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn write_slot(&mut self, slot: u32, bytes: &[u8]) -> Result<(), DeviceError>;
+
     /// What is in a page is not needed any more: its memory may be given back to the system until it is used again.
     fn discard_page(&mut self, _page: u32) {}
 }
@@ -192,6 +207,8 @@ pub struct StepState {
     pub sequences: Vec<SequenceRows>,
     /// The pages of all sequences, concatenated.
     pub page_table: Vec<u32>,
+    /// For each token the slot in which the running states after it are stored, or [`StepState::NONE`].
+    pub kept: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
     pub wanted: Vec<u32>,
     /// How to sample a token for each of them; empty if logits are wanted instead.
@@ -266,15 +283,21 @@ pub struct SequenceRows {
     pub rows: Range<usize>,
     /// Its pages in [`StepState::page_table`]; the one at index i holds positions from i · page_tokens on.
     pub pages: Range<usize>,
+    /// The slot with the running states before its first token, or [`StepState::NONE`] at position 0.
+    pub slot: u32,
 }
 
 impl StepState {
+    /// No slot.
+    pub const NONE: u32 = u32::MAX;
+
     /// Empties it for the next step.
     pub fn clear(&mut self) {
         self.tokens.clear();
         self.positions.clear();
         self.sequences.clear();
         self.page_table.clear();
+        self.kept.clear();
         self.wanted.clear();
         self.draws.clear();
         self.hidden = false;
@@ -287,16 +310,28 @@ impl StepState {
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
         self.wanted.extend(rows.clone().skip(tokens.len().saturating_sub(wanted)).map(|row| row as u32));
+        self.kept.resize(rows.end, StepState::NONE);
         let first = self.page_table.len();
         self.page_table.extend_from_slice(pages);
-        self.sequences.push(SequenceRows { rows, pages: first..self.page_table.len() });
+        self.sequences.push(SequenceRows { rows, pages: first..self.page_table.len(), slot: StepState::NONE });
     }
 
-    /// Refuses a step that exceeds `plan` or a KV cache of `pages` pages.
+    /// Says where the running states of the sequence that was added last are: before its first token in the slot `from`,
+    /// if any, and after its `i`-th one in `slot`, for each `(i, slot)` of `kept`. A slot is written by one token only,
+    /// and read by no other sequence of the step.
+    pub fn keep(&mut self, from: Option<u32>, kept: impl IntoIterator<Item = (usize, u32)>) {
+        let Some(sequence) = self.sequences.last_mut() else { return };
+        sequence.slot = from.unwrap_or(StepState::NONE);
+        for (i, slot) in kept {
+            self.kept[sequence.rows.start + i] = slot;
+        }
+    }
+
+    /// Refuses a step that exceeds `plan`, a KV cache of `pages` pages, or `slots` slots.
     ///
     /// # Errors
     /// [`DeviceError::Step`], with what is wrong.
-    pub fn check(&self, plan: &Plan, pages: usize, page_tokens: usize) -> Result<(), DeviceError> {
+    pub fn check(&self, plan: &Plan, (pages, slots): (usize, usize), page_tokens: usize) -> Result<(), DeviceError> {
         let fail = |what: String| Err(DeviceError::Step(what));
         let (tokens, wanted, limits) = (self.tokens.len(), self.wanted.len(), plan.limits);
         if tokens == 0 || tokens > limits.tokens || wanted > limits.wanted {
@@ -311,12 +346,15 @@ impl StepState {
             }
             Draw::check(&self.draws, wanted, limits)?;
         }
-        if self.positions.len() != tokens || self.wanted.iter().any(|&row| row as usize >= tokens) {
+        if [self.positions.len(), self.kept.len()] != [tokens; 2]
+            || self.wanted.iter().any(|&row| row as usize >= tokens)
+        {
             return fail("rows and tokens do not agree".to_owned());
         }
         if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= plan.graph.vocabulary) {
             return fail(format!("token {token} is not one of the {} of the vocabulary", plan.graph.vocabulary));
         }
+        self.check_slots(plan, slots)?;
         let mut row = 0;
         for sequence in &self.sequences {
             let Some(table) = self.page_table.get(sequence.pages.clone()) else {
@@ -336,6 +374,34 @@ impl StepState {
             }
         }
         if row == tokens { Ok(()) } else { fail("tokens without a sequence".to_owned()) }
+    }
+
+    /// Refuses slots that do not exist, that two tokens write, or that one sequence writes and another reads.
+    fn check_slots(&self, plan: &Plan, slots: usize) -> Result<(), DeviceError> {
+        if plan.graph.slot_bytes() == 0 {
+            return Ok(());
+        }
+        let fail = |what: &str| Err(DeviceError::Step(what.to_owned()));
+        let mut users = BTreeMap::new();
+        for (number, sequence) in self.sequences.iter().enumerate() {
+            if sequence.slot == StepState::NONE && self.positions.get(sequence.rows.start) != Some(&0) {
+                return fail("a sequence goes on without its running states");
+            }
+            let kept = self.kept.get(sequence.rows.clone()).unwrap_or_default();
+            for &slot in kept.iter().filter(|&&slot| slot != StepState::NONE) {
+                if slot as usize >= slots || users.insert(slot, number).is_some() {
+                    return fail("a slot does not exist, or two tokens write it");
+                }
+            }
+        }
+        let read = self.sequences.iter().enumerate().filter(|(_, sequence)| sequence.slot != StepState::NONE);
+        for (number, sequence) in read {
+            let other = users.get(&sequence.slot).is_some_and(|&user| user != number);
+            if other || sequence.slot as usize >= slots {
+                return fail("a slot does not exist, or a sequence reads what another writes");
+            }
+        }
+        Ok(())
     }
 }
 

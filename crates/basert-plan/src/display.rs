@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use basert_graph::{Attention, Op, Part, Reach, WeightId};
+use basert_graph::{Attention, LinearAttention, Op, Part, Reach, WeightId};
 
 use crate::plan::{Gate, Linear, Order, Plan, PlanNode, PlanOp, RopeStore};
 
@@ -25,13 +25,13 @@ impl Plan {
                 parts.join(", ")
             }
             PlanOp::RopeStore(RopeStore { q_norm, rope, cache, .. }) => {
-                let (rope, cache) = (&self.graph.ropes[rope.0], self.graph.caches[cache.0]);
+                let (rope, cache) = (&self.graph.ropes[rope.0], self.graph.cache(*cache));
                 let norm = if q_norm.is_some() { "QK-norm, " } else { "" };
                 format!("{norm}rope {}, {} kv heads of {}", rope.name, cache.kv_heads, cache.head_dim)
             }
             PlanOp::Gate(gate) => gate.to_string(),
             PlanOp::Plain(Op::Attention(Attention { heads, cache, reach, .. })) => {
-                let cache = self.graph.caches[cache.0];
+                let cache = self.graph.cache(*cache);
                 let reach = match reach {
                     Reach::All => String::new(),
                     Reach::Window(tokens) => format!(", window {tokens}"),
@@ -41,8 +41,11 @@ impl Plan {
             }
             PlanOp::Plain(Op::Rope { rope, .. }) => format!("rope {}", self.graph.ropes[rope.0].name),
             PlanOp::Plain(Op::Store(cache)) => {
-                let cache = self.graph.caches[cache.0];
+                let cache = self.graph.cache(*cache);
                 format!("{} kv heads of {}", cache.kv_heads, cache.head_dim)
+            }
+            PlanOp::Plain(Op::LinearAttention(LinearAttention { heads, key_heads, key_dim, value_dim, .. })) => {
+                format!("{heads} heads of {key_dim}×{value_dim}, {key_heads} of keys")
             }
             PlanOp::Plain(Op::Activate(activation)) => format!("{activation:?}"),
             PlanOp::Plain(Op::Scale(factor)) => format!("by {factor}"),

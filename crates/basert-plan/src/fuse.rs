@@ -272,7 +272,7 @@ fn rope_and_store(plan: &mut Plan) {
 fn heads(plan: &Plan, i: usize) -> Option<(PlanNode, usize, Vec<usize>)> {
     let PlanNode { op: PlanOp::Plain(Op::Store(cache)), ref inputs, .. } = plan.nodes[i] else { return None };
     let (keys, v) = (inputs[0], inputs[1]);
-    let head_dim = plan.graph.caches[cache.0].head_dim;
+    let head_dim = plan.graph.cache(cache).head_dim;
     let attends = |node: &&PlanNode| node.op.signature().reads == Some(cache);
     let queries = plan.nodes.iter().find(attends)?.inputs[0];
     let (of_k, of_q) = (plan.only_for(keys, i)?, plan.position_of(queries)?);

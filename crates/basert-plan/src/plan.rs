@@ -5,7 +5,7 @@ use std::sync::Arc;
 use basert_core::Format;
 use basert_files::ModelFile;
 use basert_graph::{
-    Activation, CacheId, Experts, Graph, Norm, Op, RopeId, Rows, Signature, ValueId, Weight, WeightError, WeightId,
+    Activation, Experts, Graph, Norm, Op, RopeId, Rows, Signature, StateId, ValueId, Weight, WeightError, WeightId,
 };
 
 use crate::arena;
@@ -122,7 +122,7 @@ pub struct RopeStore {
     /// Rotation.
     pub rope: RopeId,
     /// Where k and v are stored.
-    pub cache: CacheId,
+    pub cache: StateId,
 }
 
 /// What the two factors of a gate, g and u, become.
@@ -334,7 +334,7 @@ impl Plan {
             Op::ClampedSwish => PlanOp::Gate(Gate::ClampedSwish),
             op => PlanOp::Plain(op),
         };
-        // What is stored is not among the values: barriers know of caches.
+        // What is stored is not among the values: barriers know of states.
         let inputs = node.inputs.iter().copied().filter(|x| self.values[x.0].width > 0).collect();
         self.nodes.push(PlanNode::new(op, inputs, node.out));
     }

@@ -26,7 +26,7 @@ fn main() {
     let load = |without: Option<usize>| {
         let fusions: Vec<_> = (0..FUSIONS.len()).filter(|&i| Some(i) != without).map(|i| FUSIONS[i]).collect();
         let plan = Arc::new(Plan::build(graph.clone(), Limits { tokens: PROMPT, wanted: 1 }, &fusions));
-        let options = LoadOptions { pages: pages.len(), kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages: pages.len(), slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         device.load(plan, file.clone(), options).unwrap_or_else(|error| panic!("{error}"))
     };
     let mut plans: Vec<_> = [None].into_iter().chain((0..FUSIONS.len()).map(Some)).map(|i| (i, load(i))).collect();

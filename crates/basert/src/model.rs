@@ -142,7 +142,8 @@ impl Model {
         // The tokenizer is built while the weights are packed.
         let (tokenizer, baked) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| text::tokenizer(&file));
-            let baked = device.load(plan.clone(), file.clone(), LoadOptions { pages, kv: options.kv, progress });
+            let baked =
+                device.load(plan.clone(), file.clone(), LoadOptions { pages, slots: 4, kv: options.kv, progress });
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (tokenizer, baked)
         });
@@ -245,9 +246,7 @@ impl Model {
     /// Pages of the KV cache, as many as there is memory for.
     fn pages(plan: &Plan, options: &Options, context: usize, facts: &Facts) -> Result<usize, String> {
         let page_tokens = facts.page_tokens;
-        let stored = |cache: &basert_graph::Cache| cache.head_dim.next_multiple_of(options.kv.block());
-        let values = |cache| options.kv.bytes(stored(cache)).saturating_mul(2 * cache.kv_heads);
-        let page_bytes = plan.graph.caches.iter().map(values).sum::<usize>().saturating_mul(page_tokens).max(1);
+        let page_bytes = plan.graph.token_bytes(options.kv).saturating_mul(page_tokens).max(1);
         let one = context.div_ceil(page_tokens);
         let wanted = one.saturating_mul(options.sessions.max(1));
         let Some(bytes) = options.cache_bytes else {

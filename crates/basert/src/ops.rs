@@ -216,7 +216,7 @@ impl Case {
         let limits = Limits { tokens: AT_ONCE, wanted: COMPARED };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
         let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
-        let options = LoadOptions { pages, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         device.load(plan, self.file.clone(), options)
     }
 

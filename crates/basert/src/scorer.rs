@@ -29,7 +29,7 @@ impl Scorer {
         let options = Options { max_context: Some(tokens), ..options.clone() };
         let plan = Arc::new(Model::plan_for(&file, &options, step_tokens)?);
         let (context, pages) = (tokens.max(1), tokens.max(1).div_ceil(facts.page_tokens));
-        let load = LoadOptions { pages, kv: options.kv, progress: &mut |_, _, _| {} };
+        let load = LoadOptions { pages, slots: 4, kv: options.kv, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), file.clone(), load).map_err(|source| {
             let file = file.path().display().to_string();
             Error::Device { file, source }

@@ -1,7 +1,7 @@
 //! Functions of single values, and copies of rows and columns.
 
-use basert_graph::{Activation, Temper};
-use basert_plan::{Gate, Place, PlanNode};
+use basert_graph::{Activation, Temper, WeightId};
+use basert_plan::{DeviceError, Gate, Place, PlanNode};
 
 use super::{Bound, Kernel, Output, ROWS, Run, WorkerScratch};
 use crate::device::Binder;
@@ -77,6 +77,55 @@ impl Kernel for BoundTemper {
             // SAFETY: each row is one worker's, and the output lies over the input or apart from it.
             let values = unsafe { out.row_from(&x, row) };
             elementwise::scale(run.isa, values, self.how.at(run.step.positions[row] as usize));
+        }
+    }
+}
+
+/// Factors and terms of columns.
+struct Affine {
+    x: Place,
+    /// One for each column of the result, as the terms.
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+    out: Output,
+}
+
+pub(super) fn bind_affine(
+    binder: &Binder,
+    node: &PlanNode,
+    how: &basert_graph::Affine,
+) -> Result<Box<dyn Kernel>, DeviceError> {
+    let out = binder.output(node.out);
+    let of_columns = |vector: Option<WeightId>, otherwise: f32| -> Result<Vec<f32>, DeviceError> {
+        let values = vector.map_or(Ok(vec![otherwise]), |vector| binder.vector(vector))?;
+        let times = out.0.width / values.len();
+        Ok(values.into_iter().flat_map(|value| std::iter::repeat_n(value, times)).collect())
+    };
+    let (mut weight, bias) = (of_columns(how.weight, 1.0)?, of_columns(how.bias, 0.0)?);
+    if how.decay {
+        weight.iter_mut().for_each(|w| *w = -w.exp());
+    }
+    Ok(Box::new(Affine { x: binder.place(node.inputs[0]), weight, bias, out }))
+}
+
+impl Kernel for Affine {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
+        let rows = run.count(self.out.1);
+        let (x, out) = (run.view(self.x, rows), run.view(self.out.0, rows));
+        let times = out.cols() / x.cols();
+        for row in worker.chunks(&op.work, rows, ROWS).flatten() {
+            // SAFETY: each row is one worker's, and the output lies over the input or apart from it; where it has more
+            // columns it lies apart.
+            let values = unsafe {
+                if times == 1 {
+                    out.row_from(&x, row)
+                } else {
+                    let values = out.row_mut(row);
+                    values.chunks_exact_mut(times).zip(x.row(row)).for_each(|(values, x)| values.fill(*x));
+                    values
+                }
+            };
+            elementwise::affine(run.isa, values, &self.weight, &self.bias);
         }
     }
 }

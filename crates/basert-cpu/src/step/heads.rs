@@ -1,6 +1,6 @@
 //! Heads of queries, keys and values: norms, rotary embeddings, and storing in the KV cache.
 
-use basert_graph::{CacheId, Pairs, RopeId};
+use basert_graph::{Pairs, RopeId, StateId};
 use basert_plan::{DeviceError, Place, PlanNode, RopeStore};
 
 use super::{Bound, CachePlace, Kernel, Run, WorkerScratch};
@@ -81,7 +81,7 @@ struct Store {
     cache: CachePlace,
 }
 
-pub(super) fn bind_store(binder: &Binder, node: &PlanNode, cache: CacheId) -> Box<dyn Kernel> {
+pub(super) fn bind_store(binder: &Binder, node: &PlanNode, cache: StateId) -> Box<dyn Kernel> {
     Box::new(Store { k: binder.place(node.inputs[0]), v: binder.place(node.inputs[1]), cache: binder.cache(cache) })
 }
 
@@ -93,7 +93,7 @@ impl Kernel for Store {
         for unit in worker.chunks(&op.work, tokens * kv_heads, 2).flatten() {
             let (row, head) = (unit / kv_heads, unit % kv_heads);
             let columns = head * head_dim..(head + 1) * head_dim;
-            let (page, slot) = run.slots[row];
+            let (page, slot) = run.places[row];
             // SAFETY: each head of each token is one worker's, and nobody writes the inputs.
             unsafe {
                 let (k, v) = (k.columns(columns.clone()).row(row), v.columns(columns).row(row));
@@ -150,7 +150,7 @@ impl Kernel for BoundRopeStore {
         for unit in worker.chunks(&op.work, run.tokens() * kv_heads, 2).flatten() {
             let (row, head) = (unit / kv_heads, unit % kv_heads);
             let (of_group, of_head) = (head * group..(head + 1) * group, head * head_dim..(head + 1) * head_dim);
-            let (page, slot) = run.slots[row];
+            let (page, slot) = run.places[row];
             // SAFETY: each head of each token is one worker's, and the output lies over the queries or apart from all
             // inputs.
             unsafe {

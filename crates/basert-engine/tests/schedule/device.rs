@@ -21,6 +21,8 @@ thread_local! {
 
 struct Hash {
     cache: Vec<[u32; PAGE]>,
+    /// The running states: hashes of all tokens before. None for a model without.
+    slots: Vec<u64>,
     /// As after a step: rows of logits, or tokens drawn, of each step under way.
     logits: Vec<Vec<f32>>,
     under_way: Vec<Vec<u32>>,
@@ -151,6 +153,16 @@ impl Baked for Hash {
         Ok(())
     }
 
+    fn read_slot(&mut self, slot: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(&self.slots[slot as usize].to_le_bytes());
+        Ok(())
+    }
+
+    fn write_slot(&mut self, slot: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.slots[slot as usize] = u64::from_le_bytes(bytes.try_into().unwrap());
+        Ok(())
+    }
+
     fn discard_page(&mut self, page: u32) {
         self.cache[page as usize] = [u32::MAX; PAGE];
     }
@@ -160,7 +172,7 @@ pub fn engine(pages: usize, context: usize, chain: usize) -> Engine {
     // What no one wrote is no token.
     let cache = vec![[u32::MAX; PAGE]; pages];
     let (masks, last) = (BTreeMap::new(), StepState::default());
-    let hash = Hash { cache, logits: vec![], under_way: vec![], drawn: vec![], masks, last };
+    let hash = Hash { cache, slots: vec![], logits: vec![], under_way: vec![], drawn: vec![], masks, last };
     let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
     let facts =
         Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain, bounds: None, free_memory: None };

@@ -39,7 +39,7 @@ impl Lowering<'_> {
             Reach::Window(tokens) => (tokens, 0),
             Reach::Chunk(tokens) => (0, tokens),
         };
-        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[cache.0];
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(cache);
         if !heads.is_multiple_of(kv_heads) {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
         }

@@ -1,7 +1,7 @@
 //! Heads of queries, keys and values: norms, rotations, and storing in the KV cache.
 
 use basert_core::KvFormat;
-use basert_graph::{CacheId, Pairs, RopeId};
+use basert_graph::{Pairs, RopeId, StateId};
 use basert_plan::{DeviceError, PlanNode, RopeStore};
 
 use super::{Float, Lowered, Lowering, Memory, page_bytes};
@@ -14,8 +14,8 @@ const SIMDGROUPS: usize = 4;
 
 impl Lowering<'_> {
     /// The KV cache of a layer, and the kernel with the macros of its layout.
-    pub(super) fn cache(&self, id: CacheId, kernel: Kernel) -> Result<((Memory, usize), Kernel), DeviceError> {
-        let cache = &self.plan.graph.caches[id.0];
+    pub(super) fn cache(&self, id: StateId, kernel: Kernel) -> Result<((Memory, usize), Kernel), DeviceError> {
+        let cache = self.plan.graph.cache(id);
         if !cache.head_dim.is_multiple_of(16) || cache.head_dim > 256 {
             return Err(self.unsupported(format!("heads of {} values, not a multiple of 16 up to 256", cache.head_dim)));
         }
@@ -23,13 +23,13 @@ impl Lowering<'_> {
             let what = format!("{} keys and values of heads of {} values, not whole blocks", self.kv, cache.head_dim);
             return Err(self.unsupported(what));
         }
-        let before = page_bytes(&self.plan.graph.caches[..id.0], self.kv);
+        let before: usize = self.plan.graph.caches_before(id).map(|cache| cache.token_bytes(self.kv) * PAGE).sum();
         let kernel = kernel
             .define("KV_HEADS", cache.kv_heads)
             .define("HEAD_DIM", cache.head_dim)
             .define("KV_BITS", self.kv.bits())
             .define("PAGE", PAGE)
-            .define("PAGE_BYTES", format!("{}ul", page_bytes(&self.plan.graph.caches, self.kv)));
+            .define("PAGE_BYTES", format!("{}ul", page_bytes(&self.plan.graph, self.kv)));
         Ok(((Memory::Cache, before), kernel))
     }
 
@@ -58,7 +58,7 @@ impl Lowering<'_> {
     pub(super) fn store(
         &mut self,
         node: &PlanNode,
-        cache: CacheId,
+        cache: StateId,
         rows: usize,
         out: &mut Lowered,
     ) -> Result<(), DeviceError> {
@@ -66,7 +66,7 @@ impl Lowering<'_> {
         let kernel = Kernel::new("rope/store.metal", "store", SIMDGROUPS as u32 * 32)
             .define("K_STRIDE", self.place(k).stride)
             .define("V_STRIDE", self.place(v).stride);
-        let heads = 2 * self.plan.graph.caches[cache.0].kv_heads;
+        let heads = 2 * self.plan.graph.cache(cache).kv_heads;
         let (cache, kernel) = self.cache(cache, kernel)?;
         let bindings = vec![self.at(k), self.at(v), cache, (Memory::Step, 0)];
         self.launch(out, kernel, bindings, [heads.div_ceil(SIMDGROUPS), rows, 1]);
@@ -80,7 +80,7 @@ impl Lowering<'_> {
         rows: usize,
         out: &mut Lowered,
     ) -> Result<(), DeviceError> {
-        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.caches[op.cache.0];
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(op.cache);
         let q = node.inputs[0];
         let heads = self.place(q).width / head_dim;
         let kernel = Kernel::new("rope/rope_cache.metal", "rope_cache", SIMDGROUPS as u32 * 32)

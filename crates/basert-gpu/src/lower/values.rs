@@ -33,6 +33,7 @@ fn activation(activation: Activation, kernel: Kernel) -> Kernel {
         Activation::ReluSquared => "relu_squared",
         Activation::Sigmoid => "sigmoid",
         Activation::Tanh => "tanh_of",
+        Activation::Softplus => "softplus",
         Activation::Xielu { above, below, slope, eps } => {
             let kernel = kernel.define("XIELU_ABOVE", Float(above)).define("XIELU_BELOW", Float(below));
             return kernel

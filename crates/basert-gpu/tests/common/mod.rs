@@ -54,7 +54,7 @@ pub fn load_pages(
     kv: KvFormat,
     pages: usize,
 ) -> Result<Box<dyn Baked>, DeviceError> {
-    let options = LoadOptions { pages, kv, progress: &mut |_, _, _| {} };
+    let options = LoadOptions { pages, slots: 4, kv, progress: &mut |_, _, _| {} };
     GpuDevice::new(recorder.clone()).unwrap().load(plan.clone(), file.clone(), options)
 }
 

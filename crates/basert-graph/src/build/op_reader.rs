@@ -6,7 +6,9 @@ use super::{Builder, MAX_WIDTH, Result};
 use crate::GraphError;
 use crate::expr::Value as Val;
 use crate::graph::*;
-use crate::op::{Activation, Alibi, Attention, Experts, Index, Norm, Op, Reach, Route, Score, Temper};
+use crate::op::{
+    Activation, Affine, Alibi, Attention, Conv, Experts, Index, LinearAttention, Norm, Op, Reach, Route, Score, Temper,
+};
 
 /// One op of an architecture file, while it is being read.
 pub(super) struct OpReader<'b, 'a, 't> {
@@ -18,6 +20,10 @@ pub(super) struct OpReader<'b, 'a, 't> {
 
 /// The most groups of experts.
 const MAX_GROUPS: usize = 64;
+/// The most tokens that a convolution sees.
+const MAX_TAPS: usize = 16;
+/// The most values of a running state.
+const MAX_STATE: usize = 1 << 26;
 
 /// An op, what it reads, and the shape of what it computes.
 struct Read {
@@ -39,6 +45,9 @@ impl<'t> OpReader<'_, '_, 't> {
             "rope" => self.rope()?,
             "store" => self.store()?,
             "attention" => self.attention()?,
+            "conv" => self.conv()?,
+            "linear_attention" => self.linear_attention()?,
+            "affine" => self.affine()?,
             "activate" => self.activate()?,
             "mul" => self.of_two(Op::Mul)?,
             "add" => self.of_two(Op::Add)?,
@@ -71,7 +80,7 @@ impl<'t> OpReader<'_, '_, 't> {
             _ => {
                 return Err(self.builder.wrong(format!(
                     "there is no op '{name}'; there are embed, norm, linear, route, combine, rope, store, attention, \
-                     activate, mul, add, clamped_swish, scale, temper, weigh, slice, select, soft_cap"
+                     conv, linear_attention, affine, activate, mul, add, clamped_swish, scale, temper, weigh, slice, select, soft_cap"
                 )));
             }
         };
@@ -243,10 +252,8 @@ impl<'t> OpReader<'_, '_, 't> {
                 "{used} of {count} experts are to be in {groups_used} of {groups} groups of the same size"
             )));
         }
-        let normalised = match self.value_or("normalised", "normalised")? {
-            Val::Bool(normalised) => normalised,
-            other => return Err(self.wrong(format!("`normalised` is {other}, neither true nor false"))),
-        };
+        let normalised = self.value_or("normalised", "normalised")?;
+        let normalised = self.truth("normalised", normalised)?;
         let scale = self.number_or("scale", "route_scale")? as f32;
         let experts = Experts { count, used };
         let route = Route { experts, score, bias, groups, groups_used, normalised, scale };
@@ -262,11 +269,7 @@ impl<'t> OpReader<'_, '_, 't> {
         if !width.is_multiple_of(experts.used) {
             return Err(self.wrong(format!("its input is {width} wide, which {} experts cannot share", experts.used)));
         }
-        let weighted = match self.optional("weighted")? {
-            None => true,
-            Some(Val::Bool(weighted)) => weighted,
-            Some(other) => return Err(self.wrong(format!("`weighted` is {other}, neither true nor false"))),
-        };
+        let weighted = self.optional_truth("weighted")?.unwrap_or(true);
         let (op, width) = (Op::Combine { experts, weighted }, width / experts.used);
         Ok(Read { op, inputs: vec![x, route], width, rows: self.rows(x) })
     }
@@ -321,9 +324,91 @@ impl<'t> OpReader<'_, '_, 't> {
             self.of_tokens(value)?;
             self.check_heads(name, value, kv_heads, head_dim)?;
         }
-        let cache = CacheId(self.builder.graph.caches.len());
-        self.builder.graph.caches.push(Cache { kv_heads, head_dim });
+        let cache = self.state(State::Paged(Cache { kv_heads, head_dim }));
         Ok(Read { op: Op::Store(cache), inputs: vec![k, v], width: 0, rows: Rows::Tokens })
+    }
+
+    /// A new state of the graph.
+    fn state(&mut self, state: State) -> StateId {
+        self.builder.graph.states.push(state);
+        StateId(self.builder.graph.states.len() - 1)
+    }
+
+    fn conv(&mut self) -> Result<Read> {
+        let x = self.input("in")?;
+        self.of_tokens(x)?;
+        let (weight, width) = (self.weight("weight")?, self.width(x));
+        let of_weight = &self.builder.graph.weights[weight.0];
+        let (rows, taps) = (of_weight.rows, of_weight.columns);
+        if rows != width || taps > MAX_TAPS {
+            return Err(self.builder.fail(format!(
+                "tensor '{}' has shape [{rows}, {taps}], expected [{width}, a number up to {MAX_TAPS}]",
+                of_weight.name()
+            )));
+        }
+        let bias = self.optional_weight("bias")?;
+        if let Some(bias) = bias {
+            self.check_vector(bias, width)?;
+        }
+        let state = self.state(State::Running((taps - 1) * width));
+        Ok(Read { op: Op::Conv(Conv { weight, bias, state }), inputs: vec![x], width, rows: Rows::Tokens })
+    }
+
+    fn linear_attention(&mut self) -> Result<Read> {
+        let (q, k, v) = (self.input("q")?, self.input("k")?, self.input("v")?);
+        let decay = self.input("decay")?;
+        self.read.insert("beta");
+        let beta = if self.table.contains_key("beta") { Some(self.input("beta")?) } else { None };
+        let (heads, key_heads) = (self.count("heads")?, self.count("key_heads")?);
+        let inputs: Vec<_> = [q, k, v, decay].into_iter().chain(beta).collect();
+        inputs.iter().try_for_each(|&input| self.of_tokens(input))?;
+        self.same_shape(q, k)?;
+        if !heads.is_multiple_of(key_heads) {
+            return Err(self.builder.fail(format!("{key_heads} heads of keys cannot be shared by {heads} heads")));
+        }
+        let (key_dim, value_dim) = (self.width(k) / key_heads, self.width(v) / heads);
+        self.check_heads("k", k, key_heads, key_dim)?;
+        self.check_heads("v", v, heads, value_dim)?;
+        let by_row = self.width(decay) != heads;
+        self.check_heads("decay", decay, heads, if by_row { key_dim } else { 1 })?;
+        if let Some(beta) = beta {
+            self.check_heads("beta", beta, heads, 1)?;
+        }
+        let values = heads.saturating_mul(key_dim).saturating_mul(value_dim);
+        if values > MAX_STATE || values == 0 {
+            return Err(self.builder.fail(format!("a state of {heads} matrices of {key_dim} × {value_dim} values")));
+        }
+        let delta = self.optional_truth("delta")?.ok_or_else(|| self.wrong("`delta` is missing".to_owned()))?;
+        let tiled = self.optional_truth("tiled")?.unwrap_or(false);
+        let scale = match self.table.get("scale") {
+            Some(_) => self.number("scale")? as f32,
+            None => 1.0,
+        };
+        let state = self.state(State::Running(values));
+        let op = LinearAttention { state, heads, key_heads, key_dim, value_dim, tiled, by_row, delta, scale };
+        Ok(Read { op: Op::LinearAttention(op), inputs, width: heads * value_dim, rows: Rows::Tokens })
+    }
+
+    fn affine(&mut self) -> Result<Read> {
+        let x = self.input("in")?;
+        let (weight, bias) = (self.optional_weight("weight")?, self.optional_weight("bias")?);
+        let decay = self.optional_truth("decay")?.unwrap_or(false);
+        let len = |vector: WeightId| self.builder.graph.weights[vector.0].len();
+        let width = self.width(x).max(weight.map_or(0, len));
+        for vector in weight.into_iter().chain(bias) {
+            if !width.is_multiple_of(len(vector).max(1)) {
+                return Err(self.builder.fail(format!(
+                    "tensor '{}' has {} values, which {width} columns cannot share",
+                    self.builder.graph.weights[vector.0].name(),
+                    len(vector)
+                )));
+            }
+        }
+        if !width.is_multiple_of(self.width(x)) {
+            return Err(self.wrong(format!("its input is {} wide, which {width} columns cannot share", self.width(x))));
+        }
+        let op = Op::Affine(Affine { weight, bias, decay });
+        Ok(Read { op, inputs: vec![x], width, rows: self.rows(x) })
     }
 
     fn attention(&mut self) -> Result<Read> {
@@ -334,7 +419,7 @@ impl<'t> OpReader<'_, '_, 't> {
         let Some(Op::Store(cache)) = self.maker(kv) else {
             return Err(self.wrong("`kv` does not name what an op 'store' stores".to_owned()));
         };
-        let Cache { kv_heads, head_dim } = self.builder.graph.caches[cache.0];
+        let Cache { kv_heads, head_dim } = self.builder.graph.cache(cache);
         let heads = self.count("heads")?;
         self.check_heads("q", q, heads, head_dim)?;
         if heads % kv_heads != 0 {
@@ -371,6 +456,7 @@ impl<'t> OpReader<'_, '_, 't> {
                 "relu2" => Activation::ReluSquared,
                 "sigmoid" => Activation::Sigmoid,
                 "tanh" => Activation::Tanh,
+                "softplus" => Activation::Softplus,
                 "xielu" => Activation::Xielu {
                     above: self.number_or("above", "xielu_above")? as f32,
                     below: self.number_or("below", "xielu_below")? as f32,
@@ -387,7 +473,7 @@ impl<'t> OpReader<'_, '_, 't> {
     fn unknown_activation(&self, found: &Val) -> GraphError {
         self.builder.fail(format!(
             "the activation {found} is not known; known are silu, gelu, gelu_pytorch_tanh, quick_gelu, relu, relu2, \
-             sigmoid, tanh and xielu"
+             sigmoid, tanh, softplus and xielu"
         ))
     }
 
@@ -466,6 +552,17 @@ impl<'t> OpReader<'_, '_, 't> {
         let Some(value) = self.table.get(attribute) else { return Ok(None) };
         let expression = self.builder.expression(attribute, value)?;
         self.builder.parameters.evaluate(&expression).map(Some)
+    }
+
+    fn optional_truth(&mut self, attribute: &'static str) -> Result<Option<bool>> {
+        self.optional(attribute)?.map(|value| self.truth(attribute, value)).transpose()
+    }
+
+    fn truth(&self, attribute: &str, value: Val) -> Result<bool> {
+        match value {
+            Val::Bool(truth) => Ok(truth),
+            other => Err(self.wrong(format!("`{attribute}` is {other}, neither true nor false"))),
+        }
     }
 
     /// The attribute's value, or that of the parameter called `parameter` if it is left out.

@@ -131,6 +131,14 @@ impl Baked for Broken {
     fn write_page(&mut self, _: u32, _: &[u8]) -> Result<(), DeviceError> {
         Ok(())
     }
+
+    fn read_slot(&mut self, _: u32, _: &mut [u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn write_slot(&mut self, _: u32, _: &[u8]) -> Result<(), DeviceError> {
+        Ok(())
+    }
 }
 
 fn broken() -> Loaded {

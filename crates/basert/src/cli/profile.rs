@@ -132,7 +132,7 @@ fn measure(args: &Args, device: &dyn Device, file: &Arc<ModelFile>, plan: &Arc<P
     let facts = device.facts();
     let pages = (args.depth + args.prompt).div_ceil(facts.page_tokens);
     let fail = |source| basert::Error::Device { file: file.path().display().to_string(), source };
-    let options = LoadOptions { pages, kv: args.device.kv(), progress: &mut loading() };
+    let options = LoadOptions { pages, slots: 4, kv: args.device.kv(), progress: &mut loading() };
     let mut baked = device.load(plan.clone(), file.clone(), options).map_err(fail)?;
     let mut random = Random::new(0, 0);
     let mut tokens = |n: usize| (0..n).map(|_| random.below(plan.graph.vocabulary.max(1)) as u32).collect::<Vec<_>>();

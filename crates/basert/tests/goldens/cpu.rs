@@ -39,7 +39,7 @@ fn the_fast_path_agrees_with_transformers() {
 /// found were up to 0.026 and 0.4.
 #[test]
 fn quantised_keys_and_values_cost_what_they_may() {
-    let whole = |golden: &Golden| golden.graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(32));
+    let whole = |golden: &Golden| golden.graph.caches().all(|cache| cache.head_dim.is_multiple_of(32));
     let goldens: Vec<_> =
         all().into_iter().filter(|g| whole(g) && !g.has_quantised_weights() && !g.chooses()).collect();
     assert!(goldens.len() >= 4);

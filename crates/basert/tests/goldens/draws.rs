@@ -29,7 +29,7 @@ fn engines(file: Arc<ModelFile>, graph: Arc<Graph>, device: &dyn Device) -> [Eng
     assert!(on_device.chain > 1);
     let on_cpu = Facts { chain: 0, ..on_device.clone() };
     [on_device, on_cpu].map(|facts| {
-        let options = LoadOptions { pages: 16, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages: 16, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), file.clone(), options).unwrap();
         Engine::new(baked, &facts, limits, 16, 256, graph.vocabulary)
     })

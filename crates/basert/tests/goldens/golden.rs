@@ -49,7 +49,7 @@ impl Golden {
     /// Logits that follow each token of the prompt.
     pub fn on(&self, device: &dyn Device, kv: KvFormat, limits: Limits, fusions: &[Fusion]) -> Vec<f32> {
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
-        let options = LoadOptions { pages: 4, kv, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages: 4, slots: 4, kv, progress: &mut |_, _, _| {} };
         let baked =
             device.load(plan, self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
@@ -61,7 +61,7 @@ impl Golden {
     /// Hidden states of the prompt's tokens, of which `limits` fit into a step.
     pub fn states_on(&self, device: &dyn Device, limits: Limits) -> Vec<f32> {
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
-        let options = LoadOptions { pages: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages: 4, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         let baked = device.load(plan, self.file.clone(), options).unwrap();
         let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
         let (mut sequence, mut all) = (Sequence::default(), Vec::new());

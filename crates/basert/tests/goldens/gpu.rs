@@ -53,7 +53,7 @@ fn many_rows_agree_with_transformers() {
 fn quantised_keys_and_values_are_close() {
     let device = device();
     for golden in gguf_twins().into_iter().filter(|golden| !golden.chooses()) {
-        let whole_blocks = golden.graph.caches.iter().all(|cache| cache.head_dim.is_multiple_of(32));
+        let whole_blocks = golden.graph.caches().all(|cache| cache.head_dim.is_multiple_of(32));
         for (kv, bound) in [(KvFormat::Q8, 0.05), (KvFormat::Q4, 0.5)] {
             for tokens in [4, 32] {
                 if whole_blocks {
