@@ -3,6 +3,7 @@
 mod draw;
 mod prefixes;
 mod score;
+mod states;
 
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +13,8 @@ use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
 use self::draw::Chain;
 pub(crate) use self::draw::choose;
 pub use self::draw::{Allowed, Drawing};
+pub(crate) use self::states::Checkpoint;
+use self::states::{Slots, States};
 use crate::prefix::PrefixTree;
 use crate::{PagePool, PrefixFile};
 
@@ -29,6 +32,7 @@ pub struct Sequence {
     salt: u64,
     /// The sequence's row in a chain of steps, numbered over all chains; 0 means none.
     chain: u64,
+    states: States,
 }
 
 impl Sequence {
@@ -97,6 +101,12 @@ pub enum EngineError {
         /// The number of pages.
         pages: usize,
     },
+    /// Other sequences use all slots for running states.
+    #[error("all {slots} slots for running states are in use")]
+    OutOfSlots {
+        /// The number of slots.
+        slots: usize,
+    },
     /// A token is not in the vocabulary.
     #[error("token {token} is not one of the {vocabulary} of the vocabulary")]
     UnknownToken {
@@ -131,6 +141,7 @@ pub enum EngineError {
 pub struct Engine {
     baked: Box<dyn Baked>,
     pool: PagePool,
+    slots: Slots,
     /// Pages of sequences that were closed, if they are kept.
     cache: Option<PrefixTree>,
     /// The file in which they are saved, if any.
@@ -163,6 +174,7 @@ impl Engine {
         Engine {
             baked,
             pool,
+            slots: Slots { pool: PagePool::new(0), bytes: 0 },
             cache: None,
             prefix_file: None,
             most_prefixes: usize::MAX,
@@ -174,6 +186,13 @@ impl Engine {
             step,
             chain,
         }
+    }
+
+    /// Sets the number of slots that the device has for running states, of `bytes` bytes each, for a model with such states.
+    #[must_use]
+    pub fn with_slots(mut self, slots: usize, bytes: usize) -> Engine {
+        self.slots = Slots { pool: PagePool::new(slots), bytes };
+        self
     }
 
     /// Keeps the pages of closed sequences until the room is needed: a sequence that begins with the same tokens reuses
@@ -257,10 +276,9 @@ impl Engine {
             return;
         }
         // The last token is recomputed, if need be, for its logits.
-        let keep = common.min(sequence.computed).min(tokens.len().saturating_sub(1));
-        sequence.computed = keep;
+        self.go_back(sequence, common.min(tokens.len().saturating_sub(1)));
         sequence.logits.clear();
-        for page in sequence.pages.drain(keep.div_ceil(self.page_tokens)..) {
+        for page in sequence.pages.drain(sequence.computed.div_ceil(self.page_tokens)..) {
             self.pool.release(page);
         }
         self.adopt(sequence);
@@ -275,16 +293,29 @@ impl Engine {
         self.check(sequence)
     }
 
-    /// Takes pages from the prefix cache if they hold more of the sequence's tokens than are computed. Returns how many
-    /// tokens that saves. The last token is never among them, because its logits are needed.
+    /// Takes pages from the prefix cache if they hold more of the sequence's tokens than are computed; in models with
+    /// running states only as far as there is a checkpoint. Returns how many tokens that saves. The last token is never
+    /// among them, because its logits are needed.
     pub fn adopt(&mut self, sequence: &mut Sequence) -> usize {
+        let has_states = self.has_states();
         let Some(cache) = &mut self.cache else { return 0 };
         let lacking = sequence.tokens.len().saturating_sub(sequence.computed);
         if lacking <= 1 {
             return 0;
         }
-        let (pages, found) = cache.find(sequence.salt, &sequence.tokens[..sequence.tokens.len() - 1]);
+        let before = &sequence.tokens[..sequence.tokens.len() - 1];
+        let (pages, found, slot) = match has_states {
+            true => cache.find_checkpoint(sequence.salt, before),
+            false => {
+                let (pages, found) = cache.find(sequence.salt, before);
+                (pages, found, None)
+            }
+        };
         let Some(saved) = found.checked_sub(sequence.computed).filter(|&saved| saved > 0) else { return 0 };
+        if let Some(slot) = slot {
+            self.slots.pool.share(slot);
+            sequence.states.slot.replace(slot).into_iter().for_each(|old| self.slots.pool.release(old));
+        }
         pages.iter().for_each(|&page| self.pool.share(page));
         let old = std::mem::replace(&mut sequence.pages, pages);
         old.into_iter().for_each(|page| self.pool.release(page));
@@ -300,6 +331,12 @@ impl Engine {
         let full = sequence.computed / self.page_tokens;
         let tokens = &sequence.tokens[..full * self.page_tokens];
         cache.insert(sequence.salt, tokens, &sequence.pages[..full], &mut self.pool);
+        // Those that the cache has can be evicted from it, and are not kept here as well.
+        let whole = sequence.states.checkpoints.extract_if(.., |kept| kept.position <= tokens.len());
+        for kept in whole {
+            cache.keep(sequence.salt, &tokens[..kept.position], kept.slot, &mut self.slots.pool);
+            self.slots.pool.release(kept.slot);
+        }
         for (own, known) in sequence.pages.iter_mut().zip(cache.find(sequence.salt, tokens).0) {
             self.pool.share(known);
             self.pool.release(std::mem::replace(own, known));
@@ -311,13 +348,17 @@ impl Engine {
     pub fn release(&mut self, sequence: &mut Sequence) {
         if let Some(cache) = &mut self.cache {
             cache.insert(sequence.salt, &sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
+            for kept in Engine::known_states(sequence) {
+                cache.keep(sequence.salt, &sequence.tokens[..kept.position], kept.slot, &mut self.slots.pool);
+            }
         }
+        self.release_states(sequence);
         sequence.pages.drain(..).for_each(|page| self.pool.release(page));
         sequence.logits.clear();
         (sequence.computed, sequence.chain) = (0, 0);
         if let Some(cache) = &mut self.cache {
             let mut excess = cache.alone(&self.pool).saturating_sub(self.most_prefixes);
-            while excess > 0 && cache.evict(&mut self.pool) {
+            while excess > 0 && cache.evict(&mut self.pool, &mut self.slots.pool) {
                 excess -= 1;
             }
         }
@@ -339,28 +380,33 @@ impl Engine {
         sequence.chain = 0;
         sequence.tokens.extend_from_slice(tokens);
         let count = tokens.len();
-        let result = self.reserve(sequence, count);
+        let result = self.reserve(sequence, count, true);
         result.and_then(|()| self.run(&mut [Part { sequence, count, wanted: count }], false))
     }
 
-    /// Truncates the timeline to its first `length` tokens, which must be computed.
+    /// Truncates the timeline to its first `length` tokens, which must be computed. In models with running states these
+    /// are computed again from the last checkpoint, if the tokens after them were not reserved as such that may be taken
+    /// back.
     pub fn rewind(&mut self, sequence: &mut Sequence, length: usize) {
         sequence.chain = 0;
         sequence.tokens.truncate(length);
-        sequence.computed = sequence.computed.min(length);
+        self.go_back(sequence, length);
         sequence.logits.clear();
     }
 
-    /// How many more tokens the sequence can compute without evictions, if `pages` pages are left to others.
-    pub fn free_tokens(&self, sequence: &Sequence, pages: usize) -> usize {
-        let pages = sequence.pages.len() + self.pool.available().saturating_sub(pages);
-        (pages * self.page_tokens).saturating_sub(sequence.computed)
+    /// How many more tokens the sequence can compute, and take back, without evictions, if a page and a slot are left to
+    /// each of `others`.
+    pub fn free_tokens(&self, sequence: &Sequence, others: usize) -> usize {
+        let pages = sequence.pages.len() + self.pool.available().saturating_sub(others);
+        let tokens = (pages * self.page_tokens).saturating_sub(sequence.computed);
+        if self.has_states() { tokens.min(self.slots.pool.available().saturating_sub(others)) } else { tokens }
     }
 
     /// Another sequence with the same timeline. Pages are shared until one of the two writes to them (copy on write).
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
         let pages = sequence.pages[..sequence.computed.div_ceil(self.page_tokens)].to_vec();
         pages.iter().for_each(|&page| self.pool.share(page));
+        let slot = sequence.states.slot.inspect(|&slot| self.slots.pool.share(slot));
         Sequence {
             tokens: sequence.tokens.clone(),
             computed: sequence.computed,
@@ -368,6 +414,7 @@ impl Engine {
             logits: sequence.logits.clone(),
             salt: sequence.salt,
             chain: 0,
+            states: States { slot, ..States::default() },
         }
     }
 
@@ -437,7 +484,7 @@ impl Engine {
             if count == 0 || (ends && wanted == 0) {
                 continue;
             }
-            self.reserve(sequence, count)?;
+            self.reserve(sequence, count, false)?;
             room -= count;
             wanted -= usize::from(ends);
             parts.push(Part { sequence, count, wanted: usize::from(ends) });
@@ -452,10 +499,22 @@ impl Engine {
     /// # Errors
     /// When a sequence is too long, or the device fails; the sequences are left as they were.
     pub fn run(&mut self, parts: &mut [Part<'_>], hidden: bool) -> Result<(), EngineError> {
-        self.begin(parts, hidden)?;
-        self.baked.wait()?;
-        finish(parts);
-        Ok(())
+        let computed = self.begin(parts, hidden).and_then(|()| Ok(self.baked.wait()?));
+        self.finish(parts, computed)
+    }
+
+    /// Records that the parts are computed, or that the step failed.
+    fn finish<T>(&mut self, parts: &mut [Part<'_>], computed: Result<T, EngineError>) -> Result<T, EngineError> {
+        for Part { sequence, count, .. } in parts {
+            if computed.is_err() {
+                self.states_lost(sequence);
+                continue;
+            }
+            sequence.computed += *count;
+            sequence.logits.clear();
+            self.states_computed(sequence);
+        }
+        computed
     }
 
     /// Submits a step.
@@ -467,6 +526,7 @@ impl Engine {
             self.check(sequence)?;
             let (from, to) = (sequence.computed, sequence.computed + count);
             self.step.push(&sequence.tokens[from..to], from, &sequence.pages, *wanted);
+            Engine::keep_states(&mut self.step, sequence);
         }
         Ok(self.baked.submit(&self.step)?)
     }
@@ -491,11 +551,12 @@ impl Engine {
         self.baked.hidden(row)
     }
 
-    /// Reserves pages that belong to the sequence alone for its next `count` tokens.
+    /// Reserves pages that belong to the sequence alone for its next `count` tokens, and slots for its running states:
+    /// after each token, if these tokens may be taken back.
     ///
     /// # Errors
     /// When there are not enough.
-    pub fn reserve(&mut self, sequence: &mut Sequence, count: usize) -> Result<(), EngineError> {
+    pub fn reserve(&mut self, sequence: &mut Sequence, count: usize, may_rewind: bool) -> Result<(), EngineError> {
         let first = sequence.computed / self.page_tokens;
         let needed = (sequence.computed + count).div_ceil(self.page_tokens);
         let none_left = EngineError::OutOfPages { pages: self.pool.total() };
@@ -509,7 +570,8 @@ impl Engine {
                     sequence.pages[first] = own;
                 }
                 None => {
-                    let forgotten = self.cache.as_mut().is_some_and(|cache| cache.forget(page, &mut self.pool));
+                    let (pool, slots) = (&mut self.pool, &mut self.slots.pool);
+                    let forgotten = self.cache.as_mut().is_some_and(|cache| cache.forget(page, pool, slots));
                     if !forgotten || self.pool.is_shared(page) {
                         return Err(none_left);
                     }
@@ -519,7 +581,7 @@ impl Engine {
         while sequence.pages.len() < needed {
             sequence.pages.push(self.take_page().ok_or_else(|| none_left.clone())?);
         }
-        Ok(())
+        self.reserve_slots(sequence, count, may_rewind)
     }
 
     /// Takes a free page, for which a cached one may be evicted.
@@ -527,16 +589,8 @@ impl Engine {
         if self.pool.available() == 0
             && let Some(cache) = &mut self.cache
         {
-            cache.evict(&mut self.pool);
+            cache.evict(&mut self.pool, &mut self.slots.pool);
         }
         self.pool.take()
-    }
-}
-
-/// Records that the parts are computed.
-fn finish(parts: &mut [Part<'_>]) {
-    for Part { sequence, count, .. } in parts {
-        sequence.computed += *count;
-        sequence.logits.clear();
     }
 }

@@ -11,6 +11,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use crate::PagePool;
+use crate::engine::Checkpoint;
 
 /// The time at which pages are restored: there are not as many pages.
 const RESTORED: u64 = 1 << 32;
@@ -38,6 +39,8 @@ pub(crate) struct Kept<'a> {
     pub salt: u64,
     pub tokens: &'a [u32],
     pub page: u32,
+    /// Their positions count from the beginning of the page.
+    pub checkpoints: &'a [Checkpoint],
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +49,9 @@ struct Node {
     page: u32,
     parent: usize,
     children: BTreeMap<Arc<[u32]>, usize>,
+    /// Running states after some of its tokens, by position in the page, and when they were last used.
+    checkpoints: Vec<Checkpoint>,
+    checkpoints_used: u64,
     /// When it was last used; only for nodes with a page.
     used: u64,
     /// Of a root.
@@ -72,19 +78,52 @@ impl PrefixTree {
     /// The pages of the longest cached prefix of `tokens` with this salt, and the prefix's length. The last page may
     /// hold more tokens than that length includes.
     pub fn find(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize) {
+        let path = self.path(salt, tokens);
+        (path.iter().map(|&(node, _)| self.nodes[node].page).collect(), path.iter().map(|(_, common)| common).sum())
+    }
+
+    /// The same of the longest prefix of which running states are kept, with the slot that has them.
+    pub fn find_checkpoint(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize, Option<u32>) {
+        let path = self.path(salt, tokens);
+        for (i, &(node, common)) in path.iter().enumerate().rev() {
+            let within = self.nodes[node].checkpoints.iter().filter(|kept| kept.position <= common);
+            let Some(&Checkpoint { position, slot }) = within.max_by_key(|kept| kept.position) else { continue };
+            self.nodes[node].checkpoints_used = self.clock;
+            let pages = path[..=i].iter().map(|&(node, _)| self.nodes[node].page).collect();
+            return (pages, i * self.page_tokens + position, Some(slot));
+        }
+        (Vec::new(), 0, None)
+    }
+
+    /// Keeps the running states after `tokens`, whose pages are in the tree, as a further user of their slot.
+    pub fn keep(&mut self, salt: u64, tokens: &[u32], slot: u32, slots: &mut PagePool) {
+        let path = self.path(salt, tokens);
+        let found: usize = path.iter().map(|(_, common)| common).sum();
+        let Some(&(node, position)) = path.last().filter(|_| found == tokens.len()) else { return };
+        let node = &mut self.nodes[node];
+        node.checkpoints_used = self.clock;
+        if node.checkpoints.iter().all(|kept| kept.position != position) {
+            slots.share(slot);
+            node.checkpoints.push(Checkpoint { position, slot });
+            self.changed = true;
+        }
+    }
+
+    /// The nodes that lead along `tokens`, each with the number of tokens that it has in common with them.
+    fn path(&mut self, salt: u64, tokens: &[u32]) -> Vec<(usize, usize)> {
         self.clock += 1;
-        let (mut pages, mut found) = (Vec::new(), 0);
-        let Some(&(mut node)) = self.roots.get(&salt) else { return (pages, found) };
+        let (mut path, mut found) = (Vec::new(), 0);
+        let Some(&(mut node)) = self.roots.get(&salt) else { return path };
         while let Some((child, common)) = self.closest(node, &tokens[found..]) {
             self.nodes[child].used = self.clock;
-            pages.push(self.nodes[child].page);
+            path.push((child, common));
             found += common;
             if common < self.page_tokens {
                 break;
             }
             node = child;
         }
-        (pages, found)
+        path
     }
 
     /// Adds the pages that hold `tokens` with this salt, as a further user of those that are not cached yet.
@@ -120,29 +159,46 @@ impl PrefixTree {
 
     /// Evicts the least recently used page among those that no sequence uses and no page follows. Returns whether there
     /// was one.
-    pub fn evict(&mut self, pool: &mut PagePool) -> bool {
+    pub fn evict(&mut self, pool: &mut PagePool, slots: &mut PagePool) -> bool {
         let unused = |&id: &usize| {
             let node = &self.nodes[id];
             node.used > 0 && node.children.is_empty() && !pool.is_shared(node.page)
         };
         match (0..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].used) {
             Some(id) => {
-                self.remove(id, pool);
+                self.remove(id, pool, slots);
                 true
             }
             None => false,
         }
     }
 
+    /// Evicts one of the least recently used checkpoints that no sequence uses. Returns whether there was one.
+    pub fn evict_slot(&mut self, slots: &mut PagePool) -> bool {
+        let unused = |kept: &Checkpoint| !slots.is_shared(kept.slot);
+        let nodes = self.nodes.iter_mut().filter(|node| node.checkpoints.iter().any(unused));
+        let Some(node) = nodes.min_by_key(|node| node.checkpoints_used) else { return false };
+        let Some(at) = node.checkpoints.iter().position(unused) else { return false };
+        slots.release(node.checkpoints.swap_remove(at).slot);
+        self.changed = true;
+        true
+    }
+
+    /// How many checkpoints can be evicted.
+    pub fn evictable_slots(&self, slots: &PagePool) -> usize {
+        let kept = self.nodes.iter().flat_map(|node| &node.checkpoints);
+        kept.filter(|kept| !slots.is_shared(kept.slot)).count()
+    }
+
     /// Removes a page that a sequence wants for itself, if it is in the tree and no page follows it. Returns whether it
     /// was removed.
-    pub fn forget(&mut self, page: u32, pool: &mut PagePool) -> bool {
+    pub fn forget(&mut self, page: u32, pool: &mut PagePool, slots: &mut PagePool) -> bool {
         let is_it = |&id: &usize| {
             let node = &self.nodes[id];
             node.used > 0 && node.page == page && node.children.is_empty()
         };
         let found = (0..self.nodes.len()).find(is_it);
-        found.inspect(|&id| self.remove(id, pool)).is_some()
+        found.inspect(|&id| self.remove(id, pool, slots)).is_some()
     }
 
     /// How many pages can be evicted, one after the other.
@@ -173,7 +229,8 @@ impl PrefixTree {
         while let Some((_, id, parent)) = next.pop() {
             let node = &self.nodes[id];
             let salt = self.nodes[node.parent].salt;
-            kept.push(Kept { parent, salt, tokens: &node.tokens, page: node.page });
+            let Node { ref tokens, page, ref checkpoints, .. } = *node;
+            kept.push(Kept { parent, salt, tokens, page, checkpoints });
             next.extend(of(id, kept.len() as u32));
         }
         kept
@@ -182,8 +239,9 @@ impl PrefixTree {
     /// Adds a page to a tree that was empty before the pages in `before` were restored, in the order of
     /// [`PrefixTree::by_use`]. Returns whether its place in the tree is valid.
     pub fn restore(&mut self, kept: Kept<'_>, before: &mut Vec<usize>) -> bool {
-        let Kept { parent, salt, tokens, page } = kept;
-        if !(1..=self.page_tokens).contains(&tokens.len()) {
+        let Kept { parent, salt, tokens, page, checkpoints } = kept;
+        let is_inside = |kept: &Checkpoint| (1..=tokens.len()).contains(&kept.position);
+        if !(1..=self.page_tokens).contains(&tokens.len()) || !checkpoints.iter().all(is_inside) {
             return false;
         }
         let parent = match (parent as usize).checked_sub(1) {
@@ -205,13 +263,16 @@ impl PrefixTree {
         self.clock = RESTORED;
         let id = self.add(parent, tokens.into(), page);
         self.nodes[id].used = RESTORED - older;
+        self.nodes[id].checkpoints_used = RESTORED - older;
+        self.nodes[id].checkpoints = checkpoints.to_vec();
         before.push(id);
         true
     }
 
     /// Removes all pages.
-    pub fn clear(&mut self, pool: &mut PagePool) {
+    pub fn clear(&mut self, pool: &mut PagePool, slots: &mut PagePool) {
         self.nodes.iter().filter(|node| node.used > 0).for_each(|node| pool.release(node.page));
+        self.nodes.iter().flat_map(|node| &node.checkpoints).for_each(|kept| slots.release(kept.slot));
         *self = PrefixTree::new(self.page_tokens);
     }
 
@@ -259,10 +320,11 @@ impl PrefixTree {
     }
 
     /// Removes a node without children.
-    fn remove(&mut self, id: usize, pool: &mut PagePool) {
+    fn remove(&mut self, id: usize, pool: &mut PagePool, slots: &mut PagePool) {
         self.changed = true;
         let node = std::mem::take(&mut self.nodes[id]);
         pool.release(node.page);
+        node.checkpoints.iter().for_each(|kept| slots.release(kept.slot));
         let parent = &mut self.nodes[node.parent];
         parent.children.remove(&node.tokens);
         if parent.used == 0 && parent.children.is_empty() {
@@ -312,6 +374,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_restored_in_order_and_nothing_else() {
+        let mut slots = PagePool::new(0);
         let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(16));
         insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
         insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9]);
@@ -328,22 +391,23 @@ mod tests {
             [(0, &[1, 2][..]), (0, &[8, 8]), (1, &[9]), (2, &[1]), (5, &[1]), (0, &[]), (0, &[7; 5])]
         {
             assert!(
-                !again.restore(Kept { parent, salt: 0, tokens, page: 0 }, &mut before.clone()),
+                !again.restore(Kept { parent, salt: 0, tokens, page: 0, checkpoints: &[] }, &mut before.clone()),
                 "{tokens:?} after {parent}"
             );
         }
         assert_eq!(again.by_use(), kept);
         assert_eq!(again.find(0, &[1, 2, 3, 4, 9, 9]).1, 5);
         assert!(
-            again.evict(&mut pool) && again.find(0, &[8]).1 == 0,
+            again.evict(&mut pool, &mut slots) && again.find(0, &[8]).1 == 0,
             "the least recently used of all but the one found"
         );
-        again.clear(&mut pool);
+        again.clear(&mut pool, &mut slots);
         assert_eq!((again.len(), pool.available()), (0, 16));
     }
 
     #[test]
     fn the_least_recently_used_leaf_goes_first_and_none_that_is_in_use() {
+        let mut slots = PagePool::new(0);
         let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(4));
         let old = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
         insert(&mut tree, &mut pool, &[7]);
@@ -351,17 +415,18 @@ mod tests {
         tree.find(0, &[7]);
         pool.share(old[1]);
         assert_eq!((tree.evictable(&pool), tree.alone(&pool)), (2, 3));
-        assert!(tree.evict(&mut pool) && tree.find(0, &[8]).1 == 0 && tree.find(0, &[7]).1 == 1);
-        assert!(tree.evict(&mut pool) && !tree.evict(&mut pool));
+        assert!(tree.evict(&mut pool, &mut slots) && tree.find(0, &[8]).1 == 0 && tree.find(0, &[7]).1 == 1);
+        assert!(tree.evict(&mut pool, &mut slots) && !tree.evict(&mut pool, &mut slots));
         pool.release(old[1]);
         assert_eq!(tree.evictable(&pool), 2);
-        assert!(tree.evict(&mut pool) && tree.find(0, &[1, 2, 3, 4, 5]).1 == 4);
-        assert!(tree.forget(old[0], &mut pool) && !tree.forget(old[0], &mut pool));
+        assert!(tree.evict(&mut pool, &mut slots) && tree.find(0, &[1, 2, 3, 4, 5]).1 == 4);
+        assert!(tree.forget(old[0], &mut pool, &mut slots) && !tree.forget(old[0], &mut pool, &mut slots));
         assert_eq!((tree.len(), pool.available()), (0, 4));
     }
 
     #[test]
     fn nothing_is_found_with_another_salt() {
+        let mut slots = PagePool::new(0);
         let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(8));
         let tokens = [1, 2, 3, 4, 5];
         let mut inserted = |salt: u64| {
@@ -378,7 +443,31 @@ mod tests {
         assert!(kept.iter().all(|&kept| again.restore(kept, &mut before)));
         assert_eq!(again.by_use(), kept);
         assert_eq!((again.find(7, &tokens).1, again.find(8, &tokens).1), (5, 0));
-        while tree.evict(&mut pool) {}
+        while tree.evict(&mut pool, &mut slots) {}
         assert!(tree.roots.is_empty() && pool.available() == 8, "salts that nothing is kept of are forgotten");
+    }
+
+    #[test]
+    fn a_prefix_with_states_is_found_up_to_its_last_checkpoint() {
+        let (mut tree, mut pool, mut slots) = (PrefixTree::new(4), PagePool::new(16), PagePool::new(4));
+        let pages = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5]), (vec![], 0, None));
+        for length in [3, 6, 9] {
+            let slot = slots.take().unwrap();
+            tree.keep(0, &[1, 2, 3, 4, 5, 6, 7, 8, 9][..length], slot, &mut slots);
+            slots.release(slot);
+        }
+        assert_eq!((slots.available(), tree.evictable_slots(&slots)), (2, 2), "of tokens without pages none is kept");
+        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 7]), (pages.clone(), 6, Some(1)));
+        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 9]), (pages[..1].to_vec(), 3, Some(0)));
+        assert_eq!(tree.find_checkpoint(0, &[1, 2, 9]), (vec![], 0, None));
+        let kept: Vec<_> = tree.by_use().iter().map(|kept| kept.checkpoints.to_vec()).collect();
+        assert_eq!(kept, [vec![Checkpoint { position: 3, slot: 0 }], vec![Checkpoint { position: 2, slot: 1 }]]);
+        slots.share(0);
+        assert!(tree.evict_slot(&mut slots) && !tree.evict_slot(&mut slots), "one is in use");
+        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 7]).1, 3);
+        slots.release(0);
+        while tree.evict(&mut pool, &mut slots) {}
+        assert_eq!((slots.available(), pool.available()), (4, 16), "checkpoints go with their page");
     }
 }

@@ -12,6 +12,10 @@
 //!   tokens         u32, how many; 0 in the last record, which has nothing more but its checksum
 //!   token          u32, each
 //!   page           bytes as the device has them, as many as it says
+//!   checkpoints    u32, how many
+//!   checkpoint, each:
+//!     position     u32: after how many tokens of the page
+//!     slot         running states as the device has them, as many bytes as it says
 //!   checksum       u64
 //! ```
 //!
@@ -28,8 +32,10 @@ use basert_plan::DeviceError;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::prefix::Kept;
+
 const MAGIC: [u8; 8] = *b"basertPX";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// Five milliseconds apart.
 const LOCK_ATTEMPTS: usize = 40;
 /// Limit on the bytes of the `belongs` header.
@@ -57,6 +63,7 @@ pub(crate) struct Belongs {
     pub layout: String,
     pub page_tokens: usize,
     pub page_bytes: usize,
+    pub slot_bytes: usize,
 }
 
 /// Why cached prefixes were not loaded or saved.
@@ -123,7 +130,7 @@ impl PrefixFileError {
 }
 
 impl Belongs {
-    pub fn new(file: &PrefixFile, layout: &str, page_tokens: usize, page_bytes: usize) -> Belongs {
+    pub fn new(file: &PrefixFile, layout: &str, page_tokens: usize, [page_bytes, slot_bytes]: [usize; 2]) -> Belongs {
         Belongs {
             program: concat!("basert ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: file.model.clone(),
@@ -131,6 +138,7 @@ impl Belongs {
             layout: layout.to_owned(),
             page_tokens,
             page_bytes,
+            slot_bytes,
         }
     }
 
@@ -146,6 +154,7 @@ impl Belongs {
         let sizes = [
             ("number of tokens in a page", found.page_tokens.to_string(), self.page_tokens.to_string()),
             ("number of bytes in a page", found.page_bytes.to_string(), self.page_bytes.to_string()),
+            ("number of bytes of running states", found.slot_bytes.to_string(), self.slot_bytes.to_string()),
         ];
         texts.into_iter().chain(sizes).find(|(_, found, expected)| found != expected)
     }
@@ -246,12 +255,23 @@ impl Writer {
         Ok(writer)
     }
 
-    pub fn record(&mut self, parent: u32, salt: u64, tokens: &[u32], page: &[u8]) -> io::Result<()> {
+    /// Begins a record, which has this number of [checkpoints](Writer::checkpoint).
+    pub fn record(&mut self, kept: &Kept<'_>, page: &[u8]) -> io::Result<()> {
+        let Kept { parent, salt, tokens, checkpoints, .. } = kept;
         self.put(&parent.to_le_bytes())?;
         self.put(&salt.to_le_bytes())?;
         self.put(&(tokens.len() as u32).to_le_bytes())?;
         tokens.iter().try_for_each(|token| self.put(&token.to_le_bytes()))?;
         self.put(page)?;
+        self.put(&(checkpoints.len() as u32).to_le_bytes())
+    }
+
+    pub fn checkpoint(&mut self, position: usize, slot: &[u8]) -> io::Result<()> {
+        self.put(&(position as u32).to_le_bytes())?;
+        self.put(slot)
+    }
+
+    pub fn end_record(&mut self) -> io::Result<()> {
         self.checksum()
     }
 
@@ -328,8 +348,13 @@ impl Reader {
         }
     }
 
-    /// Reads the next record, and returns its parent and salt; none after the last one, which must end the file.
-    pub fn record(&mut self, tokens: &mut Vec<u32>, page: &mut [u8]) -> Result<Option<(u32, u64)>, PrefixFileError> {
+    /// Reads the next record up to its checkpoints, and returns its parent, its salt, and their number; none after the
+    /// last record, which must end the file.
+    pub fn record(
+        &mut self,
+        tokens: &mut Vec<u32>,
+        page: &mut [u8],
+    ) -> Result<Option<(u32, u64, usize)>, PrefixFileError> {
         let (parent, salt) = (self.number()?, u64::from(self.number()?) | u64::from(self.number()?) << 32);
         let count = self.number()? as usize;
         if count > self.page_tokens {
@@ -341,17 +366,32 @@ impl Reader {
         }
         if count > 0 {
             self.get(page)?;
+            let checkpoints = self.number()? as usize;
+            if checkpoints > count {
+                return Err(self.damaged(format!("{checkpoints} checkpoints of {count} tokens")));
+            }
+            return Ok(Some((parent, salt, checkpoints)));
         }
-        self.checksum()?;
-        self.records += 1;
-        if count > 0 {
-            return Ok(Some((parent, salt)));
-        }
+        self.end_record()?;
         match self.file.read(&mut [0]) {
             Ok(0) => Ok(None),
             Ok(_) => Err(self.damaged("there are bytes after its end".to_owned())),
             Err(source) => Err(PrefixFileError::Read { path: self.path.clone(), source }),
         }
+    }
+
+    /// Reads a checkpoint of a record, and returns its position.
+    pub fn checkpoint(&mut self, slot: &mut [u8]) -> Result<usize, PrefixFileError> {
+        let position = self.number()? as usize;
+        self.get(slot)?;
+        Ok(position)
+    }
+
+    /// Called after the last checkpoint of a record.
+    pub fn end_record(&mut self) -> Result<(), PrefixFileError> {
+        self.checksum()?;
+        self.records += 1;
+        Ok(())
     }
 
     pub fn damaged(&self, what: String) -> PrefixFileError {

@@ -6,7 +6,7 @@ use std::thread;
 
 use basert_plan::{Draw, first_allowed};
 
-use super::{Engine, EngineError, Part, Sequence, finish};
+use super::{Engine, EngineError, Part, Sequence};
 use crate::Sampler;
 
 /// A sequence that samples, its sampler, and the token to add to it first.
@@ -63,6 +63,17 @@ impl Engine {
     /// As for [`Engine::advance`].
     pub fn draw(&mut self, rows: &mut [Drawing<'_>], more: usize) -> Result<Vec<u32>, EngineError> {
         let Some(draws) = self.push_tokens(rows) else { return self.draw_here(rows) };
+        let tokens = self.draw_pushed(rows, draws, more);
+        self.after_draw(rows, tokens)
+    }
+
+    /// The same, of the tokens that were added.
+    fn draw_pushed(
+        &mut self,
+        rows: &mut [Drawing<'_>],
+        draws: Vec<Draw>,
+        more: usize,
+    ) -> Result<Vec<u32>, EngineError> {
         let places = match self.chain.rows_of(rows) {
             Some(places) if self.chain.ahead > 0 => places,
             _ => {
@@ -73,7 +84,11 @@ impl Engine {
                 (0..rows.len()).collect()
             }
         };
-        let ahead = if rows.len() == self.chain.draws.len() { self.chain.most.min(1 + more) } else { 0 };
+        let mut ahead = if rows.len() == self.chain.draws.len() { self.chain.most.min(1 + more) } else { 0 };
+        if self.has_states() {
+            // What runs ahead would write over the states that the sequence may have to go on from.
+            ahead = ahead.min(1);
+        }
         while self.chain.ahead < ahead && self.has_room(rows, self.chain.ahead + 1) {
             self.baked.chain()?;
             self.chain.ahead += 1;
@@ -101,6 +116,26 @@ impl Engine {
         samplers: &mut [&mut Sampler],
         masks: impl FnOnce() -> Vec<Allowed<'m>> + Send,
     ) -> Result<Vec<Result<u32, EngineError>>, EngineError> {
+        let masks = self.begin_and_draw(parts, samplers, masks);
+        let masks = self.finish(parts, masks)?;
+        let drawn = samplers.iter_mut().zip(self.baked.drawn()).zip(masks);
+        let accept = |((sampler, &token), mask): ((&mut &mut Sampler, &u32), Result<_, _>)| {
+            mask?;
+            if token & Draw::NOT_A_NUMBER != 0 {
+                return Err(EngineError::NotNumbers);
+            }
+            sampler.accept(token);
+            Ok(token)
+        };
+        Ok(drawn.map(accept).collect())
+    }
+
+    fn begin_and_draw<'m>(
+        &mut self,
+        parts: &[Part<'_>],
+        samplers: &[&mut Sampler],
+        masks: impl FnOnce() -> Vec<Allowed<'m>> + Send,
+    ) -> Result<Vec<Result<(), EngineError>>, EngineError> {
         self.begin(parts, false)?;
         // Histories of the chain are replaced.
         self.chain.draws.clear();
@@ -113,17 +148,7 @@ impl Engine {
         }
         let masks = self.draw_within(&mut draws, masks())?;
         self.baked.wait()?;
-        finish(parts);
-        let drawn = samplers.iter_mut().zip(self.baked.drawn()).zip(masks);
-        let accept = |((sampler, &token), mask): ((&mut &mut Sampler, &u32), Result<_, _>)| {
-            mask?;
-            if token & Draw::NOT_A_NUMBER != 0 {
-                return Err(EngineError::NotNumbers);
-            }
-            sampler.accept(token);
-            Ok(token)
-        };
-        Ok(drawn.map(accept).collect())
+        Ok(masks)
     }
 
     /// Like [`Engine::draw`], but each row samples within a mask: `masks` returns one for each row, and is called while
@@ -137,11 +162,14 @@ impl Engine {
         masks: impl FnOnce() -> Vec<Allowed<'m>> + Send,
     ) -> Result<Vec<Result<u32, EngineError>>, EngineError> {
         let Some(mut draws) = self.push_tokens(rows) else { return self.draw_allowed_here(rows, masks) };
-        self.lay_out(rows)?;
-        self.baked.submit(&self.step)?;
-        self.begin_chain(rows, draws.clone());
-        let masks = self.draw_within(&mut draws, masks())?;
-        self.finish_step(rows)?;
+        let masks = self.lay_out(rows).and_then(|()| {
+            self.baked.submit(&self.step)?;
+            self.begin_chain(rows, draws.clone());
+            let masks = self.draw_within(&mut draws, masks())?;
+            self.finish_step(rows)?;
+            Ok(masks)
+        });
+        let masks = self.after_draw(rows, masks)?;
         let drawn = rows.iter_mut().zip(&self.chain.tokens).zip(masks);
         let accept = |(((sequence, sampler, _), &token), mask): ((&mut Drawing<'_>, &u32), Result<_, _>)| match mask {
             Ok(_) => {
@@ -194,8 +222,19 @@ impl Engine {
         self.chain.tokens.clear();
         self.chain.tokens.extend(self.baked.drawn().iter().map(|token| token & !Draw::NOT_A_NUMBER));
         self.chain.draws.iter_mut().for_each(|draw| draw.index += 1);
-        rows.iter_mut().for_each(|(sequence, ..)| sequence.computed += 1);
+        for (sequence, ..) in rows {
+            sequence.computed += 1;
+            self.states_computed(sequence);
+        }
         Ok(())
+    }
+
+    /// After an error, states may have been written over.
+    fn after_draw<T>(&mut self, rows: &mut [Drawing<'_>], result: Result<T, EngineError>) -> Result<T, EngineError> {
+        if result.is_err() {
+            rows.iter_mut().for_each(|(sequence, ..)| self.states_lost(sequence));
+        }
+        result
     }
 
     /// Whether each sequence can grow by `tokens` without another page.
@@ -217,12 +256,13 @@ impl Engine {
         self.step.clear();
         for (i, (sequence, sampler, _)) in rows.iter_mut().enumerate() {
             self.check(sequence)?;
-            self.reserve(sequence, 1)?;
+            self.reserve(sequence, 1, false)?;
             let last = (sequence.computed + CHAIN_TOKENS).min(self.context).div_ceil(self.page_tokens);
             while sequence.pages.len() < last && self.pool.available() > self.pool.total() / 8 {
                 sequence.pages.extend(self.pool.take());
             }
             self.step.push(&sequence.tokens[sequence.computed..], sequence.computed, &sequence.pages, 1);
+            Engine::keep_states(&mut self.step, sequence);
             if !follows && sampler.has_penalties() {
                 self.baked.set_history(i as u32, &sampler.history(self.vocabulary))?;
             }

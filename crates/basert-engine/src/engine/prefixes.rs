@@ -4,6 +4,7 @@ use std::fs::File;
 
 use super::Engine;
 use crate::PrefixFile;
+use crate::engine::Checkpoint;
 use crate::prefix::{Kept, PrefixTree};
 use crate::prefix_file::{self, Belongs, PrefixFileError, Reader, Writer};
 
@@ -21,11 +22,11 @@ impl Engine {
         self.prefix_file = None;
         let lock = prefix_file::lock(&file.path)?;
         if let Some(cache) = &mut self.cache {
-            cache.clear(&mut self.pool);
+            cache.clear(&mut self.pool, &mut self.slots.pool);
         }
         let result = self.read_prefixes(&file, &lock, &mut tree);
         if result.is_err() {
-            tree.clear(&mut self.pool);
+            tree.clear(&mut self.pool, &mut self.slots.pool);
         }
         tree.changed = false;
         let pages = tree.len();
@@ -49,12 +50,17 @@ impl Engine {
     pub fn save_prefixes(&mut self) -> Result<usize, PrefixFileError> {
         let (Some((file, lock)), Some(cache)) = (&mut self.prefix_file, &mut self.cache) else { return Ok(0) };
         let failed = |source| PrefixFileError::Write { path: file.path.clone(), source };
-        let mut bytes = vec![0; self.baked.page_bytes()];
-        let belongs = Belongs::new(file, &self.layout, self.page_tokens, bytes.len());
+        let (mut bytes, mut slot_bytes) = (vec![0; self.baked.page_bytes()], vec![0; self.slots.bytes]);
+        let belongs = Belongs::new(file, &self.layout, self.page_tokens, [bytes.len(), slot_bytes.len()]);
         let mut writer = Writer::create(&file.path, &belongs).map_err(failed)?;
-        for Kept { parent, salt, tokens, page } in cache.by_use() {
-            self.baked.read_page(page, &mut bytes)?;
-            writer.record(parent, salt, tokens, &bytes).map_err(failed)?;
+        for kept in cache.by_use() {
+            self.baked.read_page(kept.page, &mut bytes)?;
+            writer.record(&kept, &bytes).map_err(failed)?;
+            for &Checkpoint { position, slot } in kept.checkpoints {
+                self.baked.read_slot(slot, &mut slot_bytes)?;
+                writer.checkpoint(position, &slot_bytes).map_err(failed)?;
+            }
+            writer.end_record().map_err(failed)?;
         }
         *lock = writer.finish().map_err(failed)?;
         cache.changed = false;
@@ -69,17 +75,48 @@ impl Engine {
     ) -> Result<(), PrefixFileError> {
         prefix_file::check_writable(&file.path)?;
         let (mut tokens, mut bytes, mut before) = (Vec::new(), vec![0; self.baked.page_bytes()], Vec::new());
-        let belongs = Belongs::new(file, &self.layout, self.page_tokens, bytes.len());
+        let mut slot_bytes = vec![0; self.slots.bytes];
+        let belongs = Belongs::new(file, &self.layout, self.page_tokens, [bytes.len(), slot_bytes.len()]);
         let Some(mut reader) = Reader::open(&file.path, opened, &belongs)? else { return Ok(()) };
-        while let Some((parent, salt)) = reader.record(&mut tokens, &mut bytes)? {
+        while let Some((parent, salt, count)) = reader.record(&mut tokens, &mut bytes)? {
             // Records without room are read, too, as they could be damaged.
-            let Some(page) = (tree.len() < self.most_prefixes).then(|| self.pool.take()).flatten() else { continue };
-            if !tree.restore(Kept { parent, salt, tokens: &tokens, page }, &mut before) {
-                self.pool.release(page);
-                return Err(reader.damaged(format!("page {} is not where it could be", tree.len() + 1)));
+            let page = if tree.len() < self.most_prefixes { self.pool.take() } else { None };
+            let mut checkpoints = Vec::new();
+            let read = self.read_checkpoints(&mut reader, count, page.is_some(), &mut slot_bytes, &mut checkpoints);
+            let kept = page.map(|page| Kept { parent, salt, tokens: &tokens, page, checkpoints: &checkpoints });
+            let restored = read.and_then(|()| match kept {
+                Some(kept) if !tree.restore(kept, &mut before) => {
+                    Err(reader.damaged(format!("page {} is not where it could be", tree.len() + 1)))
+                }
+                _ => Ok(()),
+            });
+            if restored.is_err() {
+                page.into_iter().for_each(|page| self.pool.release(page));
+                checkpoints.iter().for_each(|kept| self.slots.pool.release(kept.slot));
             }
-            self.baked.write_page(page, &bytes)?;
+            restored?;
+            if let Some(page) = page {
+                self.baked.write_page(page, &bytes)?;
+            }
         }
         Ok(())
+    }
+
+    /// Reads the checkpoints of a record into slots, if they are wanted and there are any left.
+    fn read_checkpoints(
+        &mut self,
+        reader: &mut Reader,
+        count: usize,
+        wanted: bool,
+        bytes: &mut [u8],
+        checkpoints: &mut Vec<Checkpoint>,
+    ) -> Result<(), PrefixFileError> {
+        for _ in 0..count {
+            let position = reader.checkpoint(bytes)?;
+            let Some(slot) = (if wanted { self.slots.pool.take() } else { None }) else { continue };
+            checkpoints.push(Checkpoint { position, slot });
+            self.baked.write_slot(slot, bytes)?;
+        }
+        reader.end_record()
     }
 }

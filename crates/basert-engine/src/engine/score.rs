@@ -51,7 +51,7 @@ impl Engine {
                 _ => (sequence.tokens.len() - start).min(self.limits.tokens).min(self.limits.wanted),
             };
             let wanted = if start < from { 0 } else { count };
-            self.reserve(sequence, count)?;
+            self.reserve(sequence, count, false)?;
             self.run(&mut [Part { sequence, count, wanted }], false)?;
             (0..wanted).for_each(|row| each(start + row, self.logits(row)));
         }
@@ -67,7 +67,7 @@ impl Engine {
             let lacking = sequence.tokens.len() - sequence.computed;
             let count = lacking.min(pooling.most(self.limits));
             let wanted = pooling.wanted(count, count == lacking);
-            self.reserve(sequence, count)?;
+            self.reserve(sequence, count, false)?;
             self.run(&mut [Part { sequence, count, wanted }], true)?;
             (0..wanted).for_each(|row| pool.add(self.hidden(row)));
         }

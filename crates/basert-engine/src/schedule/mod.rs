@@ -404,7 +404,7 @@ impl Scheduler {
     fn has_room(&self, engine: &Engine, task: &Task) -> bool {
         let tasks = self.running.iter().chain([task]);
         let lacking: usize = tasks.map(|task| engine.lacking_pages(&task.sequence) + task.answers.len()).sum();
-        lacking <= engine.available_pages()
+        lacking <= engine.available_pages() && task.answers.len() <= engine.available_slots()
     }
 
     /// The tasks whose next tokens the device computes already, which nothing else should come before.
@@ -506,7 +506,9 @@ impl Scheduler {
     fn reserve(&mut self, engine: &mut Engine, number: u64, count: usize, rows: &mut Vec<(u64, usize)>) -> bool {
         loop {
             let Some(task) = self.running.iter_mut().find(|task| task.number == number) else { return false };
-            let Err(error) = engine.reserve(&mut task.sequence, count) else {
+            // Draft tokens may be taken back.
+            let may_rewind = task.drawn.is_some() && count > 1;
+            let Err(error) = engine.reserve(&mut task.sequence, count, may_rewind) else {
                 rows.push((number, count));
                 return true;
             };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use basert_engine::{Readiness, Request, Sampling, Speculation};
 
 use crate::asking::{Note, answer, expected, finish, prompt, scheduler, warm};
-use crate::device::engine;
+use crate::device::engine_of;
 use crate::guesses::draft;
 
 #[derive(Debug, Clone)]
@@ -35,8 +35,10 @@ proptest::proptest! {
     fn whatever_happens_texts_are_right_and_pages_return(
         events in proptest::collection::vec(event(), 1..60), pages in 10usize..30, chain in 0usize..3,
         guesses in 0usize..6, drafted in proptest::bool::ANY,
+        // Of a model with running states, or one without.
+        slots in proptest::prop_oneof![proptest::strategy::Just(0), 10usize..30],
     ) {
-        let (mut engine, scheduler) = (engine(pages, 40, chain), scheduler());
+        let (mut engine, scheduler) = (engine_of(pages, slots, 40, chain), scheduler());
         let speculation = if guesses == 0 { Speculation::Off } else { Speculation::Tokens(guesses) };
         let mut scheduler = scheduler.with_speculation(speculation, drafted.then(|| draft(16)));
         // The device draws greedily only.
@@ -85,5 +87,8 @@ proptest::proptest! {
         let pages = engine.page_use();
         proptest::prop_assert_eq!(pages.held, 0);
         proptest::prop_assert_eq!(engine.available_pages(), pages.total);
+        if slots > 0 {
+            proptest::prop_assert_eq!(engine.available_slots(), slots);
+        }
     }
 }

@@ -31,11 +31,18 @@ struct Hash {
     last: StepState,
 }
 
+/// The state before the first token.
+const START: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn state_after(state: u64, token: u32) -> u64 {
+    (state ^ u64::from(token)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
+}
+
 pub fn logits_after(tokens: impl IntoIterator<Item = u32>) -> Vec<f32> {
-    let mut state = 0xcbf2_9ce4_8422_2325u64;
-    for token in tokens {
-        state = (state ^ u64::from(token)).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
-    }
+    logits_of(tokens.into_iter().fold(START, state_after))
+}
+
+fn logits_of(state: u64) -> Vec<f32> {
     let value = |i: u64| {
         let mixed = (state ^ i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         (mixed >> 40) as f32 / 4e6
@@ -50,11 +57,23 @@ impl Hash {
         let mut logits = Vec::new();
         for sequence in &step.sequences {
             let pages = &step.page_table[sequence.pages.clone()];
+            let mut state = match sequence.slot {
+                StepState::NONE => START,
+                slot => self.slots[slot as usize],
+            };
             for row in sequence.rows.clone() {
                 let position = step.positions[row] as usize;
                 self.cache[pages[position / PAGE] as usize][position % PAGE] = step.tokens[row];
+                state = state_after(state, step.tokens[row]);
+                if step.kept[row] != StepState::NONE {
+                    self.slots[step.kept[row] as usize] = state;
+                }
                 if step.wanted.contains(&(row as u32)) {
-                    logits.push(logits_after((0..=position).map(|p| self.cache[pages[p / PAGE] as usize][p % PAGE])));
+                    let of_pages = (0..=position).map(|p| self.cache[pages[p / PAGE] as usize][p % PAGE]);
+                    // What the pages say and what the states say are the same; if not, both are of no use.
+                    let hashed = of_pages.fold(START, state_after);
+                    let is_right = self.slots.is_empty() || state == hashed;
+                    logits.push(logits_of(if is_right { hashed } else { !hashed }));
                 }
             }
         }
@@ -169,13 +188,19 @@ impl Baked for Hash {
 }
 
 pub fn engine(pages: usize, context: usize, chain: usize) -> Engine {
+    engine_of(pages, 0, context, chain)
+}
+
+/// The engine of a model with running states, if there are slots for them.
+pub fn engine_of(pages: usize, slots: usize, context: usize, chain: usize) -> Engine {
     // What no one wrote is no token.
     let cache = vec![[u32::MAX; PAGE]; pages];
     let (masks, last) = (BTreeMap::new(), StepState::default());
-    let hash = Hash { cache, slots: vec![], logits: vec![], under_way: vec![], drawn: vec![], masks, last };
+    let hash = Hash { cache, slots: vec![0; slots], logits: vec![], under_way: vec![], drawn: vec![], masks, last };
     let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
     let facts =
         Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain, bounds: None, free_memory: None };
     let limits = Limits { tokens: 16, wanted: 8 };
-    Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache()
+    let engine = Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache();
+    engine.with_slots(slots, if slots > 0 { size_of::<u64>() } else { 0 })
 }

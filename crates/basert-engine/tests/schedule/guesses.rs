@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use basert_engine::{Draft, Sampler, Sampling, Speculation};
 
 use crate::asking::{Note, expected, finish, prompt, request, scheduler, warm};
-use crate::device::{engine, logits_after};
+use crate::device::{engine, engine_of, logits_after};
 
 /// A draft that guesses right, as it is the same model, and nothing at all where pages run out.
 pub fn draft(pages: usize) -> Draft {
@@ -23,11 +23,12 @@ fn texts_are_the_same_with_guesses() {
         Sampling { logit_bias: BTreeMap::from([(3, 2.0)]), frequency_penalty: 0.3, ..warm(4) },
     ];
     let speculations = [Speculation::Auto, Speculation::Tokens(1), Speculation::Tokens(5), Speculation::Tokens(16)];
-    for (pages, chain) in [(64, 0), (12, 0), (64, 4)] {
+    // The last ones with running states.
+    for (pages, slots, chain) in [(64, 0, 0), (12, 0, 0), (64, 0, 4), (64, 64, 0), (12, 64, 0), (64, 24, 4)] {
         for speculation in speculations {
             for draft in [None, Some(draft(64)), Some(draft(6))] {
                 let drafted = draft.is_some();
-                let (mut engine, scheduler) = (engine(pages, 40, chain), scheduler());
+                let (mut engine, scheduler) = (engine_of(pages, slots, 40, chain), scheduler());
                 let mut scheduler = scheduler.with_speculation(speculation, draft);
                 let mut asked = Vec::new();
                 for (i, sampling) in (0..).zip(&settings) {

@@ -205,7 +205,7 @@ fn what_is_no_number_is_not_drawn() {
         let [mut engine, _] = engines(file, graph, &*device);
         let mut sequence = Sequence::default();
         engine.sync(&mut sequence, &[0]);
-        engine.reserve(&mut sequence, 1).unwrap();
+        engine.reserve(&mut sequence, 1, false).unwrap();
         let mut sampler = Sampler::new(Sampling { temperature, ..Sampling::default() }, &[]).unwrap();
         let mut parts = [Part { sequence: &mut sequence, count: 1, wanted: 1 }];
         let drawn = engine.run_and_draw(&mut parts, &mut [&mut sampler], || vec![Ok(None)]).unwrap();

@@ -68,7 +68,7 @@ impl Golden {
         engine.set(&mut sequence, self.prompt.clone()).unwrap();
         while sequence.computed() < self.prompt.len() {
             let count = (self.prompt.len() - sequence.computed()).min(limits.wanted);
-            engine.reserve(&mut sequence, count).unwrap();
+            engine.reserve(&mut sequence, count, false).unwrap();
             engine.run(&mut [Part { sequence: &mut sequence, count, wanted: count }], true).unwrap();
             (0..count).for_each(|row| all.extend_from_slice(engine.hidden(row)));
         }
