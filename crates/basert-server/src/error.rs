@@ -118,7 +118,7 @@ impl From<EngineError> for ApiError {
             EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } | EngineError::Constraint(_) => {
                 ApiError::bad(error.to_string())
             }
-            EngineError::OutOfPages { .. } | EngineError::Stopped => {
+            EngineError::OutOfPages { .. } | EngineError::OutOfSlots { .. } | EngineError::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
             EngineError::NotNumbers | EngineError::Device(_) => ApiError::internal(error.to_string()),

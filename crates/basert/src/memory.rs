@@ -1,6 +1,61 @@
-//! Advice for a model that is too large for a device.
+//! How much of the KV cache there is memory for, and advice for a model that is too large for a device.
 
-use basert_plan::{DeviceError, Fit};
+use basert_plan::{DeviceError, Facts, Fit, Plan};
+
+use crate::Options;
+
+/// Room for sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// Pages of the KV cache.
+    pub pages: usize,
+    /// Slots for running states; none for a model without.
+    pub slots: usize,
+}
+
+impl Room {
+    /// As much as is wished, or as there is memory for, but at least what one sequence of full length needs. Running states
+    /// take up to half of the memory.
+    ///
+    /// # Errors
+    /// What is lacking, if the limit of the memory is less than that.
+    pub fn of(plan: &Plan, options: &Options, context: usize, facts: &Facts) -> Result<Room, String> {
+        let page_bytes = plan.graph.token_bytes(options.kv).saturating_mul(facts.page_tokens).max(1);
+        let slot_bytes = plan.graph.slot_bytes();
+        let one =
+            Room { pages: context.div_ceil(facts.page_tokens), slots: if slot_bytes > 0 { LEAST_SLOTS } else { 0 } };
+        let sessions = options.sessions.max(1);
+        let wanted = Room {
+            pages: one.pages.saturating_mul(sessions),
+            slots: if slot_bytes > 0 { sessions.saturating_mul(2).saturating_add(CHECKPOINTS) } else { 0 },
+        };
+        let within = |bytes: usize| {
+            let slots = (bytes / 2).checked_div(slot_bytes).unwrap_or(0).min(wanted.slots).max(one.slots);
+            let pages = bytes.saturating_sub(slots.saturating_mul(slot_bytes)) / page_bytes;
+            Room { pages: pages.min(wanted.pages), slots }
+        };
+        let Some(bytes) = options.cache_bytes else {
+            let Some((share, free)) = options.cache_share.zip(facts.free_memory) else { return Ok(wanted) };
+            let left = free.saturating_sub(plan.weight_bytes() + plan.arena_bytes);
+            let room = within((left as f64 * share) as usize);
+            return Ok(Room { pages: room.pages.max(one.pages), ..room });
+        };
+        let room = within(bytes);
+        if room.pages < one.pages {
+            let needed = one.pages.saturating_mul(page_bytes).saturating_add(one.slots.saturating_mul(slot_bytes));
+            return Err(format!(
+                "the KV cache of {context} tokens takes {needed} bytes, more than the {bytes} available for it; \
+                 a smaller --max-context or --kv-bits would do"
+            ));
+        }
+        Ok(room)
+    }
+}
+
+/// Slots with which one sequence gets on: its own, one that it shares, and a checkpoint.
+const LEAST_SLOTS: usize = 3;
+/// Slots beside those of sequences, for checkpoints.
+const CHECKPOINTS: usize = 12;
 
 /// Settings that would fit, for a model for which `sessions` sessions of `context` tokens do not; none for any other
 /// error.

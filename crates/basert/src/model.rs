@@ -137,13 +137,13 @@ impl Model {
 
         let trained = plan.graph.context;
         let context = options.max_context.unwrap_or(trained.min(Options::DEFAULT_CONTEXT)).max(1);
-        let pages =
-            Model::pages(&plan, &options, context, &facts).map_err(|what| Error::Model { file: name.clone(), what })?;
+        let room = memory::Room::of(&plan, &options, context, &facts);
+        let memory::Room { pages, slots } = room.map_err(|what| Error::Model { file: name.clone(), what })?;
         // The tokenizer is built while the weights are packed.
         let (tokenizer, baked) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| text::tokenizer(&file));
-            let baked =
-                device.load(plan.clone(), file.clone(), LoadOptions { pages, slots: 4, kv: options.kv, progress });
+            let load = LoadOptions { pages, slots, kv: options.kv, progress };
+            let baked = device.load(plan.clone(), file.clone(), load);
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (tokenizer, baked)
         });
@@ -171,6 +171,7 @@ impl Model {
         let template = source.map(|source| Ok::<_, Error>((text::template(&source, &tokenizer, &name)?, source)));
         let template = template.transpose()?;
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
+        let engine = engine.with_slots(slots, plan.graph.slot_bytes());
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
         let (sampling, warnings) = sampling::of_model(&file);
         let (engine, grammars, answers) = (Mutex::new(engine), OnceLock::new(), AtomicU64::new(0));
@@ -241,27 +242,6 @@ impl Model {
         let graph = Graph::open_for(file, &extra, options.max_context.unwrap_or(Options::DEFAULT_CONTEXT))?;
         let limits = Limits { tokens: step_tokens.max(1), wanted: Options::WANTED };
         Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
-    }
-
-    /// Pages of the KV cache, as many as there is memory for.
-    fn pages(plan: &Plan, options: &Options, context: usize, facts: &Facts) -> Result<usize, String> {
-        let page_tokens = facts.page_tokens;
-        let page_bytes = plan.graph.token_bytes(options.kv).saturating_mul(page_tokens).max(1);
-        let one = context.div_ceil(page_tokens);
-        let wanted = one.saturating_mul(options.sessions.max(1));
-        let Some(bytes) = options.cache_bytes else {
-            let Some((share, free)) = options.cache_share.zip(facts.free_memory) else { return Ok(wanted) };
-            let left = free.saturating_sub(plan.weight_bytes() + plan.arena_bytes);
-            return Ok(wanted.min((left as f64 * share) as usize / page_bytes).max(one));
-        };
-        if bytes / page_bytes < one {
-            let needed = one.saturating_mul(page_bytes);
-            return Err(format!(
-                "the KV cache of {context} tokens takes {needed} bytes, more than the {bytes} available for it; \
-                 a smaller --max-context or --kv-bits would do"
-            ));
-        }
-        Ok(wanted.min(bytes / page_bytes))
     }
 
     /// Describes a file of cached prefixes of this model, for [`Engine::load_prefixes`]. All of the model's files are

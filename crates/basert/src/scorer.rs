@@ -29,13 +29,14 @@ impl Scorer {
         let options = Options { max_context: Some(tokens), ..options.clone() };
         let plan = Arc::new(Model::plan_for(&file, &options, step_tokens)?);
         let (context, pages) = (tokens.max(1), tokens.max(1).div_ceil(facts.page_tokens));
-        let load = LoadOptions { pages, slots: 4, kv: options.kv, progress: &mut |_, _, _| {} };
+        let load = LoadOptions { pages, slots: 1, kv: options.kv, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), file.clone(), load).map_err(|source| {
             let file = file.path().display().to_string();
             Error::Device { file, source }
         })?;
         let vocabulary = plan.graph.vocabulary;
         let engine = Engine::new(baked, facts, plan.limits, pages, context, vocabulary);
+        let engine = engine.with_slots(1, plan.graph.slot_bytes());
         Ok(Scorer { engine, vocabulary, context })
     }
 

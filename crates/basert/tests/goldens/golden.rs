@@ -52,7 +52,8 @@ impl Golden {
         let options = LoadOptions { pages: 4, slots: 4, kv, progress: &mut |_, _, _| {} };
         let baked =
             device.load(plan, self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
+        let engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
+        let mut engine = engine.with_slots(4, self.graph.slot_bytes());
         let mut all = Vec::new();
         engine.score(&self.prompt, 0, &mut |_, logits| all.extend_from_slice(logits)).unwrap();
         all
@@ -63,7 +64,8 @@ impl Golden {
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
         let options = LoadOptions { pages: 4, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         let baked = device.load(plan, self.file.clone(), options).unwrap();
-        let mut engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
+        let engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
+        let mut engine = engine.with_slots(4, self.graph.slot_bytes());
         let (mut sequence, mut all) = (Sequence::default(), Vec::new());
         engine.set(&mut sequence, self.prompt.clone()).unwrap();
         while sequence.computed() < self.prompt.len() {
