@@ -19,7 +19,7 @@ const HEADER: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepLayout {
     positions: usize,
-    slots: usize,
+    places: usize,
     tables: usize,
     wanted: usize,
     draws: usize,
@@ -38,15 +38,15 @@ impl StepLayout {
         // The page tables of all sequences together are not longer than this, even if they share pages.
         const TABLES: usize = 1 << 20;
         let positions = HEADER + limits.tokens;
-        let slots = positions + limits.tokens;
-        let tables = slots + limits.tokens;
+        let places = positions + limits.tokens;
+        let tables = places + limits.tokens;
         let wanted = tables + limits.tokens;
         let draws = wanted + limits.wanted;
         let tiles = draws + limits.wanted * DRAW_WORDS;
         let pages_at = tiles + 2 * limits.tokens;
         let masks = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
         let words = masks + limits.wanted * vocabulary.div_ceil(32);
-        StepLayout { positions, slots, tables, wanted, draws, tiles, pages: pages_at, masks, vocabulary, words }
+        StepLayout { positions, places, tables, wanted, draws, tiles, pages: pages_at, masks, vocabulary, words }
     }
 
     /// The kernel with the offsets of the sections that it reads as macros: it is the same for all step layouts that
@@ -56,7 +56,7 @@ impl StepLayout {
         let sections = [
             ("STEP_TOKENS", HEADER),
             ("STEP_POSITIONS", self.positions),
-            ("STEP_SLOTS", self.slots),
+            ("STEP_PLACES", self.places),
             ("STEP_TABLES", self.tables),
             ("STEP_WANTED", self.wanted),
             ("STEP_DRAWS", self.draws),
@@ -90,7 +90,7 @@ impl StepLayout {
             let table = &step.page_table[sequence.pages.clone()];
             for row in sequence.rows.clone() {
                 let position = step.positions[row] as usize;
-                words[self.slots + row] = table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
+                words[self.places + row] = table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
                 words[self.tables + row] = sequence.pages.start as u32;
             }
             for first in sequence.rows.clone().step_by(QUERY_TILE) {

@@ -85,8 +85,8 @@ kernel void attention_decode(
             take_head(v + ulong(row) * V_STRIDE + kv_head * HEAD_DIM, k_norm, false, 0.0f, values, lane);
         }
         if (end == position + 1 && threadgroup_position.x % HEAD_SETS == 0) {
-            const uint slot = step[STEP_SLOTS + row];
-            keep_head(values, cache + kv_keys(slot / PAGE, kv_head) + (h == HEADS ? 0 : KV_PART), slot % PAGE, lane);
+            const uint place = step[STEP_PLACES + row];
+            keep_head(values, cache + kv_keys(place / PAGE, kv_head) + (h == HEADS ? 0 : KV_PART), place % PAGE, lane);
         }
         // What was kept was read by other lanes than those that round it here.
         simdgroup_barrier(mem_flags::mem_threadgroup);

@@ -5,7 +5,7 @@
 #define STEP_COUNT_CHAINED 3  // steps that followed on the device since the buffer was written
 // STEP_TOKENS      token of each row
 // STEP_POSITIONS   its position in its sequence
-// STEP_SLOTS       where its key and value go: page · PAGE + place in the page
+// STEP_PLACES      where its key and value go: page · PAGE + place in the page
 // STEP_TABLES      where its sequence's pages begin, in words from STEP_PAGES
 // STEP_WANTED      rows whose logits are wanted
 // STEP_DRAWS       how a token is drawn from the logits of each of them, DRAW_WORDS words: see `sample/candidate.h`

@@ -42,6 +42,6 @@ kernel void rope_cache(
         for (uint i = lane; i < HEAD_DIM; i += 32) to[i] = values[i];
         return;
     }
-    const uint slot = step[STEP_SLOTS + row];
-    keep_head(values, cache + kv_keys(slot / PAGE, of_kv) + (is_v ? KV_PART : 0), slot % PAGE, lane);
+    const uint place = step[STEP_PLACES + row];
+    keep_head(values, cache + kv_keys(place / PAGE, of_kv) + (is_v ? KV_PART : 0), place % PAGE, lane);
 }

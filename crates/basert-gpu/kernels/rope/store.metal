@@ -31,6 +31,6 @@ kernel void store(
                                     : k + ulong(row) * K_STRIDE + of_kv * HEAD_DIM;
     threadgroup float *values = heads + simdgroup * HEAD_DIM;
     take_head(from, from, false, 0.0f, values, lane);
-    const uint slot = step[STEP_SLOTS + row];
-    keep_head(values, cache + kv_keys(slot / PAGE, of_kv) + (is_v ? KV_PART : 0), slot % PAGE, lane);
+    const uint place = step[STEP_PLACES + row];
+    keep_head(values, cache + kv_keys(place / PAGE, of_kv) + (is_v ? KV_PART : 0), place % PAGE, lane);
 }

@@ -18,7 +18,7 @@ kernel void advance(
         step[STEP_TOKENS + row] = drawn[chained % CHAIN * WANTED_LIMIT + i] & ~NOT_A_NUMBER;
         step[STEP_POSITIONS + row] = position;
         const uint page = step[STEP_PAGES + step[STEP_TABLES + row] + position / PAGE];
-        step[STEP_SLOTS + row] = page * PAGE + position % PAGE;
+        step[STEP_PLACES + row] = page * PAGE + position % PAGE;
         step[STEP_DRAWS + i * DRAW_WORDS + 9] += 1;
     }
     if (thread_index == 0) step[STEP_COUNT_CHAINED] = chained + 1;
