@@ -58,7 +58,7 @@ impl ColdPool {
         let wanted = tokens.min(plan.limits.wanted);
         step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), wanted);
         step.check(plan, (pages, 0), PAGE)?;
-        let layout = StepLayout::new(plan.limits, pages, plan.graph.vocabulary);
+        let layout = StepLayout::new(plan, pages);
         let mut words = vec![0; layout.words];
         let (used, tiles) = layout.encode(&step, &mut words)?;
         let shape = Shape::of(&step, tiles, plan, KvFormat::F16);

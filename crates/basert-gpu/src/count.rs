@@ -33,7 +33,7 @@ pub fn launches_on(chip: &Chip, plan: &Plan, step: StepShape) -> Result<Option<L
     let Some(family) = chip.family else { return Ok(None) };
     let tuning = Tuning::named(apple_tuning(family));
     let weights = Weights::new(plan, &chip.name)?;
-    let layout = StepLayout::new(plan.limits, 1, plan.graph.vocabulary);
+    let layout = StepLayout::new(plan, 1);
     let shape = Shape::of_one_sequence(step, plan);
     let launches = Lowering::new(plan, &weights, &tuning, (layout, step.kv), chip.cores, &chip.name).lower(shape)?;
     let barriers = launches.iter().skip(1).filter(|launch| launch.barrier).count();

@@ -81,13 +81,17 @@ impl Lowered {
         device: &str,
     ) -> Result<Lowered, DeviceError> {
         let weights = Weights::new(plan, device)?;
-        let step = StepLayout::new(plan.limits, pages, plan.graph.vocabulary);
+        let step = StepLayout::new(plan, pages);
         let mut lowering = Lowering::new(plan, &weights, tuning, (step, kv), cores, device);
         let mut shapes = BTreeMap::new();
+        let mut outcomes = vec![Outcome::Logits, Outcome::Hidden, Outcome::Tokens];
+        if plan.graph.slot_bytes() == 0 {
+            outcomes.push(Outcome::Chained);
+        }
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
                 for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
-                    for outcome in [Outcome::Logits, Outcome::Hidden, Outcome::Tokens, Outcome::Chained] {
+                    for &outcome in &outcomes {
                         for alone in [false, true] {
                             let shape = Shape { tokens, wanted, attention, outcome, alone };
                             if shape.is_used() && (!alone || kv == KvFormat::F16) {
@@ -109,7 +113,7 @@ impl Lowered {
     }
 
     /// The memory that is needed beside the weights, the KV cache first.
-    fn rooms(&self, plan: &Plan, pages: usize) -> [(Memory, usize, &'static str); Memory::COUNT - 1] {
+    fn rooms(&self, plan: &Plan, pages: usize, slots: usize) -> [(Memory, usize, &'static str); Memory::COUNT - 1] {
         let wanted = plan.limits.wanted;
         [
             (Memory::Cache, pages.saturating_mul(self.page_bytes), "the KV cache"),
@@ -119,6 +123,7 @@ impl Lowered {
             (Memory::Partial, self.partial_bytes, "partial attention"),
             (Memory::Histories, wanted * plan.graph.vocabulary * size_of::<u16>(), "histories of tokens"),
             (Memory::Drawn, wanted * CHAIN * size_of::<u32>(), "drawn tokens"),
+            (Memory::Slots, slots.saturating_mul(plan.graph.slot_bytes()), "running states"),
         ]
     }
 
@@ -156,7 +161,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
         let mut gpu = lock(&self.gpu);
         let gpu_ref = &mut *gpu;
         let name = &self.facts.name;
-        let rooms = lowered.rooms(&plan, pages);
+        let rooms = lowered.rooms(&plan, pages, slots);
         let fixed = rooms[1..].iter().fold(lowered.weights.bytes, |sum, &(_, bytes, _)| sum.saturating_add(bytes));
         lowered.check_memory(&plan, (pages, kv), fixed, gpu_ref.facts())?;
 
@@ -316,6 +321,10 @@ impl<G: Gpu> GpuBaked<G> {
         Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * self.lowered.page_bytes }
     }
 
+    fn slot(&self, slot: u32) -> Binding {
+        Binding { buffer: self.buffers.of(Memory::Slots), offset: slot as usize * self.plan.graph.slot_bytes() }
+    }
+
     fn record(&self, gpu: &mut G, shape: Shape) -> Result<Recording, GpuError> {
         let Some(launches) = self.lowered.shapes.get(&shape) else {
             return Err(GpuError::Failed(format!("there are no dispatches for a step like {shape:?}")));
@@ -364,6 +373,10 @@ impl<G: Gpu> Baked for GpuBaked<G> {
     }
 
     fn chain(&mut self) -> Result<(), DeviceError> {
+        if self.plan.graph.slot_bytes() > 0 {
+            // The slots of the next step are not known on the device.
+            return Err(DeviceError::Step("a step of a model with running states has to be described".to_owned()));
+        }
         let draws = |shape: &Shape| [Outcome::Tokens, Outcome::Chained].contains(&shape.outcome);
         let Some(shape) = self.last.shape.filter(draws) else {
             return Err(DeviceError::Step("no tokens were drawn that a step could go on with".to_owned()));
@@ -456,12 +469,14 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         read.map_err(|error| of_device(&self.name, error))
     }
 
-    fn read_slot(&mut self, _slot: u32, _bytes: &mut [u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::Step("no running states yet".to_owned()))
+    fn read_slot(&mut self, slot: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let mut gpu = lock(&self.gpu);
+        let read = gpu.read(self.slot(slot), bytes).and_then(|()| gpu.wait());
+        read.map_err(|error| of_device(&self.name, error))
     }
 
-    fn write_slot(&mut self, _slot: u32, _bytes: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::Step("no running states yet".to_owned()))
+    fn write_slot(&mut self, slot: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        lock(&self.gpu).write(self.slot(slot), bytes).map_err(|error| of_device(&self.name, error))
     }
 
     fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {

@@ -35,6 +35,7 @@ sources![
     "attention/parts.h",
     "attention/prefill.metal",
     "check/tiles.metal",
+    "elementwise/affine.metal",
     "elementwise/elementwise.metal",
     "elementwise/embed.metal",
     "linear/experts.metal",
@@ -47,6 +48,8 @@ sources![
     "moe/uses.h",
     "moe/weigh.metal",
     "norm/norm.metal",
+    "recurrent/conv.metal",
+    "recurrent/linear_attention.metal",
     "rope/rope.metal",
     "rope/rope_cache.metal",
     "rope/store.metal",
@@ -120,7 +123,8 @@ impl Kernel {
     /// What it is but for sizes, places and constants. Kernels that differ in nothing else compile alike, so checks of that
     /// take one of them.
     pub fn specialisation(&self) -> (&'static str, Vec<(&'static str, String)>) {
-        const SIZES: [&str; 5] = ["ROWS_OF_W", "COLUMNS", "WIDTH", "PAGE_BYTES", "VOCABULARY"];
+        const SIZES: [&str; 7] =
+            ["ROWS_OF_W", "COLUMNS", "WIDTH", "CHANNELS", "PAGE_BYTES", "SLOT_VALUES", "VOCABULARY"];
         const CONSTANTS: [&str; 5] = ["COUNT", "FACTOR", "MAGNITUDE", "SCALE", "ZERO"];
         let differs = |name: &str| {
             let place = ["_AT", "_STRIDE", "_EPS"].iter().any(|end| name.ends_with(end)) || name.starts_with("STEP_");

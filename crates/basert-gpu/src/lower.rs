@@ -4,6 +4,7 @@ mod attention;
 mod experts;
 mod heads;
 mod linear;
+mod recurrent;
 mod values;
 
 use std::collections::BTreeMap;
@@ -45,11 +46,13 @@ pub enum Memory {
     Histories,
     /// The tokens sampled in the last steps.
     Drawn,
+    /// Running states.
+    Slots,
 }
 
 impl Memory {
     /// The number of memories.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 9;
 }
 
 /// Steps whose sampled tokens are kept.
@@ -300,13 +303,13 @@ impl<'p> Lowering<'p> {
                 Op::SoftCap(cap) => self.elementwise(node, Function::SoftCap(cap), rows, out),
                 Op::Slice(first) => self.elementwise(node, Function::Slice(first), rows, out),
                 Op::Select => self.elementwise(node, Function::Select, rows, out),
+                Op::Conv(how) => self.conv(node, &how, shape, out),
+                Op::LinearAttention(how) => self.linear_attention(node, &how, shape, out),
+                Op::Affine(how) => self.affine(node, &how, rows, out),
                 // Attention is lowered before, and plans have other ops for the others.
-                Op::Attention(_)
-                | Op::Linear { .. }
-                | Op::ClampedSwish
-                | Op::Conv(_)
-                | Op::LinearAttention(_)
-                | Op::Affine(_) => Err(self.unsupported(format!("{} as it stands in a graph", op.signature().name))),
+                Op::Attention(_) | Op::Linear { .. } | Op::ClampedSwish => {
+                    Err(self.unsupported(format!("{} as it stands in a graph", op.signature().name)))
+                }
             },
         }
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use basert_plan::{DeviceError, Draw, Limits, StepState, first_allowed};
+use basert_plan::{DeviceError, Draw, Plan, SequenceRows, StepState, first_allowed};
 
 use crate::Kernel;
 
@@ -12,8 +12,10 @@ pub const PAGE: usize = 64;
 pub const QUERY_TILE: usize = 64;
 /// Words of a draw.
 const DRAW_WORDS: usize = 12;
+/// Words of what is said of a sequence.
+const SEQUENCE_WORDS: usize = 4;
 /// Words before the sections.
-const HEADER: usize = 4;
+const HEADER: usize = 5;
 
 /// The offsets of the buffer's sections, in words; `kernels/common/step.h` describes their contents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct StepLayout {
     positions: usize,
     places: usize,
     tables: usize,
+    sequences: usize,
+    kept: usize,
     wanted: usize,
     draws: usize,
     tiles: usize,
@@ -28,25 +32,46 @@ pub struct StepLayout {
     masks: usize,
     /// Tokens of the vocabulary.
     vocabulary: usize,
+    /// Whether sequences have running states.
+    running: bool,
     /// The length of the buffer in words.
     pub words: usize,
 }
 
 impl StepLayout {
-    /// For steps within `limits` over a KV cache of `pages` pages, with a vocabulary of this size.
-    pub fn new(limits: Limits, pages: usize, vocabulary: usize) -> StepLayout {
+    /// For the steps of a plan over a KV cache of `pages` pages.
+    pub fn new(plan: &Plan, pages: usize) -> StepLayout {
+        let (limits, vocabulary, running) = (plan.limits, plan.graph.vocabulary, plan.graph.slot_bytes() > 0);
         // The page tables of all sequences together are not longer than this, even if they share pages.
         const TABLES: usize = 1 << 20;
         let positions = HEADER + limits.tokens;
         let places = positions + limits.tokens;
         let tables = places + limits.tokens;
-        let wanted = tables + limits.tokens;
+        let sequences = tables + limits.tokens;
+        let most = if running { limits.tokens } else { 0 };
+        let kept = sequences + most * SEQUENCE_WORDS;
+        // A token and its slot for each, and an end for each sequence.
+        let wanted = kept + most * 3;
         let draws = wanted + limits.wanted;
         let tiles = draws + limits.wanted * DRAW_WORDS;
         let pages_at = tiles + 2 * limits.tokens;
         let masks = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
         let words = masks + limits.wanted * vocabulary.div_ceil(32);
-        StepLayout { positions, places, tables, wanted, draws, tiles, pages: pages_at, masks, vocabulary, words }
+        StepLayout {
+            positions,
+            places,
+            tables,
+            sequences,
+            kept,
+            wanted,
+            draws,
+            tiles,
+            pages: pages_at,
+            masks,
+            vocabulary,
+            running,
+            words,
+        }
     }
 
     /// The kernel with the offsets of the sections that it reads as macros: it is the same for all step layouts that
@@ -58,6 +83,8 @@ impl StepLayout {
             ("STEP_POSITIONS", self.positions),
             ("STEP_PLACES", self.places),
             ("STEP_TABLES", self.tables),
+            ("STEP_SEQUENCES", self.sequences),
+            ("STEP_KEPT", self.kept),
             ("STEP_WANTED", self.wanted),
             ("STEP_DRAWS", self.draws),
             ("STEP_TILES", self.tiles),
@@ -99,8 +126,27 @@ impl StepLayout {
                 tiles += 1;
             }
         }
-        words[..HEADER].copy_from_slice(&[step.tokens.len() as u32, step.wanted.len() as u32, tiles as u32, 0]);
+        if self.running {
+            self.encode_slots(step, words);
+        }
+        let counts = [step.tokens.len(), step.wanted.len(), tiles, 0, step.sequences.len()];
+        words[..HEADER].copy_from_slice(&counts.map(|count| count as u32));
         Ok((used, tiles))
+    }
+
+    /// Fills `words` with the slots of the sequences of a checked step.
+    fn encode_slots(&self, step: &StepState, words: &mut [u32]) {
+        let mut at = self.kept;
+        for (i, SequenceRows { rows, slot, .. }) in step.sequences.iter().enumerate() {
+            let of_sequence = [rows.start as u32, rows.len() as u32, *slot, (at - self.kept) as u32];
+            words[self.sequences + i * SEQUENCE_WORDS..][..SEQUENCE_WORDS].copy_from_slice(&of_sequence);
+            for (row, &slot) in rows.clone().zip(&step.kept[rows.clone()]).filter(|(_, slot)| **slot != StepState::NONE) {
+                words[at..at + 2].copy_from_slice(&[row as u32, slot]);
+                at += 2;
+            }
+            words[at] = StepState::NONE;
+            at += 1;
+        }
     }
 
     /// Fills `words` with checked draws. Returns their range.

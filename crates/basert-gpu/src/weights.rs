@@ -26,6 +26,8 @@ pub(crate) enum Vector {
         /// The number.
         offset: f32,
     },
+    /// −e^w for each value w of the file.
+    Decay(WeightId),
     /// The biases of a matrix.
     Bias(MatrixId),
     /// The frequencies of a rotary embedding.
@@ -72,7 +74,8 @@ impl Weights {
                 match part {
                     Part::Table => weights.table(plan, weight, device)?,
                     Part::Norm(offset) => weights.vector(plan, Vector::Values { weight, offset }),
-                    Part::Vector | Part::Decay => weights.vector(plan, Vector::plain(weight)),
+                    Part::Vector => weights.vector(plan, Vector::plain(weight)),
+                    Part::Decay => weights.vector(plan, Vector::Decay(weight)),
                     // Those of the plan's matrices.
                     Part::Matrix | Part::Bias => {}
                 }
@@ -122,7 +125,7 @@ impl Weights {
     /// The length of a vector: 0 for the biases of a matrix without any.
     fn len(&self, plan: &Plan, vector: Vector) -> usize {
         match vector {
-            Vector::Values { weight, .. } => plan.graph.weights[weight.0].len(),
+            Vector::Values { weight, .. } | Vector::Decay(weight) => plan.graph.weights[weight.0].len(),
             Vector::Bias(id) if plan.matrices[id.0].has_bias() => plan.matrices[id.0].rows,
             Vector::Bias(_) => 0,
             Vector::Frequencies(rope) => plan.graph.ropes[rope.0].frequencies.len(),
@@ -206,6 +209,10 @@ impl Weights {
                 let mut values = plan.graph.weights[weight.0].values(file)?;
                 values.iter_mut().for_each(|value| *value += offset);
                 Ok(values)
+            }
+            Vector::Decay(weight) => {
+                let values = plan.graph.weights[weight.0].values(file)?;
+                Ok(values.into_iter().map(|value| -value.exp()).collect())
             }
             Vector::Bias(id) => Ok(plan.matrices[id.0].bias(&plan.graph, file)?.unwrap_or_default()),
             Vector::Frequencies(rope) => Ok(plan.graph.ropes[rope.0].frequencies.clone()),

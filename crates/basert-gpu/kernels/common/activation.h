@@ -61,6 +61,21 @@ static inline float relu_squared(float x) { return relu(x) * relu(x); }
 
 static inline float tanh_of(float x) { return tanh(x); }
 
+// ln(1 + eˣ) = max(x, 0) + ln(1 + e), with e = e^−|x|. The logarithm is 2 artanh(e / (2 + e)), of which the argument is at most ⅓, as
+// its series.
+static inline float softplus(float x) {
+    const float e = exp(-abs(x)), z = e / (2.0f + e), square = z * z;
+    float p = 2.0f / 15.0f;
+    p = fma(p, square, 2.0f / 13.0f);
+    p = fma(p, square, 2.0f / 11.0f);
+    p = fma(p, square, 2.0f / 9.0f);
+    p = fma(p, square, 2.0f / 7.0f);
+    p = fma(p, square, 2.0f / 5.0f);
+    p = fma(p, square, 2.0f / 3.0f);
+    p = fma(p, square, 2.0f);
+    return fma(p, z, max(x, 0.0f));
+}
+
 #ifdef XIELU_ABOVE
 static inline float xielu(float x) {
     if (x > 0.0f) return XIELU_ABOVE * x * x + XIELU_SLOPE * x;

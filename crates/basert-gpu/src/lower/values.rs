@@ -1,6 +1,6 @@
 //! Embeddings, norms, and functions of single values.
 
-use basert_graph::{Activation, Index, Norm, Temper, ValueId, WeightId};
+use basert_graph::{Activation, Affine, Index, Norm, Temper, ValueId, WeightId};
 use basert_plan::{DeviceError, Gate, PlanNode};
 
 use super::{Float, Lowered, Lowering, Memory};
@@ -162,6 +162,35 @@ impl Lowering<'_> {
             Function::Slice(first) => named(kernel, "FUNCTION_SLICE").define("FIRST", first),
         };
         let bindings = vec![self.at(a), self.at(b), self.at(node.out), (Memory::Step, 0)];
+        self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
+        Ok(())
+    }
+
+    pub(super) fn affine(
+        &mut self,
+        node: &PlanNode,
+        how: &Affine,
+        (rows, count): (usize, &str),
+        out: &mut Lowered,
+    ) -> Result<(), DeviceError> {
+        let (x, place, threads) = (self.place(node.inputs[0]), self.place(node.out), 256);
+        let each = |vector: Option<WeightId>| match vector {
+            Some(vector) => place.width / self.plan.graph.weights[vector.0].len(),
+            None => 1,
+        };
+        let kernel = Kernel::new("elementwise/affine.metal", "affine", threads)
+            .define("WIDTH", place.width)
+            .define("X_EACH", place.width / x.width)
+            .define("WEIGHT_EACH", each(how.weight))
+            .define("BIAS_EACH", each(how.bias))
+            .define("HAS_WEIGHT", u32::from(how.weight.is_some()))
+            .define("HAS_BIAS", u32::from(how.bias.is_some()))
+            .define("X_STRIDE", x.stride)
+            .define("OUT_STRIDE", place.stride)
+            .define("COUNT", count);
+        let weight = self.vector(how.weight.map(if how.decay { Vector::Decay } else { Vector::plain }))?;
+        let bias = self.vector(how.bias.map(Vector::plain))?;
+        let bindings = vec![self.at(node.inputs[0]), weight, bias, self.at(node.out), (Memory::Step, 0)];
         self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
         Ok(())
     }
