@@ -14,6 +14,8 @@ use basert_plan::{Baked, Device, DeviceError, FUSIONS, Limits, LoadOptions, Plan
 
 use crate::Error;
 
+mod recurrent;
+
 /// Tokens whose logits are compared.
 pub const COMPARED: usize = 40;
 /// The largest number of tokens in a step.
@@ -36,6 +38,8 @@ pub enum Kind {
     Attention,
     /// Products with the matrices of experts.
     Experts,
+    /// Ops with running states.
+    Recurrent,
 }
 
 /// A row of the table: a model of a few ops, and its tensors.
@@ -216,7 +220,7 @@ impl Case {
         let limits = Limits { tokens: AT_ONCE, wanted: COMPARED };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
         let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
-        let options = LoadOptions { pages, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages, slots: recurrent::SLOTS, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         device.load(plan, self.file.clone(), options)
     }
 
@@ -224,10 +228,12 @@ impl Case {
     fn logits(&self, baked: &mut dyn Baked, page_tokens: usize, at_once: usize) -> Result<Vec<f32>, DeviceError> {
         let before = self.prompt.len() - COMPARED;
         let pages: Vec<u32> = (0..self.prompt.len().div_ceil(page_tokens) as u32).collect();
-        let mut step = StepState::default();
+        let (mut step, mut slot) = (StepState::default(), None);
         let mut compute = |baked: &mut dyn Baked, tokens: &[u32], position, wanted| {
             step.clear();
             step.push(tokens, position, &pages, wanted);
+            let other = slot.map_or(0, |slot| 1 - slot);
+            step.keep(slot.replace(other), [(tokens.len() - 1, other)]);
             baked.submit(&step)?;
             baked.wait()
         };
@@ -252,16 +258,21 @@ impl Case {
         let wrong = |what: String| format!("{}: {what}", self.name);
         let mut baked = self.load(device).map_err(|error| wrong(error.to_string()))?;
         let mut largest = 0.0f32;
-        for &tokens in at_once {
-            let wrong = |what: String| format!("{}, {tokens} at once: {what}", self.name);
-            let logits = self.logits(&mut *baked, device.facts().page_tokens, tokens);
+        let mut compare = |what: String, logits: Result<Vec<f32>, DeviceError>, tokens| {
+            let wrong = |found: String| format!("{}, {what}: {found}", self.name);
             let (error, bound) =
                 (self.error(&logits.map_err(|error| wrong(error.to_string()))?), self.bound(device, tokens));
+            largest = largest.max(error);
             // NaN is within no bound.
-            if error < bound {
-                largest = largest.max(error);
-            } else {
-                return Err(wrong(format!("off by {error:.1e}, beyond {bound:.0e}")));
+            if error < bound { Ok(()) } else { Err(wrong(format!("off by {error:.1e}, beyond {bound:.0e}"))) }
+        };
+        let page_tokens = device.facts().page_tokens;
+        for &tokens in at_once {
+            compare(format!("{tokens} at once"), self.logits(&mut *baked, page_tokens, tokens), tokens)?;
+        }
+        if self.graph.slot_bytes() > 0 {
+            for (i, logits) in self.of_sequences(&mut *baked).map_err(|error| wrong(error.to_string()))?.enumerate() {
+                compare(format!("sequence {i} of several"), Ok(logits), AT_ONCE)?;
             }
         }
         Ok(largest)
@@ -327,6 +338,7 @@ fn around() -> Vec<Row> {
         ("relu2", Format::F32),
         ("sigmoid", Format::F32),
         ("tanh", Format::F32),
+        ("softplus", Format::F32),
         ("clamped_swish", Format::Q8_0),
     ];
     for (activation, format) in gates {
@@ -492,7 +504,7 @@ fn experts() -> Vec<Row> {
 
 /// All rows.
 pub fn table() -> Vec<Row> {
-    [linear(), embed(), around(), attention(), experts()].into_iter().flatten().collect()
+    [linear(), embed(), around(), attention(), experts(), recurrent::rows()].into_iter().flatten().collect()
 }
 
 /// A product to be timed, the first of two: the second makes few logits of what the first computes.

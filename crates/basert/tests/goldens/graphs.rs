@@ -152,6 +152,58 @@ impl Draft {
         }
     }
 
+    /// A convolution, of keys or of anything.
+    fn conv(&mut self, x: &str, width: usize) -> String {
+        let taps = 1 + self.below(5);
+        let weight = self.tensor(&[width, taps]);
+        let bias = if self.flip() { format!(", bias = {}", self.tensor(&[width])) } else { String::new() };
+        self.push("conv", &format!("in = '{x}', weight = {weight}{bias}"), width)
+    }
+
+    /// A vector for this number of columns, of which some may share a number, or none, as an attribute.
+    fn shared(&mut self, name: &str, columns: usize) -> String {
+        let times = [1, 2, 3, columns].into_iter().filter(|times| columns.is_multiple_of(*times)).collect::<Vec<_>>();
+        let length = columns / self.pick(&times);
+        if self.below(3) > 0 { format!(", {name} = {}", self.tensor(&[length])) } else { String::new() }
+    }
+
+    fn linear_attention(&mut self) {
+        let (key_dim, value_dim) = (self.pick(&[4, 6, 16, 24]), self.pick(&[1, 4, 7, 16, 32]));
+        let keys = 1 + self.below(3);
+        let heads = keys * (1 + self.below(3));
+        let (x, other) = (self.value(), self.value());
+        let q = self.linear(&x, keys * key_dim);
+        let mut k = self.linear(&x, keys * key_dim);
+        let mut v = self.linear(&other, heads * value_dim);
+        if self.flip() {
+            (k, v) = (self.conv(&k, keys * key_dim), self.conv(&v, heads * value_dim));
+        }
+        // Keys of length 1, so that the delta rule does not overshoot, and decays below 0.
+        let attributes = format!("in = '{k}', group = {key_dim}");
+        k = self.push("norm", &attributes, keys * key_dim);
+        let factor = 1.0 / (key_dim as f32).sqrt();
+        k = self.push("scale", &format!("in = '{k}', factor = {factor}"), keys * key_dim);
+        let (by_row, of_heads) = (self.flip(), self.flip());
+        let decays = heads * if by_row { key_dim } else { 1 };
+        let mut decay = self.linear(&x, if of_heads { heads } else { decays });
+        let width = if of_heads { heads } else { decays };
+        decay = self.push("activate", &format!("in = '{decay}', kind = \"'softplus'\""), width);
+        let rate = self.tensor(&[decays]);
+        decay = self.push("affine", &format!("in = '{decay}', weight = {rate}, decay = true"), decays);
+        let mut attributes = format!(
+            "q = '{q}', k = '{k}', v = '{v}', decay = '{decay}', heads = {heads}, key_heads = {keys}, tiled = {}, \
+             delta = {}, scale = 0.5",
+            self.flip(),
+            self.flip()
+        );
+        if self.below(3) > 0 {
+            let beta = self.linear(&x, heads);
+            let beta = self.push("activate", &format!("in = '{beta}', kind = \"'sigmoid'\""), heads);
+            write!(attributes, ", beta = '{beta}'").unwrap();
+        }
+        self.push("linear_attention", &attributes, heads * value_dim);
+    }
+
     fn experts(&mut self) {
         let (groups, size) = (1 + self.below(3), 2 + self.below(3));
         let (count, x, inner) = (groups * size, self.value(), self.width());
@@ -185,8 +237,8 @@ impl Draft {
 
     fn op(&mut self) {
         let x = self.value();
-        let kinds = ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "sigmoid", "tanh"];
-        match self.below(12) {
+        let kinds = ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "sigmoid", "tanh", "softplus"];
+        match self.below(16) {
             0 | 1 => {
                 let width = self.width();
                 self.linear(&x, width);
@@ -212,6 +264,12 @@ impl Draft {
             }
             7 => self.experts(),
             8 | 9 => self.attention(),
+            10 | 11 => self.linear_attention(),
+            12 => _ = self.conv(&x.0, x.1),
+            13 => {
+                let attributes = self.shared("weight", x.1) + &self.shared("bias", x.1);
+                self.push("affine", &format!("in = '{}'{attributes}", x.0), x.1);
+            }
             _ => {
                 // Another value of the same width, or the same one.
                 let same: Vec<_> = self.values.iter().filter(|value| value.1 == x.1).cloned().collect();
