@@ -140,7 +140,8 @@ impl StepLayout {
         for (i, SequenceRows { rows, slot, .. }) in step.sequences.iter().enumerate() {
             let of_sequence = [rows.start as u32, rows.len() as u32, *slot, (at - self.kept) as u32];
             words[self.sequences + i * SEQUENCE_WORDS..][..SEQUENCE_WORDS].copy_from_slice(&of_sequence);
-            for (row, &slot) in rows.clone().zip(&step.kept[rows.clone()]).filter(|(_, slot)| **slot != StepState::NONE) {
+            for (row, &slot) in rows.clone().zip(&step.kept[rows.clone()]).filter(|(_, slot)| **slot != StepState::NONE)
+            {
                 words[at..at + 2].copy_from_slice(&[row as u32, slot]);
                 at += 2;
             }

@@ -200,8 +200,7 @@ impl<'t> Parser<'t, '_> {
                 continue;
             }
             let index = number(&index)?;
-            let Value::List(items) = &value else { return Err(format!("{value} is not a list")) };
-            value = items.get(index as usize).cloned().ok_or(format!("{value} has no item {index}"))?;
+            value = item(&value, index).ok_or(format!("{value} has no item {index}"))?;
         }
         Ok(value)
     }
@@ -220,9 +219,14 @@ impl<'t> Parser<'t, '_> {
         }
         // An item of a list, or a value that stands for all of them.
         if let ("at", [values, index]) = (name, &arguments[..]) {
-            let Value::List(items) = values else { return Ok(values.clone()) };
+            let Value::List(_) = values else { return Ok(values.clone()) };
             let index = number(index)?;
-            return items.get(index as usize).cloned().ok_or(format!("{values} has no item {index}"));
+            return item(values, index).ok_or(format!("{values} has no item {index}"));
+        }
+        match (name, &arguments[..]) {
+            ("len", [Value::List(items)]) => return Ok(Value::Number(items.len() as f64)),
+            ("len", [Value::Text(text)]) => return Ok(Value::Number(text.chars().count() as f64)),
+            _ => {}
         }
         let arguments = arguments.iter().map(number).collect::<Result<Vec<_>, _>>()?;
         match (name, &arguments[..]) {
@@ -242,6 +246,16 @@ impl<'t> Parser<'t, '_> {
         let (word, rest) = self.rest.split_at(end);
         self.rest = rest;
         word
+    }
+}
+
+/// An item of a list, or a character of a text.
+fn item(value: &Value, index: f64) -> Option<Value> {
+    let index = (index >= 0.0).then_some(index as usize)?;
+    match value {
+        Value::List(items) => items.get(index).cloned(),
+        Value::Text(text) => text.chars().nth(index).map(|c| Value::Text(c.to_string())),
+        _ => None,
     }
 }
 
@@ -308,6 +322,7 @@ mod tests {
             ("heads / kv_heads + widths[1]", 7.0),
             ("source == '' ? 1 : source == 'hf' ? 3 : hidden[2]", 3.0),
             ("false && source[1] || true ? 4 : sqrt(source)", 4.0),
+            ("source[1] == 'f' ? len(source) : len(widths)", 2.0),
         ] {
             assert_eq!(eval(expression), Ok(Value::Number(value)), "{expression}");
         }
@@ -322,6 +337,7 @@ mod tests {
             ("widths * 2", "a list of 2 is not a number"),
             ("1 2", "did not expect '2'"),
             ("kinds[7]", "has no item 7"),
+            ("source[0 - 1]", "has no item -1"),
             ("'open", "not closed"),
         ] {
             let error = eval(expression).unwrap_err().to_string();

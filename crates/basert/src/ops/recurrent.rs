@@ -25,10 +25,13 @@ pub(super) fn rows() -> Vec<Row> {
         // Heads of one value.
         (128, 1, 16, 1, 4, "delta = false", true),
     ];
-    table.into_iter().map(|(heads, keys, key_dim, value_dim, taps, how, by_row)| {
-        let essential = (keys, value_dim) == (2, 32) || value_dim == 1;
-        row([heads, keys, key_dim, value_dim, taps], how, by_row).essential(essential)
-    }).collect()
+    table
+        .into_iter()
+        .map(|(heads, keys, key_dim, value_dim, taps, how, by_row)| {
+            let essential = (keys, value_dim) == (2, 32) || value_dim == 1;
+            row([heads, keys, key_dim, value_dim, taps], how, by_row).essential(essential)
+        })
+        .collect()
 }
 
 fn row([heads, keys, key_dim, value_dim, taps]: [usize; 5], how: &str, by_row: bool) -> Row {
