@@ -7,6 +7,7 @@ mod plans;
 mod prefixes;
 mod refusals;
 mod same_answer;
+mod states;
 mod synth;
 #[cfg(unix)]
 mod tune;

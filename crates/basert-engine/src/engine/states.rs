@@ -131,12 +131,18 @@ impl Engine {
 
     /// Records that the step for which slots are reserved is computed.
     pub(super) fn states_computed(&mut self, sequence: &mut Sequence) {
+        let is_checkpoint = self.is_checkpoint(sequence.computed, sequence.tokens.len());
         let states = &mut sequence.states;
-        let Some(Checkpoint { slot, .. }) = states.reserved.pop() else { return };
+        let Some(last) = states.reserved.pop() else { return };
+        let Checkpoint { slot, .. } = last;
         let before = states.slot.replace(slot);
         let gone = std::mem::take(&mut states.trail);
         let kept = if states.may_rewind { &mut states.trail } else { &mut states.checkpoints };
         kept.append(&mut states.reserved);
+        if is_checkpoint && !states.may_rewind {
+            self.slots.pool.share(slot);
+            states.checkpoints.push(last);
+        }
         let gone = gone.into_iter().map(|kept| kept.slot).chain(before);
         gone.for_each(|slot| self.slots.pool.release(slot));
     }

@@ -1,0 +1,212 @@
+//! Models with running states: whatever happens to sequences, logits have the bits of a fresh computation; on a GPU, whose
+//! kernels for few and for many tokens round differently, they are close to them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use basert::files::ModelFile;
+use basert::graph::Graph;
+use basert::{DeviceKind, Engine, Model, Options};
+use basert_engine::Sequence;
+use proptest::prelude::*;
+
+/// Tokens of the longest text.
+const LONGEST: usize = 200;
+
+/// The tiny models with running states.
+fn hybrids() -> Vec<PathBuf> {
+    let files = std::fs::read_dir(basert_testkit::tiny()).unwrap().map(|entry| entry.unwrap().path());
+    let has_states = |path: &PathBuf| {
+        let file = ModelFile::open(path).unwrap();
+        Graph::open(&file, &[]).unwrap().slot_bytes() > 0
+    };
+    let mut found: Vec<_> = files.filter(|path| path.extension().is_some_and(|gguf| gguf == "gguf")).collect();
+    found.retain(has_states);
+    found.sort();
+    assert!(found.len() > 4);
+    found
+}
+
+fn options(device: DeviceKind) -> Options {
+    let (threads, max_context, step_tokens) = (Some(2), Some(256), Some(64));
+    Options { device, threads, max_context, step_tokens, sessions: 6, prefix_cache: true, ..Options::default() }
+}
+
+fn engine(path: &PathBuf, device: DeviceKind) -> Engine {
+    Model::open(path, options(device)).unwrap().into_parts().0
+}
+
+/// A text, by its number: texts begin alike, and go their own ways at some point.
+fn text(number: usize, length: usize) -> Vec<u32> {
+    (0..length)
+        .map(|i| if i < 30 * number { (i * i + 7 * i) % 250 } else { (31 * number + i * i) % 250 } as u32)
+        .collect()
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    /// A sequence is to have this text, and is computed in chunks of so many tokens, with all others.
+    Sync { sequence: usize, text: usize, length: usize, chunk: usize },
+    /// It goes on with a token.
+    Push { sequence: usize, token: u32 },
+    /// It goes on with some tokens, of which all but the first ones, one at least, are taken back.
+    Guess { sequence: usize, tokens: usize, right: usize },
+    /// It becomes a copy of another one.
+    Fork { sequence: usize, of: usize },
+    /// It gives up its pages, and takes them back as far as they are there.
+    Preempt { sequence: usize },
+    /// It ends.
+    Close { sequence: usize },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let sequence = 0usize..3;
+    prop_oneof![
+        4 => (sequence.clone(), 0usize..4, 1..LONGEST, prop_oneof![Just(1000usize), 1usize..70])
+            .prop_map(|(sequence, text, length, chunk)| Event::Sync { sequence, text, length, chunk }),
+        3 => (sequence.clone(), 0u32..250).prop_map(|(sequence, token)| Event::Push { sequence, token }),
+        3 => (sequence.clone(), 1usize..6, 1usize..6)
+            .prop_map(|(sequence, tokens, right)| Event::Guess { sequence, tokens, right: right.min(tokens) }),
+        1 => (sequence.clone(), sequence.clone()).prop_map(|(sequence, of)| Event::Fork { sequence, of }),
+        1 => sequence.clone().prop_map(|sequence| Event::Preempt { sequence }),
+        1 => sequence.prop_map(|sequence| Event::Close { sequence }),
+    ]
+}
+
+/// Logits after texts, computed at once and alone.
+struct Fresh {
+    engine: Engine,
+    known: BTreeMap<Vec<u32>, Vec<f32>>,
+    /// The largest difference that logits may have, as a part of the largest of them.
+    bound: f32,
+}
+
+impl Fresh {
+    /// Whether these are the logits after a text.
+    fn are(&mut self, tokens: &[u32], logits: &[f32]) -> bool {
+        let Fresh { engine, known, bound } = self;
+        let expected = known.entry(tokens.to_vec()).or_insert_with(|| {
+            let mut sequence = Sequence::default();
+            engine.set(&mut sequence, tokens.to_vec()).unwrap();
+            engine.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
+            let logits = sequence.logits().to_vec();
+            // What it computed is not kept for others.
+            engine.rewind(&mut sequence, 0);
+            engine.close(&mut sequence);
+            logits
+        });
+        let largest = expected.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
+        let is_close = |(a, b): (&f32, &f32)| (a - b).abs() <= *bound * largest;
+        expected.len() == logits.len() && expected.iter().zip(logits).all(is_close)
+    }
+}
+
+/// Lets events happen, and compares all logits.
+fn happen(path: &PathBuf, device: DeviceKind, events: Vec<Event>) -> Result<(), TestCaseError> {
+    let mut engine = engine(path, device);
+    let bound = if device == DeviceKind::Cpu { 0.0 } else { 1e-3 };
+    let mut fresh = Fresh { engine: self::engine(path, device), known: BTreeMap::new(), bound };
+    let mut sequences = [const { None }; 3].map(|sequence: Option<Sequence>| sequence.unwrap_or_default());
+    for event in events {
+        match event.clone() {
+            Event::Sync { sequence, text: number, length, chunk } => {
+                engine.sync(&mut sequences[sequence], &text(number, length));
+                let mut all: Vec<_> = sequences.iter_mut().filter(|sequence| !sequence.tokens().is_empty()).collect();
+                engine.advance(&mut all, chunk, &mut |_| true).unwrap();
+            }
+            Event::Push { sequence, token } => {
+                let sequence = &mut sequences[sequence];
+                if sequence.tokens().len() < LONGEST {
+                    engine.push(sequence, token);
+                    engine.advance(&mut [sequence], usize::MAX, &mut |_| true).unwrap();
+                }
+            }
+            Event::Guess { sequence, tokens, right } => {
+                let sequence = &mut sequences[sequence];
+                let before = sequence.tokens().len();
+                if before == 0 || before > LONGEST || sequence.computed() < before {
+                    continue;
+                }
+                let guesses: Vec<u32> = (0..tokens as u32).map(|i| (before as u32 + 11 * i) % 250).collect();
+                engine.extend(sequence, &guesses).unwrap();
+                for row in 0..tokens {
+                    let is_right = fresh.are(&sequence.tokens()[..before + row + 1], engine.logits(row));
+                    prop_assert!(is_right, "row {} of {:?} by {:?}", row, path, event);
+                }
+                engine.rewind(sequence, before + right);
+                prop_assert_eq!(sequence.computed(), before + right);
+            }
+            Event::Fork { sequence, of } if sequence != of => {
+                engine.close(&mut sequences[sequence]);
+                sequences[sequence] = engine.fork(&sequences[of]);
+            }
+            Event::Fork { .. } => {}
+            Event::Preempt { sequence } => {
+                let tokens = sequences[sequence].tokens().len();
+                engine.release(&mut sequences[sequence]);
+                engine.adopt(&mut sequences[sequence]);
+                prop_assert!(sequences[sequence].computed() < tokens.max(1));
+                engine.advance(&mut [&mut sequences[sequence]], usize::MAX, &mut |_| true).unwrap();
+            }
+            Event::Close { sequence } => engine.close(&mut sequences[sequence]),
+        }
+        for sequence in &sequences {
+            if !sequence.logits().is_empty() {
+                let is_right = fresh.are(sequence.tokens(), sequence.logits());
+                prop_assert!(is_right, "{} tokens of {:?} after {:?}", sequence.tokens().len(), path, event);
+            }
+        }
+    }
+    sequences.iter_mut().for_each(|sequence| engine.close(sequence));
+    prop_assert_eq!(engine.page_use().held, 0);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_logits_are_those_of_a_fresh_run(events in prop::collection::vec(event(), 1..24)) {
+        for path in hybrids() {
+            happen(&path, DeviceKind::Cpu, events.clone())?;
+        }
+    }
+}
+
+/// On the simulated GPU the same, of few events, as it is slow.
+#[cfg(unix)]
+#[test]
+fn on_a_gpu_as_well() {
+    let events = vec![
+        Event::Sync { sequence: 0, text: 1, length: 70, chunk: 40 },
+        Event::Guess { sequence: 0, tokens: 4, right: 1 },
+        Event::Sync { sequence: 1, text: 2, length: 66, chunk: 1000 },
+        Event::Fork { sequence: 2, of: 1 },
+        Event::Push { sequence: 2, token: 5 },
+        Event::Push { sequence: 1, token: 6 },
+        Event::Preempt { sequence: 0 },
+    ];
+    happen(&hybrids()[0], DeviceKind::Simt, events).unwrap();
+}
+
+/// A conversation goes on where it was, an answer is made anew, and an edit is computed from the last checkpoint.
+#[test]
+fn the_next_turn_computes_what_is_new() {
+    let path = &hybrids()[0];
+    let mut engine = engine(path, DeviceKind::Cpu);
+    let mut computed = |tokens: &[u32]| {
+        let mut sequence = Sequence::default();
+        engine.sync(&mut sequence, tokens);
+        let known = sequence.computed();
+        engine.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
+        engine.close(&mut sequence);
+        tokens.len() - known
+    };
+    let prompt = text(3, 150);
+    assert_eq!(computed(&prompt), 150);
+    assert_eq!(computed(&prompt), 1, "the same prompt once more");
+    let next = [&prompt[..], &[5; 20]].concat();
+    assert_eq!(computed(&next), 20, "a further message");
+    let other = [&prompt[..145], &[9; 30]].concat();
+    assert_eq!(computed(&other), 175 - 128, "another end, from the last whole page");
+}
