@@ -178,7 +178,8 @@ fn attention(pool: &Pool, isa: Isa, format: KvFormat) {
         let units = shape.kv_heads * window / piece;
         best(|| {
             let pages = if repeat > 1 { &table[..window] } else { windows.next().unwrap_or(&table) };
-            let sequence = Sequence { pages, position: window * PAGE - 1 };
+            let (position, tokens) = (window * PAGE - 1, window * PAGE);
+            let sequence = Sequence { pages, position, tokens };
             counter.reset();
             pool.run(|worker| {
                 let mut scratch = scratch[worker.index()].lock().expect("no panic");

@@ -97,19 +97,18 @@ impl Attention {
         (QUERIES / self.group()).max(1)
     }
 
-    /// The blocks of the page table that a query at `position` sees.
-    pub fn blocks(&self, position: usize) -> Range<usize> {
-        self.first_key(position) / PAGE..position / PAGE + 1
+    /// The blocks of the page table that the query of a row sees.
+    pub fn blocks(&self, sequence: &Sequence<'_>, row: usize) -> Range<usize> {
+        let seen = self.reach.seen(sequence.position + row, sequence.tokens);
+        seen.start / PAGE..seen.end.div_ceil(PAGE)
     }
 
-    fn first_key(&self, position: usize) -> usize {
-        self.reach.first(position)
-    }
-
-    /// The tokens of a block that the heads of a group see at `position`.
-    fn see(&self, position: usize, block: usize, kv_head: usize, visible: &mut [Visible]) {
+    /// The tokens of a block that the heads of a group see, of the query of a row.
+    fn see(&self, sequence: &Sequence<'_>, row: usize, block: usize, kv_head: usize, visible: &mut [Visible]) {
         let within = |position: usize| position.saturating_sub(block * PAGE).min(PAGE);
-        let (start, end) = (within(self.first_key(position)), within(position + 1));
+        let position = sequence.position + row;
+        let seen = self.reach.seen(position, sequence.tokens);
+        let (start, end) = (within(seen.start), within(seen.end));
         for (head, visible) in visible.iter_mut().enumerate() {
             let head = kv_head * self.group() + head;
             let slope = self.alibi.map_or(0.0, |alibi| alibi.slope(head, self.q_heads));
@@ -125,6 +124,8 @@ pub struct Sequence<'a> {
     pub pages: &'a [u32],
     /// Position of the first row of queries; the other rows follow it.
     pub position: usize,
+    /// Its tokens, up to the last row.
+    pub tokens: usize,
 }
 
 /// A worker's memory for attention.
@@ -261,8 +262,7 @@ pub unsafe fn attend(
     let (own, merged) = (attention.head_dim, &mut scratch.merged[..count * partial_len(dim)]);
     clear(merged, dim);
 
-    let first = sequence.position + rows.start;
-    let blocks = attention.blocks(first).start..attention.blocks(sequence.position + last).end;
+    let blocks = attention.blocks(sequence, rows.start).start..attention.blocks(sequence, last).end;
     // A page's keys and values are widened once for several tiles.
     let expands = count > TILE && kv.format() == KvFormat::F16;
     for block in blocks.clone() {
@@ -272,7 +272,7 @@ pub unsafe fn attend(
             unsafe { page.expand(isa, &mut scratch.keys, &mut scratch.values) };
         }
         for (row, visible) in scratch.visible.chunks_exact_mut(group).take(rows.len()).enumerate() {
-            attention.see(first + row, block, kv_head, visible);
+            attention.see(sequence, rows.start + row, block, kv_head, visible);
         }
         for tile in tiles(count) {
             // SAFETY: guaranteed by the caller.
@@ -326,14 +326,13 @@ pub unsafe fn attend_pages(
 ) {
     check(attention, kv, q);
     let (dim, group) = (kv.head_dim(), attention.group());
-    let position = sequence.position + row;
-    let all = attention.blocks(position);
+    let all = attention.blocks(sequence, row);
     assert!(all.start <= blocks.start && blocks.end <= all.end);
     assert_eq!(partials_out.cols(), partial_len(dim));
     scratch.q.load(isa, attention, (kv.format(), dim), q, kv_head, row..row + 1);
     for block in blocks.clone() {
         let page = Page::of(kv, sequence, kv_head, &blocks, block);
-        attention.see(position, block, kv_head, &mut scratch.visible[..group]);
+        attention.see(sequence, row, block, kv_head, &mut scratch.visible[..group]);
         for tile in tiles(group) {
             let q = scratch.q.tile(dim, &tile);
             let partial = &mut scratch.page[..tile.len() * partial_len(dim)];
@@ -385,7 +384,7 @@ pub unsafe fn merge_pages(
     assert_eq!(out.cols(), attention.q_heads * own);
     let merged = &mut scratch.merged[..group * partial_len(dim)];
     clear(merged, dim);
-    for block in 0..attention.blocks(sequence.position + row).len() {
+    for block in 0..attention.blocks(sequence, row).len() {
         for tile in tiles(group) {
             // SAFETY: guaranteed by the caller; rows of partials follow each other.
             unsafe {

@@ -92,6 +92,8 @@ unsafe fn softmax_kernel<S: Simd>(
                 }
                 if visible.slope != 0.0 {
                     let lanes = S::add(S::splat(visible.distance + at as f32), S::load(LANE_NUMBERS.as_ptr()));
+                    // Later tokens are at a distance as earlier ones are.
+                    let lanes = S::min(lanes, S::sub(S::splat(0.0), lanes));
                     score = S::fma(S::splat(visible.slope), lanes, score);
                 }
                 if !all {

@@ -334,20 +334,20 @@ fn attention(q: &Matrix, k: &Matrix, v: &Matrix, how: &Attention, kv_heads: usiz
     let head_dim = q.width / heads;
     let mut out = Matrix::new(q.data.len() / q.width, q.width);
     for (position, (q, out)) in q.rows().zip(out.data.chunks_exact_mut(q.width)).enumerate() {
-        let first = reach.first(position);
+        let seen = reach.seen(position, k.rows().len());
         for (head, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
             let of_head = head * kv_heads / heads * head_dim..(head * kv_heads / heads + 1) * head_dim;
             let score = |token: usize| {
                 let score = scale * dot(q, &k.row(token)[of_head.clone()]);
                 let score = cap.map_or(score, |cap| cap * (score / cap).tanh());
-                score - alibi.map_or(0.0, |alibi| alibi.slope(head, heads) * (position - token) as f32)
+                score - alibi.map_or(0.0, |alibi| alibi.slope(head, heads) * position.abs_diff(token) as f32)
             };
-            let scores: Vec<f32> = (first..=position).map(score).collect();
+            let scores: Vec<f32> = seen.clone().map(score).collect();
             let sink = sinks.map(|sinks| sinks[head]);
             let max = scores.iter().copied().chain(sink).fold(f32::NEG_INFINITY, f32::max);
             let weights: Vec<f32> = scores.iter().map(|score| (score - max).exp()).collect();
             let sum = weights.iter().sum::<f32>() + sink.map_or(0.0, |sink| (sink - max).exp());
-            for (token, weight) in (first..=position).zip(weights) {
+            for (token, weight) in seen.clone().zip(weights) {
                 for (out, v) in out.iter_mut().zip(&v.row(token)[of_head.clone()]) {
                     *out += weight / sum * v;
                 }

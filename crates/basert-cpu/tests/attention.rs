@@ -66,24 +66,25 @@ impl Case {
     /// What a textbook says of the row at `position`, given keys and values as they are stored.
     fn expected(&self, keys: &[f32], values: &[f32], position: usize) -> Vec<f64> {
         let Attention { head_dim, q_heads, kv_heads, scale, soft_cap, reach, alibi } = self.attention;
-        let first = reach.first(position);
+        let seen = reach.seen(position, self.len);
         let mut out = Vec::new();
         for head in 0..q_heads {
             let q = &self.queries[position * self.width() + head * head_dim..][..head_dim];
             let at = |t: usize| (t * kv_heads + head / (q_heads / kv_heads)) * head_dim;
-            let weights: Vec<f64> = (first..=position)
+            let weights: Vec<f64> = seen
+                .clone()
                 .map(|t| {
                     let k = &keys[at(t)..][..head_dim];
                     let dot: f64 = q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                     let score = dot * f64::from(scale);
                     let score = soft_cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh());
                     let slope = alibi.map_or(0.0, |alibi| f64::from(alibi.slope(head, q_heads)));
-                    (score - slope * (position - t) as f64).exp()
+                    (score - slope * position.abs_diff(t) as f64).exp()
                 })
                 .collect();
             let total: f64 = weights.iter().sum();
             out.extend((0..head_dim).map(|d| {
-                let sum = weights.iter().zip(first..).map(|(w, t)| w * f64::from(values[at(t) + d]));
+                let sum = weights.iter().zip(seen.clone()).map(|(w, t)| w * f64::from(values[at(t) + d]));
                 sum.sum::<f64>() / total
             }));
         }
@@ -99,7 +100,7 @@ impl Case {
         let kv = self.kv();
         let (q, view) = (Rows::new(&mut queries, len - start, width), Rows::new(&mut out, len - start, width));
         let mut scratch = Scratch::new(&attention);
-        let sequence = Sequence { pages: &table, position: start };
+        let sequence = Sequence { pages: &table, position: start, tokens: len };
         for first in (0..len - start).step_by(step) {
             let rows = first..(first + step).min(len - start);
             for head in 0..attention.kv_heads {
@@ -119,8 +120,8 @@ impl Case {
         let kv = self.kv();
         let (q, view) = (Rows::new(&mut queries, 1, width), Rows::new(&mut out, 1, width));
         let mut scratch = Scratch::new(&attention);
-        let sequence = Sequence { pages: &table, position };
-        let blocks = attention.blocks(position);
+        let sequence = Sequence { pages: &table, position, tokens: position + 1 };
+        let blocks = attention.blocks(&sequence, 0);
         let rows = blocks.len() * attention.group();
         let columns = kv.head_dim() + 2;
         let mut memory = vec![0.0; rows * columns];
@@ -178,6 +179,8 @@ fn cases() -> Vec<(Attention, KvFormat, usize)> {
             (Some(3.0), Reach::Window(64)),
             (None, Reach::Chunk(64)),
             (None, Reach::Window(1)),
+            (None, Reach::Everything),
+            (Some(5.0), Reach::Around(50)),
         ];
         // All kinds for the first shape, and every other one for each of the others: under emulation this takes a while.
         for (soft_cap, reach) in kinds.into_iter().skip(i % 2).step_by(if i == 0 { 1 } else { 2 }) {

@@ -95,6 +95,9 @@ pub enum EngineError {
         /// The longest possible.
         context: usize,
     },
+    /// The model has hidden states, and no logits.
+    #[error("the model embeds texts and does not generate any")]
+    NoLogits,
     /// Other sequences use the rest of the cache.
     #[error("all {pages} pages of the KV cache are in use")]
     OutOfPages {
@@ -154,6 +157,10 @@ pub struct Engine {
     context: usize,
     vocabulary: usize,
     limits: Limits,
+    /// Whether the model has logits.
+    generates: bool,
+    /// Whether a sequence can be computed in parts.
+    is_causal: bool,
     step: StepState,
     chain: Chain,
 }
@@ -183,9 +190,28 @@ impl Engine {
             context,
             vocabulary,
             limits,
+            generates: true,
+            is_causal: true,
             step,
             chain,
         }
+    }
+
+    /// Sets what kind of model it is: whether it has logits, or hidden states alone; and whether it is causal. If not,
+    /// each token depends on those after it, so a sequence is computed in one step, and is not cached for others.
+    #[must_use]
+    pub fn of_kind(self, generates: bool, is_causal: bool) -> Engine {
+        Engine { generates, is_causal, ..self }
+    }
+
+    /// Whether the model has logits.
+    pub fn generates(&self) -> bool {
+        self.generates
+    }
+
+    /// Whether a sequence can be computed in parts.
+    pub fn is_causal(&self) -> bool {
+        self.is_causal
     }
 
     /// Sets the number of slots that the device has for running states, of `bytes` bytes each, for a model with such states.
@@ -298,7 +324,7 @@ impl Engine {
     /// among them, because its logits are needed.
     pub fn adopt(&mut self, sequence: &mut Sequence) -> usize {
         let has_states = self.has_states();
-        let Some(cache) = &mut self.cache else { return 0 };
+        let Some(cache) = self.cache.as_mut().filter(|_| self.is_causal) else { return 0 };
         let lacking = sequence.tokens.len().saturating_sub(sequence.computed);
         if lacking <= 1 {
             return 0;
@@ -327,7 +353,7 @@ impl Engine {
     /// the same tokens are there already, the sequence uses those instead: its own copies could not be found, nor
     /// evicted as long as cached pages follow them.
     pub fn publish(&mut self, sequence: &mut Sequence) {
-        let Some(cache) = &mut self.cache else { return };
+        let Some(cache) = self.cache.as_mut().filter(|_| self.is_causal) else { return };
         let full = sequence.computed / self.page_tokens;
         let tokens = &sequence.tokens[..full * self.page_tokens];
         cache.insert(sequence.salt, tokens, &sequence.pages[..full], &mut self.pool);
@@ -346,7 +372,7 @@ impl Engine {
     /// Moves the sequence's pages to the prefix cache, from which the sequence can continue until they are evicted. Its
     /// tokens stay.
     pub fn release(&mut self, sequence: &mut Sequence) {
-        if let Some(cache) = &mut self.cache {
+        if let Some(cache) = self.cache.as_mut().filter(|_| self.is_causal) {
             cache.insert(sequence.salt, &sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
             for kept in Engine::known_states(sequence) {
                 cache.keep(sequence.salt, &sequence.tokens[..kept.position], kept.slot, &mut self.slots.pool);
@@ -437,6 +463,7 @@ impl Engine {
         progress: &mut dyn FnMut(usize) -> bool,
     ) -> Result<(), EngineError> {
         self.settle()?;
+        self.check_logits()?;
         for sequence in sequences.iter_mut() {
             self.check(sequence)?;
         }
@@ -455,6 +482,10 @@ impl Engine {
                 return Ok(());
             }
         }
+    }
+
+    fn check_logits(&self) -> Result<(), EngineError> {
+        if self.generates { Ok(()) } else { Err(EngineError::NoLogits) }
     }
 
     fn check(&self, sequence: &Sequence) -> Result<(), EngineError> {

@@ -138,6 +138,7 @@ pub(crate) fn build(
             states: Vec::new(),
             nodes: Vec::new(),
             logits: ValueId(0),
+            generates: true,
         },
     };
     builder.run()?;
@@ -196,11 +197,19 @@ impl Builder<'_> {
         for op in &self.family.graph.finish {
             self.op(op)?;
         }
-        let logits = self.names.get("logits").copied();
-        self.graph.logits = logits.ok_or_else(|| self.wrong("no op computes 'logits'".to_owned()))?;
-        self.graph.vocabulary = self.graph.values[self.graph.logits.0].width;
-        if self.graph.vocabulary == 0 || self.graph.values[self.graph.logits.0].rows != Rows::Wanted {
-            return Err(self.wrong("'logits' are not the values of the tokens that an op 'select' takes".to_owned()));
+        let last = ["logits", "hidden"].into_iter().find_map(|name| Some((name, *self.names.get(name)?)));
+        let (name, last) = last.ok_or_else(|| self.wrong("no op computes 'logits', or 'hidden'".to_owned()))?;
+        let tokens = |node: &Node| match node.op {
+            Op::Embed { weight, by: Index::Token, .. } => Some(self.graph.weights[weight.0].rows),
+            _ => None,
+        };
+        (self.graph.logits, self.graph.generates) = (last, name == "logits");
+        self.graph.vocabulary = match self.graph.generates {
+            true => self.graph.values[last.0].width,
+            false => self.graph.nodes.iter().find_map(tokens).unwrap_or(0),
+        };
+        if self.graph.vocabulary == 0 || self.graph.values[last.0].rows != Rows::Wanted {
+            return Err(self.wrong(format!("'{name}' are not the values of the tokens that an op 'select' takes")));
         }
         for node in &self.graph.nodes {
             let Op::Embed { weight, by, .. } = node.op else { continue };

@@ -108,7 +108,7 @@ pub struct Node {
 pub struct Graph {
     /// Name of the architecture file.
     pub family: String,
-    /// Tokens in the vocabulary: the width of the logits.
+    /// Tokens in the vocabulary: the width of the logits, if there are any.
     pub vocabulary: usize,
     /// The context length that the model was trained for, in tokens.
     pub context: usize,
@@ -124,11 +124,21 @@ pub struct Graph {
     pub states: Vec<State>,
     /// The ops, in order.
     pub nodes: Vec<Node>,
-    /// The last value: one row of logits for each token wanted.
+    /// The last value: one row of logits for each token wanted, or of hidden states, of a model that has no logits.
     pub logits: ValueId,
+    /// Whether the last value are logits.
+    pub generates: bool,
 }
 
 impl Graph {
+    /// Whether no token sees a later one: then a sequence can be computed in parts.
+    pub fn is_causal(&self) -> bool {
+        self.nodes.iter().all(|node| match node.op {
+            Op::Attention(attention) => attention.reach.is_causal(),
+            _ => true,
+        })
+    }
+
     /// The keys and values of all layers.
     pub fn caches(&self) -> impl Iterator<Item = Cache> {
         self.caches_before(StateId(self.states.len()))

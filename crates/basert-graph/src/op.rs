@@ -1,5 +1,7 @@
 //! The op catalogue: what each op computes, and what plans and devices have to know about it.
 
+use std::ops::Range;
+
 use crate::graph::{RopeId, StateId, WeightId};
 
 /// The op catalogue. `y` is the value that an op computes; its inputs are those of its [`Node`](crate::Node), in the
@@ -47,7 +49,7 @@ pub enum Op {
     },
     /// Stores keys and values, the two inputs, in the KV cache. y has no columns: it stands for what is stored.
     Store(StateId),
-    /// Causal attention of the queries x over what is stored, of which the second input is a result of `Store`:
+    /// Attention of the queries x over what is stored, of which the second input is a result of `Store`:
     /// y = softmax(cap(scale · q·kᵀ)) · v for each head, where query head h reads cache head h · kv_heads / heads.
     Attention(Attention),
     /// y = Σ weight[k] · x[t + 1 − K + k] + bias for each column, over the rows x[t] of a sequence: a causal convolution
@@ -306,15 +308,29 @@ pub enum Reach {
     Window(usize),
     /// Those of its chunk: chunks of this number of tokens follow each other from position 0 on.
     Chunk(usize),
+    /// All, and all after it.
+    Everything,
+    /// Those at a distance below this number of tokens, and those after it at such a distance.
+    Around(usize),
 }
 
 impl Reach {
-    /// The first position that the token at `position` sees.
-    pub fn first(self, position: usize) -> usize {
+    /// The positions that the token at `position` of a sequence of so many tokens sees.
+    pub fn seen(self, position: usize, tokens: usize) -> Range<usize> {
         match self {
-            Reach::All => 0,
-            Reach::Window(tokens) => (position + 1).saturating_sub(tokens),
-            Reach::Chunk(tokens) => position - position % tokens,
+            Reach::All => 0..position + 1,
+            Reach::Window(window) => (position + 1).saturating_sub(window)..position + 1,
+            Reach::Chunk(chunk) => position - position % chunk..position + 1,
+            Reach::Everything => 0..tokens,
+            Reach::Around(window) => (position + 1).saturating_sub(window)..tokens.min(position.saturating_add(window)),
+        }
+    }
+
+    /// Whether no token sees a later one.
+    pub fn is_causal(self) -> bool {
+        match self {
+            Reach::All | Reach::Window(_) | Reach::Chunk(_) => true,
+            Reach::Everything | Reach::Around(_) => false,
         }
     }
 }

@@ -99,9 +99,10 @@ impl Plan {
                 }
             }
             PlanOp::Plain(Op::Attention(Attention { cache, reach, .. })) => {
-                let first = |token: usize| reach.first(step.context + token);
-                let scores: f64 = (0..step.tokens).map(|token| (step.context + token + 1 - first(token)) as f64).sum();
-                let read = (step.context + step.tokens - first(0)) as f64;
+                let all = step.context + step.tokens;
+                let seen = |token: usize| reach.seen(step.context + token, all);
+                let scores: f64 = (0..step.tokens).map(|token| seen(token).len() as f64).sum();
+                let read = (all - seen(0).start) as f64;
                 cost.cache = read * self.graph.cache(*cache).token_bytes(step.kv) as f64;
                 cost.flops = 4.0 * scores * out.width as f64;
             }

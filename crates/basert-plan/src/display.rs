@@ -36,6 +36,8 @@ impl Plan {
                     Reach::All => String::new(),
                     Reach::Window(tokens) => format!(", window {tokens}"),
                     Reach::Chunk(tokens) => format!(", chunks of {tokens}"),
+                    Reach::Everything => ", both ways".to_owned(),
+                    Reach::Around(tokens) => format!(", window {tokens} both ways"),
                 };
                 format!("{heads} heads on {} of {}{reach}", cache.kv_heads, cache.head_dim)
             }

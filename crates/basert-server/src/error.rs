@@ -115,9 +115,10 @@ impl From<EngineError> for ApiError {
                 ApiError { param: Some("messages".to_owned()), overflow: Some((tokens, context)), ..bad }
             }
             // What takes more than the limits of a step, or leaves no token, is the request's grammar.
-            EngineError::UnknownToken { .. } | EngineError::TooManyAnswers { .. } | EngineError::Constraint(_) => {
-                ApiError::bad(error.to_string())
-            }
+            EngineError::UnknownToken { .. }
+            | EngineError::TooManyAnswers { .. }
+            | EngineError::NoLogits
+            | EngineError::Constraint(_) => ApiError::bad(error.to_string()),
             EngineError::OutOfPages { .. } | EngineError::OutOfSlots { .. } | EngineError::Stopped => {
                 ApiError::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }

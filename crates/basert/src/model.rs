@@ -172,6 +172,7 @@ impl Model {
         let template = template.transpose()?;
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         let engine = engine.with_slots(slots, plan.graph.slot_bytes());
+        let engine = engine.of_kind(plan.graph.generates, plan.graph.is_causal());
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
         let (sampling, warnings) = sampling::of_model(&file);
         let (engine, grammars, answers) = (Mutex::new(engine), OnceLock::new(), AtomicU64::new(0));
@@ -239,8 +240,16 @@ impl Model {
     pub(crate) fn plan_for(file: &ModelFile, options: &Options, step_tokens: usize) -> Result<Plan, Error> {
         let extra = options.arch_files.iter().map(|path| Architecture::open(path));
         let extra = extra.collect::<Result<Vec<_>, _>>()?;
-        let graph = Graph::open_for(file, &extra, options.max_context.unwrap_or(Options::DEFAULT_CONTEXT))?;
-        let limits = Limits { tokens: step_tokens.max(1), wanted: Options::WANTED };
+        let context = options.max_context.unwrap_or(Options::DEFAULT_CONTEXT);
+        let graph = Graph::open_for(file, &extra, context)?;
+        let tokens = match graph.is_causal() {
+            true => step_tokens,
+            // A text is computed in one step.
+            false => step_tokens.max(context.min(graph.context)),
+        };
+        // Hidden states are as many as tokens, and logits are large.
+        let wanted = if graph.generates { Options::WANTED } else { tokens };
+        let limits = Limits { tokens: tokens.max(1), wanted: wanted.max(1) };
         Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
     }
 

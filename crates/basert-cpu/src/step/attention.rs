@@ -44,10 +44,12 @@ impl Kernel for BoundAttention {
         let block = attention.row_block();
         let all = &run.step.sequences;
         let sequence = |i: usize| {
-            let first = run.step.positions[all[i].rows.start] as usize;
-            (all[i].rows.clone(), Sequence { pages: &run.step.page_table[all[i].pages.clone()], position: first })
+            let (rows, pages) = (all[i].rows.clone(), &run.step.page_table[all[i].pages.clone()]);
+            let position = run.step.positions[rows.start] as usize;
+            let tokens = position + rows.len();
+            (rows, Sequence { pages, position, tokens })
         };
-        let blocks = |i: usize| attention.blocks(sequence(i).1.position);
+        let blocks = |i: usize| attention.blocks(&sequence(i).1, 0);
         let pages: usize = (0..all.len()).map(|i| blocks(i).len()).sum();
         let longest = (0..all.len()).map(|i| blocks(i).len()).max().unwrap_or(0);
         let needed = pages * attention.q_heads * partial_len(layer.head_dim());

@@ -15,6 +15,7 @@ impl Engine {
         from: usize,
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
+        self.check_logits()?;
         self.alone(tokens, |engine, sequence| engine.score_sequence(sequence, from, each))
     }
 

@@ -229,9 +229,11 @@ impl Scheduler {
         let (number, guesser) = (self.number(), Guesser::new(self.speculation, engine.draws_on_device()));
         let task =
             Task { number, client, sequence, drawn: None, prompt, answers, pool, prompt_logprobs, guesser, made: 0 };
+        let wants_logits = task.pool.is_none();
         let fits = engine.lacking_pages(&task.sequence) <= engine.page_use().total;
         let most = self.most.min(engine.limits().wanted);
         let result = match checked {
+            Ok(()) if wants_logits && !engine.generates() => Err(EngineError::NoLogits),
             Ok(()) if !fits => Err(EngineError::OutOfPages { pages: engine.page_use().total }),
             Ok(()) if task.answers.len() > most => {
                 Err(EngineError::TooManyAnswers { answers: task.answers.len(), most })
@@ -452,7 +454,9 @@ impl Scheduler {
             if is_scored {
                 count = count.min(1 + logits);
             }
-            if count > 0 && wanted <= states && self.reserve(engine, number, count, &mut rows) {
+            // Where tokens depend on later ones, a text is computed at once, in a later step if need be.
+            let is_whole = engine.is_causal() || count == task.lacking();
+            if count > 0 && is_whole && wanted <= states && self.reserve(engine, number, count, &mut rows) {
                 budget -= count;
                 states -= wanted;
                 logits -= if is_scored { count - 1 } else { 0 };

@@ -38,6 +38,9 @@ impl Lowering<'_> {
             Reach::All => (0, 0),
             Reach::Window(tokens) => (tokens, 0),
             Reach::Chunk(tokens) => (0, tokens),
+            Reach::Everything | Reach::Around(_) => {
+                return Err(self.unsupported("attention to later tokens; --device cpu computes it".to_owned()));
+            }
         };
         let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(cache);
         if !heads.is_multiple_of(kv_heads) {

@@ -428,10 +428,14 @@ impl<'t> OpReader<'_, '_, 't> {
         let scale = self.number_or("scale", "attention_scale")? as f32;
         let window = self.tokens_or("window", "attention_window")?;
         let chunk = self.tokens_or("chunk", "attention_chunk")?;
-        let reach = match (window, chunk) {
-            (0, 0) => Reach::All,
-            (window, 0) => Reach::Window(window),
-            (0, chunk) => Reach::Chunk(chunk),
+        let causal = self.value_or("causal", "attention_causal")?;
+        let reach = match (window, chunk, self.truth("causal", causal)?) {
+            (0, 0, true) => Reach::All,
+            (window, 0, true) => Reach::Window(window),
+            (0, chunk, true) => Reach::Chunk(chunk),
+            (0, 0, false) => Reach::Everything,
+            (window, 0, false) => Reach::Around(window),
+            (0, _, false) => return Err(self.wrong("it has chunks, and is not causal".to_owned())),
             _ => return Err(self.wrong("it has both a window and a chunk".to_owned())),
         };
         let cap = self.number_or("cap", "attention_cap")? as f32;

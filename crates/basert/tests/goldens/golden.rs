@@ -28,7 +28,8 @@ impl Golden {
         let file = Arc::new(ModelFile::open(path).unwrap_or_else(|error| panic!("{name}: {error}")));
         let graph = Arc::new(Graph::open(&file, &[]).unwrap_or_else(|error| panic!("{name}: {error}")));
         let logits = floats(logits);
-        assert_eq!(logits.len(), prompt.len() * graph.vocabulary, "{name}");
+        let width = graph.values[graph.logits.0].width;
+        assert_eq!(logits.len(), prompt.len() * width, "{name}");
         Golden { name, file, graph, prompt, logits, _folder: folder }
     }
 
@@ -48,6 +49,11 @@ impl Golden {
 
     /// Logits that follow each token of the prompt.
     pub fn on(&self, device: &dyn Device, kv: KvFormat, limits: Limits, fusions: &[Fusion]) -> Vec<f32> {
+        if !self.graph.generates {
+            // All at once, as tokens see those after them.
+            let limits = Limits { tokens: self.prompt.len(), wanted: self.prompt.len() };
+            return self.states_on_with(device, kv, limits, fusions);
+        }
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
         let options = LoadOptions { pages: 4, slots: 4, kv, progress: &mut |_, _, _| {} };
         let baked =
@@ -61,8 +67,12 @@ impl Golden {
 
     /// Hidden states of the prompt's tokens, of which `limits` fit into a step.
     pub fn states_on(&self, device: &dyn Device, limits: Limits) -> Vec<f32> {
-        let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
-        let options = LoadOptions { pages: 4, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        self.states_on_with(device, KvFormat::F16, limits, &FUSIONS)
+    }
+
+    fn states_on_with(&self, device: &dyn Device, kv: KvFormat, limits: Limits, fusions: &[Fusion]) -> Vec<f32> {
+        let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
+        let options = LoadOptions { pages: 4, slots: 4, kv, progress: &mut |_, _, _| {} };
         let baked = device.load(plan, self.file.clone(), options).unwrap();
         let engine = Engine::new(baked, device.facts(), limits, 4, 256, self.graph.vocabulary);
         let mut engine = engine.with_slots(4, self.graph.slot_bytes());
