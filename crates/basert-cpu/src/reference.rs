@@ -129,7 +129,12 @@ impl Reference {
                 }
                 Op::Affine(how) => self.affine(input(0), &how, self.graph.values[node.out.0].width),
                 Op::Activate(activation) => input(0).map(|x| activate(activation, x)),
-                Op::Mul => input(0).zip(input(1), |a, b| a * b),
+                Op::Mul => {
+                    let (a, b) = (input(0), input(1));
+                    let times = a.width / b.width;
+                    let data = a.data.iter().enumerate().map(|(i, a)| a * b.data[i / times]).collect();
+                    Matrix { width: a.width, data }
+                }
                 Op::Add => input(0).zip(input(1), |a, b| a + b),
                 Op::Scale(factor) => input(0).map(|x| factor * x),
                 Op::Slice(first) => {

@@ -455,7 +455,7 @@ impl Builder<'_> {
             .rope
             .get(name)
             .ok_or_else(|| self.wrong(format!("there is no rotary embedding [rope.{name}]")))?;
-        const KNOWN: [&str; 14] = [
+        const KNOWN: [&str; 15] = [
             "base",
             "dim",
             "pairs",
@@ -470,6 +470,7 @@ impl Builder<'_> {
             "factors",
             "divisors",
             "magnitude",
+            "turning",
         ];
         if let Some(unknown) = table.keys().find(|key| !KNOWN.contains(&key.as_str())) {
             return Err(self.wrong(format!("[rope.{name}] has no '{unknown}'; it has {}", KNOWN.join(", "))));
@@ -528,6 +529,10 @@ impl Builder<'_> {
         }
         if table.contains_key("divisors") {
             self.divide_by_list(&value(self, "divisors")?, &mut frequencies)?;
+        }
+        if table.contains_key("turning") {
+            let turning = self.whole("the number of rope pairs that turn", &value(self, "turning")?, 0, dim / 2)?;
+            frequencies[turning..].fill(0.0);
         }
         let magnitude = match table.get("magnitude") {
             Some(_) => number(self, "magnitude")? as f32,

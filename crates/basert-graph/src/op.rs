@@ -62,7 +62,7 @@ pub enum Op {
     Affine(Affine),
     /// y = activation(x).
     Activate(Activation),
-    /// y = a · b, value by value.
+    /// y = a · b, value by value. Each value of a narrower b is the factor of as many consecutive ones of a.
     Mul,
     /// y = a + b.
     Add,

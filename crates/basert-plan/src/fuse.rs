@@ -193,7 +193,8 @@ fn activated(plan: &Plan, i: usize) -> Option<(Activation, ValueId, usize, Value
     [(inputs[0], inputs[1]), (inputs[1], inputs[0])].into_iter().find_map(|(factor, other)| {
         let at = plan.only_for(factor, i)?;
         let PlanOp::Plain(Op::Activate(activation)) = plan.nodes[at].op else { return None };
-        (factor != other).then(|| (activation, plan.nodes[at].inputs[0], at, other))
+        let same_width = plan.values[factor.0].width == plan.values[other.0].width;
+        (factor != other && same_width).then(|| (activation, plan.nodes[at].inputs[0], at, other))
     })
 }
 

@@ -35,8 +35,9 @@ pub(super) fn bind(binder: &Binder, node: &PlanNode, function: Function) -> Box<
 }
 
 impl Kernel for Elementwise {
-    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
+    unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
         let parts = self.out.0.width.div_ceil(COLUMNS);
+        let times = self.y.map_or(1, |y| self.out.0.width / y.width);
         for part in worker.chunks(&op.work, parts * run.count(self.out.1), 1).flatten() {
             let (row, first) = (part / parts, part % parts * COLUMNS);
             let columns = first..self.out.0.width.min(first + COLUMNS);
@@ -44,7 +45,15 @@ impl Kernel for Elementwise {
             // `y` as well.
             let (out, y) = unsafe {
                 let [x, out] = [self.x, self.out.0].map(|place| run.view(place, row + 1).columns(columns.clone()));
-                let y = self.y.map(|y| run.view(y, row + 1).columns(columns).row(row));
+                let y = self.y.map(|y| match times {
+                    1 => run.view(y, row + 1).columns(columns).row(row),
+                    // A narrower factor is widened.
+                    _ => {
+                        let (narrow, wide) = (run.view(y, row + 1).row(row), &mut scratch.row[..columns.len()]);
+                        wide.iter_mut().zip(columns).for_each(|(y, column)| *y = narrow[column / times]);
+                        &*wide
+                    }
+                });
                 (out.row_from(&x, row), y.unwrap_or_default())
             };
             match self.function {

@@ -1,6 +1,6 @@
 // One value of the output a thread: out = f(a, b).
 //
-// WIDTH, A_STRIDE, B_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; FUNCTION, and what it needs.
+// WIDTH, A_STRIDE, B_STRIDE, OUT_STRIDE; B_TIMES, the columns of a that share one of b; COUNT, the word of the step that says how many rows there are; FUNCTION, and what it needs.
 #include "common/base.h"
 #include "common/activation.h"
 #include "common/step.h"
@@ -37,7 +37,7 @@ kernel void elementwise(
 #if FUNCTION == FUNCTION_ADD
     const float y = x + b[ulong(row) * B_STRIDE + i];
 #elif FUNCTION == FUNCTION_MUL
-    const float y = x * b[ulong(row) * B_STRIDE + i];
+    const float y = x * b[ulong(row) * B_STRIDE + i / B_TIMES];
 #elif FUNCTION == FUNCTION_SCALE
     const float y = FACTOR * x;
 #elif FUNCTION == FUNCTION_TEMPER

@@ -144,6 +144,7 @@ impl Lowering<'_> {
             .define("WIDTH", place.width)
             .define("A_STRIDE", self.place(a).stride)
             .define("B_STRIDE", self.place(b).stride)
+            .define("B_TIMES", place.width / self.place(b).width.max(1))
             .define("OUT_STRIDE", place.stride)
             .define("COUNT", count);
         let named = |kernel: Kernel, name: &str| kernel.define("FUNCTION", name);

@@ -49,7 +49,7 @@ impl<'t> OpReader<'_, '_, 't> {
             "linear_attention" => self.linear_attention()?,
             "affine" => self.affine()?,
             "activate" => self.activate()?,
-            "mul" => self.of_two(Op::Mul)?,
+            "mul" => self.mul()?,
             "add" => self.of_two(Op::Add)?,
             "clamped_swish" => self.of_two(Op::ClampedSwish)?,
             "scale" => {
@@ -109,15 +109,29 @@ impl<'t> OpReader<'_, '_, 't> {
         Ok(Read { op, inputs: vec![x], width: self.width(x), rows: self.rows(x) })
     }
 
+    fn mul(&mut self) -> Result<Read> {
+        let (a, b) = self.two()?;
+        let (width, narrow) = (self.width(a), self.width(b));
+        if self.rows(a) != self.rows(b) || !width.is_multiple_of(narrow.max(1)) {
+            self.same_shape(a, b)?;
+        }
+        Ok(Read { op: Op::Mul, inputs: vec![a, b], width, rows: self.rows(a) })
+    }
+
     /// An op of the two values of `in`, which have the same shape, as its result has.
     fn of_two(&mut self, op: Op) -> Result<Read> {
+        let (a, b) = self.two()?;
+        self.same_shape(a, b)?;
+        Ok(Read { op, inputs: vec![a, b], width: self.width(a), rows: self.rows(a) })
+    }
+
+    /// The two values of `in`.
+    fn two(&mut self) -> Result<(ValueId, ValueId)> {
         self.read.insert("in");
         let names = self.table.get("in").and_then(toml::Value::as_array);
         let names: Vec<_> = names.into_iter().flatten().filter_map(toml::Value::as_str).collect();
         let [a, b] = names[..] else { return Err(self.wrong("`in` does not name two values".to_owned())) };
-        let (a, b) = (self.value_named(a)?, self.value_named(b)?);
-        self.same_shape(a, b)?;
-        Ok(Read { op, inputs: vec![a, b], width: self.width(a), rows: self.rows(a) })
+        Ok((self.value_named(a)?, self.value_named(b)?))
     }
 
     fn embed(&mut self) -> Result<Read> {

@@ -146,7 +146,7 @@ impl Draft {
         let attributes = format!("in = '{q}', kv = 'kv', heads = {heads}, scale = 0.2{reach}{cap}{alibi}{sinks}");
         let a = self.push("attention", &attributes, heads * head_dim);
         // What was made for it may be read again.
-        if self.flip() {
+        if self.flip() && (self.unit != 32 || (heads * head_dim).is_multiple_of(32)) {
             let width = self.width();
             self.linear(&(a, heads * head_dim), width);
         }
@@ -271,10 +271,11 @@ impl Draft {
                 self.push("affine", &format!("in = '{}'{attributes}", x.0), x.1);
             }
             _ => {
-                // Another value of the same width, or the same one.
-                let same: Vec<_> = self.values.iter().filter(|value| value.1 == x.1).cloned().collect();
-                let other = same[self.below(same.len())].clone();
                 let op = self.pick(&["mul", "add", "add", "clamped_swish"]);
+                // Another value of the same width, or the same one; a factor may be narrower.
+                let fits = |width: usize| width == x.1 || (op == "mul" && x.1.is_multiple_of(width));
+                let same: Vec<_> = self.values.iter().filter(|value| fits(value.1)).cloned().collect();
+                let other = same[self.below(same.len())].clone();
                 let made = self.push(op, &format!("in = ['{}', '{}']", x.0, other.0), x.1);
                 // A product grows.
                 let group = x.1;
