@@ -219,6 +219,9 @@ def fill(model, seed):
             values *= 0.5
         elif name.endswith("sinks"):
             pass
+        elif name.endswith("A_log"):
+            # Some heads remember for a few tokens and some for dozens.
+            values -= 1.5
         elif weight.ndim < 2:
             # Nemotron adds 1 to its weights, and starts with 1 all the same.
             values = 0.3 * values + (0 if model.config.model_type == "nemotron" else round(float(weight.data.mean())))
@@ -284,7 +287,7 @@ def save(name, folder, shard="50GB"):
 def publish(name, folder):
     """Rewrites the folder as models are published where `transformers` saves, or knows, only another form."""
     change = dict(MODELS[name].get("published", {}))
-    weights = {key: change.pop(key) for key in ("pack", "names") if key in change}
+    weights = {key: change.pop(key) for key in ("pack", "split", "copies", "names") if key in change}
     if change:
         file = folder / "config.json"
         file.write_text(json.dumps(patch(**change)(json.loads(file.read_text())), indent=2) + "\n")
