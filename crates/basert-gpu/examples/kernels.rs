@@ -1,5 +1,5 @@
-//! Writes every specialisation of a kernel that the tiny models of the tests need, of all families and formats, to a
-//! folder, each as Apple's compiler would get it on chips without and with tensor units: `cargo run -p basert-gpu
+//! Writes every specialisation of a kernel that the tiny models of the tests need, of all families and formats, and a model of
+//! the ops with running states, to a folder, each as Apple's compiler would get it on chips without and with tensor units: `cargo run -p basert-gpu
 //! --example kernels FOLDER`.
 
 use std::collections::BTreeSet;
@@ -12,6 +12,9 @@ use basert_files::ModelFile;
 use basert_gpu::{Kernel, MetalSource, MetalSystem, Tiles, kernels_on};
 use basert_graph::Graph;
 use basert_plan::{FUSIONS, Limits, Plan, chip};
+
+#[path = "../tests/common/recurrent.rs"]
+mod recurrent;
 
 fn models(folder: &Path) -> Result<Vec<PathBuf>, std::io::Error> {
     let paths =
@@ -28,8 +31,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         let check = Kernel::new("check/tiles.metal", "check_tiles", 32);
         MetalSource::new(&check, system).write_to(&folder, check.file)?;
         let (chip, tiny, mut written) = (chip(name)?, basert_testkit::tiny(), BTreeSet::new());
-        for path in models(&tiny)?.into_iter().chain(models(&tiny.join("quantised"))?) {
-            let graph = Arc::new(Graph::open(&ModelFile::open(&path)?, &[])?);
+        let paths = models(&tiny)?.into_iter().chain(models(&tiny.join("quantised"))?);
+        let open = |path: PathBuf| Ok(Arc::new(Graph::open(&ModelFile::open(&path)?, &[])?));
+        let mut graphs = paths.map(open).collect::<Result<Vec<_>, Box<dyn Error>>>()?;
+        graphs.push(recurrent::model()?.1);
+        for graph in graphs {
             let plan = Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS);
             for kv in [KvFormat::F16, KvFormat::Q8, KvFormat::Q4] {
                 if graph.caches().any(|cache| kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(32)) {

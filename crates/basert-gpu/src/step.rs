@@ -41,7 +41,9 @@ pub struct StepLayout {
 impl StepLayout {
     /// For the steps of a plan over a KV cache of `pages` pages.
     pub fn new(plan: &Plan, pages: usize) -> StepLayout {
-        let (limits, vocabulary, running) = (plan.limits, plan.graph.vocabulary, plan.graph.slot_bytes() > 0);
+        let (limits, vocabulary) = (plan.limits, plan.graph.vocabulary);
+        // Kernels look for sequences even where states have no values.
+        let running = plan.graph.states.iter().any(|state| state.paged().is_none());
         // The page tables of all sequences together are not longer than this, even if they share pages.
         const TABLES: usize = 1 << 20;
         let positions = HEADER + limits.tokens;

@@ -1,7 +1,7 @@
-//! Every specialisation of a kernel that a model of any family and format asks for compiles for CUDA, without a GPU.
+//! Every specialisation of a kernel that a model of any family and format asks for compiles for CUDA, without a GPU; and those
+//! of ops with running states.
 //! `tools/test` fetches the compiler.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use basert_core::KvFormat;
@@ -9,6 +9,8 @@ use basert_files::ModelFile;
 use basert_gpu::{Cache, CudaCompiler, GpuDevice, GpuError, Kernel, Recorder, SOURCES};
 use basert_graph::Graph;
 use basert_plan::{Device, FUSIONS, Limits, LoadOptions, Plan};
+
+use crate::common::recurrent;
 
 /// What the tiny models ask for, steps of all sizes together.
 fn kernels() -> Vec<Kernel> {
@@ -18,18 +20,20 @@ fn kernels() -> Vec<Kernel> {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.extension().is_some_and(|extension| extension == "gguf") {
-                all.extend(kernels_of(&path));
+                let file = Arc::new(ModelFile::open(&path).unwrap());
+                let graph = Arc::new(Graph::open(&file, &[]).unwrap());
+                all.extend(kernels_of(&file, &graph));
             }
         }
     }
+    let (file, graph) = recurrent::model().unwrap();
+    all.extend(kernels_of(&file, &graph));
     all.sort_by_cached_key(Kernel::specialisation);
     all.dedup_by_key(|kernel| kernel.specialisation());
     all
 }
 
-fn kernels_of(path: &Path) -> Vec<Kernel> {
-    let file = Arc::new(ModelFile::open(path).unwrap());
-    let graph = Arc::new(Graph::open(&file, &[]).unwrap());
+fn kernels_of(file: &Arc<ModelFile>, graph: &Arc<Graph>) -> Vec<Kernel> {
     let mut all = Vec::new();
     for kv in KvFormat::ALL {
         if graph.caches().all(|cache| cache.head_dim.is_multiple_of(kv.block())) {

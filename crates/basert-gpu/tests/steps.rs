@@ -6,12 +6,13 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use basert_core::KvFormat;
 use basert_gpu::{Binding, Call, Dispatch, Kernel, Recorder, Recording, Signature};
-use basert_plan::{DeviceError, Draw, Fit, Plan};
+use basert_plan::{DeviceError, Draw, FUSIONS, Fit, Limits, Plan};
 
-use common::{GREEDY, families, load, load_pages, model, one_token, prompt};
+use common::{GREEDY, families, load, load_pages, model, one_token, prompt, recurrent};
 
 /// The system's allocator, which counts what each thread asks it for.
 struct Counting;
@@ -288,4 +289,25 @@ fn a_model_without_room_is_refused_before_anything_is_taken() {
     };
     assert!(0 < pages && pages < 16 && coarser == 16, "{fits:?}");
     assert!(load(&Recorder::new("apple", 20).with_memory(needed), &model, KvFormat::F16).is_ok());
+}
+
+/// The slots that a step uses are said by the host, so no step follows another without it.
+#[test]
+fn running_states_are_kept_in_slots() {
+    let (file, graph) = recurrent::model().unwrap();
+    let bytes = graph.slot_bytes();
+    let plan = Arc::new(Plan::build(graph, Limits { tokens: 64, wanted: 4 }, &FUSIONS));
+    let recorder = Recorder::new("apple", 20);
+    let mut baked = load(&recorder, &(file, plan), KvFormat::F16).unwrap();
+    assert!(recorder.recorded().calls.contains(&Call::Allocate(4 * bytes)));
+    let mut step = one_token(0);
+    step.keep(None, [(0, 3)]);
+    baked.submit(&step).unwrap();
+    assert!(matches!(baked.chain(), Err(DeviceError::Step(_))));
+    baked.wait().unwrap();
+    recorder.recorded().calls.clear();
+    let mut states = vec![0; bytes];
+    baked.read_slot(3, &mut states).unwrap();
+    baked.write_slot(0, &states).unwrap();
+    assert_eq!(recorder.recorded().calls, [Call::Read(bytes), Call::Wait, Call::Write(bytes)]);
 }

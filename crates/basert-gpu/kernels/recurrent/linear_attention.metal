@@ -19,7 +19,10 @@
 // Numbers of the rows that a lane has: of all its columns, and of one.
 typedef float4 state_of_lane[WIDE * QUADS];
 typedef float4 rows_of_lane[QUADS];
-// One of each of its columns.
+// Sums of its rows for each of its columns, in four parts, and as a whole.
+typedef float4 sums_of_lane[WIDE];
+typedef float numbers[WIDE];
+// A number of each of its columns as it lies in memory.
 #if WIDE == 2
 typedef float2 columns;
 #else
@@ -42,7 +45,8 @@ struct token {
 #else
     float decay;
 #endif
-    float v[WIDE], beta;
+    numbers v;
+    float beta;
 };
 
 // The first of the four rows of a quad.
@@ -138,7 +142,7 @@ static inline void read_token(inputs from, uint row, uint part, thread token &t)
 }
 
 // The sums of columns over the lanes that share them, the same for each of these.
-static inline void sum_rows(thread const float4 (&of_lane)[WIDE], thread float (&sums)[WIDE]) {
+static inline void sum_rows(thread const sums_of_lane &of_lane, thread numbers &sums) {
 #pragma unroll
     for (uint w = 0; w < WIDE; ++w) sums[w] = sum4(of_lane[w]);
 #pragma unroll
@@ -149,9 +153,9 @@ static inline void sum_rows(thread const float4 (&of_lane)[WIDE], thread float (
 }
 
 // Changes the state by a token, and computes the results y of its query.
-static inline void attend(thread const token &t, thread state_of_lane &s, thread float (&y)[WIDE]) {
-    float4 sums[WIDE];
-    float u[WIDE];
+static inline void attend(thread const token &t, thread state_of_lane &s, thread numbers &y) {
+    sums_of_lane sums;
+    numbers u;
 #pragma unroll
     for (uint w = 0; w < WIDE; ++w) sums[w] = float4(0.0f);
 #if !BY_ROW
@@ -233,7 +237,7 @@ kernel void linear_attention(
         for (uint row = first; row < end; ++row) {
             const token now = next;
             if (row + 1 < end) read_token(from, row + 1, part, next);
-            float y[WIDE];
+            numbers y;
             attend(now, s, y);
             if (has_columns && part == 0) {
 #pragma unroll

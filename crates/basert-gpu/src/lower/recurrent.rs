@@ -52,7 +52,7 @@ impl Lowering<'_> {
         out: &mut Lowered,
     ) -> Result<(), DeviceError> {
         // Tokens that a thread computes, more than a convolution has taps.
-        const ROWS: usize = 64;
+        const ROWS: usize = 32;
         const SIMDGROUPS: usize = 8;
         let (x, place) = (self.place(node.inputs[0]), self.place(node.out));
         let kernel = Kernel::new("recurrent/conv.metal", "conv", 32 * SIMDGROUPS as u32)

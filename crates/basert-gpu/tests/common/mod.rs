@@ -1,6 +1,8 @@
 //! What the tests with a recorder in place of a GPU share; none of them uses all of it.
 #![allow(dead_code)]
 
+pub mod recurrent;
+
 use std::sync::Arc;
 
 use basert_core::KvFormat;
