@@ -5,8 +5,11 @@ use basert_plan::{Baked, DeviceError, StepState};
 
 use super::{COMPARED, Case, Kind, Row, TOKENS};
 
-/// How many of the next tokens of each sequence are computed together, where there are several.
-const CUTS: [usize; 3] = [1, 5, 13];
+/// How many of the next tokens of each sequence are computed together, where there are several: more sequences than a GPU has
+/// threadgroups for, if it is a small one.
+const CUTS: [usize; 9] = [1, 6, 2, 1, 5, 3, 4, 1, 6];
+/// Steps of these.
+const ROUNDS: usize = 6;
 /// Two for each of them.
 pub(super) const SLOTS: usize = 2 * CUTS.len();
 
@@ -28,8 +31,8 @@ pub(super) fn rows() -> Vec<Row> {
     table
         .into_iter()
         .map(|(heads, keys, key_dim, value_dim, taps, how, by_row)| {
-            let essential = (keys, value_dim) == (2, 32) || value_dim == 1;
-            row([heads, keys, key_dim, value_dim, taps], how, by_row).essential(essential)
+            // Rows of pairs of values, and heads of one.
+            row([heads, keys, key_dim, value_dim, taps], how, by_row).essential([32, 16].contains(&key_dim))
         })
         .collect()
 }
@@ -41,7 +44,7 @@ fn row([heads, keys, key_dim, value_dim, taps]: [usize; 5], how: &str, by_row: b
     // Keys are short, so that the delta rule does not overshoot. The rates of rows come from those of heads.
     let ops = format!(
         "{}{}{}{}{}{{ op = 'conv', in = 'v', weight = 'taps', bias = 'term', out = 'v' }},\
-         {{ op = 'conv', in = 'k', weight = 'taps of keys', out = 'k' }},\
+         {{ op = 'conv', in = 'k', weight = 'key_taps', out = 'k' }},\
          {{ op = 'scale', in = 'k', factor = {}, out = 'k' }}, {{ op = 'affine', in = 'a', bias = 'shift', out = 'a' }},\
          {{ op = 'activate', in = 'a', kind = \"'softplus'\", out = 'a' }}, {{ op = 'scale', in = 'a', factor = 0.3, out = 'a' }},\
          {{ op = 'affine', in = 'a', weight = 'rate', decay = true, out = 'a' }},\
@@ -64,7 +67,7 @@ fn row([heads, keys, key_dim, value_dim, taps]: [usize; 5], how: &str, by_row: b
         ("wa", &[heads, 64], Format::F32),
         ("wb", &[heads, 64], Format::F32),
         ("taps", &[width, taps], Format::F32),
-        ("taps of keys", &[keys * key_dim, 3], Format::F32),
+        ("key_taps", &[keys * key_dim, 3], Format::F32),
         ("term", &[width], Format::F32),
         ("shift", &[1], Format::F32),
         ("rate", &[decays], Format::F32),
@@ -75,46 +78,36 @@ fn row([heads, keys, key_dim, value_dim, taps]: [usize; 5], how: &str, by_row: b
 }
 
 impl Case {
-    /// The logits of several sequences with the prompt, each cut otherwise, from steps that all of them share. Their states are
-    /// kept where they were, or in another slot, or in the middle of a sequence's part of a step, after which it goes on from
-    /// there.
+    /// The logits of several sequences that begin as the prompt, each cut otherwise, from steps that all of them share. Their states
+    /// are kept where they were, or in another slot, or in the middle of a sequence's part of a step, after which it goes on
+    /// from there. Logits of tokens after these are those that are expected.
     pub(super) fn of_sequences(&self, baked: &mut dyn Baked) -> Result<impl Iterator<Item = Vec<f32>>, DeviceError> {
         let width = self.expected.len() / COMPARED;
-        let mut all = CUTS.map(|_| vec![f32::NAN; self.expected.len()]);
+        let mut all = CUTS.map(|_| self.expected.clone());
         // How many tokens of each sequence are computed, and in which of its slots the states after them are.
         let mut done = CUTS.map(|_| (0, None));
         let mut step = StepState::default();
-        for round in 0.. {
+        for round in 0..ROUNDS {
             step.clear();
-            let mut parts = Vec::new();
+            let before = done;
             for (i, (cut, (position, slot))) in CUTS.into_iter().zip(&mut done).enumerate() {
-                let count = cut.min(self.prompt.len() - *position);
-                if count == 0 {
-                    continue;
-                }
-                step.push(&self.prompt[*position..][..count], *position, &[0], count);
-                let [own, other] = match *slot {
-                    Some(slot) if slot % 2 == 1 => [slot, slot - 1],
-                    _ => [2 * i as u32, 2 * i as u32 + 1],
-                };
+                step.push(&self.prompt[*position..][..cut], *position, &[0], cut);
+                let own = slot.unwrap_or(2 * i as u32);
+                let other = own ^ 1;
                 let (kept, next) = match round % 3 {
-                    0 => (vec![(count - 1, own)], (count, own)),
-                    1 => (vec![(count - 1, other)], (count, other)),
-                    _ if count == 1 => (vec![(0, own)], (1, own)),
-                    _ => (vec![(count / 2 - 1, other), (count - 1, own)], (count / 2, other)),
+                    0 => (vec![(cut - 1, own)], (cut, own)),
+                    1 => (vec![(cut - 1, other)], (cut, other)),
+                    _ if cut == 1 => (vec![(0, own)], (1, own)),
+                    _ => (vec![(cut / 2 - 1, other), (cut - 1, own)], (cut / 2, other)),
                 };
                 step.keep(*slot, kept);
-                parts.push((i, *position, count));
                 (*position, *slot) = (*position + next.0, Some(next.1));
-            }
-            if parts.is_empty() {
-                break;
             }
             baked.submit(&step)?;
             baked.wait()?;
             let mut rows = 0..;
-            for (i, position, count) in parts {
-                for (to, row) in all[i].chunks_exact_mut(width).skip(position).take(count).zip(&mut rows) {
+            for ((logits, cut), (position, _)) in all.iter_mut().zip(CUTS).zip(before) {
+                for (to, row) in logits.chunks_exact_mut(width).skip(position).take(cut).zip(&mut rows) {
                     to.copy_from_slice(baked.logits(row));
                 }
             }

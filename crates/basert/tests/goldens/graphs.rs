@@ -58,16 +58,16 @@ impl Draft {
 
     /// A value so far; late ones are likelier.
     fn value(&mut self) -> (String, usize) {
-        // GPUs want whole groups of 32.
-        let wide: Vec<_> =
-            self.values.iter().filter(|(_, width)| self.unit != 32 || width % 32 == 0).cloned().collect();
+        let wide = self.wide();
         let from = if self.flip() { wide.len().saturating_sub(3) } else { 0 };
         wide[from + self.below(wide.len() - from)].clone()
     }
 
-    /// The values that matrices may multiply: on GPUs those of whole groups of 32.
+    /// The values that are read again: on GPUs, whose matrices want that, those of whole groups of 32. The norm of very few
+    /// numbers says nothing but their signs.
     fn wide(&self) -> Vec<(String, usize)> {
-        self.values.iter().filter(|(_, width)| self.unit != 32 || width % 32 == 0).cloned().collect()
+        let is_wide = |width: usize| if self.unit == 32 { width.is_multiple_of(32) } else { width >= 8 };
+        self.values.iter().filter(|(_, width)| is_wide(*width)).cloned().collect()
     }
 
     fn push(&mut self, op: &str, attributes: &str, width: usize) -> String {

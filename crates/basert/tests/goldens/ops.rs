@@ -1,15 +1,16 @@
 //! The op table ([`basert::ops`]) against the oracle. On the CPU, and on the GPU that `BASERT_TEST_GPU` names or its
 //! simulation.
 
-use basert::ops::{COMPARED, table};
+use basert::ops::{COMPARED, Kind, Row, table};
 use basert::plan::Device;
+use basert_cpu::{CpuDevice, Isa};
 
 use crate::gpu;
 
-/// Every row, with so many tokens at once.
-fn check(device: &dyn Device, at_once: &[usize]) {
+/// Rows, with so many tokens at once.
+fn check(device: &dyn Device, at_once: &[usize], rows: impl Iterator<Item = Row>) {
     let mut wrong = Vec::new();
-    for row in table() {
+    for row in rows {
         let case = row.case().unwrap();
         match case.check(device, at_once) {
             Ok(error) => println!("{:50} {error:.1e}", case.name),
@@ -21,7 +22,15 @@ fn check(device: &dyn Device, at_once: &[usize]) {
 
 #[test]
 fn cpu_ops_agree_with_the_oracle() {
-    check(&basert_cpu::CpuDevice::new(Some(2)).unwrap(), &[1, 4, 7, COMPARED]);
+    check(&CpuDevice::new(Some(2)).unwrap(), &[1, 4, 7, COMPARED], table().into_iter());
+}
+
+#[test]
+fn running_states_agree_with_the_oracle_on_every_instruction_set() {
+    for isa in Isa::available() {
+        let rows = table().into_iter().filter(|row| row.kind == Kind::Recurrent);
+        check(&CpuDevice::with_isa(Some(2), isa).unwrap(), &[3, COMPARED], rows);
+    }
 }
 
 #[test]
@@ -29,5 +38,5 @@ fn gpu_ops_agree_with_the_oracle() {
     let device = gpu::device();
     // Each size is a kernel more to be compiled.
     let at_once: &[usize] = if device.facts().name == "simt" { &[1, COMPARED] } else { &[1, 2, 4, 16, COMPARED] };
-    check(&*device, at_once);
+    check(&*device, at_once, table().into_iter());
 }
