@@ -26,7 +26,7 @@ pub struct Recipe {
 /// A tensor with another format than most.
 #[derive(Debug, Clone, Copy)]
 pub struct Exception {
-    /// Its name in architecture files.
+    /// Its name in architecture files, or `qkv` where queries, keys and values are one matrix.
     pub tensor: &'static str,
     /// In which layers or models.
     pub when: When,
@@ -52,7 +52,7 @@ pub enum When {
 /// The properties of a tensor that its format depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
-    /// Its name in architecture files.
+    /// Its name in architecture files, or `qkv` where queries, keys and values are one matrix.
     pub tensor: &'a str,
     /// Its layer, if it belongs to one.
     pub layer: usize,
@@ -105,13 +105,19 @@ pub static RECIPES: [Recipe; 20] = [
             but("down", FirstPart(16), Q5_K),
             but("down", Always, Q4_K),
             but("o", Always, Q4_K),
+            but("qkv", Always, Q4_K),
         ],
     ),
-    mixed("q3_k_l", 13, Q3_K, &[but("v", Always, Q5_K), but("down", Always, Q5_K), but("o", Always, Q5_K)]),
+    mixed(
+        "q3_k_l",
+        13,
+        Q3_K,
+        &[but("v", Always, Q5_K), but("down", Always, Q5_K), but("o", Always, Q5_K), but("qkv", Always, Q4_K)],
+    ),
     mixed("q4_k_s", 14, Q4_K, &[but("v", First(4), Q5_K), but("down", FirstPart(8), Q5_K)]),
-    mixed("q4_k_m", 15, Q4_K, &[but("v", Spread, Q6_K), but("down", Spread, Q6_K)]),
+    mixed("q4_k_m", 15, Q4_K, &[but("v", Spread, Q6_K), but("down", Spread, Q6_K), but("qkv", Always, Q5_K)]),
     plain("q5_k_s", 16, Q5_K),
-    mixed("q5_k_m", 17, Q5_K, &[but("v", Spread, Q6_K), but("down", Spread, Q6_K)]),
+    mixed("q5_k_m", 17, Q5_K, &[but("v", Spread, Q6_K), but("down", Spread, Q6_K), but("qkv", Always, Q6_K)]),
     plain("q6_k", 18, Q6_K),
     mixed("iq4_nl", 25, IQ4_NL, &[but("v", SharedHeads, Q5_K), but("down", FirstPart(8), Q5_K)]),
     mixed("iq4_xs", 30, IQ4_XS, &[but("v", SharedHeads, Q5_K), but("down", FirstPart(8), Q5_K)]),
@@ -132,8 +138,8 @@ impl Recipe {
 
     /// The format of a matrix.
     pub fn format(&self, place: &Place<'_>) -> Format {
-        // Which experts are used hangs on small differences.
-        if place.tensor == "router" {
+        // Which experts are used hangs on small differences; of learned positions there are few.
+        if matches!(place.tensor, "router" | "positions") {
             return F32;
         }
         let tensor = place.tensor.strip_suffix("_exps").unwrap_or(place.tensor);
@@ -212,7 +218,7 @@ mod tests {
         for recipe in RECIPES.iter().copied().chain([Recipe::named("q2_k").unwrap().pure()]) {
             let pure = if recipe.finer_output { "" } else { " pure" };
             writeln!(text, "{}{pure}", recipe.name).unwrap();
-            for tensor in ["embed", "q", "v", "o", "gate", "down"] {
+            for tensor in ["embed", "q", "v", "qkv", "o", "gate", "down"] {
                 writeln!(text, "  {tensor}: {}", by_layer(&recipe, place(tensor, 0))).unwrap();
             }
             let shared = Place { queries_per_kv: 4, ..place("v", 0) };

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
-/// Families by name.
+/// Families by what GGUF files call them.
 pub type Families = BTreeMap<String, Family>;
 
 /// A family, with what its sizes have in common.
@@ -16,6 +16,9 @@ pub struct Family {
     /// Hyperparameters, by their names in the architecture file.
     #[serde(default)]
     pub parameters: BTreeMap<String, Parameter>,
+    /// Further metadata, which other engines need, by the key without the architecture's name.
+    #[serde(default)]
+    pub keys: BTreeMap<String, Parameter>,
     /// Sizes by name.
     pub sizes: BTreeMap<String, Size>,
 }
@@ -26,6 +29,8 @@ pub struct Family {
 pub struct Size {
     /// The published model.
     pub model: String,
+    /// How many billions of parameters its publisher counts.
+    pub billions: Option<f64>,
     /// More optional tensors.
     #[serde(default)]
     pub tensors: Vec<String>,
@@ -33,18 +38,27 @@ pub struct Size {
     pub rope_factors: Option<Llama3Scaling>,
     /// Hyperparameters, which override those of the family.
     pub parameters: BTreeMap<String, Parameter>,
+    /// Further metadata, which overrides that of the family.
+    #[serde(default)]
+    pub keys: BTreeMap<String, Parameter>,
 }
 
 /// A hyperparameter, with its type in files.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(untagged)]
 pub enum Parameter {
+    /// A truth value.
+    Flag(bool),
     /// A count.
     Count(u32),
     /// Any other number.
     Number(f32),
     /// A name.
     Text(String),
+    /// A truth value of each layer.
+    Flags(Vec<bool>),
+    /// Several counts.
+    Counts(Vec<u32>),
 }
 
 /// The rotary scaling of Llama 3: see [`basert_graph::llama3_factors`].

@@ -19,14 +19,14 @@ Examples:
   basert synth --arch qwen3 --size 8b --quant q4_0 --outline qwen3-8b.gguf && basert plan ./qwen3-8b.gguf --chip m4-pro
   basert synth --arch llama --size 135m --quant q4_k_m smollm2.gguf && basert bench ./smollm2.gguf
 
-Architectures are llama (SmolLM2, Llama 3.x), qwen2 (Qwen2.5), qwen3, qwen3moe (with experts), gemma3 and others; a name \
-that is unknown is answered with those there are. Quantisations are the mixtures of llama.cpp: q4_k_m and so on have a few \
-tensors in a finer format, and of q4_0 and so on the output matrix is Q6_K or Q8_0; --pure has every matrix in the same.")]
+There are sizes of every built-in family that GGUF files have, experts included; a name that is unknown is answered with \
+those there are. Quantisations are the mixtures of llama.cpp: q4_k_m and so on have a few tensors in a finer format, and of \
+q4_0 and so on the output matrix is Q6_K or Q8_0; --pure has every matrix in the same.")]
 pub struct Args {
     /// The file to write
     #[arg(value_name = "OUT.gguf")]
     out: PathBuf,
-    /// The architecture
+    /// The architecture, as GGUF files call it
     #[arg(long, value_name = "NAME")]
     arch: String,
     /// A published size of that architecture, such as 1.7b; or tiny
