@@ -83,7 +83,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let title = plan.to_string();
     writeln!(out, "{}", title.lines().next().unwrap_or_default())?;
-    writeln!(out, "a step of {} tokens after {}, with one row of logits\n", step.tokens, step.context)?;
+    writeln!(out, "a step of {} tokens after {}, with one row of logits", step.tokens, step.context)?;
+    writeln!(out, "{}\n", memory(&plan, &args.model.options(), step))?;
     let rows = if args.summary { summary(&plan, step) } else { all(&plan, step) };
     write!(out, "{}", units::table(&rows, if args.summary { 1 } else { 2 }))?;
     if !chips.is_empty() {
@@ -93,6 +94,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a sequence of full length takes.
+fn memory(plan: &Plan, options: &Options, step: StepShape) -> String {
+    let context = options.max_context.unwrap_or(plan.graph.context.min(Options::DEFAULT_CONTEXT));
+    let keys = units::bytes((plan.graph.token_bytes(step.kv) * context) as f64);
+    let states = match plan.graph.slot_bytes() {
+        0 => String::new(),
+        bytes => format!(", and {} of running states", units::bytes(bytes as f64)),
+    };
+    format!("a sequence of {context} tokens takes {keys} of keys and values{states}")
 }
 
 fn write_kernels(plan: &Plan, args: &Args, chips: &[(Chip, Bound)], folder: &Path) -> anyhow::Result<()> {
@@ -282,6 +294,8 @@ fn report(plan: &Plan, step: StepShape, chips: &[(Chip, Bound)]) -> serde_json::
         "tokens": step.tokens,
         "context": step.context,
         "arena_bytes": plan.arena_bytes,
+        "kv_bytes_per_token": plan.graph.token_bytes(step.kv),
+        "state_bytes": plan.graph.slot_bytes(),
         "ops": ops,
         "total": cost(total(plan, step)),
         "bounds": bounds,
