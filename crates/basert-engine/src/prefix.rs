@@ -85,12 +85,22 @@ impl PrefixTree {
     /// The same of the longest prefix of which running states are kept, with the slot that has them.
     pub fn find_checkpoint(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize, Option<u32>) {
         let path = self.path(salt, tokens);
-        for (i, &(node, common)) in path.iter().enumerate().rev() {
-            let within = self.nodes[node].checkpoints.iter().filter(|kept| kept.position <= common);
-            let Some(&Checkpoint { position, slot }) = within.max_by_key(|kept| kept.position) else { continue };
+        for (i, &(node, _)) in path.iter().enumerate().rev() {
+            // Pages that begin with the same tokens and go on otherwise may have checkpoints of these.
+            let rest = &tokens[i * self.page_tokens..];
+            let siblings = self.nodes[self.nodes[node].parent].children.values();
+            let checkpoints = siblings.flat_map(|&sibling| {
+                let Node { ref tokens, ref checkpoints, .. } = self.nodes[sibling];
+                let common = tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
+                checkpoints.iter().filter(move |kept| kept.position <= common).map(move |kept| (kept, sibling))
+            });
+            let Some((&Checkpoint { position, slot }, node)) = checkpoints.max_by_key(|(kept, _)| kept.position) else {
+                continue;
+            };
             self.nodes[node].checkpoints_used = self.clock;
-            let pages = path[..=i].iter().map(|&(node, _)| self.nodes[node].page).collect();
-            return (pages, i * self.page_tokens + position, Some(slot));
+            self.nodes[node].used = self.clock;
+            let pages = path[..i].iter().map(|&(node, _)| node).chain([node]).map(|node| self.nodes[node].page);
+            return (pages.collect(), i * self.page_tokens + position, Some(slot));
         }
         (Vec::new(), 0, None)
     }
@@ -461,6 +471,13 @@ mod tests {
         assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 7]), (pages.clone(), 6, Some(1)));
         assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 9]), (pages[..1].to_vec(), 3, Some(0)));
         assert_eq!(tree.find_checkpoint(0, &[1, 2, 9]), (vec![], 0, None));
+        let other = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 8, 8]);
+        assert_eq!(
+            tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 8]),
+            (pages.clone(), 6, Some(1)),
+            "beside the page found"
+        );
+        assert!(tree.forget(other[1], &mut pool, &mut slots));
         let kept: Vec<_> = tree.by_use().iter().map(|kept| kept.checkpoints.to_vec()).collect();
         assert_eq!(kept, [vec![Checkpoint { position: 3, slot: 0 }], vec![Checkpoint { position: 2, slot: 1 }]]);
         slots.share(0);
