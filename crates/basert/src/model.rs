@@ -34,6 +34,8 @@ pub struct Options {
     pub kv: KvFormat,
     /// Number of sessions of full length that the KV cache has room for. Its memory is allocated as it is used.
     pub sessions: usize,
+    /// Limit on the answers that are decoded together: the rows of logits of a step.
+    pub answers: usize,
     /// Limit on the bytes of the KV cache, which then has room for fewer sessions, but for at least one.
     pub cache_bytes: Option<usize>,
     /// The share of the device's memory that is free after the weights which the KV cache may take, if
@@ -53,8 +55,10 @@ pub struct Options {
 impl Options {
     /// The largest context that is used by default.
     pub const DEFAULT_CONTEXT: usize = 8192;
-    /// Limit on the rows of logits of a step.
-    const WANTED: usize = 64;
+    /// The default of [`Options::answers`].
+    pub const ANSWERS: usize = 64;
+    /// The most that [`Options::answers`] can be: logits of all of them have to fit the memory.
+    pub const MOST_ANSWERS: usize = 512;
 }
 
 impl Default for Options {
@@ -65,6 +69,7 @@ impl Default for Options {
             max_context: None,
             kv: KvFormat::default(),
             sessions: 4,
+            answers: Options::ANSWERS,
             cache_bytes: None,
             cache_share: None,
             prefix_cache: false,
@@ -248,7 +253,7 @@ impl Model {
             false => step_tokens.max(context.min(graph.context)),
         };
         // Hidden states are as many as tokens, and logits are large.
-        let wanted = if graph.generates { Options::WANTED } else { tokens };
+        let wanted = if graph.generates { options.answers.min(Options::MOST_ANSWERS) } else { tokens };
         let limits = Limits { tokens: tokens.max(1), wanted: wanted.max(1) };
         Ok(Plan::build(Arc::new(graph), limits, &FUSIONS))
     }

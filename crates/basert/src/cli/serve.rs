@@ -11,6 +11,7 @@ use anyhow::Context;
 use basert::hub::DEFAULT_MODEL;
 use basert::{DeviceKind, Engine, Options, PrefixFileError};
 use basert_server::{Config, Loaded, Server, Source};
+use clap::builder::RangedU64ValueParser;
 
 use super::failure::mistake;
 use super::log::Lines;
@@ -56,7 +57,7 @@ pub struct Args {
     #[command(flatten)]
     device: DeviceArgs,
     /// Answers generated at the same time, for each model; others wait
-    #[arg(long = "continuous-batching", value_name = "N", default_value_t = 16, value_parser = count(1))]
+    #[arg(long = "continuous-batching", value_name = "N", default_value_t = 16, value_parser = RangedU64ValueParser::<usize>::new().range(1..=Options::MOST_ANSWERS as u64))]
     parallel: usize,
     /// Limit on waiting requests of a client, for each model; further requests are refused
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = count(0))]
@@ -292,6 +293,7 @@ impl Args {
             arch_files: self.arch_file.clone(),
             chat_template,
             sessions: self.parallel,
+            answers: self.parallel.max(Options::ANSWERS),
             cache_bytes,
             cache_share: Some(GPU_SHARE / models.len() as f64),
             prefix_cache: true,

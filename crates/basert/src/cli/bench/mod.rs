@@ -105,6 +105,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // Two for each sequence: the context, and the repetition that continues it.
     let options =
         Options { max_context: Some(longest), sessions: 2 * most, ..args.device.choose(args.model.options()) };
+    let options = Options { answers: most.max(Options::ANSWERS), ..options };
     let path = args.model.path()?;
     // Before the model is loaded, because the buffer that is read takes as much memory as the weights.
     let machine = match args.device.is_cpu() {
