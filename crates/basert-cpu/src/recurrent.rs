@@ -1,5 +1,7 @@
 //! Kernels of ops with running states: one token of some columns at a time.
 
+// Where the compiler vectorises, `S` only selects the target features.
+#![allow(clippy::extra_unused_type_parameters)]
 // Vector numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 

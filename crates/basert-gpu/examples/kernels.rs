@@ -11,7 +11,7 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_gpu::{Kernel, MetalSource, MetalSystem, Tiles, kernels_on};
 use basert_graph::Graph;
-use basert_plan::{FUSIONS, Limits, Plan, chip};
+use basert_plan::{DeviceError, FUSIONS, Limits, Plan, chip};
 
 #[path = "../tests/common/recurrent.rs"]
 mod recurrent;
@@ -41,7 +41,12 @@ fn main() -> Result<(), Box<dyn Error>> {
                 if graph.caches().any(|cache| kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(32)) {
                     continue;
                 }
-                for kernel in kernels_on(&chip, &plan, kv)? {
+                // Encoders are for the CPU.
+                let kernels = match kernels_on(&chip, &plan, kv) {
+                    Err(DeviceError::Unsupported { .. }) => continue,
+                    kernels => kernels?,
+                };
+                for kernel in kernels {
                     if written.insert(kernel.specialisation()) {
                         MetalSource::new(&kernel, system).write_to(&folder, kernel.file)?;
                     }

@@ -8,7 +8,7 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_gpu::{Cache, CudaCompiler, GpuDevice, GpuError, Kernel, Recorder, SOURCES};
 use basert_graph::Graph;
-use basert_plan::{Device, FUSIONS, Limits, LoadOptions, Plan};
+use basert_plan::{Device, DeviceError, FUSIONS, Limits, LoadOptions, Plan};
 
 use crate::common::recurrent;
 
@@ -40,7 +40,10 @@ fn kernels_of(file: &Arc<ModelFile>, graph: &Arc<Graph>) -> Vec<Kernel> {
             let recorder = Recorder::new("cuda", 132);
             let plan = Arc::new(Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS));
             let options = LoadOptions { pages: 64, slots: 4, kv, progress: &mut |_, _, _| {} };
-            GpuDevice::new(recorder.clone()).unwrap().load(plan, file.clone(), options).unwrap();
+            match GpuDevice::new(recorder.clone()).unwrap().load(plan, file.clone(), options) {
+                Ok(_) => {}
+                Err(error) => assert!(matches!(error, DeviceError::Unsupported { .. }), "{error}"),
+            }
             all.extend(recorder.recorded().kernels.iter().cloned());
         }
     }

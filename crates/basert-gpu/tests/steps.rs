@@ -225,14 +225,21 @@ fn dispatches_that_no_barrier_divides_do_not_conflict() {
             let recorder = Recorder::new(tuning, 20);
             // Heads of some of the models are not whole blocks.
             let Ok(mut baked) = load(&recorder, &model, kv) else { continue };
+            let has_states = model.1.graph.slot_bytes() > 0;
             for position in [0, 5, 700] {
-                baked.submit(&one_token(position)).unwrap();
-                baked.chain().unwrap();
-                baked.wait().unwrap();
+                let mut step = one_token(position);
+                step.keep((position > 0).then_some(0), [(0, 0)]);
+                baked.submit(&step).unwrap();
+                if !has_states {
+                    baked.chain().unwrap();
+                    baked.wait().unwrap();
+                }
                 baked.wait().unwrap();
             }
             for tokens in [2, 9, 40] {
-                baked.submit(&prompt(tokens)).unwrap();
+                let mut step = prompt(tokens);
+                step.keep(None, [(tokens - 1, 0)]);
+                baked.submit(&step).unwrap();
                 baked.draw(&[GREEDY]).unwrap();
                 baked.wait().unwrap();
             }

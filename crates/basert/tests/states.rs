@@ -186,7 +186,7 @@ fn on_a_gpu_as_well() {
         Event::Push { sequence: 1, token: 6 },
         Event::Preempt { sequence: 0 },
     ];
-    happen(&hybrids()[0], DeviceKind::Simt, events).unwrap();
+    happen(&basert_testkit::tiny().join("qwen3-5.gguf"), DeviceKind::Simt, events).unwrap();
 }
 
 /// A conversation goes on where it was, an answer is made anew, and an edit is computed from the last checkpoint.

@@ -3,6 +3,7 @@
 use std::fs::File;
 
 use basert::files::ModelFile;
+use basert::graph::Graph;
 use basert::{DeviceKind, Model, Options};
 use basert_convert::{RECIPES, Synth, sizes};
 
@@ -49,7 +50,9 @@ fn every_family_and_every_quantisation_runs() {
             let file = ModelFile::open(&path).unwrap();
             let routed = file.tensors().any(|tensor| tensor.name.contains("_exps"));
             let most = if routed { TOKENS.len() / 4 } else { TOKENS.len() - 1 };
-            assert!(errors[most] < 0.1, "{name}: {errors:?}");
+            // A state hands on the rounding of all tokens before.
+            let bound = if Graph::open(&file, &[]).unwrap().slot_bytes() > 0 { 0.2 } else { 0.1 };
+            assert!(errors[most] < bound, "{name}: {errors:?}");
         }
     }
 }

@@ -80,8 +80,13 @@ impl Engine {
                 }
             }
         }
-        let own = sequence.states.slot.filter(|&slot| !self.slots.pool.is_shared(slot));
-        let last = own.inspect(|&slot| self.slots.pool.share(slot)).or_else(|| self.take_slot());
+        let last = self.take_or_reuse(sequence).or_else(|| {
+            // Its own checkpoints are worth less than going on.
+            for kept in std::mem::take(&mut sequence.states.checkpoints) {
+                self.slots.pool.release(kept.slot);
+            }
+            self.take_or_reuse(sequence)
+        });
         let is_short = may_rewind && reserved.len() + 1 < count;
         (sequence.states.reserved, sequence.states.may_rewind) = (reserved, may_rewind);
         match last {
@@ -103,7 +108,7 @@ impl Engine {
     fn is_checkpoint(&self, position: usize, length: usize) -> bool {
         let last = length.saturating_sub(1);
         let whole = last / self.page_tokens * self.page_tokens;
-        position == last || (position == whole && whole + self.page_tokens / 4 < last) || position % SPACING == 0
+        position == last || (position == whole && whole + self.page_tokens / 4 < last) || position.is_multiple_of(SPACING)
     }
 
     /// Takes a free slot, for which a checkpoint of the prefix cache may be evicted.
@@ -114,6 +119,17 @@ impl Engine {
             cache.evict_slot(&mut self.slots.pool);
         }
         self.slots.pool.take()
+    }
+
+    /// The slot of a sequence, if nobody else uses it, or a free one.
+    fn take_or_reuse(&mut self, sequence: &Sequence) -> Option<u32> {
+        match sequence.states.slot.filter(|&slot| !self.slots.pool.is_shared(slot)) {
+            Some(own) => {
+                self.slots.pool.share(own);
+                Some(own)
+            }
+            None => self.take_slot(),
+        }
     }
 
     fn unreserve(&mut self, sequence: &mut Sequence) {

@@ -19,7 +19,7 @@ pub fn model() -> Result<(Arc<ModelFile>, Arc<Graph>), Box<dyn Error>> {
         (3, 3, 7, 5, "delta = true", true, true),
         (96, 1, 16, 1, "delta = false", true, true),
     ];
-    let (mut ops, mut tensors) = (String::new(), vec![("embed".to_owned(), vec![WIDTH, WIDTH])]);
+    let (mut ops, mut tensors) = (String::new(), vec![("embed".to_owned(), vec![96, WIDTH])]);
     for (i, (heads, keys, key_dim, value_dim, how, by_row, has_beta)) in variants.into_iter().enumerate() {
         let (keys_wide, values_wide) = (keys * key_dim, heads * value_dim);
         let widths = [("q", keys_wide), ("k", keys_wide), ("v", values_wide), ("a", heads), ("b", heads)];

@@ -92,6 +92,17 @@ impl Golden {
         difference(&self.name, &self.logits, logits)
     }
 
+    /// Whether GPUs can run it: their matrices have rows of whole groups of 32, and no token sees a later one.
+    pub fn fits_gpus(&self) -> bool {
+        let is_whole = |node: &basert::graph::Node| match node.op {
+            Op::Linear { weight, .. } | Op::Embed { weight, .. } => {
+                self.graph.weights[weight.0].columns.is_multiple_of(32)
+            }
+            _ => true,
+        };
+        self.graph.is_causal() && self.graph.nodes.iter().all(is_whole)
+    }
+
     /// Whether a small change can make a large one: where a router's choice is close, rounding turns it.
     pub fn chooses(&self) -> bool {
         self.graph.nodes.iter().any(|node| matches!(node.op, Op::Route(_)))

@@ -33,6 +33,9 @@ fn devices_agree_with_transformers() {
         for (device, most) in
             [(&CpuDevice::new(Some(2)).unwrap() as &dyn basert::plan::Device, 32), (&*gpu::device(), 4)]
         {
+            if device.facts().name != "cpu" && !golden.fits_gpus() {
+                continue;
+            }
             for tokens in [1, most] {
                 let found = golden.states_on(device, Limits { tokens, wanted: tokens });
                 let error = difference(&golden.name, &states, &found);
