@@ -34,6 +34,9 @@ pub struct Size {
     /// More optional tensors.
     #[serde(default)]
     pub tensors: Vec<String>,
+    /// Tensors that not all layers have, with the layers that do.
+    #[serde(default)]
+    pub layers_with: BTreeMap<String, Vec<usize>>,
     /// The rotary scaling, which the file holds as divisors of frequencies.
     pub rope_factors: Option<Llama3Scaling>,
     /// Hyperparameters, which override those of the family.

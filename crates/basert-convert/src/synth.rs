@@ -85,12 +85,13 @@ struct Head<'a> {
     name: &'a str,
     bytes: Vec<u8>,
     header: gguf::Header,
-    /// What stands before and after the number of the layer in the names of optional tensors that there will be.
-    tensors: Vec<(&'a str, &'a str)>,
+    /// What stands before and after the number of the layer in the names of optional tensors that there will be; of
+    /// those that some layers have, the whole name.
+    tensors: Vec<(String, String)>,
 }
 
 impl<'a> Head<'a> {
-    fn new(name: &'a str, metadata: &Metadata, tensors: Vec<(&'a str, &'a str)>) -> Result<Head<'a>, SynthError> {
+    fn new(name: &'a str, metadata: &Metadata, tensors: Vec<(String, String)>) -> Result<Head<'a>, SynthError> {
         let mut writer = gguf::Writer::new();
         set_all(&mut writer, metadata)?;
         let mut bytes = Vec::new();
@@ -174,19 +175,30 @@ impl Synth {
 
         let mut with: Vec<&str> = family.tensors.iter().chain(&size.tensors).map(String::as_str).collect();
         with.extend(size.rope_factors.map(|_| "rope_factors"));
+        with.extend(size.layers_with.keys().map(String::as_str));
         let mut names = Vec::new();
         for name in &with {
             let entry = architecture.tensors.get(*name).ok_or_else(|| wrong(format!("there is no tensor '{name}'")))?;
-            names.extend(entry.names(Kind::Gguf).iter().filter_map(|pattern| pattern.split_once("{layer}")));
+            for pattern in entry.names(Kind::Gguf) {
+                match size.layers_with.get(*name) {
+                    Some(layers) => names.extend(
+                        layers.iter().map(|layer| (pattern.replace("{layer}", &layer.to_string()), String::new())),
+                    ),
+                    None => names
+                        .extend(pattern.split_once("{layer}").map(|(start, end)| (start.to_owned(), end.to_owned()))),
+                }
+            }
         }
         let head = Head::new(&size.model, &metadata, names)?;
         let shapes = architecture.tensors(&head, arch, &|name| with.contains(&name))?;
 
-        let count = |name: &str| match parameters.get(name) {
-            Some(Parameter::Count(x)) => Ok(*x as usize),
-            _ => Err(wrong(format!("'{name}' is not a number"))),
+        // llama.cpp goes by the first layer, also where that has no heads.
+        let first = |key: &str| match metadata.get(&format!("{arch}.{key}")) {
+            Some(Parameter::Count(x)) => *x as usize,
+            Some(Parameter::Counts(list)) => list.first().map_or(0, |&x| x as usize),
+            _ => 0,
         };
-        let (heads, kv_heads) = (count("heads")?, count("kv_heads")?);
+        let queries_per_kv = first("attention.head_count").checked_div(first("attention.head_count_kv")).unwrap_or(0);
         let layers = shapes.iter().filter_map(|tensor| tensor.layer).max().map_or(0, |last| last + 1);
         let tied = !with.contains(&"output");
         let format = |tensor: &TensorShape| match (tensor.role, &tensor.shape[..]) {
@@ -197,7 +209,7 @@ impl Synth {
                 layer: tensor.layer.unwrap_or(0),
                 layers,
                 columns,
-                queries_per_kv: heads / kv_heads.max(1),
+                queries_per_kv,
                 tied,
             }),
             _ => Format::F32,
@@ -324,6 +336,7 @@ impl Synth {
                 basert_graph::llama3_factors(2 * len, base, factor, (low, high), context)
             }
             (TensorRole::Bias, _) => normal(0.0),
+            (TensorRole::Decay, _) => normal(-1.0),
             _ => normal(1.0),
         };
         out.extend(values.into_iter().flat_map(f32::to_le_bytes));
@@ -498,6 +511,31 @@ mod tests {
             model.tensors().any(|(name, _)| name == "blk.1.attn_q_norm.weight")
         };
         assert!(has_norms("355b-a32b") && !has_norms("106b-a12b"));
+    }
+
+    #[test]
+    fn tensors_that_some_layers_have() {
+        let model = Synth::new("jamba", "tiny", "q4_0", false, 0).unwrap();
+        let layers_with = |part: &str| {
+            let tensors = model.tensors.iter().filter(|(tensor, _)| tensor.name.contains(part));
+            tensors.filter_map(|(tensor, _)| tensor.layer).collect::<Vec<_>>()
+        };
+        assert_eq!((layers_with("ffn_gate_inp"), layers_with("ffn_gate.")), (vec![1, 3], vec![0, 2]));
+        assert_eq!((layers_with("attn_q"), layers_with("ssm_a")), (vec![2], vec![0, 1, 3]));
+    }
+
+    #[test]
+    fn pasts_decay() {
+        for arch in ["mamba", "mamba2", "qwen35"] {
+            let file = bytes(arch, "tiny", "f32", 1);
+            let parsed = gguf::parse(&file).unwrap();
+            let mut decays = parsed.tensors.iter().filter(|(name, _)| name.ends_with("ssm_a")).peekable();
+            assert!(decays.peek().is_some(), "{arch}");
+            for (_, tensor) in decays {
+                let values = file[tensor.range.clone()].chunks_exact(4);
+                assert!(values.map(|x| f32::from_le_bytes(x.try_into().unwrap())).all(|x| x < 0.0), "{arch}");
+            }
+        }
     }
 
     #[test]

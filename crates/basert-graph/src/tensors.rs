@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::GraphError;
 use crate::arch::Architecture;
 use crate::build::{Declared, Tensors, build};
-use crate::op::Part;
+use crate::op::{Affine, Op, Part};
 use crate::parameters::Metadata;
 
 /// A tensor of a model.
@@ -32,6 +32,8 @@ pub enum TensorRole {
     Norm,
     /// Numbers that are added: biases, and the like.
     Bias,
+    /// What time steps are multiplied by to give the logarithm of a decay: negative numbers.
+    Decay,
     /// Divisors of rotary frequencies.
     RopeFactors,
 }
@@ -64,6 +66,13 @@ impl Architecture {
                 Part::Norm(_) => TensorRole::Norm,
                 Part::Bias | Part::Vector | Part::Decay => TensorRole::Bias,
             };
+        }
+        let linear = graph.nodes.iter().filter(|node| matches!(node.op, Op::LinearAttention(_)));
+        let decays: Vec<_> = linear.filter_map(|node| node.inputs.get(3)).collect();
+        for node in graph.nodes.iter().filter(|node| decays.contains(&&node.out)) {
+            if let Op::Affine(Affine { weight: Some(weight), decay: false, .. }) = node.op {
+                roles[weight.0] = TensorRole::Decay;
+            }
         }
         let mut seen = BTreeSet::new();
         declared.retain(|(shape, _)| seen.insert(shape.name.clone()));
