@@ -104,7 +104,7 @@ impl Fresh {
 /// Lets events happen, and compares all logits.
 fn happen(path: &PathBuf, device: DeviceKind, events: Vec<Event>) -> Result<(), TestCaseError> {
     let mut engine = engine(path, device);
-    let bound = if device == DeviceKind::Cpu { 0.0 } else { 1e-3 };
+    let bound = if device == DeviceKind::Cpu { 0.0 } else { 1e-2 };
     let mut fresh = Fresh { engine: self::engine(path, device), known: BTreeMap::new(), bound };
     let mut sequences = [const { None }; 3].map(|sequence: Option<Sequence>| sequence.unwrap_or_default());
     for event in events {
