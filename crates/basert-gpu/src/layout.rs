@@ -1,7 +1,8 @@
 //! The layout of a weight matrix in a GPU's memory, as `kernels/common/format.h` describes it.
 //!
 //! The bits of a block are split into separate arrays, each aligned for the widest load: planes of codes, and scales.
-//! Nothing is rounded, and (except for the scales of Q3_K) no byte is added.
+//! Nothing is rounded, and (except for the scales of Q3_K, and zeros after rows of floats that are no whole groups) no byte
+//! is added.
 
 use std::ops::Range;
 
@@ -49,12 +50,19 @@ struct Array {
     offset: usize,
 }
 
+/// The columns of a matrix with zeros after each row, up to whole groups.
+pub fn padded(columns: usize) -> usize {
+    columns.next_multiple_of(GROUP)
+}
+
 /// The layout of a matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     format: Format,
-    /// Blocks of the matrix.
+    /// Blocks of the matrix, those of zeros among them.
     blocks: usize,
+    /// Whether zeros follow each row.
+    is_padded: bool,
     arrays: Vec<Array>,
     /// Its size in bytes.
     pub bytes: usize,
@@ -64,14 +72,14 @@ impl Layout {
     /// The layout of `rows` × `columns` values.
     ///
     /// # Errors
-    /// When rows are not whole groups and blocks.
+    /// When rows are not whole blocks.
     pub fn new(format: Format, rows: usize, columns: usize) -> Result<Layout, String> {
         let block = format.block();
-        if !columns.is_multiple_of(GROUP) || !columns.is_multiple_of(block.elements) {
-            return Err(format!("rows of {columns} values are not whole groups of {GROUP}"));
+        if !columns.is_multiple_of(block.elements) {
+            return Err(format!("rows of {columns} values are not whole blocks of {}", block.elements));
         }
-        // Floats have blocks of one value.
-        let blocks = rows * columns / block.elements;
+        // Floats have blocks of one value, and all others of whole groups.
+        let blocks = rows * padded(columns) / block.elements;
         let mut arrays = Vec::new();
         let mut offset = 0;
         for content in contents(block) {
@@ -79,7 +87,7 @@ impl Layout {
             arrays.push(Array { content, bytes, offset });
             offset = (offset + bytes * blocks).next_multiple_of(ALIGNMENT);
         }
-        Ok(Layout { format, blocks, arrays, bytes: offset })
+        Ok(Layout { format, blocks, is_padded: padded(columns) > columns, arrays, bytes: offset })
     }
 
     /// The kernel with the macros that `format.h` needs.
@@ -123,10 +131,10 @@ impl Layout {
 
     /// Whether the file's layout is that of kernels.
     pub fn is_that_of_files(&self) -> bool {
-        matches!(self.format.block().codes, Codes::Float)
+        matches!(self.format.block().codes, Codes::Float) && !self.is_padded
     }
 
-    /// Bytes of its blocks in a file.
+    /// Bytes of its blocks in a file whose layout is that of kernels.
     pub fn bytes_of_file(&self) -> usize {
         self.blocks * self.format.block().bytes
     }
@@ -143,7 +151,7 @@ impl Layout {
         }
     }
 
-    /// Repacks rows of the file's blocks: block `first` of the matrix and those after it.
+    /// Repacks a row of the file's blocks, or several without zeros after them: block `first` of the matrix and those after it.
     ///
     /// # Errors
     /// What is wrong, when a scale is not finite.
@@ -193,7 +201,7 @@ impl Layout {
         pieces
     }
 
-    /// Blocks of the matrix.
+    /// Blocks of the matrix, those of zeros among them.
     pub fn blocks(&self) -> usize {
         self.blocks
     }
@@ -476,8 +484,22 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_whole_groups() {
-        assert!(Layout::new(Format::F16, 2, 48).unwrap_err().contains("48"));
+    fn rows_are_whole_blocks() {
+        assert!(Layout::new(Format::Q4_0, 2, 48).unwrap_err().contains("48"));
         assert!(Layout::new(Format::Q4_K, 2, 96).is_err());
+    }
+
+    #[test]
+    fn zeros_follow_rows_that_are_no_whole_groups() {
+        let layout = Layout::new(Format::F16, 2, 48).unwrap();
+        assert_eq!((layout.blocks(), layout.is_that_of_files()), (128, false));
+        let mut memory = vec![0; layout.bytes];
+        let rows = [0..64, 64..128];
+        for (row, mut piece) in rows.iter().zip(layout.pieces(&mut memory, &rows)) {
+            layout.pack(row.start, &[0x3c; 96], &mut piece).unwrap();
+        }
+        for row in memory[..256].chunks_exact(128) {
+            assert!(row[..96].iter().all(|&byte| byte == 0x3c) && row[96..].iter().all(|&byte| byte == 0));
+        }
     }
 }

@@ -63,7 +63,7 @@ impl Weights {
     /// Assigns an address to every weight of a plan.
     ///
     /// # Errors
-    /// When the rows of a matrix are not whole groups.
+    /// When the rows of a matrix are not whole blocks.
     pub fn new(plan: &Plan, device: &str) -> Result<Weights, DeviceError> {
         let mut weights = Weights { matrices: Vec::new(), embeddings: Vec::new(), vectors: Vec::new(), bytes: 0 };
         for matrix in &plan.matrices {

@@ -5,7 +5,7 @@
 #include "common/format.h"
 #include "common/step.h"
 
-#define GROUPS (COLUMNS / 32)
+#define GROUPS ((COLUMNS + 31) / 32)
 
 kernel void embed(
     device const uchar *w [[buffer(0)]],
@@ -24,11 +24,22 @@ kernel void embed(
     const uint chosen = step[STEP_TOKENS + row];
 #endif
     const uint index = min(chosen, uint(ROWS_OF_W - 1));
-    device float4 *to = (device float4 *)(out + ulong(row) * OUT_STRIDE);
+    device float *to = out + ulong(row) * OUT_STRIDE;
     for (uint i = thread_index; i < GROUPS * 2; i += THREADS) {
         const uint g = i / 2, q = i % 2;
         const ulong group = ulong(index) * GROUPS + g;
         const sixteen values = values_of(bits_of(w, group, q), scales_of(w, group), g % 8, q);
-        for (uint k = 0; k < 4; ++k) to[g * 8 + 2 * q + k % 2 + k / 2 * 4] = values.v[k] * float(SCALE);
+        for (uint k = 0; k < 4; ++k) {
+            const uint four = g * 8 + 2 * q + k % 2 + k / 2 * 4;
+            const float4 v = values.v[k] * float(SCALE);
+#if COLUMNS % 32
+            const float each[4] = {v.x, v.y, v.z, v.w};
+            for (uint e = 0; e < 4; ++e) {
+                if (four * 4 + e < COLUMNS) to[four * 4 + e] = each[e];
+            }
+#else
+            ((device float4 *)to)[four] = v;
+#endif
+        }
     }
 }

@@ -3,7 +3,8 @@
 //
 // WIDTH of a group; GROUPS of a row, and OF_GROUPS, where each has weights of its own; X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
 // stored as it is; NORM_EPS; CENTRED, where the mean is subtracted; HAS_WEIGHT; HAS_BIAS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
-// SCALES_OF_X_AT, where their scales begin, for halves EACH, the rows for each that is counted.
+// SCALES_OF_X_AT, where their scales begin; EACH, the rows for each that is counted, where there may be several; PADDED, where zeros
+// follow a row of floats up to OUT_STRIDE.
 #include "common/base.h"
 #include "common/quantise.h"
 #include "common/step.h"
@@ -12,6 +13,13 @@
 #define OUTPUT_FLOATS 0
 #define OUTPUT_HALVES 1
 #define OUTPUT_BYTES 2
+
+// Whether a pair of values has a second one.
+#if WIDTH % 2
+#define SECOND(pair) (2 * (pair) + 1 < WIDTH ? 1u : 0u)
+#else
+#define SECOND(pair) 1u
+#endif
 
 kernel void row_norm(
     device const float *x [[buffer(0)]],
@@ -28,7 +36,7 @@ kernel void row_norm(
     RELEASE_NEXT();
     AWAIT_INPUTS();
     const uint row = threadgroup_position.x / GROUPS, group = threadgroup_position.x % GROUPS;
-#if OUTPUT == OUTPUT_HALVES
+#ifdef EACH
     if (row / EACH >= step[COUNT]) return;
 #else
     if (row >= step[COUNT]) return;
@@ -71,36 +79,40 @@ kernel void row_norm(
         }
     }
 #else
-    for (uint i = thread_index; i < WIDTH / 2; i += THREADS) {
-        float a = from[2 * i] - mean, b = from[2 * i + 1] - mean;
+    for (uint i = thread_index; i < (WIDTH + 1) / 2; i += THREADS) {
+        const uint second = SECOND(i);
+        float a = from[2 * i] - mean, b = from[2 * i + second] - mean;
 #if HAS_WEIGHT
         a *= factor * weight[of_group + 2 * i];
-        b *= factor * weight[of_group + 2 * i + 1];
+        b *= factor * weight[of_group + 2 * i + second];
 #elif NORM
         a *= factor;
         b *= factor;
 #endif
 #if HAS_BIAS
         a += bias[of_group + 2 * i];
-        b += bias[of_group + 2 * i + 1];
+        b += bias[of_group + 2 * i + second];
 #endif
 #if OUTPUT == OUTPUT_HALVES
-        ((device uint *)out)[strip_at(row, 2 * i, STRIPS(WIDTH)) / 2] = two_halves(a, b);
+        ((device uint *)out)[strip_at(row, 2 * i, STRIPS(WIDTH)) / 2] = two_halves(a, second ? b : 0.0f);
 #else
         device float *to = (device float *)out + ulong(row) * OUT_STRIDE + group * WIDTH + 2 * i;
 #if ADD
         to[0] += a;
-        to[1] += b;
+        if (second) to[1] += b;
 #else
         to[0] = a;
-        to[1] = b;
+        if (second) to[1] = b;
 #endif
 #endif
     }
 #if OUTPUT == OUTPUT_HALVES
-    for (uint i = WIDTH / 2 + thread_index; i < STRIPS(WIDTH) * STRIP / 2; i += THREADS) {
+    for (uint i = (WIDTH + 1) / 2 + thread_index; i < STRIPS(WIDTH) * STRIP / 2; i += THREADS) {
         ((device uint *)out)[strip_at(row, 2 * i, STRIPS(WIDTH)) / 2] = 0;
     }
+#endif
+#ifdef PADDED
+    for (uint i = WIDTH + thread_index; i < OUT_STRIDE; i += THREADS) ((device float *)out)[ulong(row) * OUT_STRIDE + i] = 0.0f;
 #endif
 #endif
 }

@@ -6,6 +6,7 @@ use basert_plan::{DeviceError, Gate, MatrixId, PlanNode};
 use super::linear::{End, Input, RESULTS};
 use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES};
 use crate::Kernel;
+use crate::layout::padded;
 use crate::tuning::{Gemm, Product, STRIP};
 use crate::weights::Vector;
 
@@ -122,10 +123,18 @@ impl Lowering<'_> {
                 let integers = self.tuning.integer_dots && !matrix.format.is_float() && fits;
                 let kind = if integers { Input::QuantisedHere } else { Input::Floats };
                 let (kernel, each) = self.gemv(Product { tokens: 1, rows: of_w, columns }, kind);
-                let stride = if of_uses { columns } else { from.stride };
+                let (input, stride) = match of_uses {
+                    _ if padded(columns) > columns => {
+                        self.prepare(x, None, Input::Normed, (rows, count), inputs, out)?;
+                        out.barrier = true;
+                        ((Memory::Prepared, 0), padded(columns))
+                    }
+                    true => (self.at(x), columns),
+                    false => (self.at(x), from.stride),
+                };
                 let kernel = macros(kernel).define("TOKENS", 1).define("X_STRIDE", stride).define("NORM", 0);
                 let (step, norm) = ((Memory::Step, 0), (Memory::Weights, 0));
-                let bindings = vec![w, self.at(x), self.at(value), bias, norm, step, route];
+                let bindings = vec![w, input, self.at(value), bias, norm, step, route];
                 (kernel, bindings, [of_w.div_ceil(each), uses, 1])
             } else if few {
                 // The experts together fill a device.

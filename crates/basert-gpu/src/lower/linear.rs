@@ -6,6 +6,7 @@ use basert_plan::{DeviceError, Gate, Linear, MatrixId, PlanNode};
 use super::values::gated;
 use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES};
 use crate::Kernel;
+use crate::layout::padded;
 use crate::tuning::{Gemm, Product, STRIP};
 use crate::weights::Vector;
 
@@ -19,7 +20,7 @@ pub(super) enum Input {
     Floats,
     /// The same, and it quantises it.
     QuantisedHere,
-    /// Prepared: normed.
+    /// Prepared: normed where that is wanted, with zeros after rows that are no whole groups.
     Normed,
     /// Prepared: normed where that is wanted, and quantised.
     Quantised,
@@ -55,6 +56,7 @@ impl Lowering<'_> {
         let fits = |bytes: usize| plain && bytes + RESULTS <= THREADGROUP_BYTES;
         let kind = match (few, self.tuning.integer_dots && quantised) {
             (false, _) => Input::Halves,
+            (true, _) if padded(columns) > columns => Input::Normed,
             (true, true) if rows == 1 && fits(columns + columns / 8) => Input::QuantisedHere,
             (true, true) => Input::Quantised,
             (true, false) if norm.is_none() || fits(rows.next_power_of_two() * columns * size_of::<f32>()) => {
@@ -67,7 +69,7 @@ impl Lowering<'_> {
             (self.at(x), self.place(x).stride)
         } else {
             self.prepare(x, norm.as_ref(), kind, (rows, count), 1, out)?;
-            ((Memory::Prepared, 0), columns)
+            ((Memory::Prepared, 0), padded(columns))
         };
         let (mut to, place) = (self.at(value), self.place(value));
         let parts = if few { 1 } else { self.parts(matrices, rows, columns) };
@@ -167,7 +169,7 @@ impl Lowering<'_> {
         let matrix = &self.plan.matrices[id.0];
         let kernel = kernel
             .define("ROWS_OF_W", rows)
-            .define("COLUMNS", matrix.columns)
+            .define("COLUMNS", padded(matrix.columns))
             .define("HAS_BIAS", u32::from(matrix.has_bias()));
         self.weights.matrix(id).layout.define(end.define(kernel))
     }
@@ -197,17 +199,20 @@ impl Lowering<'_> {
                 ("OUTPUT_HALVES", rows * columns.next_multiple_of(STRIP) * size_of::<half::f16>())
             }
             Input::Quantised => ("OUTPUT_BYTES", self.tuning.few_tokens * (columns + columns / 32 * size_of::<f32>())),
-            _ => ("OUTPUT_FLOATS", rows * columns * size_of::<f32>()),
+            _ => ("OUTPUT_FLOATS", rows * each * padded(columns) * size_of::<f32>()),
         };
         self.prepared_bytes = self.prepared_bytes.max(bytes);
         let mut kernel = self
             .norm_kernel(x, norm, count)
-            .define("OUT_STRIDE", columns)
+            .define("OUT_STRIDE", padded(columns))
             .define("ADD", 0)
             .define("OUTPUT", output)
             .define("SCALES_OF_X_AT", self.scales_of_x_at(columns));
-        if kind == Input::Halves {
+        if kind == Input::Halves || each > 1 {
             kernel = kernel.define("EACH", each);
+        }
+        if kind == Input::Normed && padded(columns) > columns {
+            kernel = kernel.define("PADDED", 1);
         }
         if each > 1 {
             kernel = kernel.define("WIDTH", columns).define("X_STRIDE", columns);
