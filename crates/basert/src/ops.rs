@@ -313,7 +313,24 @@ fn linear() -> Vec<Row> {
         let tensors = [("embed", &[TOKENS, columns][..], Format::F32), ("w", &[130, columns], format)];
         Row::new(format!("linear {format}"), Kind::Linear, LINEAR, &tensors).essential(ESSENTIAL.contains(&format))
     };
-    FORMATS.iter().map(|row_of| row(row_of.format)).collect()
+    FORMATS.iter().map(|row_of| row(row_of.format)).chain([Format::F32, Format::F16, Format::BF16].map(odd)).collect()
+}
+
+/// Products whose rows and inputs are no multiple of anything: of embeddings, of a norm, and of sums.
+fn odd(format: Format) -> Row {
+    let ops = "{ op = 'linear', in = 'x', weight = 'a', out = 'h' },\
+               { op = 'norm', in = 'h', weight = 'norm', out = 'h' }, { op = 'linear', in = 'h', weight = 'b', bias = 'bias', out = 'h' },\
+               { op = 'add', in = ['x', 'h'], out = 'h' }, { op = 'norm', in = 'h', group = 15, out = 'h' },\
+               { op = 'linear', in = 'h', weight = 'w', out = 'y' }";
+    let tensors = [
+        ("embed", &[TOKENS, 45][..], format),
+        ("a", &[7, 45], format),
+        ("norm", &[7], Format::F32),
+        ("b", &[45, 7], format),
+        ("bias", &[45], Format::F32),
+        ("w", &[131, 45], format),
+    ];
+    Row::new(format!("linear {format} of odd rows"), Kind::Linear, ops, &tensors)
 }
 
 /// Embeddings in every format.
@@ -458,7 +475,7 @@ fn attend(name: impl Into<String>, (dim, heads, kv): (usize, usize, usize), with
 
 /// Experts, with an input of each token and one of each use.
 fn experts() -> Vec<Row> {
-    let row = |(format, experts, route, weighed): (Format, usize, &str, bool)| {
+    let row = |width: usize, (format, experts, route, weighed): (Format, usize, &str, bool)| {
         let ops = format!(
             "{{ op = 'linear', in = 'x', weight = 'router', out = 'r' }},\
                    {{ op = 'route', in = 'r', used = 3, {route}, out = 'route' }},"
@@ -469,12 +486,12 @@ fn experts() -> Vec<Row> {
                    { op = 'linear', in = 'f', weight = 'down', bias = 'bias', route = 'route', out = 'f' },\
                    { op = 'combine', in = 'f', route = 'route', out = 'f' }, { op = 'add', in = ['x', 'f'], out = 'y' }";
         let tensors = [
-            ("embed", &[TOKENS.max(256), 256][..], Format::F32),
-            ("router", &[experts, 256], Format::F32),
-            ("gate", &[experts, 256, 256], format),
-            ("up", &[experts, 256, 256], format),
-            ("down", &[experts, 256, 256], format),
-            ("bias", &[experts, 256], Format::F32),
+            ("embed", &[TOKENS.max(width), width][..], Format::F32),
+            ("router", &[experts, width], Format::F32),
+            ("gate", &[experts, width, width], format),
+            ("up", &[experts, width, width], format),
+            ("down", &[experts, width, width], format),
+            ("bias", &[experts, width], Format::F32),
             ("choice", &[experts], Format::F32),
         ];
         let ops = match weighed {
@@ -499,7 +516,9 @@ fn experts() -> Vec<Row> {
         (Format::F32, 12, "groups = 3, groups_used = 2, normalised = false", false),
     ];
     let formats = [Format::BF16, Format::Q4_0, Format::Q8_0, Format::Q4_K, Format::MXFP4];
-    formats.map(|format| (format, 7, softmax, false)).into_iter().chain(others).map(row).collect()
+    let rows = formats.map(|format| (format, 7, softmax, false)).into_iter().chain(others).map(|of| row(256, of));
+    // Of rows that are no multiple of anything.
+    rows.chain([row(131, (Format::F16, 7, softmax, false))]).collect()
 }
 
 /// All rows.

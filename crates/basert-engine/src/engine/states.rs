@@ -108,7 +108,9 @@ impl Engine {
     fn is_checkpoint(&self, position: usize, length: usize) -> bool {
         let last = length.saturating_sub(1);
         let whole = last / self.page_tokens * self.page_tokens;
-        position == last || (position == whole && whole + self.page_tokens / 4 < last) || position.is_multiple_of(SPACING)
+        position == last
+            || (position == whole && whole + self.page_tokens / 4 < last)
+            || position.is_multiple_of(SPACING)
     }
 
     /// Takes a free slot, for which a checkpoint of the prefix cache may be evicted.

@@ -1,8 +1,9 @@
 // How a matrix of weights lies in memory, and how it is decoded.
 //
-// A row is divided into groups of 32 values. The bits of a group's codes lie in one or two planes, each of which is an
-// array of its own over all groups of the matrix, and so are the scales. A code word holds the codes of four
-// consecutive values, one in each byte: word c those of values 4c … 4c + 3.
+// A row is divided into groups of 32 values, the last of which may be filled up with zeros. The bits of a group's
+// codes lie in one or two planes, each of which is an array of its own over all groups of the matrix, and so are
+// the scales. A code word holds the codes of four consecutive values, one in each byte: word c those of values 4c
+// … 4c + 3.
 //
 //   plane     bytes a group   word c
 //   bytes     32              words j and j + 4 side by side, for j = 0 … 3

@@ -32,14 +32,15 @@ kernel void embed(
         for (uint k = 0; k < 4; ++k) {
             const uint four = g * 8 + 2 * q + k % 2 + k / 2 * 4;
             const float4 v = values.v[k] * float(SCALE);
-#if COLUMNS % 32
-            const float each[4] = {v.x, v.y, v.z, v.w};
-            for (uint e = 0; e < 4; ++e) {
-                if (four * 4 + e < COLUMNS) to[four * 4 + e] = each[e];
+            if (COLUMNS % 32 == 0) {
+                ((device float4 *)to)[four] = v;
+            } else {
+                // Neither whole groups nor aligned.
+                if (four * 4 < COLUMNS) to[four * 4] = v.x;
+                if (four * 4 + 1 < COLUMNS) to[four * 4 + 1] = v.y;
+                if (four * 4 + 2 < COLUMNS) to[four * 4 + 2] = v.z;
+                if (four * 4 + 3 < COLUMNS) to[four * 4 + 3] = v.w;
             }
-#else
-            ((device float4 *)to)[four] = v;
-#endif
         }
     }
 }

@@ -14,13 +14,6 @@
 #define OUTPUT_HALVES 1
 #define OUTPUT_BYTES 2
 
-// Whether a pair of values has a second one.
-#if WIDTH % 2
-#define SECOND(pair) (2 * (pair) + 1 < WIDTH ? 1u : 0u)
-#else
-#define SECOND(pair) 1u
-#endif
-
 kernel void row_norm(
     device const float *x [[buffer(0)]],
     device const float *weight [[buffer(1)]],
@@ -80,7 +73,8 @@ kernel void row_norm(
     }
 #else
     for (uint i = thread_index; i < (WIDTH + 1) / 2; i += THREADS) {
-        const uint second = SECOND(i);
+        // The last value of an odd number has nothing beside it.
+        const uint second = WIDTH % 2 == 0 || 2 * i + 1 < WIDTH ? 1 : 0;
         float a = from[2 * i] - mean, b = from[2 * i + second] - mean;
 #if HAS_WEIGHT
         a *= factor * weight[of_group + 2 * i];
