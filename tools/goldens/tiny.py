@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import transformers
 from torch.nn import Embedding
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
 
 import published
 
@@ -27,7 +27,13 @@ torch.set_num_threads(1)
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
-QUERIES_AND_KEYS = ["q_proj", "k_proj", "qkv", "query", "c_attn"]
+QUERIES_AND_KEYS = ["q_proj", "k_proj", "qkv", "query", "c_attn", ".key.", "q_lin", "k_lin"]
+
+# Models that compute hidden states and no logits, by `model_type`.
+ENCODERS = [
+    "bert", "camembert", "distilbert", "electra", "eurobert", "gte", "jina_embeddings_v3", "modernbert", "nomic_bert", "roberta",
+    "xlm-roberta",
+]
 
 COMMON = dict(
     vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -208,8 +214,10 @@ def fill(model, seed):
     they start with; embeddings and the output are such that logits have a deviation of about 2.
     """
     hidden = model.config.get_text_config().hidden_size
-    tables = {module.weight for module in [*model.modules(), model.get_output_embeddings()] if isinstance(module, Embedding)}
-    tables.add(model.get_output_embeddings().weight)
+    output = model.get_output_embeddings()
+    tables = {module.weight for module in [*model.modules(), output] if isinstance(module, Embedding)}
+    if output is not None:
+        tables.add(output.weight)
     saved = model.state_dict()
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
         if name not in saved or weight.ndim == 0:
@@ -248,10 +256,13 @@ def prompt(name):
 
 @torch.no_grad()
 def logits_of(model, tokens):
-    """Logits of every position in float32, [tokens, vocabulary]."""
+    """Logits of every position in float32, [tokens, vocabulary]; of an encoder its last hidden states, [tokens, width]."""
     model = model.float().eval()
     model.set_attn_implementation("eager")
-    return model(torch.tensor([tokens]), use_cache=False).logits[0].numpy()
+    tokens = torch.tensor([tokens])
+    if model.get_output_embeddings() is None:
+        return model(tokens).last_hidden_state[0].numpy()
+    return model(tokens, use_cache=False).logits[0].numpy()
 
 
 def write_logits(path, logits):
@@ -261,6 +272,8 @@ def write_logits(path, logits):
 
 def kind_of(config):
     """What makes models of a configuration."""
+    if config.model_type in ENCODERS or getattr(config, "use_bidirectional_attention", False):
+        return AutoModel
     known = AutoModelForCausalLM._model_mapping
     return AutoModelForCausalLM if type(config) in known and not hasattr(config, "vision_config") else AutoModelForImageTextToText
 

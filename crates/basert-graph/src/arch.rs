@@ -27,6 +27,10 @@ pub struct Architecture {
     pub hf: Vec<String>,
     #[serde(default, rename = "use")]
     uses: Vec<String>,
+    /// What names of tensors in Hugging Face files begin with: those that begin with the first are also found with one of
+    /// the others instead.
+    #[serde(default)]
+    pub prefixes: Vec<String>,
     /// Tensors that a file may hold and the model does not need; `*` stands for any text, `{NAME}` for a parameter.
     #[serde(default)]
     pub ignore: Vec<String>,
@@ -205,6 +209,19 @@ impl Architecture {
         self.names(kind).iter().any(|own| own == name)
     }
 
+    /// What files of this kind may call a tensor, in the order in which it is looked for.
+    pub fn tensor_names(&self, tensor: &TensorName, kind: Kind) -> Vec<String> {
+        let mut names = Vec::new();
+        for name in tensor.names(kind) {
+            let rest = self.prefixes.first().and_then(|first| name.strip_prefix(first.as_str()));
+            match rest.filter(|_| kind == Kind::HuggingFace) {
+                Some(rest) => names.extend(self.prefixes.iter().map(|prefix| format!("{prefix}{rest}"))),
+                None => names.push(name.clone()),
+            }
+        }
+        names
+    }
+
     /// The built-in families.
     ///
     /// # Errors
@@ -278,6 +295,9 @@ impl Architecture {
         }
         self.ignore.extend(base.ignore);
         self.refuse.extend(base.refuse);
+        if self.prefixes.is_empty() {
+            self.prefixes = base.prefixes;
+        }
         fill(&mut self.parameters, base.parameters);
         fill(&mut self.layer, base.layer);
         fill(&mut self.tensors, base.tensors);

@@ -411,8 +411,8 @@ impl Builder<'_> {
                 .tensors
                 .get(name)
                 .ok_or_else(|| self.wrong(format!("there is no tensor '{name}' under [tensors]")))?;
-            for pattern in entry.names(self.parameters.kind()) {
-                let mut tensor = pattern.to_owned();
+            for pattern in self.family.tensor_names(entry, self.parameters.kind()) {
+                let mut tensor = pattern.clone();
                 if let Some(layer) = self.layer {
                     tensor = tensor.replace("{layer}", &layer.to_string());
                 }

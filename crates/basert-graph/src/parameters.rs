@@ -174,7 +174,7 @@ impl<'a> Parameters<'a> {
     fn first_value(&self, stored: &StoredParameter) -> Option<Value> {
         let entry = self.arch.tensors.get(stored.tensor.as_ref()?)?;
         let layer = self.layer.map_or(String::new(), |layer| layer.to_string());
-        entry.names(self.kind()).iter().find_map(|pattern| {
+        self.arch.tensor_names(entry, self.kind()).iter().find_map(|pattern| {
             let tensor = pattern.replace("{layer}", &layer);
             let value = self.file.number_of(&tensor)?;
             self.read.borrow_mut().insert(tensor);

@@ -6,7 +6,7 @@ use basert_text::{EncodeOptions, GgufVocabulary, Tokenizer};
 
 use crate::common::{Converted, corpus, data, from_gguf_file, from_json};
 
-fn fnv1a(bytes: &[u8]) -> String {
+pub fn fnv1a(bytes: &[u8]) -> String {
     let hash =
         bytes.iter().fold(0xcbf29ce484222325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100000001b3));
     format!("{hash:016x}")

@@ -3,6 +3,7 @@
 mod common;
 mod conformance;
 mod dialects;
+mod encoders;
 mod fill_in;
 mod grammar;
 mod llama_cpp;

@@ -60,6 +60,9 @@ pub fn gguf_vocabulary(model: &ModelFile) -> GgufVocabulary<'_> {
         add_bos: flag("add_bos_token"),
         add_eos: flag("add_eos_token"),
         add_space_prefix: flag("add_space_prefix"),
+        remove_extra_whitespaces: flag("remove_extra_whitespaces"),
+        lowercase: model.get("tokenizer.ggml.normalizer.lowercase").and_then(Value::as_bool),
+        strip_accents: model.get("tokenizer.ggml.normalizer.strip_accents").and_then(Value::as_bool),
         ..GgufVocabulary::new(get("model").and_then(Value::as_str).expect("model"), tokens)
     }
 }
