@@ -481,7 +481,8 @@ mod tests {
     #[test]
     fn every_family_that_generates_has_a_tiny_size_and_a_published_one() {
         let families = sizes::built_in().unwrap();
-        let generates = |family: &Architecture| family.graph.finish.iter().any(|op| op["out"].as_str() == Some("logits"));
+        let generates =
+            |family: &Architecture| family.graph.finish.iter().any(|op| op["out"].as_str() == Some("logits"));
         for architecture in Architecture::built_in().unwrap().into_iter().filter(generates) {
             let Some(name) = architecture.gguf.first() else { continue };
             let sizes = &families.get(name).unwrap_or_else(|| panic!("{name} has no sizes")).sizes;

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use basert_files::{Array, ModelFile, Value};
+use basert_files::{ModelFile, Value};
 use basert_text::{EncodeOptions, GgufVocabulary, Tokenizer};
 
 use crate::common::{corpus, gguf_vocabulary};
@@ -20,7 +20,8 @@ fn folder(name: &str) -> PathBuf {
 fn from_gguf(name: &str) -> Tokenizer {
     let file = ModelFile::open(folder(name).with_extension("gguf")).unwrap();
     let charsmap = file.get("tokenizer.ggml.precompiled_charsmap").and_then(Value::as_array);
-    let charsmap: Vec<u8> = charsmap.iter().flat_map(Array::iter).map(|byte| byte.as_i64().unwrap() as u8).collect();
+    let charsmap: Vec<u8> =
+        charsmap.iter().flat_map(|bytes| bytes.iter()).map(|byte| byte.as_i64().unwrap() as u8).collect();
     let vocabulary = gguf_vocabulary(&file);
     Tokenizer::from_gguf(GgufVocabulary { precompiled_charsmap: Some(&charsmap), ..vocabulary }).unwrap()
 }
