@@ -1,7 +1,7 @@
 // Puts the parts of an attention over a divided context together, of which there are at most MOST_PARTS: a threadgroup for
 // each head of each token.
 //
-// Q_HEADS, HEAD_DIM, OUT_STRIDE; SINKS.
+// Q_HEADS, HEAD_DIM, HEAD_VALUES, OUT_STRIDE; SINKS.
 #include "common/base.h"
 #include "common/step.h"
 #include "attention/parts.h"
@@ -45,10 +45,10 @@ kernel void attention_combine(
 #endif
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    for (uint d = thread_index; d < HEAD_DIM; d += THREADS) {
+    for (uint d = thread_index; d < HEAD_VALUES; d += THREADS) {
         float x = 0.0f;
 #pragma unroll 8
         for (uint p = 0; p < parts; ++p) x = fma(from[p * next + d], factors[p], x);
-        out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
+        out[ulong(row) * OUT_STRIDE + head * HEAD_VALUES + d] = x / total;
     }
 }

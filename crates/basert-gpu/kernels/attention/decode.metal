@@ -22,6 +22,11 @@
 #define CHUNKS ((HEAD_DIM + 63) / 64)  // eight values each, of a lane
 #define HAS(c) ((c) * 64 + l * 8 < HEAD_DIM)
 #define STATES (SIMDGROUPS * 4)   // sets of eight lanes
+#if ROPE
+#define FOUR_OF(head, i) head[i]
+#else
+#define FOUR_OF(head, i) four_of_head(head, i)
+#endif
 #define HEAD_SETS ((GROUP + HEADS - 1) / HEADS)
 
 kernel void attention_decode(
@@ -74,15 +79,15 @@ kernel void attention_decode(
         threadgroup float *values = (threadgroup float *)own + h * HEAD_DIM;
         if (h < HEADS) {
             const uint head = min(first_head + h, uint(Q_HEADS - 1));
-            take_head(q + ulong(row) * Q_STRIDE + head * HEAD_DIM, q_norm, Q_NORM, Q_EPS, values, lane);
+            take_head(q + ulong(row) * Q_STRIDE + head * HEAD_VALUES, q_norm, Q_NORM, Q_EPS, values, lane);
             rotate_head(frequencies, position, values, lane);
             continue;
         }
         if (h == HEADS) {
-            take_head(k + ulong(row) * K_STRIDE + kv_head * HEAD_DIM, k_norm, K_NORM, K_EPS, values, lane);
+            take_head(k + ulong(row) * K_STRIDE + kv_head * HEAD_VALUES, k_norm, K_NORM, K_EPS, values, lane);
             rotate_head(frequencies, position, values, lane);
         } else {
-            take_head(v + ulong(row) * V_STRIDE + kv_head * HEAD_DIM, k_norm, false, 0.0f, values, lane);
+            take_head(v + ulong(row) * V_STRIDE + kv_head * HEAD_VALUES, k_norm, false, 0.0f, values, lane);
         }
         if (end == position + 1 && threadgroup_position.x % HEAD_SETS == 0) {
             const uint place = step[STEP_PLACES + row];
@@ -103,7 +108,7 @@ kernel void attention_decode(
         const float x = h < HEADS ? ((threadgroup const float *)own)[h * HEAD_DIM + d] : 0.0f;
 #else
         const uint head = min(first_head + h, uint(Q_HEADS - 1));
-        const float x = h < HEADS ? q[ulong(row) * Q_STRIDE + head * HEAD_DIM + d] : 0.0f;
+        const float x = h < HEADS ? q[ulong(row) * Q_STRIDE + head * HEAD_VALUES + d] : 0.0f;
 #endif
         const uint product = d / 32 * 2 + d / 4 % 2;
         queries[tile_at(HEAD_DIM / 8, h, product * 2 + k / 8) + k % 8] = to_half(x * float(SCALE));
@@ -244,12 +249,12 @@ kernel void attention_decode(
         threadgroup const float4 *from = own + h * (HEAD_DIM / 4);
 #else
         const uint head = min(first_head + h, uint(Q_HEADS - 1));
-        device const float4 *from = (device const float4 *)(q + ulong(row) * Q_STRIDE + head * HEAD_DIM);
+        device const float *from = q + ulong(row) * Q_STRIDE + head * HEAD_VALUES;
 #endif
 #pragma unroll
         for (uint c = 0; c < CHUNKS; ++c) {
-            query[h][2 * c] = HAS(c) ? from[c * 16 + l * 2] * float(SCALE) : float4(0.0f);
-            query[h][2 * c + 1] = HAS(c) ? from[c * 16 + l * 2 + 1] * float(SCALE) : float4(0.0f);
+            query[h][2 * c] = HAS(c) ? FOUR_OF(from, c * 16 + l * 2) * float(SCALE) : float4(0.0f);
+            query[h][2 * c + 1] = HAS(c) ? FOUR_OF(from, c * 16 + l * 2 + 1) * float(SCALE) : float4(0.0f);
             sum[h][2 * c] = float4(0.0f);
             sum[h][2 * c + 1] = float4(0.0f);
         }
@@ -341,7 +346,7 @@ kernel void attention_decode(
 
     for (uint i = thread_index; i < HEADS * HEAD_DIM; i += THREADS) {
         const uint h = i / HEAD_DIM, d = i % HEAD_DIM, head = first_head + h;
-        if (head >= (kv_head + 1) * GROUP) continue;
+        if (head >= (kv_head + 1) * GROUP || (HEAD_VALUES < HEAD_DIM && d >= HEAD_VALUES)) continue;
         float most = -INFINITY, x = 0.0f, total = 0.0f;
         for (uint s = 0; s < SIMDGROUPS; ++s) most = max(most, largest[s * HEADS + h]);
 #if SINKS
@@ -357,7 +362,7 @@ kernel void attention_decode(
         }
         device float *to = partial + ((ulong(part) * threadgroups.y + row) * Q_HEADS + head) * PART_FLOATS;
         if (parts == 1) {
-            out[ulong(row) * OUT_STRIDE + head * HEAD_DIM + d] = x / total;
+            out[ulong(row) * OUT_STRIDE + head * HEAD_VALUES + d] = x / total;
         } else {
             to[d] = x;
             if (d == 0) {

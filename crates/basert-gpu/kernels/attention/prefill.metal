@@ -97,9 +97,9 @@ kernel void attention_prefill(
         uint2 halves[2];
 #pragma unroll
         for (uint v = 0; v < 2; ++v) {
-            device const float *from = q + ulong(first_row + min(own + 8 * v, rows - 1)) * Q_STRIDE + head * HEAD_DIM + 16 * c;
-            const float2 a = *(device const float2 *)(from + strip_slot(tile_place(lane), 0));
-            const float2 b = *(device const float2 *)(from + strip_slot(tile_place(lane), 2));
+            device const float *from = q + ulong(first_row + min(own + 8 * v, rows - 1)) * Q_STRIDE + head * HEAD_VALUES + 16 * c;
+            const float2 a = two_of_head(from, strip_slot(tile_place(lane), 0), HEAD_VALUES - 16 * c);
+            const float2 b = two_of_head(from, strip_slot(tile_place(lane), 2), HEAD_VALUES - 16 * c);
             halves[v] = uint2(two_halves(a.x * scale, a.y * scale), two_halves(b.x * scale, b.y * scale));
         }
         query[c][0] = tile_of_lanes(halves[0], halves[1]);
@@ -228,7 +228,8 @@ kernel void attention_prefill(
 #pragma unroll
         for (uint e = 0; e < 8; ++e) {
             const uint v = e / 2 % 2, r = own + 8 * v, d = 16 * c + tile_column_of(lane, e);
-            if (r < rows) out[ulong(first_row + r) * OUT_STRIDE + head * HEAD_DIM + d] = tile_get(sums[c], e) * shares[v];
+            if (HEAD_VALUES < HEAD_DIM && d >= HEAD_VALUES) continue;
+            if (r < rows) out[ulong(first_row + r) * OUT_STRIDE + head * HEAD_VALUES + d] = tile_get(sums[c], e) * shares[v];
         }
     }
 }

@@ -1,7 +1,7 @@
 // Heads of queries and keys: normed, rotated by their position, and kept.
 //
-// HEAD_DIM; ROTATED dimensions, in pairs (i, i + ROTATED / 2), or (2i, 2i + 1) where INTERLEAVED, times MAGNITUDE; Q_NORM and Q_EPS,
-// K_NORM and K_EPS, where heads are normed first.
+// HEAD_DIM, of which HEAD_VALUES are there and zeros follow; ROTATED dimensions, in pairs (i, i + ROTATED / 2), or (2i, 2i +
+// 1) where INTERLEAVED, times MAGNITUDE; Q_NORM and Q_EPS, K_NORM and K_EPS, where heads are normed first.
 #if !Q_NORM
 #define Q_EPS 0.0f
 #endif
@@ -16,10 +16,13 @@ static inline void take_head(
     float factor = 1.0f;
     if (normed) {
         float squares = 0.0f;
-        for (uint i = lane; i < HEAD_DIM; i += 32) squares = fma(from[i], from[i], squares);
-        factor = rsqrt(simd_sum(squares) / HEAD_DIM + eps);
+        for (uint i = lane; i < HEAD_VALUES; i += 32) squares = fma(from[i], from[i], squares);
+        factor = rsqrt(simd_sum(squares) / HEAD_VALUES + eps);
     }
-    for (uint i = lane; i < HEAD_DIM; i += 32) values[i] = normed ? from[i] * factor * norm[i] : from[i];
+    for (uint i = lane; i < HEAD_VALUES; i += 32) values[i] = normed ? from[i] * factor * norm[i] : from[i];
+    if (HEAD_VALUES < HEAD_DIM) {
+        for (uint i = HEAD_VALUES + lane; i < HEAD_DIM; i += 32) values[i] = 0.0f;
+    }
     simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 

@@ -1,6 +1,6 @@
 // Rotates heads by the positions of their tokens, a simdgroup one head of one token.
 //
-// HEADS of HEAD_DIM; X_STRIDE, OUT_STRIDE.
+// HEADS of HEAD_DIM, as many as HEAD_VALUES; X_STRIDE, OUT_STRIDE.
 #include "common/base.h"
 #define Q_NORM 0
 #define K_NORM 0
@@ -23,8 +23,8 @@ kernel void rope(
     const uint head = threadgroup_position.x * SIMDGROUPS + simdgroup, row = threadgroup_position.y;
     if (head >= HEADS || row >= step[STEP_COUNT_TOKENS]) return;
     threadgroup float *values = heads + simdgroup * HEAD_DIM;
-    take_head(x + ulong(row) * X_STRIDE + head * HEAD_DIM, x, false, 0.0f, values, lane);
+    take_head(x + ulong(row) * X_STRIDE + head * HEAD_VALUES, x, false, 0.0f, values, lane);
     rotate_head(frequencies, step[STEP_POSITIONS + row], values, lane);
-    device float *to = out + ulong(row) * OUT_STRIDE + head * HEAD_DIM;
-    for (uint i = lane; i < HEAD_DIM; i += 32) to[i] = values[i];
+    device float *to = out + ulong(row) * OUT_STRIDE + head * HEAD_VALUES;
+    for (uint i = lane; i < HEAD_VALUES; i += 32) to[i] = values[i];
 }

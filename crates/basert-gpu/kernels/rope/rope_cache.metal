@@ -30,16 +30,16 @@ kernel void rope_cache(
     if (head >= HEADS || row >= step[STEP_COUNT_TOKENS]) return;
     const bool is_q = head < Q_HEADS, is_v = head >= Q_HEADS + KV_HEADS;
     const uint of_kv = is_v ? head - Q_HEADS - KV_HEADS : head - Q_HEADS;
-    device const float *from = is_q   ? q + ulong(row) * Q_STRIDE + head * HEAD_DIM
-                               : is_v ? v + ulong(row) * V_STRIDE + of_kv * HEAD_DIM
-                                      : k + ulong(row) * K_STRIDE + of_kv * HEAD_DIM;
+    device const float *from = is_q   ? q + ulong(row) * Q_STRIDE + head * HEAD_VALUES
+                               : is_v ? v + ulong(row) * V_STRIDE + of_kv * HEAD_VALUES
+                                      : k + ulong(row) * K_STRIDE + of_kv * HEAD_VALUES;
     threadgroup float *values = heads + simdgroup * HEAD_DIM;
 
     take_head(from, is_q ? q_norm : k_norm, is_q ? Q_NORM : !is_v && K_NORM, is_q ? Q_EPS : K_EPS, values, lane);
     if (!is_v) rotate_head(frequencies, step[STEP_POSITIONS + row], values, lane);
     if (is_q) {
-        device float *to = out + ulong(row) * OUT_STRIDE + head * HEAD_DIM;
-        for (uint i = lane; i < HEAD_DIM; i += 32) to[i] = values[i];
+        device float *to = out + ulong(row) * OUT_STRIDE + head * HEAD_VALUES;
+        for (uint i = lane; i < HEAD_VALUES; i += 32) to[i] = values[i];
         return;
     }
     const uint place = step[STEP_PLACES + row];

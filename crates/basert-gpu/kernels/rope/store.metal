@@ -27,8 +27,8 @@ kernel void store(
     if (head >= 2 * KV_HEADS || row >= step[STEP_COUNT_TOKENS]) return;
     const bool is_v = head >= KV_HEADS;
     const uint of_kv = is_v ? head - KV_HEADS : head;
-    device const float *from = is_v ? v + ulong(row) * V_STRIDE + of_kv * HEAD_DIM
-                                    : k + ulong(row) * K_STRIDE + of_kv * HEAD_DIM;
+    device const float *from = is_v ? v + ulong(row) * V_STRIDE + of_kv * HEAD_VALUES
+                                    : k + ulong(row) * K_STRIDE + of_kv * HEAD_VALUES;
     threadgroup float *values = heads + simdgroup * HEAD_DIM;
     take_head(from, from, false, 0.0f, values, lane);
     const uint place = step[STEP_PLACES + row];

@@ -3,7 +3,7 @@
 use basert_graph::{Attention, Reach};
 use basert_plan::{DeviceError, PlanNode, PlanOp};
 
-use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES};
+use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES, padded_head};
 use crate::Kernel;
 use crate::shape::{AttentionKind, Shape, tiles};
 use crate::step::PAGE;
@@ -43,6 +43,7 @@ impl Lowering<'_> {
             }
         };
         let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(cache);
+        let padded = padded_head(head_dim);
         if !heads.is_multiple_of(kv_heads) {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
         }
@@ -52,7 +53,7 @@ impl Lowering<'_> {
         let on_tiles = divided && choice.tiles && alibi.is_none();
         let tiled = if on_tiles { decode_tiles(group, head_dim, choice.simdgroups / 2) } else { None };
         // Sets of heads of equal size, with at most as many values as a simdgroup should hold; tiles hold all.
-        let sets = if tiled.is_some() { 1 } else { group.div_ceil((choice.values / head_dim).max(1)) };
+        let sets = if tiled.is_some() { 1 } else { group.div_ceil((choice.values / padded).max(1)) };
         let at_once = group.div_ceil(sets);
         let sets = kv_heads * group.div_ceil(at_once);
         // Enough threadgroups for every core, if rows and heads are too few, but no more than run at once.
@@ -78,7 +79,7 @@ impl Lowering<'_> {
         let (query, to, step, partial) = (self.at(q), self.at(value), (Memory::Step, 0), (Memory::Partial, 0));
         if shape.attention == AttentionKind::Tiles {
             let kernel = Kernel::new("attention/prefill.metal", "attention_prefill", PREFILL_SIMDGROUPS as u32 * 32);
-            let (block, stages) = blocks_of_keys(head_dim, self.tuning.threadgroup_bytes);
+            let (block, stages) = blocks_of_keys(padded, self.tuning.threadgroup_bytes);
             let kernel = common(kernel).define("BLOCK", block).define("STAGES", stages);
             let (cache, kernel) = self.cache(cache, kernel)?;
             let bindings = vec![query, cache, to, step, sinks];
@@ -97,13 +98,14 @@ impl Lowering<'_> {
         let bindings = [query, cache_at, to, partial, step].into_iter().chain(of_rope).chain([sinks]).collect();
         self.launch(out, kernel, bindings, [sets, shape.tokens, parts]);
         if parts > 1 {
-            let bytes = parts * shape.tokens * heads * (head_dim + 3) * size_of::<f32>();
+            let bytes = parts * shape.tokens * heads * (padded + 3) * size_of::<f32>();
             self.partial_bytes = self.partial_bytes.max(bytes);
             out.barrier = true;
             let threads = head_dim.min(128).next_multiple_of(32) as u32;
             let combine = Kernel::new("attention/combine.metal", "attention_combine", threads)
                 .define("Q_HEADS", heads)
-                .define("HEAD_DIM", head_dim)
+                .define("HEAD_DIM", padded)
+                .define("HEAD_VALUES", head_dim)
                 .define("OUT_STRIDE", self.place(value).stride)
                 .define("SINKS", u32::from(has_sinks))
                 .define("MOST_PARTS", MOST_PARTS);

@@ -4,7 +4,7 @@ use basert_core::KvFormat;
 use basert_graph::{Pairs, RopeId, StateId};
 use basert_plan::{DeviceError, PlanNode, RopeStore};
 
-use super::{Float, Lowered, Lowering, Memory, page_bytes};
+use super::{Float, Lowered, Lowering, Memory, cache_bytes, padded_head, page_bytes};
 use crate::Kernel;
 use crate::step::PAGE;
 use crate::weights::Vector;
@@ -16,17 +16,18 @@ impl Lowering<'_> {
     /// The KV cache of a layer, and the kernel with the macros of its layout.
     pub(super) fn cache(&self, id: StateId, kernel: Kernel) -> Result<((Memory, usize), Kernel), DeviceError> {
         let cache = self.plan.graph.cache(id);
-        if !cache.head_dim.is_multiple_of(16) || cache.head_dim > 256 {
-            return Err(self.unsupported(format!("heads of {} values, not a multiple of 16 up to 256", cache.head_dim)));
+        if cache.head_dim > 256 {
+            return Err(self.unsupported(format!("heads of {} values, more than 256", cache.head_dim)));
         }
         if self.kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(self.kv.block()) {
             let what = format!("{} keys and values of heads of {} values, not whole blocks", self.kv, cache.head_dim);
             return Err(self.unsupported(what));
         }
-        let before: usize = self.plan.graph.caches_before(id).map(|cache| cache.token_bytes(self.kv) * PAGE).sum();
+        let before: usize = self.plan.graph.caches_before(id).map(|cache| cache_bytes(cache, self.kv)).sum();
         let kernel = kernel
             .define("KV_HEADS", cache.kv_heads)
-            .define("HEAD_DIM", cache.head_dim)
+            .define("HEAD_DIM", padded_head(cache.head_dim))
+            .define("HEAD_VALUES", cache.head_dim)
             .define("KV_BITS", self.kv.bits())
             .define("PAGE", PAGE)
             .define("PAGE_BYTES", format!("{}ul", page_bytes(&self.plan.graph, self.kv)));
@@ -46,6 +47,7 @@ impl Lowering<'_> {
         let kernel = Kernel::new("rope/rope.metal", "rope", SIMDGROUPS as u32 * 32)
             .define("HEADS", heads)
             .define("HEAD_DIM", head_dim)
+            .define("HEAD_VALUES", head_dim)
             .define("X_STRIDE", from.stride)
             .define("OUT_STRIDE", to.stride);
         let kernel = self.rotation(rope, kernel);

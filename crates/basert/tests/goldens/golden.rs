@@ -92,11 +92,6 @@ impl Golden {
         difference(&self.name, &self.logits, logits)
     }
 
-    /// Whether GPUs can run it: no token sees a later one, and heads have a multiple of 16 values.
-    pub fn fits_gpus(&self) -> bool {
-        self.graph.is_causal() && self.graph.caches().all(|cache| cache.head_dim.is_multiple_of(16))
-    }
-
     /// Whether a small change can make a large one: where a router's choice is close, rounding turns it.
     pub fn chooses(&self) -> bool {
         self.graph.nodes.iter().any(|node| matches!(node.op, Op::Route(_)))

@@ -12,7 +12,8 @@ pub fn device() -> Box<dyn Device> {
 }
 
 fn check(golden: &Golden, device: &dyn Device, kv: KvFormat, tokens: usize, bound: f32) {
-    if !golden.fits_gpus() {
+    // No kernel attends to later tokens.
+    if !golden.graph.is_causal() {
         return;
     }
     let error = golden.error(&golden.on(device, kv, Limits { tokens, wanted: tokens }, &FUSIONS));

@@ -105,7 +105,7 @@ impl Draft {
     }
 
     fn attention(&mut self) {
-        let (head_dim, kv) = (self.pick(&[16, 32, 48]), 1 + self.below(2));
+        let (head_dim, kv) = (self.pick(&[12, 16, 32, 48]), 1 + self.below(2));
         let heads = kv * (1 + self.below(3));
         let (x, other) = (self.value(), self.value());
         let mut q = self.linear(&x, heads * head_dim);
@@ -289,7 +289,7 @@ impl Draft {
         let random = Random::new(seed, unit as u64);
         let (ops, ropes, tensors, values) = (String::new(), String::new(), Vec::new(), Vec::new());
         let mut draft = Draft { random, unit, ops, ropes, tensors, values };
-        for head_dim in [16, 32, 48] {
+        for head_dim in [12, 16, 32, 48] {
             let dim = draft.pick(&[head_dim, head_dim / 2]);
             let pairs = draft.pick(&["half", "interleaved"]);
             writeln!(draft.ropes, "[rope.r{head_dim}]\ndim = {dim}\npairs = \"'{pairs}'\"").unwrap();
