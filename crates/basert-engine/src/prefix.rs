@@ -86,15 +86,8 @@ impl PrefixTree {
     pub fn find_checkpoint(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize, Option<u32>) {
         let path = self.path(salt, tokens);
         for (i, &(node, _)) in path.iter().enumerate().rev() {
-            // Pages that begin with the same tokens and go on otherwise may have checkpoints of these.
-            let rest = &tokens[i * self.page_tokens..];
-            let siblings = self.nodes[self.nodes[node].parent].children.values();
-            let checkpoints = siblings.flat_map(|&sibling| {
-                let Node { ref tokens, ref checkpoints, .. } = self.nodes[sibling];
-                let common = tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
-                checkpoints.iter().filter(move |kept| kept.position <= common).map(move |kept| (kept, sibling))
-            });
-            let Some((&Checkpoint { position, slot }, node)) = checkpoints.max_by_key(|(kept, _)| kept.position) else {
+            let found = self.checkpoints_beside(node, &tokens[i * self.page_tokens..]);
+            let Some((Checkpoint { position, slot }, node)) = found.max_by_key(|(kept, _)| kept.position) else {
                 continue;
             };
             self.nodes[node].checkpoints_used = self.clock;
@@ -110,13 +103,26 @@ impl PrefixTree {
         let path = self.path(salt, tokens);
         let found: usize = path.iter().map(|(_, common)| common).sum();
         let Some(&(node, position)) = path.last().filter(|_| found == tokens.len()) else { return };
+        let rest = &tokens[tokens.len() - position..];
+        let is_known = self.checkpoints_beside(node, rest).any(|(kept, _)| kept.position == position);
         let node = &mut self.nodes[node];
         node.checkpoints_used = self.clock;
-        if node.checkpoints.iter().all(|kept| kept.position != position) {
+        if !is_known {
             slots.share(slot);
             node.checkpoints.push(Checkpoint { position, slot });
             self.changed = true;
         }
+    }
+
+    /// The checkpoints of a page, and of those beside it, that follow only tokens with which `rest` begins, and their
+    /// pages' nodes: pages that begin with the same tokens and go on otherwise have the same states up to there.
+    fn checkpoints_beside(&self, node: usize, rest: &[u32]) -> impl Iterator<Item = (Checkpoint, usize)> {
+        let siblings = self.nodes[self.nodes[node].parent].children.values();
+        siblings.flat_map(move |&sibling| {
+            let Node { ref tokens, ref checkpoints, .. } = self.nodes[sibling];
+            let common = tokens.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            checkpoints.iter().filter(move |kept| kept.position <= common).map(move |kept| (*kept, sibling))
+        })
     }
 
     /// The nodes that lead along `tokens`, each with the number of tokens that it has in common with them.
