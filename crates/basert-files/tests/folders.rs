@@ -301,6 +301,10 @@ fn safetensors_are_checked() {
     let tensors = parse_safetensors(&safetensors(TWO, 22)).unwrap();
     assert_eq!((tensors.len(), tensors["b"].range.len()), (2, 6));
 
+    let positions = TWO.replace("BF16", "I64").replace("[16,22]", "[16,40]");
+    let tensors = parse_safetensors(&safetensors(&positions, 40)).unwrap();
+    assert_eq!(tensors.keys().collect::<Vec<_>>(), ["a"], "positions are no weights");
+
     let whole = safetensors(TWO, 22);
     for len in 0..whole.len() {
         assert!(parse_safetensors(&whole[..len]).is_err(), "cut at {len}");
@@ -311,6 +315,7 @@ fn safetensors_are_checked() {
     says(|h| h, 23, &["the length of the file", "where the tensors end"]);
     says(|h| h, 21, &["the file ends inside the values of tensor 'b'"]);
     says(|h| h.replace("BF16", "F8_E4M3"), 22, &["dtype F8_E4M3 of tensor 'b' is not supported", "F32, F16, BF16"]);
+    says(|h| h.replace("BF16", "I64"), 22, &["the range of tensor 'b' is 16 to 22", "24 bytes"]);
     says(|h| h.replace("[3]", "[0]"), 22, &["the shape of tensor 'b'", "at least 1"]);
     says(|h| h.replace("[3]", "[4]"), 22, &["the range of tensor 'b' is 16 to 22", "8 bytes"]);
     says(|h| h.replace("[3]", "[9223372036854775808,2]"), 22, &["the shape of tensor 'b'", "fits in memory"]);

@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use basert_core::Format;
 use indexmap::IndexMap;
@@ -19,6 +20,10 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// The supported dtypes.
 const DTYPES: [(&str, Format); 3] = [("F32", Format::F32), ("F16", Format::F16), ("BF16", Format::BF16)];
+
+/// Dtypes of what old checkpoints keep beside weights, the numbers of positions and masks, with the bytes of a value: such
+/// tensors are passed over.
+const PASSED_OVER: [(&str, usize); 2] = [("I64", 8), ("BOOL", 1)];
 
 #[derive(Deserialize)]
 struct Entry<'a> {
@@ -82,24 +87,36 @@ pub fn parse_safetensors(bytes: &[u8]) -> Result<IndexMap<String, TensorInfo>, P
     let Entries(entries) = serde_json::from_slice(header).map_err(|e| Problem::json("the header", &e))?;
 
     let start = bytes.len() - data.len();
-    let mut tensors = IndexMap::new();
+    let (mut tensors, mut ranges) = (IndexMap::new(), Vec::new());
     for (name, entry) in entries {
-        let info = place(&name, &entry, start, bytes.len())?;
-        tensors.insert(name, info);
+        let (len, format) = match PASSED_OVER.iter().find(|row| row.0 == entry.dtype) {
+            Some(&(_, size)) => (entry.shape.iter().fold(size, |all, &part| all.saturating_mul(part)), None),
+            None => {
+                let format = format_of(&name, &entry)?;
+                (byte_len(&name, format, &entry.shape)?, Some(format))
+            }
+        };
+        let range = place(&name, &entry, len, start, bytes.len())?;
+        ranges.push((range.start, range.end, name.clone()));
+        if let Some(format) = format {
+            tensors.insert(name, TensorInfo { format, shape: entry.shape, range });
+        }
     }
-    check_cover(&tensors, start, bytes.len())?;
+    check_cover(ranges, start, bytes.len())?;
     Ok(tensors)
 }
 
-/// The checked place of a tensor in a file of `file` bytes, whose data begin at `start`.
-fn place(name: &str, entry: &Entry<'_>, start: usize, file: usize) -> Result<TensorInfo, Problem> {
-    let format = DTYPES.iter().find(|row| row.0 == entry.dtype).map(|row| row.1).ok_or_else(|| {
+fn format_of(name: &str, entry: &Entry<'_>) -> Result<Format, Problem> {
+    DTYPES.iter().find(|row| row.0 == entry.dtype).map(|row| row.1).ok_or_else(|| {
         Problem::unsupported(format!("dtype {} of tensor '{name}'", entry.dtype), "readable are F32, F16, BF16")
-    })?;
-    let len = byte_len(name, format, &entry.shape)?;
+    })
+}
+
+/// The checked place of a tensor of so many bytes in a file of `file` bytes, whose data begin at `start`.
+fn place(name: &str, entry: &Entry<'_>, len: usize, start: usize, file: usize) -> Result<Range<usize>, Problem> {
     let (begin, end) = entry.data_offsets;
     if end.checked_sub(begin) != Some(len) {
-        let expected = format!("{len} bytes, for {:?} of {format}", entry.shape);
+        let expected = format!("{len} bytes, for {:?} of {}", entry.shape, entry.dtype);
         return Err(Problem::invalid(format!("the range of tensor '{name}'"), format!("{begin} to {end}"), expected));
     }
     // The data are the rest of the file after `start`: this sum does not overflow when the check before it holds.
@@ -111,12 +128,11 @@ fn place(name: &str, entry: &Entry<'_>, start: usize, file: usize) -> Result<Ten
             available: (file - start).saturating_sub(begin) as u64,
         });
     }
-    Ok(TensorInfo { format, shape: entry.shape.clone(), range: start + begin..start + end })
+    Ok(start + begin..start + end)
 }
 
 /// The format allows no overlap, no gap and nothing after the last tensor.
-fn check_cover(tensors: &IndexMap<String, TensorInfo>, start: usize, file: usize) -> Result<(), Problem> {
-    let mut ranges: Vec<_> = tensors.iter().map(|(name, info)| (info.range.start, info.range.end, name)).collect();
+fn check_cover(mut ranges: Vec<(usize, usize, String)>, start: usize, file: usize) -> Result<(), Problem> {
     ranges.sort_unstable();
     let mut at = start;
     for (begin, end, name) in ranges {
