@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 use basert_core::KvFormat;
-use basert_graph::{Cache, Graph, Op, Rows, ValueId};
+use basert_graph::{Graph, Op, Rows, ValueId};
 use basert_plan::{DeviceError, Linear, Place, Plan, PlanNode, PlanOp, RopeStore};
 
 use crate::Kernel;
@@ -95,18 +95,7 @@ pub struct Lowering<'p> {
 
 /// Bytes of a page, all layers together.
 pub fn page_bytes(graph: &Graph, kv: KvFormat) -> usize {
-    graph.caches().fold(0, |sum, cache| sum.saturating_add(cache_bytes(cache, kv)))
-}
-
-/// Bytes of a cache's keys and values in a page.
-fn cache_bytes(cache: Cache, kv: KvFormat) -> usize {
-    let padded = Cache { head_dim: padded_head(cache.head_dim), ..cache };
-    padded.token_bytes(kv).saturating_mul(PAGE)
-}
-
-/// The values of a head as it is kept in a cache: kernels take sixteen at a time, so zeros fill it up.
-fn padded_head(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(16)
+    graph.token_bytes(kv).saturating_mul(PAGE)
 }
 
 /// The launches of one node so far.

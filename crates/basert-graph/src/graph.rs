@@ -188,9 +188,14 @@ impl Graph {
 }
 
 impl Cache {
+    /// Values of a head as devices keep it: filled up with zeros to a multiple of 16, of which kernels are made.
+    pub fn padded_head(&self) -> usize {
+        self.head_dim.next_multiple_of(16)
+    }
+
     /// Bytes of a token's keys and values in this format, of which every head has whole blocks.
     pub fn token_bytes(&self, kv: KvFormat) -> usize {
-        kv.bytes(self.head_dim).saturating_mul(2 * self.kv_heads)
+        kv.bytes(self.padded_head()).saturating_mul(2 * self.kv_heads)
     }
 }
 

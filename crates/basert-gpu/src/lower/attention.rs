@@ -3,7 +3,7 @@
 use basert_graph::{Attention, Reach};
 use basert_plan::{DeviceError, PlanNode, PlanOp};
 
-use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES, padded_head};
+use super::{Float, Lowered, Lowering, Memory, THREADGROUP_BYTES};
 use crate::Kernel;
 use crate::shape::{AttentionKind, Shape, tiles};
 use crate::step::PAGE;
@@ -42,8 +42,8 @@ impl Lowering<'_> {
                 return Err(self.unsupported("attention to later tokens; --device cpu computes it".to_owned()));
             }
         };
-        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(cache);
-        let padded = padded_head(head_dim);
+        let stored = self.plan.graph.cache(cache);
+        let (basert_graph::Cache { kv_heads, head_dim }, padded) = (stored, stored.padded_head());
         if !heads.is_multiple_of(kv_heads) {
             return Err(self.unsupported(format!("{heads} query heads over {kv_heads} heads of keys")));
         }

@@ -4,7 +4,7 @@ use basert_core::KvFormat;
 use basert_graph::{Pairs, RopeId, StateId};
 use basert_plan::{DeviceError, PlanNode, RopeStore};
 
-use super::{Float, Lowered, Lowering, Memory, cache_bytes, padded_head, page_bytes};
+use super::{Float, Lowered, Lowering, Memory, page_bytes};
 use crate::Kernel;
 use crate::step::PAGE;
 use crate::weights::Vector;
@@ -23,10 +23,10 @@ impl Lowering<'_> {
             let what = format!("{} keys and values of heads of {} values, not whole blocks", self.kv, cache.head_dim);
             return Err(self.unsupported(what));
         }
-        let before: usize = self.plan.graph.caches_before(id).map(|cache| cache_bytes(cache, self.kv)).sum();
+        let before: usize = self.plan.graph.caches_before(id).map(|cache| cache.token_bytes(self.kv) * PAGE).sum();
         let kernel = kernel
             .define("KV_HEADS", cache.kv_heads)
-            .define("HEAD_DIM", padded_head(cache.head_dim))
+            .define("HEAD_DIM", cache.padded_head())
             .define("HEAD_VALUES", cache.head_dim)
             .define("KV_BITS", self.kv.bits())
             .define("PAGE", PAGE)
