@@ -25,16 +25,11 @@ import tempfile
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from fnv1a import fnv1a
+
 ROOT = pathlib.Path(os.environ.get("BASERT_TEST_DATA") or pathlib.Path.home() / ".cache" / "basert-test")
 DATA = pathlib.Path(__file__).parent.parent / "crates/basert-text/tests/data"
 CORPUS = json.loads((DATA / "corpus.json").read_text(encoding="utf-8"))
-
-
-def fnv1a(data):
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{value:016x}"
 
 
 def compact(ids):

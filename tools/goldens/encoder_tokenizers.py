@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 LLAMA_CPP = Path(os.environ["LLAMA_CPP"])
-sys.path[1:1] = [str(LLAMA_CPP / "gguf-py"), str(LLAMA_CPP)]
+sys.path[1:1] = [str(Path(__file__).parents[1]), str(LLAMA_CPP / "gguf-py"), str(LLAMA_CPP)]
 
 import gguf
 import sentencepiece as spm
@@ -23,6 +23,8 @@ from conversion import get_model_class
 from sentencepiece import sentencepiece_model_pb2 as pb
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer, XLMRobertaTokenizer
+
+from fnv1a import fnv1a
 
 DATA = Path(__file__).parents[2] / "crates/basert-text/tests/data"
 CORPUS = json.loads((DATA / "corpus.json").read_text(encoding="utf-8"))
@@ -32,7 +34,6 @@ SPECIAL = ["<s>", "</s>", "<unk>", "<pad>", "<mask>"]
 # Replaced characters, as `normalization_rule_tsv` wants them: as in what is published, all white space is a space, and "▁".
 SPACES = [*range(0x9, 0xE), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x2581, 0x3000]
 RULES = "FB01\t66 69\n41 30A\tC5\n45 301\tE9\n2460\t31\n" + "".join(f"{space:X}\t20\n" for space in SPACES)
-
 
 
 def word_piece(cased):
@@ -119,13 +120,6 @@ def convert(folder, path, kind, pre, size):
     writer.write_header_to_file(path=path)
     writer.write_kv_data_to_file()
     writer.close()
-
-
-def fnv1a(data):
-    value = 0xCBF29CE484222325
-    for byte in data:
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{value:016x}"
 
 
 def make(name):

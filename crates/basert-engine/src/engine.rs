@@ -219,6 +219,10 @@ impl Engine {
     #[must_use]
     pub fn with_slots(mut self, slots: usize, bytes: usize) -> Engine {
         self.slots = Slots { pool: PagePool::new(slots), bytes };
+        if self.has_states() {
+            // What runs ahead would write over the states that a sequence may have to go on from.
+            self.chain.most = self.chain.most.min(1);
+        }
         self
     }
 

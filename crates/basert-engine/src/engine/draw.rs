@@ -84,11 +84,7 @@ impl Engine {
                 (0..rows.len()).collect()
             }
         };
-        let mut ahead = if rows.len() == self.chain.draws.len() { self.chain.most.min(1 + more) } else { 0 };
-        if self.has_states() {
-            // What runs ahead would write over the states that the sequence may have to go on from.
-            ahead = ahead.min(1);
-        }
+        let ahead = if rows.len() == self.chain.draws.len() { self.chain.most.min(1 + more) } else { 0 };
         while self.chain.ahead < ahead && self.has_room(rows, self.chain.ahead + 1) {
             self.baked.chain()?;
             self.chain.ahead += 1;

@@ -82,7 +82,8 @@ impl<'t> OpReader<'_, '_, 't> {
             _ => {
                 return Err(self.builder.wrong(format!(
                     "there is no op '{name}'; there are embed, norm, linear, route, combine, rope, store, attention, \
-                     conv, linear_attention, affine, activate, mul, add, clamped_swish, scale, temper, weigh, slice, select, soft_cap"
+                     conv, linear_attention, affine, activate, mul, add, clamped_swish, scale, temper, weigh, slice, \
+                     select, soft_cap"
                 )));
             }
         };
@@ -220,11 +221,7 @@ impl<'t> OpReader<'_, '_, 't> {
 
     /// The route that an op names, if it does, and its experts.
     fn experts(&mut self) -> Result<Option<(ValueId, Experts)>> {
-        self.read.insert("route");
-        if !self.table.contains_key("route") {
-            return Ok(None);
-        }
-        let route = self.input("route")?;
+        let Some(route) = self.optional_input("route")? else { return Ok(None) };
         let x = self.input("in")?;
         if self.rows(x) != self.rows(route) {
             return Err(self.wrong("its input and the route have rows for different tokens".to_owned()));
@@ -373,8 +370,7 @@ impl<'t> OpReader<'_, '_, 't> {
     fn linear_attention(&mut self) -> Result<Read> {
         let (q, k, v) = (self.input("q")?, self.input("k")?, self.input("v")?);
         let decay = self.input("decay")?;
-        self.read.insert("beta");
-        let beta = if self.table.contains_key("beta") { Some(self.input("beta")?) } else { None };
+        let beta = self.optional_input("beta")?;
         let (heads, key_heads) = (self.count("heads")?, self.count("key_heads")?);
         let inputs: Vec<_> = [q, k, v, decay].into_iter().chain(beta).collect();
         inputs.iter().try_for_each(|&input| self.of_tokens(input))?;

@@ -24,6 +24,12 @@ impl<'t> OpReader<'_, '_, 't> {
         self.value_named(name)
     }
 
+    /// The input, if it is there.
+    pub(super) fn optional_input(&mut self, attribute: &'static str) -> Result<Option<ValueId>> {
+        self.read.insert(attribute);
+        self.table.contains_key(attribute).then(|| self.input(attribute)).transpose()
+    }
+
     pub(super) fn value_named(&self, name: &str) -> Result<ValueId> {
         let value = self.any_named(name)?;
         match self.width(value) {

@@ -103,9 +103,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut peer = args.compare.map(|PeerName::LlamaCppPython| Peer::start(&args.python)).transpose()?;
     let most = tests.iter().map(|test| test.sequences).max().unwrap_or(1);
     // Two for each sequence: the context, and the repetition that continues it.
-    let options =
-        Options { max_context: Some(longest), sessions: 2 * most, ..args.device.choose(args.model.options()) };
-    let options = Options { answers: most.max(Options::ANSWERS), ..options };
+    let options = Options {
+        max_context: Some(longest),
+        sessions: 2 * most,
+        answers: most.max(Options::ANSWERS),
+        ..args.device.choose(args.model.options())
+    };
     let path = args.model.path()?;
     // Before the model is loaded, because the buffer that is read takes as much memory as the weights.
     let machine = match args.device.is_cpu() {
