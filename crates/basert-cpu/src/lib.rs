@@ -25,7 +25,6 @@ mod partials;
 mod pool;
 mod quantised;
 mod recurrent;
-pub mod reference;
 mod rows;
 pub mod simd;
 mod step;

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use basert_core::KvFormat;
-use basert_cpu::reference::Reference;
 use basert_cpu::{CpuDevice, Isa};
 use basert_files::ModelFile;
 use basert_graph::Graph;
 use basert_plan::{Device, FUSIONS, Limits, LoadOptions, Plan, StepState};
+use basert_reference::Reference;
 use basert_testkit::tiny;
 
 const TOKENS: [u32; 4] = [3, 250, 17, 99];

@@ -75,7 +75,7 @@ pub struct Part<'s> {
 }
 
 /// The use of the KV cache's pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PageUse {
     /// All pages.
     pub total: usize,
@@ -235,10 +235,8 @@ impl Engine {
 
     /// Limits the bytes of pages that only the prefix cache holds; the least recently used ones are evicted first. The
     /// default is no limit.
-    #[must_use]
-    pub fn with_most_prefixes(self, bytes: usize) -> Engine {
-        let most_prefixes = bytes / self.baked.page_bytes().max(1);
-        Engine { most_prefixes, ..self }
+    pub fn limit_prefixes(&mut self, bytes: usize) {
+        self.most_prefixes = bytes / self.baked.page_bytes().max(1);
     }
 
     /// Whether there is memory to [return to the system](Engine::give_back).

@@ -127,6 +127,16 @@ impl From<EngineError> for ApiError {
     }
 }
 
+impl From<basert::Error> for ApiError {
+    fn from(error: basert::Error) -> ApiError {
+        match error {
+            basert::Error::Engine(error) => error.into(),
+            basert::Error::EmptyPrompt | basert::Error::Sampling(_) => ApiError::bad(error.to_string()),
+            error => ApiError::internal(error.to_string()),
+        }
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();

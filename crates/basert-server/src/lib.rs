@@ -43,5 +43,5 @@ mod transfer;
 mod work;
 
 pub use config::Config;
-pub use model::{Loaded, Source};
+pub use model::Source;
 pub use server::{ServeError, Server, Stop};

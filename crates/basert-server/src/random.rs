@@ -1,4 +1,4 @@
-//! Unique ids and random seeds.
+//! Unique ids.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::LazyLock;
@@ -11,9 +11,4 @@ pub fn id(prefix: &str) -> String {
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let [high, low] = KEYS.each_ref().map(|key| key.hash_one(number));
     format!("{prefix}{high:016x}{low:016x}")
-}
-
-/// A random seed.
-pub fn seed() -> u64 {
-    RandomState::new().hash_one(0) >> 32
 }

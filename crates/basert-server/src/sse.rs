@@ -75,16 +75,16 @@ pub fn stream<N: Narrator>(events: Events, mut narrator: N, keep_alive: Duration
                 continue;
             }
             match events.next().await {
-                Some(Event::Piece { choice, parts: text, tokens }) if tokens.len() > AT_ONCE => {
+                Ok(Some(Event::Piece { choice, parts: text, tokens })) if tokens.len() > AT_ONCE => {
                     parts = divided(choice, text, tokens);
                 }
-                Some(Event::Failed { error }) => {
-                    narrator.failed(&error, &mut out);
+                Ok(Some(event)) => narrator.event(event, &mut out),
+                Ok(None) => {
+                    narrator.end(&mut out);
                     over = true;
                 }
-                Some(event) => narrator.event(event, &mut out),
-                None => {
-                    narrator.end(&mut out);
+                Err(error) => {
+                    narrator.failed(&error, &mut out);
                     over = true;
                 }
             }

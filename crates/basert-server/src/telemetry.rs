@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use basert_engine::{Engine, Scheduler, Turn};
+use basert::{Counts, Observer, Turn};
 use metrics::{
     Counter, Gauge, Histogram, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
@@ -76,17 +76,18 @@ impl ModelGauges {
             cached: gauge!("basert_kv_pages_cached", "model" => model),
         }
     }
+}
 
-    pub fn set(&self, turn: &Turn, scheduler: &Scheduler, engine: &Engine) {
-        self.running.set(scheduler.running() as f64);
-        self.waiting.set(scheduler.waiting() as f64);
-        self.preempted.absolute(scheduler.preempted());
-        self.proposed.absolute(scheduler.proposed());
-        self.accepted.absolute(scheduler.accepted());
-        let pages = engine.page_use();
-        self.pages.set(pages.total as f64);
-        self.held.set(pages.held as f64);
-        self.cached.set(pages.cached as f64);
+impl Observer for ModelGauges {
+    fn turn(&mut self, turn: &Turn, counts: &Counts) {
+        self.running.set(counts.running as f64);
+        self.waiting.set(counts.waiting as f64);
+        self.preempted.absolute(counts.preempted);
+        self.proposed.absolute(counts.proposed);
+        self.accepted.absolute(counts.accepted);
+        self.pages.set(counts.pages.total as f64);
+        self.held.set(counts.pages.held as f64);
+        self.cached.set(counts.pages.cached as f64);
         if let Turn::Step { decoded, time, .. } = turn {
             self.step.record(time.as_secs_f64());
             if *decoded > 0 {

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use basert_cpu::CpuDevice;
-use basert_cpu::reference::ReferenceDevice;
 #[cfg(not(target_os = "macos"))]
 use basert_gpu::CudaGpu;
 #[cfg(target_os = "macos")]
@@ -13,9 +12,10 @@ use basert_gpu::{Gpu, GpuDevice, GpuError, Tuning};
 #[cfg(unix)]
 use basert_gpu::{SimtGpu, SimtOptions};
 use basert_plan::Device;
+use basert_reference::ReferenceDevice;
+use basert_tune::{Effort, Tell, Tuned};
 
 use crate::Error;
-use crate::tune::{self, Effort, Tell, Tuned};
 
 /// A device that a model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,7 +48,7 @@ impl DeviceKind {
     }
 
     /// Opens the device, the CPU with `threads` threads. On a GPU's first use, its kernels are checked and timed
-    /// ([`tune::first_use`]), and the messages about that are logged as warnings.
+    /// ([`basert_tune::first_use`]), and the messages about that are logged as warnings.
     ///
     /// # Errors
     /// When there is no such device, its driver or compiler is missing, or its kernels compute wrong results.
@@ -78,15 +78,15 @@ impl DeviceKind {
     /// Tunes a GPU, or the simulated one.
     ///
     /// # Errors
-    /// As for [`tune::tune`]; and when the device is not a GPU or does not exist.
+    /// As for [`basert_tune::tune`]; and when the device is not a GPU or does not exist.
     pub fn tune(self, effort: Effort, tell: Tell<'_>) -> Result<Tuned, Error> {
         match self {
             #[cfg(not(target_os = "macos"))]
-            DeviceKind::Cuda(number) => tune::tune(&|| CudaGpu::open(number), effort, tell),
+            DeviceKind::Cuda(number) => Ok(basert_tune::tune(&|| CudaGpu::open(number), effort, tell)?),
             #[cfg(target_os = "macos")]
-            DeviceKind::Metal => tune::tune(&MetalGpu::open, effort, tell),
+            DeviceKind::Metal => Ok(basert_tune::tune(&MetalGpu::open, effort, tell)?),
             #[cfg(unix)]
-            DeviceKind::Simt => tune::tune(&|| SimtGpu::new(SimtOptions::default()), effort, tell),
+            DeviceKind::Simt => Ok(basert_tune::tune(&|| SimtGpu::new(SimtOptions::default()), effort, tell)?),
             other => Err(Error::NoDevice { device: other.to_string() }),
         }
     }
@@ -99,7 +99,7 @@ fn gpu<G: Gpu + 'static>(open: &dyn Fn() -> Result<G, GpuError>, tell: Tell<'_>)
         return Ok(Box::new(GpuDevice::with_tuning(gpu, tuning)));
     }
     drop(gpu);
-    let tuning = tune::first_use(open, tell)?;
+    let tuning = basert_tune::first_use(open, tell)?;
     Ok(Box::new(GpuDevice::with_tuning(open()?, tuning)))
 }
 

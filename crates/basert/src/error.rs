@@ -69,9 +69,9 @@ pub enum Error {
     /// The GPU is not there, or lacks what it needs.
     #[error(transparent)]
     Gpu(#[from] basert_gpu::GpuError),
-    /// Kernels could not be checked.
-    #[error("kernels cannot be checked: {0}")]
-    Check(String),
+    /// Kernels could not be checked or chosen.
+    #[error(transparent)]
+    Tune(#[from] basert_tune::Error),
     /// There is no such device on this system.
     #[error("there is no {device} device on this system")]
     NoDevice {

@@ -1,8 +1,7 @@
 //! Large language models on the machine in front of you.
 //!
-//! A [`Model`] is opened from a GGUF file or a Hugging Face folder. [`Model::generate`] answers a prompt. For more
-//! control, a [`Session`] is one timeline of tokens: [`Session::sync`] sets the timeline and computes only its new
-//! tokens, and [`Session::logits`] are those of the next token.
+//! A [`Model`] is opened from a GGUF file or a Hugging Face folder. It has a thread of its own, on which a scheduler
+//! shares its engine between requests, so any number of threads may ask it at once. [`Model::generate`] continues a text:
 //!
 //! ```
 //! use std::io::Write;
@@ -12,7 +11,7 @@
 //! # fn main() -> Result<(), basert::Error> {
 //! # let path = basert_testkit::smollm2();
 //! let model = Model::open(&path, Options::default())?;
-//! let options = Generation { max_tokens: 16, ..Generation::greedy() };
+//! let options = Generation { max_tokens: Some(16), ..Generation::greedy() };
 //! let answer = model.generate("The capital of France is", &options, |piece| {
 //!     print!("{piece}");
 //!     std::io::stdout().flush().is_ok()
@@ -22,62 +21,68 @@
 //! # }
 //! ```
 //!
-//! Chats are rendered with the model's own template:
+//! [`Model::chat`] answers messages, with the model's own template:
 //!
 //! ```
-//! use std::io::Write;
-//!
-//! use basert::{Event, Generation, Message};
+//! use basert::{Generation, Message};
 //!
 //! # use basert::{Model, Options};
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # fn main() -> Result<(), basert::Error> {
 //! # let path = basert_testkit::smollm2();
 //! # let model = Model::open(&path, Options::default())?;
-//! let messages = [Message::user("Name three primary colours.")];
-//! let prompt = model.chat_prompt(&messages, None)?;
-//! let mut session = model.session();
-//! for part in session.answer(&prompt, &Generation { max_tokens: 24, ..Generation::default() })? {
-//!     // Reasoning is a part, too; only the content is printed.
-//!     if let Event::Content(text) = part? {
-//!         print!("{text}");
-//!         std::io::stdout().flush()?;
-//!     }
-//! }
+//! let messages = [Message::system("Answer briefly."), Message::user("Name three primary colours.")];
+//! let options = Generation { max_tokens: Some(24), ..Generation::default() };
+//! let answer = model.chat(&messages, &[], None, &options, |_| true)?;
+//! println!("{} ({} tokens, {:?})", answer.text, answer.tokens.len(), answer.finish);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! What is below these is a [`Request`]: several prompts, several answers to each, tools, a constraint, log
+//! probabilities. [`Model::answers`] gives its [events](Event) one after the other, and [`Model::submit`] sends them to
+//! listeners. The folder `examples` has a program for each.
 
 #![forbid(unsafe_code)]
 
+mod answers;
 mod chat;
 mod device;
 mod digest;
 mod error;
-mod generate;
+mod info;
+mod loaded;
 mod memory;
 mod model;
-pub mod ops;
+mod options;
 mod pooling;
+mod random;
+mod reader;
+mod request;
+mod runner;
 mod sampling;
 mod scorer;
-mod session;
 mod text;
-pub mod tune;
 
+pub use answers::{Answer, Answers, Generation, ToolCall};
 pub use basert_core::KvFormat;
 pub use basert_engine::{
-    Allowed, Engine, Pooling, PrefixFile, PrefixFileError, Sampler, Sampling, SamplingOptions, Speculation,
+    Engine, EngineError, PageUse, Pooling, PrefixFile, PrefixFileError, Prompt, Readiness, Sampler, Sampling,
+    SamplingOptions, Sequence, Speculation, Token, TokenLogprobs, Turn,
 };
+pub use basert_plan::{Progress, Stage};
 pub use basert_text::{
-    ChatRequest, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Event, Grammar, GrammarError, Tokenizer,
+    ChatTemplate, Constraint, Detokenizer, EncodeOptions, Event as Part, Grammar, GrammarError, Tokenizer,
 };
-pub use chat::{ChatPrompt, Message, Parts};
+pub use chat::{ChatPrompt, Message};
 pub use device::DeviceKind;
 pub use error::Error;
-pub use generate::{Answer, Finish, Generation, Pieces};
-pub use model::{Model, Options, Progress, Stage};
+pub use info::ModelInfo;
+pub use loaded::Loaded;
+pub use model::Model;
+pub use options::{Options, Scheduling};
+pub use request::{BURST, ChatAnswer, Drafts, Event, Finish, Listener, Request};
+pub use runner::{Counts, Observer};
 pub use scorer::Scorer;
-pub use session::Session;
 pub use text::tokenizer;
 
-pub use {basert_core as core, basert_files as files, basert_graph as graph, basert_hub as hub, basert_plan as plan};
+pub use {basert_core as core, basert_files as files, basert_graph as graph, basert_plan as plan};

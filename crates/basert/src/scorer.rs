@@ -7,7 +7,8 @@ use basert_engine::{Engine, EngineError};
 use basert_files::ModelFile;
 use basert_plan::{Device, LoadOptions};
 
-use crate::{Error, Model, Options};
+use crate::loaded::plan_for;
+use crate::{Error, Options};
 
 /// A model that computes logits of sequences and nothing else: it needs neither a tokenizer nor a chat template.
 pub struct Scorer {
@@ -27,7 +28,7 @@ impl Scorer {
         let facts = device.facts();
         let step_tokens = options.step_tokens.unwrap_or(facts.step_tokens);
         let options = Options { max_context: Some(tokens), ..options.clone() };
-        let plan = Arc::new(Model::plan_for(&file, &options, step_tokens)?);
+        let plan = Arc::new(plan_for(&file, &options, step_tokens)?);
         let (context, pages) = (tokens.max(1), tokens.max(1).div_ceil(facts.page_tokens));
         let load = LoadOptions { pages, slots: 1, kv: options.kv, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), file.clone(), load).map_err(|source| {

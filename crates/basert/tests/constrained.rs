@@ -9,7 +9,12 @@ fn model() -> Model {
 
 fn answer(model: &Model, prompt: &str, grammar: Grammar, temperature: f32, max_tokens: usize) -> Answer {
     let sampling = Sampling { temperature, seed: 3, ..Sampling::default() };
-    let options = Generation { max_tokens, sampling: sampling.into(), grammar: Some(grammar), ..Generation::default() };
+    let options = Generation {
+        max_tokens: Some(max_tokens),
+        sampling: sampling.into(),
+        grammar: Some(grammar),
+        ..Generation::default()
+    };
     let mut streamed = String::new();
     let answer = model.generate(prompt, &options, |piece| {
         streamed.push_str(piece);
@@ -45,23 +50,26 @@ fn a_model_answers_by_a_grammar() {
     let model = model();
     for temperature in [0.0, 0.7, 1.5] {
         let answer = answer(&model, "Paris as JSON: ", Grammar::JsonSchema(city()), temperature, 400);
-        assert_eq!(answer.finish, Finish::Stop, "{:?}", answer.text);
+        assert_eq!(answer.finish, Some(Finish::End), "{:?}", answer.text);
         check_city(&answer.text);
     }
     let yes = answer(&model, "Is Paris in France? Answer: ", Grammar::Regex("yes|no".into()), 0.0, 10);
-    assert!((yes.text == "yes" || yes.text == "no") && yes.finish == Finish::Stop, "{yes:?}");
+    assert!((yes.text == "yes" || yes.text == "no") && yes.finish == Some(Finish::End), "{yes:?}");
     // It ends where nothing can follow, without computing the token that says so.
     let forced = answer(&model, "Count: ", Grammar::Gbnf("root ::= \"1, 2\"".into()), 1.0, 10);
-    assert_eq!((forced.text.as_str(), forced.finish), ("1, 2", Finish::Stop));
+    assert_eq!((forced.text.as_str(), forced.finish), ("1, 2", Some(Finish::End)));
     let cut = answer(&model, "JSON: ", Grammar::JsonSchema(city()), 0.0, 2);
-    assert_eq!((cut.finish, cut.tokens.len()), (Finish::Length, 2));
+    assert_eq!((cut.finish, cut.tokens.len()), (Some(Finish::Length), 2));
 }
 
 #[test]
 fn a_grammar_that_lets_all_through_changes_nothing() {
     let model = model();
-    let free =
-        model.generate("The capital of France is", &Generation { max_tokens: 12, ..Generation::greedy() }, |_| true);
+    let free = model.generate(
+        "The capital of France is",
+        &Generation { max_tokens: Some(12), ..Generation::greedy() },
+        |_| true,
+    );
     let any = answer(&model, "The capital of France is", Grammar::Regex("(?s:.*)".into()), 0.0, 12);
     assert_eq!(any.tokens, free.unwrap().tokens);
 }

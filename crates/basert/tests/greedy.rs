@@ -5,7 +5,7 @@
 //! 2.5 % (Gemma 3) of the tokens, and by up to 0.5 where its top two logits are apart. So its answer is fed back token
 //! by token, and compared are the choice wherever the gap is beyond that noise, and how often the rest differs.
 
-use basert::{DeviceKind, Generation, KvFormat, Model, Options};
+use basert::{DeviceKind, Generation, KvFormat, Loaded, Options, Scheduling};
 use basert_testkit::{gemma3, smollm2};
 use serde_json::Value;
 
@@ -45,7 +45,7 @@ impl Choices {
 }
 
 fn compare(path: std::path::PathBuf, kv: KvFormat, expected: &str, share: f64) {
-    let model = Model::open(path, Options { kv, ..Options::default() }).unwrap();
+    let mut model = Loaded::open(path, Options { kv, ..Options::default() }).unwrap();
     let expected: Value = serde_json::from_str(expected).unwrap();
     let mut choices = Choices::default();
     for prompt in expected["prompts"].as_array().unwrap() {
@@ -65,7 +65,7 @@ fn compare(path: std::path::PathBuf, kv: KvFormat, expected: &str, share: f64) {
             let place = || format!("{} at {position}: {best} instead of {token}", prompt["name"]);
             choices.count(place, (best != token).then_some(gap), GAP);
         };
-        model.score(&all, first, &mut each).unwrap();
+        model.engine.score(&all, first, &mut each).unwrap();
     }
     choices.check(1500, share);
 }
@@ -91,12 +91,13 @@ fn smollm2_agrees_with_llama_cpp_with_smaller_keys_and_values() {
 /// gap above 0.05) and 39 of Gemma 3 (22), one of these by 0.68.
 fn gpu_agrees_with_cpu(path: &std::path::Path, prompts: &str) {
     let name = std::env::var("BASERT_TEST_GPU").unwrap_or_else(|_| "cuda".to_owned());
-    let [cpu, gpu] = ["cpu", &name].map(|name| {
+    let [mut cpu, gpu] = ["cpu", &name].map(|name| {
         let device: DeviceKind = name.parse().unwrap();
-        Model::open(path, Options { device, ..Options::default() }).unwrap()
+        Loaded::open(path, Options { device, ..Options::default() }).unwrap()
     });
+    let gpu = gpu.start(&Scheduling::default()).unwrap();
     let prompts: Value = serde_json::from_str(prompts).unwrap();
-    let options = Generation { max_tokens: 64, ignore_end: true, ..Generation::greedy() };
+    let options = Generation { max_tokens: Some(64), ignore_end: true, ..Generation::greedy() };
     const FAR: f64 = 1.0;
     let mut choices = Choices::default();
     for prompt in prompts["prompts"].as_array().unwrap() {
@@ -111,7 +112,7 @@ fn gpu_agrees_with_cpu(path: &std::path::Path, prompts: &str) {
             let place = || format!("{} at {position}: {token} instead of {best}", prompt["name"]);
             choices.count(place, (gap > 0.0).then_some(f64::from(gap)), FAR);
         };
-        cpu.score(&tokens, first - 1, &mut each).unwrap();
+        cpu.engine.score(&tokens, first - 1, &mut each).unwrap();
     }
     choices.check(500, 0.035);
 }

@@ -9,5 +9,3 @@ mod refusals;
 mod same_answer;
 mod states;
 mod synth;
-#[cfg(unix)]
-mod tune;

@@ -56,7 +56,7 @@ fn a_token_without_a_row_is_refused_where_a_prompt_has_it() {
     });
     let model = open(folder.path());
     assert_eq!(model.tokenizer().vocab_size(), rows + 1);
-    let options = basert::Generation { max_tokens: 4, ..Default::default() };
+    let options = basert::Generation { max_tokens: Some(4), ..Default::default() };
     assert!(model.generate("ab", &options, |_| true).is_ok());
     let error = model.generate("ab<|extra|>", &options, |_| true).unwrap_err().to_string();
     assert!(error.contains(&format!("token {rows} is not one of the {rows}")), "{error}");
@@ -78,10 +78,10 @@ fn configurations_of_other_versions() {
     write(folder.path(), "tokenizer_config.json", &format!("\u{feff}{templates}"));
     let model = open(folder.path());
     assert_eq!(model.tokenizer().end_of_generation(), [1, 2]);
-    assert_eq!(model.chat_tokens(&[], None).unwrap(), model.text_tokens("Ra").unwrap());
+    assert_eq!(model.chat_prompt(&[], &[], None).unwrap().tokens, model.text_tokens("Ra").unwrap());
 
     write(folder.path(), "chat_template.jinja", "\u{feff}abc");
-    assert_eq!(open(folder.path()).chat_tokens(&[], None).unwrap(), [3, 2]);
+    assert_eq!(open(folder.path()).chat_prompt(&[], &[], None).unwrap().tokens, [3, 2]);
 }
 
 #[test]

@@ -4,8 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use basert::{DeviceKind, Engine, KvFormat, Model, Options, PrefixFile, PrefixFileError};
-use basert_engine::Sequence;
+use basert::{DeviceKind, Engine, KvFormat, Loaded, Options, PrefixFile, PrefixFileError, Sequence};
 
 /// Of the tiny model, not knowing any file yet, with a file to know.
 fn opened(device: DeviceKind, kv: KvFormat, sessions: usize, path: &Path) -> (Engine, PrefixFile) {
@@ -19,9 +18,9 @@ fn opened(device: DeviceKind, kv: KvFormat, sessions: usize, path: &Path) -> (En
         step_tokens: Some(64),
         ..Options::default()
     };
-    let model = Model::open(basert_testkit::tiny().join("qwen3.gguf"), options).unwrap();
+    let model = Loaded::open(basert_testkit::tiny().join("qwen3.gguf"), options).unwrap();
     let file = model.prefix_file(path).unwrap();
-    (model.into_parts().0, file)
+    (model.engine, file)
 }
 
 fn on_cpu(path: &Path) -> (Engine, PrefixFile) {

@@ -6,8 +6,7 @@ use std::path::PathBuf;
 
 use basert::files::ModelFile;
 use basert::graph::Graph;
-use basert::{DeviceKind, Engine, Model, Options};
-use basert_engine::Sequence;
+use basert::{DeviceKind, Engine, Loaded, Options, Sequence};
 use proptest::prelude::*;
 
 /// Tokens of the longest text.
@@ -33,7 +32,7 @@ fn options(device: DeviceKind) -> Options {
 }
 
 fn engine(path: &PathBuf, device: DeviceKind) -> Engine {
-    Model::open(path, options(device)).unwrap().into_parts().0
+    Loaded::open(path, options(device)).unwrap().engine
 }
 
 /// A text, by its number: texts begin alike, and go their own ways at some point.

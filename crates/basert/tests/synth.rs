@@ -4,14 +4,14 @@ use std::fs::File;
 
 use basert::files::ModelFile;
 use basert::graph::Graph;
-use basert::{DeviceKind, Model, Options};
+use basert::{DeviceKind, Loaded, Model, Options};
 use basert_convert::{RECIPES, Synth, sizes};
 
 /// Logits after each of a few tokens.
 fn logits(path: &std::path::Path, device: DeviceKind, tokens: &[u32]) -> Vec<Vec<f32>> {
-    let model = Model::open(path, Options { device, threads: Some(1), ..Options::default() }).unwrap();
+    let mut model = Loaded::open(path, Options { device, threads: Some(1), ..Options::default() }).unwrap();
     let mut rows = Vec::new();
-    model.score(tokens, 0, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
+    model.engine.score(tokens, 0, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
     rows
 }
 

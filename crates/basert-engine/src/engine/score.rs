@@ -19,6 +19,19 @@ impl Engine {
         self.alone(tokens, |engine, sequence| engine.score_sequence(sequence, from, each))
     }
 
+    /// Logits after the last of these tokens, computed in a temporary sequence as far as they are not cached; empty for no
+    /// tokens.
+    ///
+    /// # Errors
+    /// As for [`Engine::advance`].
+    pub fn logits_after(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        self.alone(tokens, |engine, sequence| {
+            engine.adopt(sequence);
+            engine.advance(&mut [&mut *sequence], usize::MAX, &mut |_| true)?;
+            Ok(sequence.logits().to_vec())
+        })
+    }
+
     /// The embedding of a text: a vector of length 1, pooled from the tokens' hidden states; empty for no tokens.
     ///
     /// # Errors

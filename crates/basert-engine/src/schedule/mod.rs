@@ -151,7 +151,7 @@ impl Task {
         for place in self.prompt.done.max(first)..self.sequence.computed() {
             let Some(&id) = self.sequence.tokens().get(place + 1) else { return };
             let logprobs = TokenLogprobs::of(engine.logits(row + place - first), id, top);
-            let token = Token { id, logprobs: Some(logprobs) };
+            let token = Token { id, logprobs: Some(logprobs), was_drafted: false };
             self.answers.iter_mut().for_each(|answer| answer.reader.prompt_token(token.clone()));
         }
     }

@@ -49,6 +49,8 @@ pub struct Token {
     pub id: u32,
     /// Log probabilities, if wanted.
     pub logprobs: Option<TokenLogprobs>,
+    /// Whether a draft token was the same.
+    pub was_drafted: bool,
 }
 
 /// The progress of a prompt's prefill.
@@ -83,6 +85,9 @@ pub trait Reader: Send {
     fn mask(&mut self) -> Allowed<'_> {
         Ok(None)
     }
+
+    /// Called when so many draft tokens were checked, before the tokens that come of it.
+    fn drafted(&mut self, _proposed: usize) {}
 
     /// Gets a token, and returns whether another one is wanted. If not, there are no further calls.
     fn token(&mut self, token: Token) -> bool;

@@ -47,7 +47,8 @@ impl Answer {
         if logits.get(id as usize).is_some_and(|logit| logit.is_nan()) {
             return Err(EngineError::NotNumbers);
         }
-        Ok(Token { id, logprobs: self.logprobs.map(|top| TokenLogprobs::of(logits, id, top)) })
+        let logprobs = self.logprobs.map(|top| TokenLogprobs::of(logits, id, top));
+        Ok(Token { id, logprobs, was_drafted: false })
     }
 }
 
@@ -62,7 +63,7 @@ fn run_and_draw(
     let (mut samplers, readers): (Vec<_>, Vec<_>) = answers.unzip();
     let masks = || readers.into_iter().map(|reader| reader.mask()).collect();
     let mut drawn = engine.run_and_draw(parts, &mut samplers, masks)?.into_iter();
-    let token = |drawn: Result<u32, EngineError>| drawn.map(|id| Token { id, logprobs: None });
+    let token = |drawn: Result<u32, EngineError>| drawn.map(|id| Token { id, logprobs: None, was_drafted: false });
     Ok(wanted.into_iter().map(|wanted| if wanted { drawn.next().map(token) } else { None }).collect())
 }
 
@@ -132,7 +133,7 @@ impl Scheduler {
         for ((mut task, _), token) in step.drain(..).zip(tokens) {
             let length = task.sequence.tokens().len();
             let fate = match token {
-                Ok(id) => task.hand(Token { id, logprobs: None }, length, engine.context()),
+                Ok(id) => task.hand(Token { id, logprobs: None, was_drafted: false }, length, engine.context()),
                 Err(error) => Fate::Ended(Err(error)),
             };
             self.settle(engine, task, fate);
@@ -202,14 +203,18 @@ impl Scheduler {
     ) {
         let guessed = task.guesser.guesses().len();
         let computed = task.sequence.computed() - guessed;
+        if let Some(answer) = task.answers.first_mut().filter(|_| guessed > 0) {
+            answer.reader.drafted(guessed);
+        }
         let mut right = 0;
         let fate = loop {
             let Some(answer) = task.answers.first_mut() else { return };
-            let token = match drawn.take().unwrap_or_else(|| answer.draw(engine.logits(row + right))) {
+            let mut token = match drawn.take().unwrap_or_else(|| answer.draw(engine.logits(row + right))) {
                 Ok(token) => token,
                 Err(error) => break Fate::Ended(Err(error)),
             };
             let is_right = task.guesser.is_right(right, token.id);
+            token.was_drafted = is_right;
             // A reader takes one token, and further ones only if it can.
             match task.hand(token, computed + right, engine.context()) {
                 Fate::Continues if is_right && task.readiness() == Readiness::Ready => right += 1,

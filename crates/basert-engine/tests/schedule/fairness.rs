@@ -128,7 +128,8 @@ fn prompts_of_another_salt_share_nothing_that_is_cached() {
 #[test]
 fn no_more_is_cached_than_may_be() {
     let page = size_of::<[u32; 4]>();
-    let (mut engine, mut scheduler) = (engine(64, 64, 0).with_most_prefixes(5 * page + 3), scheduler());
+    let (mut engine, mut scheduler) = (engine(64, 64, 0), scheduler());
+    engine.limit_prefixes(5 * page + 3);
     for seed in 0..6 {
         let note = Note::new(usize::MAX);
         scheduler.submit(&mut engine, request(1, &prompt(seed, 9), warm(1), 4, &note));

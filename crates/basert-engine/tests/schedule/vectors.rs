@@ -30,6 +30,7 @@ fn prompts_have_log_probabilities_whatever_happens_meanwhile() {
         for (i, tokens, notes) in asked {
             let token = |end: usize| Token {
                 id: tokens[end],
+                was_drafted: false,
                 logprobs: Some(TokenLogprobs::of(&logits_after(tokens[..end].iter().copied()), tokens[end], 3)),
             };
             for note in &notes[..2] {

@@ -100,7 +100,7 @@ async fn complete(
     }
     let model = shared.registry.get(options.model.as_deref()).await?;
     let n = options.n.unwrap_or(1);
-    model.answers(1, n)?;
+    model.number_of_answers(1, n)?;
     let ending = prompt::ending(request.continue_final_message, request.add_generation_prompt)?;
     let tools = Tools::new(request.tools, request.tool_choice.as_ref(), request.parallel_tool_calls, &warnings)?;
     let variables = thinking.variables(&warnings);
@@ -132,7 +132,7 @@ async fn complete(
         id: random::id("chatcmpl-"),
         created: clock::now(),
         model: model.name.clone(),
-        tokenizer: model.tokenizer.clone(),
+        tokenizer: model.tokenizer().clone(),
         usage: Usage::new(1, n),
         n,
         include_usage: options.include_usage(),
@@ -231,17 +231,16 @@ fn delta(part: Part) -> Option<Value> {
 impl Reply {
     async fn whole(mut self, mut events: Events) -> Result<Response, ApiError> {
         let mut choices: Vec<Choice> = (0..self.n).map(|_| Choice::default()).collect();
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             self.usage.count(&event);
             match event {
-                Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens } => {
                     let choice = &mut choices[choice];
                     model::keep(&mut choice.tokens, tokens)?;
                     parts.into_iter().for_each(|part| drop(choice.items.push(part)));
                 }
                 Event::End { choice, finish, .. } => choices[choice].finish = Some(finish),
-                Event::Failed { error } => return Err(error),
+                _ => {}
             }
         }
         let (wanted, tokenizer) = (self.logprobs, self.tokenizer);
@@ -319,7 +318,7 @@ impl Narrator for Reply {
                 }
             }
             Event::End { choice, finish, .. } => out.push_back(self.delta(choice, json!({}), &[], Some(&finish))),
-            Event::Embedding { .. } | Event::Failed { .. } => {}
+            _ => {}
         }
     }
 

@@ -70,7 +70,7 @@ async fn complete(
     let model = shared.registry.get(options.model.as_deref()).await?;
     bounds::check("prompt", request.prompt.len(), bounds::PROMPTS)?;
     let n = options.n.unwrap_or(1);
-    let answers = model.answers(request.prompt.len(), n)?;
+    let answers = model.number_of_answers(request.prompt.len(), n)?;
     let fills_in = request.suffix.is_some();
     let (echoes, prompts) = match request.suffix {
         None => request.prompt.tokens(&model, "prompt", request.echo).await?,
@@ -85,9 +85,8 @@ async fn complete(
         None => None,
         Some(grammar) => {
             let (model, field) = (model.clone(), format.field());
-            let compiled = work::run_long(move |_| {
-                model.plain_constraint(&grammar).map_err(|error| format::refused(field, &error))
-            });
+            let compiled =
+                work::run_long(move |_| model.constraint(&grammar).map_err(|error| format::refused(field, &error)));
             Some(compiled.await?)
         }
     };
@@ -107,9 +106,10 @@ async fn complete(
         stop: options.stop.clone(),
         constraint,
         chat: None,
+        tokens: false,
         logprobs: wanted,
         ignore_end: options.ignore_eos,
-        ends: if fills_in { model.tokenizer.ends_of_filling_in() } else { vec![] },
+        ends: if fills_in { model.tokenizer().ends_of_filling_in() } else { vec![] },
         pooling: None,
         prompt_logprobs,
     })?;
@@ -117,7 +117,7 @@ async fn complete(
         id: random::id("cmpl-"),
         created: clock::now(),
         model: model.name.clone(),
-        tokenizer: model.tokenizer.clone(),
+        tokenizer: model.tokenizer().clone(),
         usage,
         choices: (0..answers).map(|i| echoes.get(i / n).cloned().unwrap_or_default()).collect(),
         prompt_tokens,
@@ -224,10 +224,9 @@ impl Reply {
         let mut texts = self.choices.clone();
         let mut tokens: Vec<Vec<Token>> = vec![vec![]; texts.len()];
         let mut reasons = vec![None; texts.len()];
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             self.usage.count(&event);
             match event {
-                Event::Prompt { .. } | Event::Embedding { .. } => {}
                 Event::Piece { choice, parts, tokens: more } => {
                     texts[choice].push_str(&joined(parts));
                     // Those of the prompt are counted already.
@@ -238,7 +237,7 @@ impl Reply {
                     }
                 }
                 Event::End { choice, finish, .. } => reasons[choice] = Some(finish_reason(&finish)),
-                Event::Failed { error } => return Err(error),
+                _ => {}
             }
         }
         let (wanted, tokenizer, usage) = (self.logprobs, self.tokenizer.clone(), self.usage.openai());
@@ -274,7 +273,7 @@ impl Narrator for Reply {
             Event::End { choice, finish, .. } => {
                 out.push_back(self.chunk(choice, String::new(), vec![], Some(&finish)))
             }
-            Event::Prompt { .. } | Event::Embedding { .. } | Event::Failed { .. } => {}
+            _ => {}
         }
     }
 

@@ -106,12 +106,11 @@ async fn embed(
             ..Job::default()
         };
         let mut events = model.begin(job).map_err(of_input)?;
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await.map_err(of_input)? {
             match event {
                 Event::Embedding { choice, vector } => vectors[first + choice] = vector,
                 Event::Prompt { choice, prompt } => usage.count(&Event::Prompt { choice: first + choice, prompt }),
-                Event::Failed { error } => return Err(of_input(error)),
-                Event::Piece { .. } | Event::End { .. } => {}
+                _ => {}
             }
         }
     }

@@ -92,7 +92,7 @@ async fn fill(
         max_tokens: request.max_tokens,
         stop: options.stop.clone(),
         ignore_end: options.ignore_eos,
-        ends: model.tokenizer.ends_of_filling_in(),
+        ends: model.tokenizer().ends_of_filling_in(),
         ..Job::default()
     })?;
     let reply = Reply { model: model.name.clone(), usage: Usage::new(1, 1), finish: None };
@@ -111,13 +111,12 @@ struct Reply {
 impl Reply {
     async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
         let mut content = String::new();
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             self.usage.count(&event);
             match event {
                 Event::Piece { parts, .. } => content.push_str(&joined(parts)),
                 Event::End { finish, .. } => self.finish = Some(finish),
-                Event::Failed { error } => return Err(error),
-                Event::Prompt { .. } | Event::Embedding { .. } => {}
+                _ => {}
             }
         }
         Ok(Json(self.complete(&content)))
@@ -154,7 +153,7 @@ impl Narrator for Reply {
                 out.push_back(Sent::data(&json!({ "content": joined(parts), "stop": false })));
             }
             Event::End { finish, .. } => self.finish = Some(finish),
-            Event::Prompt { .. } | Event::Embedding { .. } | Event::Failed { .. } => {}
+            _ => {}
         }
     }
 

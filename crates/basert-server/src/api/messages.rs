@@ -226,13 +226,12 @@ impl Reply {
     }
 
     async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             self.usage.count(&event);
             match event {
                 Event::Piece { parts, .. } => parts.into_iter().for_each(|part| drop(self.items.push(part))),
                 Event::End { finish, .. } => self.finish = Some(finish),
-                Event::Failed { error } => return Err(error),
-                Event::Prompt { .. } | Event::Embedding { .. } => {}
+                _ => {}
             }
         }
         let block = |item: &Item| match item {
@@ -298,7 +297,7 @@ impl Narrator for Reply {
                 }
             }
             Event::End { finish, .. } => self.finish = Some(finish),
-            Event::Embedding { .. } | Event::Failed { .. } => {}
+            _ => {}
         }
     }
 

@@ -34,8 +34,8 @@ fn describe(listed: &Listed<'_>) -> Value {
         "type": "model",
         "display_name": listed.name,
         "loaded": listed.loaded.is_some(),
-        "context_length": listed.loaded.as_ref().map(|model| model.context),
-        "default_sampling": listed.loaded.as_ref().map(|model| sampling(&model.sampling)),
+        "context_length": listed.loaded.as_ref().map(|model| model.context()),
+        "default_sampling": listed.loaded.as_ref().map(|model| sampling(model.sampling())),
     })
 }
 

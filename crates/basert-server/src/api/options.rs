@@ -131,11 +131,11 @@ impl Options {
         for (token, &bias) in self.logit_bias.iter().flatten() {
             let name = format!("logit_bias.{token}");
             within(&name, Some(bias), -100.0, 100.0)?;
-            let id = token.parse().ok().filter(|&id| (id as usize) < model.tokenizer.vocab_size());
+            let id = token.parse().ok().filter(|&id| (id as usize) < model.tokenizer().vocab_size());
             let id: u32 = id.ok_or_else(|| {
                 ApiError::field(
                     name,
-                    format!("not one of the {} tokens of the vocabulary", model.tokenizer.vocab_size()),
+                    format!("not one of the {} tokens of the vocabulary", model.tokenizer().vocab_size()),
                 )
             })?;
             logit_bias.insert(id, bias);
@@ -155,7 +155,7 @@ impl Options {
                 Seed::Any(seed) => seed as u64,
             }),
         };
-        Ok(asked.over(&model.sampling))
+        Ok(asked.over(model.sampling()))
     }
 }
 

@@ -173,7 +173,7 @@ impl Chat {
     pub async fn render(self, model: Arc<Model>) -> Result<Rendered, ApiError> {
         let is_free = !self.format.is_asked() && matches!(self.tools.choice, Choice::Auto | Choice::None);
         let render = move |wanted: &Wanted| {
-            let Some(template) = &model.template else {
+            let Some(template) = model.chat_template() else {
                 let message = format!("'{}' has no chat template; it completes text at /v1/completions", model.name);
                 return Err(ApiError::bad(message));
             };
@@ -185,7 +185,7 @@ impl Chat {
                 ending: self.ending,
                 ..basert_text::Chat::default()
             };
-            let prompt = model.dialect.prompt(template, &model.tokenizer, &chat);
+            let prompt = model.dialect().prompt(template, model.tokenizer(), &chat);
             let prompt = prompt.map_err(|error| match error {
                 TemplateError::Request { field, found, expected } => {
                     ApiError::field(field, format!("{found}; expected {expected}"))
@@ -193,7 +193,7 @@ impl Chat {
                 error => ApiError::field("messages", error),
             })?;
             refuse_long(wanted, &model, &prompt.text)?;
-            let tokens = prompt.tokens(&model.tokenizer).map_err(|error| ApiError::bad(error.to_string()))?;
+            let tokens = prompt.tokens(model.tokenizer()).map_err(|error| ApiError::bad(error.to_string()))?;
             let text = prompt.text;
             let constraint = self.constraint(&model, &tools, &text)?;
             let one_call = !self.tools.parallel;
@@ -213,7 +213,7 @@ impl Chat {
         };
         let calls = |named| {
             let tools: Vec<Value> = tools.iter().map(|tool| self.relaxed_tool(tool.clone())).collect();
-            CallGrammar::new(model.dialect.clone(), &tools, named, self.tools.parallel)
+            CallGrammar::new(model.dialect().clone(), &tools, named, self.tools.parallel)
         };
         let grammar = match (named, self.format.grammar(&self.warnings)) {
             (None, None) => return Ok(None),
@@ -223,8 +223,8 @@ impl Chat {
             (Some(named), _) => calls(named).map(Grammar::Calls),
         };
         let asked = self.variables.get("enable_thinking").and_then(Value::as_bool);
-        let reasons = model.reasons && asked.unwrap_or(true);
-        let constraint = grammar.and_then(|grammar| model.constraint(&grammar, prompt, reasons));
+        let reasons = model.reasons() && asked.unwrap_or(true);
+        let constraint = grammar.and_then(|grammar| model.chat_constraint(&grammar, prompt, reasons));
         constraint.map(Some).map_err(|error| {
             let of_tools = matches!(error, GrammarError::Tools { .. }) || !self.format.is_asked();
             format::refused(if of_tools { "tools" } else { self.format.field() }, &error)
@@ -284,8 +284,8 @@ impl Prompts {
         let (known, model) = (self, model.clone());
         let read = work::run(move |wanted| {
             let decode = |tokens: Vec<Vec<u32>>| {
-                let fits = |tokens: &&Vec<u32>| tokens.len() <= model.context;
-                let text = |tokens: &Vec<u32>| model.tokenizer.decode(tokens, false);
+                let fits = |tokens: &&Vec<u32>| tokens.len() <= model.context();
+                let text = |tokens: &Vec<u32>| model.tokenizer().decode(tokens, false);
                 // What is too long is refused by the model.
                 let texts = if texts { tokens.iter().filter(fits).map(text).collect() } else { vec![] };
                 Ok((texts, tokens))
@@ -324,7 +324,7 @@ pub async fn fill_in(
     suffix: String,
     files: Vec<(String, String)>,
 ) -> Result<Vec<Vec<u32>>, ApiError> {
-    if !model.tokenizer.fills_in() {
+    if !model.tokenizer().fills_in() {
         let message = format!(
             "'{}' cannot fill in the middle of a text: its vocabulary has no tokens for that, such as <|fim_prefix|>, \
              <|fim_suffix|> and <|fim_middle|>",
@@ -338,7 +338,7 @@ pub async fn fill_in(
         others.chain(&prefixes).try_for_each(|text| refuse_long(wanted, &model, text))?;
         let encode = |prefix: &String| {
             let text = FillIn { prefix, suffix: &suffix, files: &files };
-            model.tokenizer.encode_fill_in(&text).map_err(|error| ApiError::bad(error.to_string()))
+            model.tokenizer().encode_fill_in(&text).map_err(|error| ApiError::bad(error.to_string()))
         };
         prefixes.iter().map(encode).collect()
     })
@@ -350,7 +350,7 @@ const PLAIN: EncodeOptions = EncodeOptions { add_special: true, parse_special: t
 
 fn encode(wanted: &Wanted, model: &Model, text: &str) -> Result<Vec<u32>, ApiError> {
     refuse_long(wanted, model, text)?;
-    model.tokenizer.encode(text, PLAIN).map_err(|error| ApiError::bad(error.to_string()))
+    model.tokenizer().encode(text, PLAIN).map_err(|error| ApiError::bad(error.to_string()))
 }
 
 /// Bytes of a text that becomes tokens whatever the context is.
@@ -360,17 +360,17 @@ const COMMON: usize = 8;
 
 /// Refuses a text that is much too long for the context before all of it has become tokens.
 fn refuse_long(wanted: &Wanted, model: &Model, text: &str) -> Result<(), ApiError> {
-    let too_long = |tokens| Err(EngineError::ContextFull { tokens, context: model.context }.into());
-    if text.len() > SHORT.max(model.context.saturating_mul(model.longest_token)) {
-        return too_long(text.len() / model.longest_token.max(1));
+    let too_long = |tokens| Err(EngineError::ContextFull { tokens, context: model.context() }.into());
+    if text.len() > SHORT.max(model.context().saturating_mul(model.longest_token())) {
+        return too_long(text.len() / model.longest_token().max(1));
     }
     // Of what would fit if all its tokens were as long as the longest one, beginnings are looked at first.
-    let mut part = SHORT.max(model.context.saturating_mul(COMMON));
+    let mut part = SHORT.max(model.context().saturating_mul(COMMON));
     while part < text.len() {
         wanted.check()?;
-        let found = model.tokenizer.encode(&text[..text.floor_char_boundary(part)], PLAIN);
+        let found = model.tokenizer().encode(&text[..text.floor_char_boundary(part)], PLAIN);
         let found = found.map_err(|error| ApiError::bad(error.to_string()))?.len();
-        if found > model.context.saturating_mul(2) {
+        if found > model.context().saturating_mul(2) {
             return too_long(found);
         }
         part = part.saturating_mul(COMMON);

@@ -203,7 +203,7 @@ struct Reply {
 
 impl Reply {
     async fn whole(mut self, mut events: Events) -> Result<Json<Value>, ApiError> {
-        while let Some(event) = events.next().await {
+        while let Some(event) = events.next().await? {
             self.usage.count(&event);
             match event {
                 Event::Piece { parts, .. } => {
@@ -212,8 +212,7 @@ impl Reply {
                     }
                 }
                 Event::End { finish, .. } => self.finish = Some(finish),
-                Event::Failed { error } => return Err(error),
-                Event::Prompt { .. } | Event::Embedding { .. } => {}
+                _ => {}
             }
         }
         Ok(Json(self.complete()))
@@ -445,7 +444,7 @@ impl Narrator for Reply {
                 }
             }
             Event::End { finish, .. } => self.finish = Some(finish),
-            Event::Prompt { .. } | Event::Embedding { .. } | Event::Failed { .. } => {}
+            _ => {}
         }
     }
 

@@ -52,7 +52,7 @@ async fn tokenize(State(shared): State<Shared>, mut fields: Fields) -> Result<Js
         }
         _ => return Err(ApiError::bad("either text or messages has to be given")),
     };
-    Ok(Json(json!({ "count": tokens.len(), "tokens": tokens, "max_model_len": model.context })))
+    Ok(Json(json!({ "count": tokens.len(), "tokens": tokens, "max_model_len": model.context() })))
 }
 
 #[derive(Debug, Deserialize)]
@@ -67,14 +67,14 @@ async fn detokenize(State(shared): State<Shared>, fields: Fields) -> Result<Json
     let model = shared.registry.get(request.model.as_deref()).await?;
     let limit = shared.config.body_limit;
     let text = work::run(move |wanted| {
-        let bytes = |&id: &u32| model.tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
+        let bytes = |&id: &u32| model.tokenizer().token_bytes(id).map_or(0, <[u8]>::len);
         let bytes = request.tokens.iter().map(bytes).sum::<usize>();
         if bytes > limit {
             let message = format!("{bytes} bytes of text; {limit} are the most");
             return Err(ApiError { status: StatusCode::PAYLOAD_TOO_LARGE, ..ApiError::field("tokens", message) });
         }
         wanted.hold(2 * bytes)?;
-        Ok(model.tokenizer.decode(&request.tokens, false))
+        Ok(model.tokenizer().decode(&request.tokens, false))
     });
     Ok(Json(json!({ "text": text.await? })))
 }

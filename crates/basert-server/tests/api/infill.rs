@@ -1,8 +1,6 @@
 //! Filling in the middle of a text.
 
-use std::sync::Arc;
-
-use basert_server::Loaded;
+use basert::Loaded;
 use basert_text::{GgufVocabulary, Tokenizer};
 use serde_json::{Value, json};
 
@@ -30,7 +28,7 @@ fn filler() -> Loaded {
         eos: Some(256),
         ..GgufVocabulary::new("gpt2", tokens.iter().map(String::as_bytes))
     });
-    Loaded { tokenizer: Arc::new(tokenizer.unwrap()), template: None, ..tiny() }
+    tiny().with_tokenizer(tokenizer.unwrap())
 }
 
 /// The tokens of a prompt in which this is before and behind the gap.

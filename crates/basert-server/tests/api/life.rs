@@ -4,9 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use basert::Loaded;
 use basert_engine::Engine;
 use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
-use basert_server::{Config, Loaded};
+use basert_server::Config;
 use serde_json::{Value, json};
 
 use crate::server::{Running, config, events, tiny};
@@ -142,8 +143,8 @@ impl Baked for Broken {
 }
 
 fn broken() -> Loaded {
-    let loaded = tiny();
-    let vocabulary = loaded.tokenizer.vocab_size();
+    let mut loaded = tiny();
+    let vocabulary = loaded.tokenizer().vocab_size();
     let (name, layout) = ("broken".to_owned(), String::new());
     let facts = Facts {
         name,
@@ -156,8 +157,9 @@ fn broken() -> Loaded {
         free_memory: None,
     };
     let device = Box::new(Broken { vocabulary, logits: vec![] });
-    let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
-    Loaded { engine, ..loaded }
+    loaded.engine =
+        Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
+    loaded
 }
 
 #[test]

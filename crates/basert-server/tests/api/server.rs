@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use basert::{Model, Options};
-use basert_server::{Config, Loaded, Server, Source, Stop};
+use basert::{Loaded, Options};
+use basert_server::{Config, Server, Source, Stop};
 use reqwest::blocking::multipart::Form;
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -30,15 +30,10 @@ pub fn tiny() -> Loaded {
         threads: Some(1),
         max_context: Some(1024),
         sessions: 8,
-        prefix_cache: true,
         chat_template: Some(TEMPLATE.to_owned()),
         ..Options::default()
     };
-    let model = Model::open(basert_testkit::tiny().join("llama.gguf"), options).unwrap();
-    let sampling = model.sampling().clone();
-    let pooling = model.pooling().map_err(|error| error.to_string());
-    let (engine, tokenizer, template) = model.into_parts();
-    Loaded { engine, tokenizer, template, draft: None, sampling, pooling }
+    Loaded::open(basert_testkit::tiny().join("llama.gguf"), options).unwrap()
 }
 
 /// On a free port, with nothing that others have set.

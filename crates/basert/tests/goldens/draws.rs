@@ -7,12 +7,12 @@ use std::sync::Arc;
 use basert::core::KvFormat;
 use basert::files::ModelFile;
 use basert::graph::Graph;
-use basert::ops::Row;
 use basert::plan::{Device, FUSIONS, Facts, Limits, LoadOptions, Plan};
 use basert::{DeviceKind, Finish, Generation, Grammar, Model, Options, Sampler, Sampling};
 use basert_convert::Random;
 use basert_engine::{Allowed, Engine, EngineError, Part, Sequence};
 use basert_testkit::tiny;
+use basert_tune::ops::Row;
 use serde_json::{Value, json};
 
 use crate::golden::gguf_twins;
@@ -236,7 +236,7 @@ fn a_gpu_answers_by_a_schema_as_the_cpu_does() {
     });
     for (schema, temperature, max_tokens) in [(&city, 0.0, 40), (&name, 1.0, 40)] {
         let options = Generation {
-            max_tokens,
+            max_tokens: Some(max_tokens),
             sampling: Sampling { temperature, seed: 5, repeat_penalty: 1.3, ..Sampling::default() }.into(),
             grammar: Some(Grammar::JsonSchema(schema.clone())),
             ..Generation::default()
@@ -244,7 +244,7 @@ fn a_gpu_answers_by_a_schema_as_the_cpu_does() {
         let [cpu, gpu] = models.each_ref().map(|model| model.generate("As JSON: ", &options, |_| true).unwrap());
         assert_eq!((&gpu.text, &gpu.tokens), (&cpu.text, &cpu.tokens));
         let ends = schema == &name;
-        assert_eq!(gpu.finish, if ends { Finish::Stop } else { Finish::Length }, "{:?}", gpu.text);
+        assert_eq!(gpu.finish, Some(if ends { Finish::End } else { Finish::Length }), "{:?}", gpu.text);
         let value = serde_json::from_str::<Value>(&gpu.text).ok();
         assert_eq!(value.is_some_and(|value| ["Paris", "Rome", "Oslo"].contains(&value.as_str().unwrap())), ends);
     }

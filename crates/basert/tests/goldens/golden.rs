@@ -7,8 +7,8 @@ use basert::core::{FORMATS, KvFormat};
 use basert::files::ModelFile;
 use basert::graph::{Graph, Op};
 use basert::plan::{Device, FUSIONS, Fusion, Limits, LoadOptions, Plan};
-use basert_cpu::reference::Reference;
 use basert_engine::{Engine, Part, Sequence};
+use basert_reference::Reference;
 use basert_testkit::tiny;
 use serde_json::Value;
 

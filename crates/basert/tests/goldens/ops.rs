@@ -1,9 +1,9 @@
-//! The op table ([`basert::ops`]) against the oracle. On the CPU, and on the GPU that `BASERT_TEST_GPU` names or its
+//! The op table ([`basert_tune::ops`]) against the oracle. On the CPU, and on the GPU that `BASERT_TEST_GPU` names or its
 //! simulation.
 
-use basert::ops::{COMPARED, Kind, Row, table};
 use basert::plan::Device;
 use basert_cpu::{CpuDevice, Isa};
+use basert_tune::ops::{COMPARED, Kind, Row, table};
 
 use crate::gpu;
 

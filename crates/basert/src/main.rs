@@ -1,7 +1,0 @@
-//! The `basert` command.
-
-mod cli;
-
-fn main() -> std::process::ExitCode {
-    cli::main()
-}
