@@ -219,7 +219,7 @@ impl Answers {
     /// # Errors
     /// When an answer fails.
     pub fn tell(mut self, mut each: impl FnMut(&str) -> bool) -> Result<Answer, Error> {
-        while let Some(event) = self.next() {
+        for event in self.by_ref() {
             let Event::Piece { choice: 0, parts, .. } = event? else { continue };
             let mut texts = parts.iter().filter_map(|part| match part {
                 Part::Content(text) => Some(text),

@@ -71,7 +71,7 @@ pub use basert_engine::{
 };
 pub use basert_plan::{Progress, Stage};
 pub use basert_text::{
-    ChatTemplate, Constraint, Detokenizer, EncodeOptions, Event as Part, Grammar, GrammarError, Tokenizer,
+    CallGrammar, ChatTemplate, Constraint, Detokenizer, EncodeOptions, Event as Part, Grammar, GrammarError, Tokenizer,
 };
 pub use chat::{ChatPrompt, Message};
 pub use device::DeviceKind;

@@ -139,13 +139,18 @@ impl Model {
         Ok(answers)
     }
 
+    /// A request without prompts, with these options but for the grammar.
+    pub fn request(&self, options: &Generation) -> Request {
+        options.request(self.sampling())
+    }
+
     /// A request to continue a text of these tokens.
     ///
     /// # Errors
     /// When a setting is out of range, or the grammar cannot be used.
     pub fn text_request(&self, prompt: Vec<u32>, options: &Generation) -> Result<Request, Error> {
         let constraint = options.grammar.as_ref().map(|grammar| self.constraint(grammar)).transpose()?;
-        Ok(Request { prompts: vec![prompt], constraint, ..options.request(self.sampling()) })
+        Ok(Request { prompts: vec![prompt], constraint, ..self.request(options) })
     }
 
     /// A request to answer a chat.
@@ -156,7 +161,7 @@ impl Model {
         let ChatPrompt { text, tokens, reasons, .. } = prompt;
         let grammar = options.grammar.as_ref();
         let constraint = grammar.map(|grammar| self.chat_constraint(grammar, text, *reasons)).transpose()?;
-        let request = Request { prompts: vec![tokens.clone()], constraint, ..options.request(self.sampling()) };
+        let request = Request { prompts: vec![tokens.clone()], constraint, ..self.request(options) };
         Ok(Request { chat: Some(prompt.answer()), ..request })
     }
 

@@ -1,6 +1,7 @@
 //! Whole models through the library.
 
 mod constrained;
+mod examples;
 mod greedy;
 mod odd_files;
 mod plans;

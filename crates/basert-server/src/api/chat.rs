@@ -301,13 +301,11 @@ impl Narrator for Reply {
     fn event(&mut self, event: Event, out: &mut VecDeque<Sent>) {
         self.usage.count(&event);
         match event {
-            Event::Prompt { choice, prompt } => {
-                if self.progress && choice == 0 {
-                    let mut chunk = self.chunk(json!([]));
-                    chunk["prompt_progress"] =
-                        json!({ "total": prompt.tokens, "cache": prompt.cached, "processed": prompt.done });
-                    out.push_back(Sent::data(&chunk));
-                }
+            Event::Prompt { choice: 0, prompt } if self.progress => {
+                let mut chunk = self.chunk(json!([]));
+                chunk["prompt_progress"] =
+                    json!({ "total": prompt.tokens, "cache": prompt.cached, "processed": prompt.done });
+                out.push_back(Sent::data(&chunk));
             }
             Event::Piece { choice, parts, mut tokens } => {
                 for delta in parts.into_iter().filter_map(delta) {
