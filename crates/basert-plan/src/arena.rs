@@ -70,7 +70,11 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
     for (i, node) in plan.nodes.iter().enumerate() {
         node.reads().chain([node.out]).for_each(|value| touch(value, i));
     }
-    touch(plan.logits, plan.nodes.len());
+    // What the host reads also outlives a step of the head, before which it writes what that is given.
+    plan.outputs().for_each(|output| touch(output, plan.nodes.len()));
+    if let Some(head) = plan.head {
+        touch(head.given, head.after);
+    }
     // A step for hidden states ends here, so they live until then.
     touch(plan.hidden.value, plan.hidden.after);
     lives
