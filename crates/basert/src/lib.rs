@@ -75,7 +75,7 @@ pub use chat::{ChatPrompt, Message, Parts};
 pub use device::DeviceKind;
 pub use error::Error;
 pub use generate::{Answer, Finish, Generation, Pieces};
-pub use model::{Model, Options, Progress, Stage};
+pub use model::{Model, Mtp, Options, Progress, Stage};
 pub use scorer::Scorer;
 pub use session::Session;
 pub use text::tokenizer;

@@ -46,6 +46,8 @@ pub struct Options {
     pub prefix_cache: bool,
     /// Limit on the tokens of a step; none means what suits the device.
     pub step_tokens: Option<usize>,
+    /// Whether the model's head for multi-token prediction is loaded, to propose draft tokens.
+    pub mtp: Mtp,
     /// Further architecture files, which take precedence over the built-in ones.
     pub arch_files: Vec<PathBuf>,
     /// The source of a chat template to use instead of the model's own.
@@ -74,10 +76,25 @@ impl Default for Options {
             cache_share: None,
             prefix_cache: false,
             step_tokens: None,
+            mtp: Mtp::default(),
             arch_files: Vec::new(),
             chat_template: None,
         }
     }
+}
+
+/// Whether a model's head for multi-token prediction is loaded. It takes memory for its weights, and for keys and values of
+/// one more layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mtp {
+    /// It is not.
+    #[default]
+    Off,
+    /// If there is one, and the device does not sample tokens by itself: steps that run ahead of the host leave no time to
+    /// draft.
+    Auto,
+    /// It is; a model without one is refused.
+    On,
 }
 
 /// An open model: its weights on a device, its tokenizer, its chat template.
@@ -138,6 +155,8 @@ impl Model {
         let name = file.path().display().to_string();
         let facts = device.facts().clone();
         let step_tokens = options.step_tokens.unwrap_or(facts.step_tokens);
+        let mtp = if options.mtp == Mtp::Auto && facts.chain > 0 { Mtp::Off } else { options.mtp };
+        let options = Options { mtp, ..options };
         let plan = Arc::new(Model::plan_for(&file, &options, step_tokens)?);
 
         let trained = plan.graph.context;
@@ -178,6 +197,7 @@ impl Model {
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         let engine = engine.with_slots(slots, plan.graph.slot_bytes());
         let engine = engine.of_kind(plan.graph.generates, plan.graph.is_causal());
+        let engine = engine.with_head(plan.graph.head.map(|head| plan.graph.values[head.hidden.0].width));
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
         let (sampling, warnings) = sampling::of_model(&file);
         let (engine, grammars, answers) = (Mutex::new(engine), OnceLock::new(), AtomicU64::new(0));
@@ -246,7 +266,11 @@ impl Model {
         let extra = options.arch_files.iter().map(|path| Architecture::open(path));
         let extra = extra.collect::<Result<Vec<_>, _>>()?;
         let context = options.max_context.unwrap_or(Options::DEFAULT_CONTEXT);
-        let graph = Graph::open_for(file, &extra, context)?;
+        let graph = Graph::open_for(file, &extra, context, options.mtp != Mtp::Off)?;
+        if options.mtp == Mtp::On && graph.head.is_none() {
+            let what = "it has no head for multi-token prediction";
+            return Err(Error::Model { file: file.path().display().to_string(), what: what.to_owned() });
+        }
         let tokens = match graph.is_causal() {
             true => step_tokens,
             // A text is computed in one step.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use basert::hub::{self, DEFAULT_MODEL, Installed, Store};
 use basert::plan::Device;
-use basert::{ChatPrompt, DeviceKind, KvFormat, Message, Model, Options, Speculation, Stage};
+use basert::{ChatPrompt, DeviceKind, KvFormat, Message, Model, Mtp, Options, Speculation, Stage};
 use serde_json::{Map, Value};
 
 use super::failure::mistake;
@@ -175,8 +175,8 @@ fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Mo
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculationArgs {
     /// Speculate: propose up to N draft tokens (at most 16) by prompt lookup and check them in one step; auto adapts N
-    /// to what is fastest. The text is the same
-    #[arg(long, value_name = "N|auto|off", default_value_t = Speculation::Auto)]
+    /// to what is fastest; mtp and mtp=N have the model's head for multi-token prediction propose them. The text is the same
+    #[arg(long, value_name = "N|auto|mtp|off", default_value_t = Speculation::Auto)]
     pub speculate: Speculation,
     /// Let this smaller model with the same vocabulary propose the draft tokens
     #[arg(long, value_name = "MODEL")]
@@ -189,7 +189,19 @@ impl SpeculationArgs {
         if self.draft.is_some() && self.speculate == Speculation::Off {
             return Err(mistake("--draft has no effect with --speculate off"));
         }
+        if self.draft.is_some() && matches!(self.speculate, Speculation::Mtp(_)) {
+            return Err(mistake("draft tokens come from --draft or from --speculate mtp, not from both"));
+        }
         self.draft.as_deref().map(|draft| path(Some(draft))).transpose()
+    }
+
+    /// Whether the model's head is loaded.
+    pub fn mtp(&self) -> Mtp {
+        match self.speculate {
+            Speculation::Mtp(_) => Mtp::On,
+            Speculation::Auto if self.draft.is_none() => Mtp::Auto,
+            _ => Mtp::Off,
+        }
     }
 }
 
@@ -223,6 +235,9 @@ pub struct RunArgs {
 impl RunArgs {
     /// Opens the model.
     pub fn open(&self, model: &ModelArgs) -> anyhow::Result<Model> {
+        if matches!(self.speculation.speculate, Speculation::Mtp(_)) {
+            return Err(mistake("--speculate mtp is for basert serve; here it is off, auto or a number"));
+        }
         let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
         let path = model.path()?;
         let prefix_cache = true;

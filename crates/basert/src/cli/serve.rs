@@ -297,6 +297,7 @@ impl Args {
             cache_bytes,
             cache_share: Some(GPU_SHARE / models.len() as f64),
             prefix_cache: true,
+            mtp: self.speculation.mtp(),
             ..Options::default()
         };
         let draft = self.speculation.draft()?;
