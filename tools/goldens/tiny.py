@@ -306,6 +306,9 @@ def publish(name, folder):
         file.write_text(json.dumps(patch(**change)(json.loads(file.read_text())), indent=2) + "\n")
     if weights:
         published.rewrite(folder / "model.safetensors", **weights)
+    if "head" in MODELS[name]:
+        import heads
+        heads.add_to(name, folder)
 
 
 def rebuilt(name):

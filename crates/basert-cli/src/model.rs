@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use basert::plan::Device;
-use basert::{ChatPrompt, DeviceKind, KvFormat, Loaded, Message, Model, Options, Scheduling, Speculation, Stage};
+use basert::{ChatPrompt, DeviceKind, KvFormat, Loaded, Message, Model, Mtp, Options, Scheduling, Speculation, Stage};
 use basert_hub::{DEFAULT_MODEL, Installed, Store};
 use serde_json::{Map, Value};
 
@@ -175,8 +175,8 @@ fn open(device: &dyn Device, path: &Path, options: Options) -> anyhow::Result<Lo
 #[command(next_help_heading = "Speculation")]
 pub struct SpeculationArgs {
     /// Speculate: propose up to N draft tokens (at most 16) by prompt lookup and check them in one step; auto adapts N
-    /// to what is fastest. The text is the same
-    #[arg(long, value_name = "N|auto|off", default_value_t = Speculation::Auto)]
+    /// to what is fastest; mtp and mtp=N have the model's head for multi-token prediction propose them. The text is the same
+    #[arg(long, value_name = "N|auto|mtp|off", default_value_t = Speculation::Auto)]
     pub speculate: Speculation,
     /// Let this smaller model with the same vocabulary propose the draft tokens
     #[arg(long, value_name = "MODEL")]
@@ -189,7 +189,19 @@ impl SpeculationArgs {
         if self.draft.is_some() && self.speculate == Speculation::Off {
             return Err(mistake("--draft has no effect with --speculate off"));
         }
+        if self.draft.is_some() && matches!(self.speculate, Speculation::Mtp(_)) {
+            return Err(mistake("draft tokens come from --draft or from --speculate mtp, not from both"));
+        }
         self.draft.as_deref().map(|draft| path(Some(draft))).transpose()
+    }
+
+    /// Whether the model's head is loaded.
+    pub fn mtp(&self) -> Mtp {
+        match self.speculate {
+            Speculation::Mtp(_) => Mtp::On,
+            Speculation::Auto if self.draft.is_none() => Mtp::Auto,
+            _ => Mtp::Off,
+        }
     }
 }
 
@@ -225,7 +237,8 @@ impl RunArgs {
     pub fn open(&self, model: &ModelArgs) -> anyhow::Result<Model> {
         let chat_template = self.chat_template.as_deref().map(read_text).transpose()?;
         let path = model.path()?;
-        let options = Options { max_context: self.max_context, chat_template, ..model.options() };
+        let (max_context, mtp) = (self.max_context, self.speculation.mtp());
+        let options = Options { max_context, mtp, chat_template, ..model.options() };
         let model = self.device.open(&path, options.clone())?;
         let model = match self.speculation.draft()? {
             Some(draft) => model.with_draft(self.device.open(&draft, options)?)?,

@@ -296,6 +296,7 @@ impl Args {
             answers: self.parallel.max(Options::ANSWERS),
             cache_bytes,
             cache_share: Some(GPU_SHARE / models.len() as f64),
+            mtp: self.speculation.mtp(),
             ..Options::default()
         };
         let draft = self.speculation.draft()?;

@@ -6,7 +6,7 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_graph::{Graph, Norm, Op, Rows, StateId, ValueId, Weight, WeightError, WeightId};
 use basert_plan::{
-    Baked, Device, DeviceError, Facts, Linear, LoadOptions, Matrix, MatrixId, Place, Plan, PlanOp, Stage,
+    Baked, Device, DeviceError, Facts, Linear, LoadOptions, Matrix, MatrixId, Pass, Place, Plan, PlanOp, Stage,
 };
 
 use crate::attention::{Attention, Scratch};
@@ -82,21 +82,20 @@ impl Device for CpuDevice {
         let parts: Vec<_> = lens.iter().map(|&len| memory.split_to(len)).collect();
         let matrices = plan.matrices.iter().zip(parts).map(|(matrix, part)| binder.pack(matrix, part, &mut packed));
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
-        let panels = matrices.iter().flatten().map(PackedMatrix::scratch_bytes).max().unwrap_or(0);
-        let mut matrices: Vec<_> = matrices.into_iter().map(Some).collect();
+        let panels = matrices.iter().flatten().map(|matrix| matrix.scratch_bytes()).max().unwrap_or(0);
         let page_bytes = plan.graph.caches().map(|cache| binder.page_bytes(cache)).sum();
         let mut ops = Vec::with_capacity(plan.nodes.len());
         let counter = || Counter::new(self.pool.threads());
         let mut prepared_since_barrier = false;
         for node in &plan.nodes {
-            let kernel = bind(&binder, node, &mut matrices)?;
+            let kernel = bind(&binder, node, &matrices)?;
             // Linear ops share the memory of prepared inputs, of which the plan does not know.
             let barrier = node.barrier || (kernel.prepares() && prepared_since_barrier);
             prepared_since_barrier = kernel.prepares() || (prepared_since_barrier && !barrier);
             ops.push(Bound { kernel, barrier, work: counter(), prepare: counter() });
         }
         let hidden = plan.hidden.node.iter().map(|node| {
-            let kernel = bind(&binder, node, &mut [])?;
+            let kernel = bind(&binder, node, &[])?;
             Ok(Bound { kernel, barrier: true, work: counter(), prepare: counter() })
         });
         let hidden = hidden.collect::<Result<_, DeviceError>>()?;
@@ -126,6 +125,7 @@ impl Device for CpuDevice {
             ropes,
             workers,
             contention,
+            last: Pass::Logits,
         }))
     }
 }
@@ -198,7 +198,7 @@ impl Binder<'_> {
         matrix: &Matrix,
         mut memory: Buffer,
         packed: &mut dyn FnMut(usize),
-    ) -> Result<Vec<PackedMatrix>, DeviceError> {
+    ) -> Result<Vec<Arc<PackedMatrix>>, DeviceError> {
         let weights: Vec<_> = matrix.parts.iter().map(|(id, _)| self.weight(*id)).collect();
         let (pool, order, len) = (&self.device.pool, matrix.order, self.packed_bytes(matrix)?);
         let mut done = |bytes: &[u8]| {
@@ -214,7 +214,7 @@ impl Binder<'_> {
             let sources: Vec<_> = read.iter().map(|(bytes, rows)| Source { bytes, rows: *rows }).collect();
             let memory = memory.split_to(len);
             let packed = PackedMatrix::pack(pool, matrix.format, matrix.columns, &sources, order, memory, &mut done);
-            packed.map_err(|error| {
+            packed.map(Arc::new).map_err(|error| {
                 let part = if let PackError::NotFinite { tensor, .. } = error { tensor } else { 0 };
                 DeviceError::Weight { tensor: weights[part].name().to_owned(), what: error.to_string() }
             })

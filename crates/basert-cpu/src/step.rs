@@ -20,7 +20,7 @@ use std::time::Instant;
 use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_graph::{Op, Rows as RowClass, ValueId};
-use basert_plan::{Baked, DeviceError, Place, Plan, PlanNode, PlanOp, Span, StepState};
+use basert_plan::{Baked, DeviceError, Pass, Place, Plan, PlanNode, PlanOp, Span, StepState};
 
 pub(crate) use self::experts::Uses;
 pub(crate) use self::heads::RopeTable;
@@ -49,11 +49,11 @@ pub(crate) trait Kernel: Send + Sync {
     }
 }
 
-/// The kernel of a node. Matrices are taken from `packed`.
+/// The kernel of a node. Matrices are those of `packed`.
 pub(crate) fn bind(
     binder: &Binder,
     node: &PlanNode,
-    packed: &mut [Option<Vec<PackedMatrix>>],
+    packed: &[Vec<Arc<PackedMatrix>>],
 ) -> Result<Box<dyn Kernel>, DeviceError> {
     match &node.op {
         PlanOp::Linear(linear) if linear.experts.is_some() => experts::bind(binder, node, linear, packed),
@@ -159,6 +159,8 @@ pub(crate) struct CpuBaked {
     pub workers: Vec<WorkerScratch>,
     /// The number of workers for memory-bound steps of a few tokens.
     pub contention: Contention,
+    /// The step whose results can be read.
+    pub last: Pass,
 }
 
 impl CpuBaked {
@@ -172,10 +174,16 @@ impl CpuBaked {
     /// barrier.
     fn run(&mut self, step: &StepState, before: impl Fn(usize, &Bound, &Worker) + Sync) -> Result<(), DeviceError> {
         step.check(&self.plan, (self.pages, self.slots), PAGE)?;
-        let (ops, more) = match step.hidden {
-            true => (&self.ops[..self.plan.hidden.after], &self.hidden[..]),
-            false => (&self.ops[..], &[][..]),
+        let of_model = self.plan.model().len();
+        let (ops, more) = match step.pass {
+            Pass::Logits => (&self.ops[..of_model], &[][..]),
+            Pass::Hidden => (&self.ops[..self.plan.hidden.after], &self.hidden[..]),
+            Pass::Head => (&self.ops[of_model..], &[][..]),
         };
+        // A step of the head that wants nothing leaves what can be read of the step before.
+        if step.pass != Pass::Head || !step.wanted.is_empty() {
+            self.last = step.pass;
+        }
         for op in ops.iter().chain(more) {
             op.work.reset();
             op.prepare.reset();
@@ -186,6 +194,11 @@ impl CpuBaked {
             let pages = &step.page_table[sequence.pages.clone()];
             let positions = step.positions[sequence.rows.clone()].iter().map(|&position| position as usize);
             self.places.extend(positions.map(|position| (pages[position / PAGE] as usize, position % PAGE)));
+        }
+        if let (Pass::Head, Some(head)) = (step.pass, self.plan.head) {
+            let Place { offset, width, .. } = self.plan.places[head.given.0];
+            let given = &mut self.shared.arena[offset..][..step.tokens.len() * width * size_of::<f32>()];
+            given.copy_from_slice(bytemuck::cast_slice(&step.given));
         }
         let run = Run {
             isa: self.isa,
@@ -275,7 +288,18 @@ impl Baked for CpuBaked {
     }
 
     fn logits(&self, i: usize) -> &[f32] {
-        self.row(self.plan.logits, i)
+        match (self.last, self.plan.head) {
+            (Pass::Head, Some(head)) => self.row(head.logits, i),
+            _ => self.row(self.plan.logits, i),
+        }
+    }
+
+    fn for_head(&self, i: usize) -> &[f32] {
+        match (self.last, self.plan.head) {
+            (Pass::Head, Some(head)) => self.row(head.next, i),
+            (_, Some(head)) => self.row(head.hidden, i),
+            (_, None) => &[],
+        }
     }
 
     fn hidden(&self, i: usize) -> &[f32] {

@@ -1,6 +1,7 @@
 //! The engine: a device, its pages, and the steps that bring sequences up to date.
 
 mod draw;
+mod head;
 mod prefixes;
 mod score;
 mod states;
@@ -9,11 +10,13 @@ mod timeline;
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
-use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
+use basert_plan::{Baked, DeviceError, Facts, Limits, Pass, StepState};
 
 use self::draw::Chain;
 pub(crate) use self::draw::choose;
 pub use self::draw::{Allowed, Drawing};
+use self::head::Carry;
+pub(crate) use self::head::Drafting;
 pub(crate) use self::states::Checkpoint;
 use self::states::{Slots, States};
 use crate::prefix::PrefixTree;
@@ -34,6 +37,7 @@ pub struct Sequence {
     /// The sequence's row in a chain of steps, numbered over all chains; 0 means none.
     chain: u64,
     states: States,
+    carry: Carry,
 }
 
 impl Sequence {
@@ -162,6 +166,8 @@ pub struct Engine {
     generates: bool,
     /// Whether a sequence can be computed in parts.
     is_causal: bool,
+    /// Values of what the model's head reads of a token, if it has a head.
+    head: Option<usize>,
     step: StepState,
     chain: Chain,
 }
@@ -193,6 +199,7 @@ impl Engine {
             limits,
             generates: true,
             is_causal: true,
+            head: None,
             step,
             chain,
         }
@@ -375,6 +382,7 @@ impl Engine {
     /// When a sequence is too long, or the device fails; the sequences are left as they were.
     pub fn run(&mut self, parts: &mut [Part<'_>], hidden: bool) -> Result<(), EngineError> {
         let computed = self.begin(parts, hidden).and_then(|()| Ok(self.baked.wait()?));
+        let computed = computed.and_then(|()| if hidden { Ok(()) } else { self.follow(parts) });
         self.finish(parts, computed)
     }
 
@@ -396,7 +404,7 @@ impl Engine {
     fn begin(&mut self, parts: &[Part<'_>], hidden: bool) -> Result<(), EngineError> {
         self.settle()?;
         self.step.clear();
-        self.step.hidden = hidden;
+        self.step.pass = if hidden { Pass::Hidden } else { Pass::Logits };
         for Part { sequence, count, wanted } in parts {
             self.check(sequence)?;
             let (from, to) = (sequence.computed, sequence.computed + count);
@@ -432,6 +440,12 @@ impl Engine {
     /// # Errors
     /// When there are not enough.
     pub fn reserve(&mut self, sequence: &mut Sequence, count: usize, may_rewind: bool) -> Result<(), EngineError> {
+        self.reserve_pages(sequence, count)?;
+        self.reserve_slots(sequence, count, may_rewind)
+    }
+
+    /// The same of pages alone.
+    fn reserve_pages(&mut self, sequence: &mut Sequence, count: usize) -> Result<(), EngineError> {
         let first = sequence.computed / self.page_tokens;
         let needed = (sequence.computed + count).div_ceil(self.page_tokens);
         let none_left = EngineError::OutOfPages { pages: self.pool.total() };
@@ -456,7 +470,7 @@ impl Engine {
         while sequence.pages.len() < needed {
             sequence.pages.push(self.take_page().ok_or_else(|| none_left.clone())?);
         }
-        self.reserve_slots(sequence, count, may_rewind)
+        Ok(())
     }
 
     /// Takes a free page, for which a cached one may be evicted.

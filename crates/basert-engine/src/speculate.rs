@@ -6,7 +6,7 @@
 //! valid. So texts are the same to the bit, for all sampling settings.
 //!
 //! Draft tokens are those that followed the last tokens earlier in the text (prompt lookup), or those that a smaller
-//! model samples with the same noise.
+//! model, or the model's own head for multi-token prediction, samples with the same noise.
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,6 +22,8 @@ pub enum Speculation {
     Auto,
     /// A fixed number, if any can be proposed.
     Tokens(usize),
+    /// By the model's head for multi-token prediction, which it must have: a fixed number, or as many as pay off.
+    Mtp(Option<usize>),
 }
 
 impl Speculation {
@@ -35,6 +37,8 @@ impl fmt::Display for Speculation {
             Speculation::Off => f.write_str("off"),
             Speculation::Auto => f.write_str("auto"),
             Speculation::Tokens(tokens) => write!(f, "{tokens}"),
+            Speculation::Mtp(None) => f.write_str("mtp"),
+            Speculation::Mtp(Some(tokens)) => write!(f, "mtp={tokens}"),
         }
     }
 }
@@ -43,11 +47,14 @@ impl FromStr for Speculation {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Speculation, String> {
-        match (text, text.parse()) {
-            ("off", _) => Ok(Speculation::Off),
-            ("auto", _) => Ok(Speculation::Auto),
-            (_, Ok(tokens)) if (1..=Speculation::MOST).contains(&tokens) => Ok(Speculation::Tokens(tokens)),
-            _ => Err(format!("expected off, auto, or a number from 1 to {}", Speculation::MOST)),
+        let tokens = |text: &str| text.parse().ok().filter(|tokens| (1..=Speculation::MOST).contains(tokens));
+        match (text, text.strip_prefix("mtp=").and_then(tokens), tokens(text)) {
+            ("off", ..) => Ok(Speculation::Off),
+            ("auto", ..) => Ok(Speculation::Auto),
+            ("mtp", ..) => Ok(Speculation::Mtp(None)),
+            (_, Some(tokens), _) => Ok(Speculation::Mtp(Some(tokens))),
+            (_, _, Some(tokens)) => Ok(Speculation::Tokens(tokens)),
+            _ => Err(format!("expected off, auto, mtp, mtp=N or N, a number from 1 to {}", Speculation::MOST)),
         }
     }
 }
@@ -124,14 +131,23 @@ pub struct Guesser {
     guesses: Vec<u32>,
     /// How many of them are computed; the first may be compared without being computed.
     computed: usize,
+    /// Steps for which none was worth it.
+    idle: usize,
 }
 
 impl Guesser {
+    /// Steps at the beginning of an answer that have a draft token, whether or not it is worth it.
+    const FIRST: usize = 8;
+    /// How many of the steps after them there are for each with one.
+    const NOW_AND_THEN: usize = 16;
+
     /// The initial state for an answer, on a device that samples or does not.
     pub fn new(speculation: Speculation, draws_on_device: bool) -> Guesser {
         let speculation = match speculation {
             // There, steps are submitted before the host knows the tokens.
             Speculation::Auto if draws_on_device => Speculation::Off,
+            Speculation::Mtp(None) => Speculation::Auto,
+            Speculation::Mtp(Some(tokens)) => Speculation::Tokens(tokens),
             speculation => speculation,
         };
         Guesser { speculation, ..Guesser::default() }
@@ -147,8 +163,21 @@ impl Guesser {
         match self.speculation {
             Speculation::Off => 0,
             Speculation::Auto => costs.worth(self.rate, answers),
-            Speculation::Tokens(tokens) => tokens,
+            Speculation::Tokens(tokens) | Speculation::Mtp(Some(tokens)) => tokens,
+            Speculation::Mtp(None) => 0,
         }
+    }
+
+    /// How many draft tokens to ask for where proposing them takes time: as many as are worth it, and if that is none, one
+    /// now and then, to measure how often it would be accepted.
+    pub fn asked(&mut self, costs: &Costs, answers: usize) -> usize {
+        let wanted = self.wanted(costs, answers);
+        // First the duration of a step without any is measured.
+        if wanted > 0 || self.is_off() || costs.plain == 0.0 {
+            return wanted;
+        }
+        self.idle += 1;
+        usize::from(self.idle <= Guesser::FIRST || self.idle.is_multiple_of(Guesser::NOW_AND_THEN))
     }
 
     /// Proposes draft tokens by prompt lookup in `text` followed by `last`, of which at most `most` are computed.
@@ -244,10 +273,10 @@ mod tests {
 
     #[test]
     fn settings_are_read_as_they_are_written() {
-        for text in ["off", "auto", "1", "16"] {
+        for text in ["off", "auto", "1", "16", "mtp", "mtp=3"] {
             assert_eq!(text.parse::<Speculation>().unwrap().to_string(), text);
         }
-        for text in ["", "0", "17", "on", "-1"] {
+        for text in ["", "0", "17", "on", "-1", "mtp=", "mtp=0", "mtp=17"] {
             assert!(text.parse::<Speculation>().unwrap_err().contains("from 1 to 16"));
         }
     }

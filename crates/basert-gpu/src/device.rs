@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
+use basert_graph::ValueId;
 use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState};
 
 use crate::cache::CacheKey;
@@ -87,6 +88,9 @@ impl Lowered {
         let mut outcomes = vec![Outcome::Logits, Outcome::Hidden, Outcome::Tokens];
         if plan.graph.slot_bytes() == 0 {
             outcomes.push(Outcome::Chained);
+        }
+        if plan.head.is_some() {
+            outcomes.push(Outcome::Head);
         }
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
@@ -182,6 +186,8 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
         let words = vec![0; lowered.step.words];
         let width = plan.graph.vocabulary.max(plan.values[plan.hidden.value.0].width);
         let rows = vec![0.0; plan.limits.wanted * width];
+        let width = plan.head.map_or(0, |head| plan.values[head.hidden.0].width);
+        let for_head = vec![0.0; plan.limits.tokens.max(plan.limits.wanted) * width];
         Ok(Box::new(GpuBaked {
             gpu: self.gpu.clone(),
             name: name.clone(),
@@ -197,6 +203,7 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             last: LastStep::default(),
             under_way: VecDeque::with_capacity(CHAIN),
             rows,
+            for_head,
             drawn: Vec::new(),
         }))
     }
@@ -251,6 +258,8 @@ struct GpuBaked<G> {
     under_way: VecDeque<Ticket>,
     /// Of the step waited for: logits, or hidden states.
     rows: Vec<f32>,
+    /// What the head can read of it.
+    for_head: Vec<f32>,
     drawn: Vec<u32>,
     name: String,
 }
@@ -259,6 +268,7 @@ struct GpuBaked<G> {
 #[derive(Default)]
 struct LastStep {
     shape: Option<Shape>,
+    tokens: usize,
     /// Rows whose logits were wanted.
     wanted: usize,
     /// Its largest position.
@@ -282,8 +292,14 @@ impl<G: Gpu> GpuBaked<G> {
             return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
         }
         let position = step.positions.iter().copied().max().unwrap_or(0) as usize;
-        self.last = LastStep { shape: Some(shape), wanted: step.wanted.len(), position, chained: 0 };
+        let (tokens, wanted) = (step.tokens.len(), step.wanted.len());
+        self.last = LastStep { shape: Some(shape), tokens, wanted, position, chained: 0 };
         self.write_step(gpu, 0..used)?;
+        if let (Outcome::Head, Some(head)) = (shape.outcome, self.plan.head) {
+            let at = Binding { buffer: self.buffers.of(Memory::Arena), offset: self.plan.places[head.given.0].offset };
+            let given = gpu.write(at, bytemuck::cast_slice(&step.given));
+            given.map_err(|error| of_device(&self.name, error))?;
+        }
         Ok(shape)
     }
 
@@ -398,14 +414,26 @@ impl<G: Gpu> Baked for GpuBaked<G> {
             self.drawn.resize(self.last.wanted, 0);
             return gpu.collect(ticket, bytemuck::cast_slice_mut(&mut self.drawn)).map_err(fail);
         }
-        let hidden = self.last.shape.is_some_and(|shape| shape.outcome == Outcome::Hidden);
-        let value = if hidden { self.plan.hidden.value } else { self.plan.logits };
-        let Place { offset, stride, column, width } = self.plan.places[value.0];
-        for row in 0..self.last.wanted {
-            let at = offset + (row * stride + column) * size_of::<f32>();
-            let from = Binding { buffer: self.buffers.of(Memory::Arena), offset: at };
-            let to = &mut self.rows[row * width..][..width];
-            gpu.read(from, bytemuck::cast_slice_mut(to)).map_err(fail)?;
+        let LastStep { shape, tokens, wanted, .. } = self.last;
+        let (value, for_head) = match (shape.map(|shape| shape.outcome), self.plan.head) {
+            (Some(Outcome::Hidden), _) => (self.plan.hidden.value, None),
+            (Some(Outcome::Head), Some(head)) => (head.logits, Some((head.next, wanted))),
+            (_, head) => (self.plan.logits, head.map(|head| (head.hidden, tokens))),
+        };
+        let arena = self.buffers.of(Memory::Arena);
+        let mut read = |value: ValueId, rows: usize, to: &mut [f32]| {
+            let Place { offset, stride, column, width } = self.plan.places[value.0];
+            // Rows that follow each other are read at once.
+            let (rows, width) = if stride == width { (rows.min(1), rows * width) } else { (rows, width) };
+            for (row, to) in to.chunks_exact_mut(width.max(1)).take(rows).enumerate() {
+                let offset = offset + (row * stride + column) * size_of::<f32>();
+                gpu.read(Binding { buffer: arena, offset }, bytemuck::cast_slice_mut(to))?;
+            }
+            Ok(())
+        };
+        read(value, wanted, &mut self.rows).map_err(fail)?;
+        if let Some((value, rows)) = for_head {
+            read(value, rows, &mut self.for_head).map_err(fail)?;
         }
         gpu.wait().map_err(fail)
     }
@@ -452,6 +480,11 @@ impl<G: Gpu> Baked for GpuBaked<G> {
     fn hidden(&self, i: usize) -> &[f32] {
         let width = self.plan.values[self.plan.hidden.value.0].width;
         &self.rows[i * width..][..width]
+    }
+
+    fn for_head(&self, i: usize) -> &[f32] {
+        let width = self.plan.head.map_or(0, |head| self.plan.values[head.hidden.0].width);
+        &self.for_head[i * width..][..width]
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {

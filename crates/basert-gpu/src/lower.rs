@@ -147,14 +147,16 @@ impl<'p> Lowering<'p> {
         // The plan does not know of prepared inputs.
         let mut prepared_in_use = false;
         let mut rope = None;
-        let (nodes, last) = match (shape.outcome, &self.plan.hidden) {
-            (Outcome::Hidden, hidden) => (&self.plan.nodes[..hidden.after], hidden.node.as_ref()),
-            (Outcome::Drawn, _) => (&[][..], None),
-            _ => (&self.plan.nodes[..], None),
+        let of_model = self.plan.model().len();
+        let (first, nodes, last) = match (shape.outcome, &self.plan.hidden) {
+            (Outcome::Hidden, hidden) => (0, &self.plan.nodes[..hidden.after], hidden.node.as_ref()),
+            (Outcome::Head, _) => (of_model, &self.plan.nodes[of_model..], None),
+            (Outcome::Drawn, _) => (0, &[][..], None),
+            _ => (0, self.plan.model(), None),
         };
         // What is left out may have separated what comes before and after it.
         let mut owed = false;
-        for (i, node) in nodes.iter().chain(last).enumerate() {
+        for (i, node) in (first..).zip(nodes.iter().chain(last)) {
             if self.rows(node, shape).0 == 0 || self.selected(node.out).is_some() {
                 owed |= node.barrier;
                 continue;
@@ -251,7 +253,9 @@ impl<'p> Lowering<'p> {
     /// The value that replaces a selection, if nothing needs to be selected. Logits and hidden states keep their places
     /// in the plan.
     fn selected(&self, value: ValueId) -> Option<ValueId> {
-        let is_read = [self.plan.logits, self.plan.hidden.value].iter().any(|&read| self.plan.root(read).0 == value);
+        let of_head = self.plan.head.map(|head| [head.hidden, head.logits, head.next]);
+        let read = [self.plan.logits, self.plan.hidden.value].into_iter().chain(of_head.into_iter().flatten());
+        let is_read = read.into_iter().any(|read| self.plan.root(read).0 == value);
         if !self.single || is_read {
             return None;
         }

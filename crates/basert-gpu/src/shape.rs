@@ -1,7 +1,7 @@
 //! The shapes of steps: each has a list of dispatches.
 
 use basert_core::KvFormat;
-use basert_plan::{Plan, StepShape, StepState};
+use basert_plan::{Pass, Plan, StepShape, StepState};
 
 use crate::step::QUERY_TILE;
 
@@ -35,6 +35,8 @@ pub enum Outcome {
     Logits,
     /// They are not computed: hidden states are wanted.
     Hidden,
+    /// The host reads those of the head, which is computed instead.
+    Head,
     /// Tokens are sampled from them.
     Tokens,
     /// The same, and the step begins with the tokens sampled in the previous one.
@@ -81,7 +83,8 @@ impl Shape {
         let outcome = match () {
             () if !step.draws.is_empty() => Outcome::Tokens,
             // If nothing is wanted, the outcome does not matter.
-            () if step.hidden && wanted > 0 => Outcome::Hidden,
+            () if step.pass == Pass::Head => Outcome::Head,
+            () if step.pass == Pass::Hidden && wanted > 0 => Outcome::Hidden,
             () => Outcome::Logits,
         };
         // Quantised keys and values must be read from the KV cache by every reader.

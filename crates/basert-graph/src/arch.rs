@@ -52,6 +52,24 @@ pub struct Architecture {
     /// The ops.
     #[serde(default)]
     pub graph: Ops,
+    /// The head that predicts a further token, if models of the family may have one.
+    pub head: Option<HeadOps>,
+}
+
+/// A head that predicts one more token than the model does, from the model's hidden states: one more layer, between ops of
+/// its own.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadOps {
+    /// The tensor, by its name in the architecture file, by which a file is known to have the head.
+    pub tensor: String,
+    /// What names of tensors of the layer begin with in Hugging Face files, and what they begin with in the head.
+    #[serde(default)]
+    pub renamed: Option<(String, String)>,
+    /// Before the layer; `given` are the hidden states.
+    pub start: Vec<toml::Table>,
+    /// After the layer.
+    pub finish: Vec<toml::Table>,
 }
 
 /// A case that an architecture file refuses.
@@ -153,6 +171,9 @@ pub struct TensorName {
     /// Only these rows: the first one, their number, and, if there is a third number, of how many rows each time.
     #[serde(default)]
     pub rows: Vec<Expression>,
+    /// Only these columns of a matrix: the first one, and their number.
+    #[serde(default)]
+    pub columns: Vec<Expression>,
     /// Its dimensions, outermost first, used to make models; the shape of an existing tensor is read from its file.
     #[serde(default)]
     pub shape: Vec<Expression>,
@@ -298,6 +319,7 @@ impl Architecture {
         if self.prefixes.is_empty() {
             self.prefixes = base.prefixes;
         }
+        self.head = self.head.take().or(base.head);
         fill(&mut self.parameters, base.parameters);
         fill(&mut self.layer, base.layer);
         fill(&mut self.tensors, base.tensors);

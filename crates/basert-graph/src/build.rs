@@ -15,7 +15,7 @@ use crate::op::{Index, Op};
 use crate::parameters::{Metadata, Parameters};
 use crate::rope::{self, Scaling};
 use crate::tensors::TensorShape;
-use crate::weight::{Taken, Weight};
+use crate::weight::{Cut, Taken, Weight};
 use op_reader::OpReader;
 
 /// Bounds beyond any real model; a larger number means a damaged file.
@@ -51,14 +51,20 @@ impl Graph {
     /// When none matches, or the file lacks something that the architecture needs, or holds tensors that it does not
     /// mention.
     pub fn open(file: &ModelFile, extra: &[Architecture]) -> Result<Graph, GraphError> {
-        Graph::open_for(file, extra, usize::MAX)
+        Graph::open_for(file, extra, usize::MAX, false)
     }
 
-    /// The same for sequences of up to `tokens` tokens: some models compute long ones in another way.
+    /// The same for sequences of up to `tokens` tokens: some models compute long ones in another way; and with the head that
+    /// predicts a further token, if that is wanted and the file has it.
     ///
     /// # Errors
     /// As for [`Graph::open`].
-    pub fn open_for(file: &ModelFile, extra: &[Architecture], tokens: usize) -> Result<Graph, GraphError> {
+    pub fn open_for(
+        file: &ModelFile,
+        extra: &[Architecture],
+        tokens: usize,
+        with_head: bool,
+    ) -> Result<Graph, GraphError> {
         let key = match file.kind() {
             Kind::Gguf => "general.architecture",
             Kind::HuggingFace => "model_type",
@@ -86,7 +92,7 @@ impl Graph {
             }
         };
         match family {
-            Some(family) => Ok(build(family, file, Tensors::File(file), &found, tokens)?.0),
+            Some(family) => Ok(build(family, file, Tensors::File(file), &found, tokens, with_head)?.0),
             None => {
                 let built_in = Architecture::built_in()?;
                 let families = extra.iter().chain(&built_in);
@@ -109,13 +115,14 @@ fn name_of_class(class: &str, extra: &[Architecture]) -> Result<Option<String>, 
 pub(crate) type Declared = (TensorShape, Option<WeightId>);
 
 /// The graph of a model with these hyperparameters and tensors, for sequences of up to `longest` tokens, and every tensor
-/// that it names, in the order in which ops use them.
+/// that it names, in the order in which ops use them; with the head that predicts a further token, if there is one.
 pub(crate) fn build(
     family: &Architecture,
     metadata: &dyn Metadata,
     tensors: Tensors<'_>,
     arch_name: &str,
     longest: usize,
+    with_head: bool,
 ) -> Result<(Graph, Vec<Declared>), GraphError> {
     let mut builder = Builder {
         family,
@@ -139,9 +146,11 @@ pub(crate) fn build(
             nodes: Vec::new(),
             logits: ValueId(0),
             generates: true,
+            head: None,
         },
+        in_head: false,
     };
-    builder.run()?;
+    builder.run(with_head)?;
     Ok((builder.graph, builder.declared))
 }
 
@@ -169,12 +178,14 @@ struct Builder<'a> {
     declared: Vec<Declared>,
     ropes: BTreeMap<String, RopeId>,
     graph: Graph,
+    /// Whether the ops are those of the head.
+    in_head: bool,
 }
 
 type Result<T, E = GraphError> = std::result::Result<T, E>;
 
 impl Builder<'_> {
-    fn run(&mut self) -> Result<()> {
+    fn run(&mut self, with_head: bool) -> Result<()> {
         for refusal in &self.family.refuse {
             if matches!(self.parameters.evaluate(&refusal.when)?, Val::Bool(true)) {
                 return Err(self.fail(format!("{}: {}", self.family.name, refusal.because)));
@@ -226,7 +237,47 @@ impl Builder<'_> {
                 )));
             }
         }
+        if with_head {
+            self.head()?;
+        }
         self.refuse_unused()
+    }
+
+    /// The head that predicts a further token, if the file has one.
+    fn head(&mut self) -> Result<()> {
+        let Some(head) = &self.family.head else { return Ok(()) };
+        (self.layer, self.in_head) = (Some(self.graph.layers), true);
+        self.parameters.set_layer(self.layer);
+        if self.tensor_names(&head.tensor)?.is_none() {
+            return Ok(());
+        }
+        let hidden = self.names.get("hidden").copied();
+        let hidden = hidden.filter(|hidden| self.graph.values[hidden.0].rows == Rows::Tokens);
+        let hidden =
+            hidden.ok_or_else(|| self.wrong("no op computes 'hidden' of all tokens, for the head".to_owned()))?;
+        let (after, given) = (self.graph.nodes.len(), ValueId(self.graph.values.len()));
+        let width = self.graph.values[hidden.0].width;
+        self.graph.values.push(Value { name: "given".to_owned(), width, rows: Rows::Tokens });
+        self.names = BTreeMap::from([("given".to_owned(), given)]);
+        for op in head.start.iter().chain(&self.family.graph.block).chain(&head.finish) {
+            self.op(op)?;
+        }
+        let named = |name: &str, width: usize| {
+            let found = self.names.get(name).copied().filter(|value| {
+                let value = &self.graph.values[value.0];
+                value.rows == Rows::Wanted && value.width == width
+            });
+            found
+                .ok_or_else(|| self.wrong(format!("the head computes no '{name}', {width} wide, of the wanted tokens")))
+        };
+        let (logits, next) = (named("logits", self.graph.vocabulary)?, named("hidden", width)?);
+        let signatures = self.graph.nodes[after..].iter().map(|node| node.op.signature());
+        let states = signatures.filter_map(|signature| signature.writes).map(|state| self.graph.states[state.0]);
+        if states.into_iter().any(|state| state.paged().is_none()) {
+            return Err(self.wrong("the head has running states".to_owned()));
+        }
+        self.graph.head = Some(Head { after, hidden, given, logits, next });
+        Ok(())
     }
 
     /// An unused tensor means that the architecture file does not describe this model.
@@ -345,6 +396,7 @@ impl Builder<'_> {
             weight.transposed = Some(*outputs);
             (weight.rows_each, weight.columns) = (product(matrices).saturating_mul(*outputs), *inputs);
         }
+        self.cut(&key, &mut weight)?;
         let all = weight.rows_each.saturating_mul(weight.tensors.len());
         weight.taken = self.taken(&key, weight.name(), all)?;
         weight.rows = all / weight.taken.of * weight.taken.count;
@@ -356,6 +408,33 @@ impl Builder<'_> {
         self.graph.weights.push(weight);
         self.weights.insert((key, layer), id);
         Ok(Some(id))
+    }
+
+    /// Takes of a weight the columns of the tensor called `key` that are its own.
+    fn cut(&self, key: &str, weight: &mut Weight) -> Result<()> {
+        let numbers = self.family.tensors[key].columns.iter();
+        let numbers: Vec<_> = numbers
+            .map(|number| {
+                let name = format!("a number of columns of '{key}'");
+                self.whole(&name, &self.parameters.evaluate(number)?, 0, weight.columns)
+            })
+            .collect::<Result<_>>()?;
+        let (first, count) = match numbers[..] {
+            [] => return Ok(()),
+            [first, count] => (first, count),
+            _ => return Err(self.wrong(format!("'{key}' has {} numbers of columns, not 2", numbers.len()))),
+        };
+        let whole = |columns| weight.format.row_bytes(columns).is_ok();
+        if count == 0 || first + count > weight.columns || weight.transposed.is_some() || !whole(first) || !whole(count)
+        {
+            let (tensor, of) = (weight.name(), weight.columns);
+            return Err(
+                self.fail(format!("of the {of} columns of tensor '{tensor}', {count} from {first} on cannot be taken"))
+            );
+        }
+        weight.cut = Some(Cut { first, of: weight.columns });
+        weight.columns = count;
+        Ok(())
     }
 
     /// Which of `all` rows of the tensor called `key` are its own.
@@ -413,6 +492,10 @@ impl Builder<'_> {
                 .ok_or_else(|| self.wrong(format!("there is no tensor '{name}' under [tensors]")))?;
             for pattern in self.family.tensor_names(entry, self.parameters.kind()) {
                 let mut tensor = pattern.clone();
+                let renamed = self.family.head.as_ref().filter(|_| self.in_head).and_then(|head| head.renamed.as_ref());
+                if let (Some((from, to)), Kind::HuggingFace) = (renamed, self.parameters.kind()) {
+                    tensor = tensor.replace(from, to);
+                }
                 if let Some(layer) = self.layer {
                     tensor = tensor.replace("{layer}", &layer.to_string());
                 }

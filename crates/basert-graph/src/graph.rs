@@ -128,6 +128,26 @@ pub struct Graph {
     pub logits: ValueId,
     /// Whether the last value are logits.
     pub generates: bool,
+    /// The head that predicts a further token, if it is used.
+    pub head: Option<Head>,
+}
+
+/// A head that predicts one more token (multi-token prediction, DeepSeek-AI 2024, arXiv 2412.19437): from the embedding of
+/// a token and the hidden state of the token before it, what comes after both. Its ops follow those of the model, and are
+/// computed in steps of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The number of the graph's ops that come before its own.
+    pub after: usize,
+    /// The model's hidden states, a row for each token, which it reads.
+    pub hidden: ValueId,
+    /// Where it reads them, a row for each token: that of the token before.
+    pub given: ValueId,
+    /// Its logits, a row for each wanted token.
+    pub logits: ValueId,
+    /// What it reads instead of the model's hidden state to predict the token after its prediction: a row for each wanted
+    /// token.
+    pub next: ValueId,
 }
 
 impl Graph {
@@ -224,7 +244,10 @@ impl fmt::Display for Graph {
             "{}: {} layers, vocabulary {}, context {}",
             self.family, self.layers, self.vocabulary, self.context
         )?;
-        for node in &self.nodes {
+        for (i, node) in self.nodes.iter().enumerate() {
+            if self.head.is_some_and(|head| head.after == i) {
+                writeln!(f, "head:")?;
+            }
             let (out, signature) = (&self.values[node.out.0], node.op.signature());
             let inputs: Vec<_> = node.inputs.iter().map(|id| self.values[id.0].name.as_str()).collect();
             write!(f, "{} [{}] = {}({})", out.name, out.width, signature.name, inputs.join(", "))?;

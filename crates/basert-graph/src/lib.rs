@@ -17,8 +17,8 @@ mod rope;
 mod tensors;
 mod weight;
 
-pub use arch::{Architecture, Expression, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
-pub use graph::{Cache, Graph, Node, Pairs, Rope, RopeId, Rows, State, StateId, Value, ValueId, WeightId};
+pub use arch::{Architecture, Expression, HeadOps, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
+pub use graph::{Cache, Graph, Head, Node, Pairs, Rope, RopeId, Rows, State, StateId, Value, ValueId, WeightId};
 pub use op::{
     Activation, Affine, Alibi, Attention, Conv, Experts, Index, LinearAttention, Norm, Op, Part, Reach, Route, Score,
     Signature, Temper,
@@ -26,7 +26,7 @@ pub use op::{
 pub use parameters::Metadata;
 pub use rope::llama3_factors;
 pub use tensors::{TensorRole, TensorShape};
-pub use weight::{Taken, Weight, WeightError};
+pub use weight::{Cut, Taken, Weight, WeightError};
 
 /// Why no graph could be built from a model file.
 #[derive(Debug, thiserror::Error)]

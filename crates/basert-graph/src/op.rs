@@ -308,6 +308,8 @@ pub enum Reach {
     Window(usize),
     /// Those of its chunk: chunks of this number of tokens follow each other from position 0 on.
     Chunk(usize),
+    /// All but this number of first ones, and itself.
+    After(usize),
     /// All, and all after it.
     Everything,
     /// Those at a distance below this number of tokens, and those after it at such a distance.
@@ -321,6 +323,7 @@ impl Reach {
             Reach::All => 0..position + 1,
             Reach::Window(window) => (position + 1).saturating_sub(window)..position + 1,
             Reach::Chunk(chunk) => position - position % chunk..position + 1,
+            Reach::After(first) => first.min(position)..position + 1,
             Reach::Everything => 0..tokens,
             Reach::Around(window) => (position + 1).saturating_sub(window)..tokens.min(position.saturating_add(window)),
         }
@@ -329,7 +332,7 @@ impl Reach {
     /// Whether no token sees a later one.
     pub fn is_causal(self) -> bool {
         match self {
-            Reach::All | Reach::Window(_) | Reach::Chunk(_) => true,
+            Reach::All | Reach::Window(_) | Reach::Chunk(_) | Reach::After(_) => true,
             Reach::Everything | Reach::Around(_) => false,
         }
     }

@@ -58,7 +58,7 @@ impl Architecture {
         arch_name: &str,
         with: &dyn Fn(&str) -> bool,
     ) -> Result<Vec<TensorShape>, GraphError> {
-        let (graph, mut declared) = build(self, metadata, Tensors::Declared(with), arch_name, usize::MAX)?;
+        let (graph, mut declared) = build(self, metadata, Tensors::Declared(with), arch_name, usize::MAX, true)?;
         let mut roles = vec![TensorRole::Matrix; graph.weights.len()];
         for (weight, part) in graph.nodes.iter().flat_map(|node| node.op.signature().weights) {
             roles[weight.0] = match part {

@@ -19,6 +19,8 @@ pub struct Weight {
     /// Where tensors have a row for each input, the outputs of each matrix in them: what is called a row here is a column
     /// there.
     pub transposed: Option<usize>,
+    /// Where only some columns are its own, the first of them, and how many a tensor has.
+    pub cut: Option<Cut>,
     /// Rows in all: output features.
     pub rows: usize,
     /// Input features.
@@ -38,6 +40,15 @@ pub struct Taken {
     pub of: usize,
 }
 
+/// Of each row of a tensor of `of` columns, those from `first` on, in whole blocks of the format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cut {
+    /// The first of them.
+    pub first: usize,
+    /// The number of columns from which they are taken.
+    pub of: usize,
+}
+
 /// Why a weight could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("tensor '{tensor}': {what}")]
@@ -52,7 +63,16 @@ impl Weight {
     /// All rows of the tensor `name`.
     pub fn whole(name: impl Into<String>, (rows, columns): (usize, usize), format: Format) -> Weight {
         let taken = Taken { first: 0, count: rows.max(1), of: rows.max(1) };
-        Weight { tensors: vec![name.into()], rows_each: rows, taken, transposed: None, rows, columns, format }
+        Weight {
+            tensors: vec![name.into()],
+            rows_each: rows,
+            taken,
+            transposed: None,
+            cut: None,
+            rows,
+            columns,
+            format,
+        }
     }
 
     /// Its size in the file, in bytes.
@@ -84,7 +104,7 @@ impl Weight {
     /// # Errors
     /// When a tensor is missing or too short.
     pub fn mapped<'f>(&self, file: &'f ModelFile) -> Result<Option<&'f [u8]>, WeightError> {
-        let in_one_run = self.tensors.len() == 1 && self.taken.count >= self.rows;
+        let in_one_run = self.tensors.len() == 1 && self.taken.count >= self.rows && self.cut.is_none();
         match in_one_run.then(|| self.read(file, 0..self.rows)).transpose()? {
             Some(Cow::Borrowed(bytes)) => Ok(Some(bytes)),
             _ => Ok(None),
@@ -97,7 +117,9 @@ impl Weight {
     /// When a tensor is missing or too short.
     pub fn read<'f>(&self, file: &'f ModelFile, rows: Range<usize>) -> Result<Cow<'f, [u8]>, WeightError> {
         let fail = |tensor: &str, what: String| WeightError { tensor: tensor.to_owned(), what };
-        let len = self.format.row_bytes(self.columns).map_err(|error| fail(self.name(), error.to_string()))?;
+        let bytes_of = |columns| self.format.row_bytes(columns).map_err(|error| fail(self.name(), error.to_string()));
+        let cut = self.cut.map(|cut| Ok((bytes_of(cut.first)?, bytes_of(self.columns)?))).transpose()?;
+        let len = bytes_of(self.cut.map_or(self.columns, |cut| cut.of))?;
         let mut read: Option<Cow<'f, [u8]>> = None;
         let mut row = rows.start;
         while row < rows.end {
@@ -109,6 +131,13 @@ impl Weight {
             let bytes = match self.transposed {
                 Some(wide) => Cow::Owned(self.columns_of(tensor.bytes, wide, first..first + count).ok_or_else(short)?),
                 None => Cow::Borrowed(tensor.bytes.get(first * len..(first + count) * len).ok_or_else(short)?),
+            };
+            let bytes = match cut {
+                Some((from, own)) => {
+                    let rows = bytes.chunks_exact(len).map(|row| row.get(from..from + own).ok_or_else(short));
+                    Cow::Owned(rows.collect::<Result<Vec<_>, _>>()?.concat())
+                }
+                None => bytes,
             };
             match &mut read {
                 None => read = Some(bytes),
@@ -159,7 +188,8 @@ mod tests {
         let tensors = ["a", "b", "c"].map(str::to_owned).to_vec();
         let columns = 8;
         let taken = Taken { first: 2, count: 2, of: 4 };
-        let weight = Weight { tensors, rows_each: 4, taken, transposed: None, rows: 6, columns, format: Format::F32 };
+        let (transposed, cut) = (None, None);
+        let weight = Weight { tensors, rows_each: 4, taken, transposed, cut, rows: 6, columns, format: Format::F32 };
         let found: Vec<_> = (0..6).map(|row| weight.locate(row)).collect();
         assert_eq!(found, [("a", 2), ("a", 3), ("b", 2), ("b", 3), ("c", 2), ("c", 3)]);
         assert_eq!(weight.bytes(), 6 * 8 * 4);

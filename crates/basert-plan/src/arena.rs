@@ -67,10 +67,15 @@ fn lifetimes(plan: &Plan) -> Vec<Option<Range<usize>>> {
             life.end = life.end.max(i + 1);
         }
     };
+    // The host writes it before the head's first op.
+    if let Some(head) = plan.head {
+        touch(head.given, head.after);
+    }
     for (i, node) in plan.nodes.iter().enumerate() {
         node.reads().chain([node.out]).for_each(|value| touch(value, i));
     }
-    touch(plan.logits, plan.nodes.len());
+    // What the host reads also outlives a step of the head.
+    plan.outputs().for_each(|output| touch(output, plan.nodes.len()));
     // A step for hidden states ends here, so they live until then.
     touch(plan.hidden.value, plan.hidden.after);
     lives

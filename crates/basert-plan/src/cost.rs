@@ -115,7 +115,7 @@ impl Plan {
     pub fn step_cost(&self, step: StepShape, bandwidth: f64, rate: f64) -> (Cost, f64) {
         let mut total = Cost::default();
         let mut seconds = 0.0;
-        for node in &self.nodes {
+        for node in self.model() {
             let cost = self.cost(node, step);
             seconds += cost.seconds(bandwidth, rate);
             total += cost;

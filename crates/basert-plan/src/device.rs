@@ -105,8 +105,14 @@ pub trait Baked: Send {
     /// does not sample.
     fn logits(&self, i: usize) -> &[f32];
 
-    /// The hidden state of the `i`-th wanted token of the step waited for; for a step with [`StepState::hidden`].
+    /// The hidden state of the `i`-th wanted token of the step waited for; for a step of [`Pass::Hidden`].
     fn hidden(&self, i: usize) -> &[f32];
+
+    /// What the head reads of a token to predict further ones, if the plan has one: of the `i`-th token of a step of
+    /// [`Pass::Logits`], and of the `i`-th wanted token of a step of [`Pass::Head`].
+    fn for_head(&self, _i: usize) -> &[f32] {
+        &[]
+    }
 
     /// Runs `work` for every number below `count` on the device's thread pool. No step may be in flight.
     ///
@@ -213,8 +219,22 @@ pub struct StepState {
     pub wanted: Vec<u32>,
     /// How to sample a token for each of them; empty if logits are wanted instead.
     pub draws: Vec<Draw>,
-    /// Whether hidden states are wanted instead of logits.
-    pub hidden: bool,
+    /// What is computed.
+    pub pass: Pass,
+    /// For a step of the head, what it reads of the token before each: see [`Baked::for_head`]; the rows concatenated.
+    pub given: Vec<f32>,
+}
+
+/// What a step computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pass {
+    /// The model's logits, or tokens sampled from them.
+    #[default]
+    Logits,
+    /// The hidden states of the wanted tokens instead.
+    Hidden,
+    /// The head's logits: see [`basert_graph::Head`]. If none are wanted, it leaves what can be read of the step before.
+    Head,
 }
 
 /// How the device samples a token from logits: the settings of the engine's sampler.
@@ -300,7 +320,8 @@ impl StepState {
         self.kept.clear();
         self.wanted.clear();
         self.draws.clear();
-        self.hidden = false;
+        self.pass = Pass::Logits;
+        self.given.clear();
     }
 
     /// Adds a sequence's next tokens, the first of them at `position`, with its pages. The logits of the last
@@ -341,8 +362,8 @@ impl StepState {
             ));
         }
         if !self.draws.is_empty() {
-            if self.hidden {
-                return fail("tokens cannot be sampled from hidden states".to_owned());
+            if self.pass != Pass::Logits {
+                return fail("tokens can be sampled from the model's logits only".to_owned());
             }
             Draw::check(&self.draws, wanted, limits)?;
         }
@@ -354,7 +375,15 @@ impl StepState {
         if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= plan.graph.vocabulary) {
             return fail(format!("token {token} is not one of the {} of the vocabulary", plan.graph.vocabulary));
         }
-        self.check_slots(plan, slots)?;
+        match (self.pass, plan.head) {
+            (Pass::Head, None) => return fail("the plan has no head".to_owned()),
+            (Pass::Head, Some(head)) if self.given.len() != tokens * plan.values[head.given.0].width => {
+                return fail(format!("{} given values for {tokens} tokens", self.given.len()));
+            }
+            // It has no running states.
+            (Pass::Head, Some(_)) => {}
+            (Pass::Logits | Pass::Hidden, _) => self.check_slots(plan, slots)?,
+        }
         let mut row = 0;
         for sequence in &self.sequences {
             let Some(table) = self.page_table.get(sequence.pages.clone()) else {

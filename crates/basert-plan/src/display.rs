@@ -36,6 +36,7 @@ impl Plan {
                     Reach::All => String::new(),
                     Reach::Window(tokens) => format!(", window {tokens}"),
                     Reach::Chunk(tokens) => format!(", chunks of {tokens}"),
+                    Reach::After(tokens) => format!(", after the first {tokens}"),
                     Reach::Everything => ", both ways".to_owned(),
                     Reach::Around(tokens) => format!(", window {tokens} both ways"),
                 };
@@ -96,7 +97,10 @@ impl fmt::Display for Plan {
             self.limits.tokens,
             self.limits.wanted
         )?;
-        for node in &self.nodes {
+        for (i, node) in self.nodes.iter().enumerate() {
+            if self.head.is_some_and(|head| head.after == i) {
+                writeln!(f, "head:")?;
+            }
             let (out, place) = (&self.values[node.out.0], self.places[node.out.0]);
             let bar = if node.barrier { '|' } else { ' ' };
             let position = format!("@{}+{}", place.offset, place.column);

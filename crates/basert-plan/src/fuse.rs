@@ -63,14 +63,15 @@ impl Plan {
     fn only_for(&self, value: ValueId, reader: usize) -> Option<usize> {
         let reads = |node: &PlanNode| node.reads().any(|read| self.overlap(value, read));
         let readers = self.nodes.iter().enumerate().filter(|(_, node)| reads(node)).map(|(at, _)| at);
-        let only = readers.eq([reader]) && !self.overlap(value, self.logits);
+        let only = readers.eq([reader]) && !self.outputs().any(|output| self.overlap(value, output));
         if only { self.position_of(value) } else { None }
     }
 
     /// Whether nothing after position `i` reads the columns in which `value` lies.
     pub(crate) fn dead_after(&self, value: ValueId, i: usize) -> bool {
         let used = |other: ValueId| self.overlap(value, other);
-        !used(self.logits) && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
+        !self.outputs().any(used)
+            && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
     }
 
     /// Whether two values lie in the same columns, of selections or of what these are selected from.
@@ -134,14 +135,16 @@ fn find_selectable(plan: &Plan) -> Option<(usize, Vec<usize>)> {
         let x = node.inputs[0];
         let by = plan.position_of(x)?;
         let readers = plan.readers(x);
-        let only_selected = readers.iter().all(|&i| plan.nodes[i].is_select());
+        let is_output = plan.outputs().any(|output| output == x);
+        let only_selected = !is_output && readers.iter().all(|&i| plan.nodes[i].is_select());
         (plan.nodes[by].op.signature().row_wise && only_selected).then_some((by, readers))
     })
 }
 
 fn replace(plan: &mut Plan, old: ValueId, new: ValueId) {
     let inputs = plan.nodes.iter_mut().flat_map(|node| node.inputs.iter_mut().chain(&mut node.onto));
-    for value in inputs.chain([&mut plan.logits]) {
+    let of_head = plan.head.iter_mut().flat_map(|head| [&mut head.hidden, &mut head.logits, &mut head.next]);
+    for value in inputs.chain([&mut plan.logits]).chain(of_head) {
         if *value == old {
             *value = new;
         }
@@ -164,7 +167,7 @@ fn slice_in_place(plan: &mut Plan) {
         let lines = [first, width, plan.values[x.0].width].iter().all(|n| n.is_multiple_of(LINE));
         // The device returns logits as they lie, and a selection may be its own input.
         let is_maker = |value| plan.position_of(value).is_some_and(|at| !plan.nodes[at].is_select());
-        if lines && out != plan.logits && is_maker(x) {
+        if lines && !plan.outputs().any(|output| output == out) && is_maker(x) {
             plan.values[out.0].within = Some((x, first));
             plan.nodes.remove(i);
         } else {

@@ -18,7 +18,7 @@ mod plan;
 pub use chips::{Bounds, Chip, Launching, chip, chip_of_device, chips};
 pub use cost::{Cost, StepShape};
 pub use device::{
-    Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Span, Stage, StepState,
+    Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Pass, Progress, SequenceRows, Span, Stage, StepState,
     first_allowed,
 };
 pub use fuse::{FUSIONS, Fusion};

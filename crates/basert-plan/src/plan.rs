@@ -5,7 +5,8 @@ use std::sync::Arc;
 use basert_core::Format;
 use basert_files::ModelFile;
 use basert_graph::{
-    Activation, Experts, Graph, Norm, Op, RopeId, Rows, Signature, StateId, ValueId, Weight, WeightError, WeightId,
+    Activation, Experts, Graph, Head, Norm, Op, RopeId, Rows, Signature, StateId, ValueId, Weight, WeightError,
+    WeightId,
 };
 
 use crate::arena;
@@ -262,12 +263,14 @@ pub struct Plan {
     pub places: Vec<Place>,
     /// Size of the arena in bytes.
     pub arena_bytes: usize,
-    /// The ops in order.
+    /// The ops in order, those of the head last.
     pub nodes: Vec<PlanNode>,
     /// The value that holds the logits.
     pub logits: ValueId,
     /// How a step for hidden states ends.
     pub hidden: Hidden,
+    /// The graph's head, with the number of the plan's ops that come before its own.
+    pub head: Option<Head>,
 }
 
 /// The end of a step for hidden states, which [`Graph::hidden`] defines.
@@ -289,6 +292,7 @@ impl Plan {
             (fusion.apply)(&mut plan);
         }
         plan.drop_unused_matrices();
+        plan.find_head();
         plan.find_hidden();
         arena::share(&mut plan);
         arena::place(&mut plan);
@@ -313,6 +317,7 @@ impl Plan {
             nodes: Vec::with_capacity(graph.nodes.len()),
             logits: graph.logits,
             hidden: Hidden { after: 0, node: None, value: graph.logits },
+            head: graph.head,
             graph: graph.clone(),
         };
         for node in &graph.nodes {
@@ -339,22 +344,45 @@ impl Plan {
         self.nodes.push(PlanNode::new(op, inputs, node.out));
     }
 
-    /// Removes the matrices whose parts packing has moved.
+    /// Removes the matrices whose parts packing has moved, and keeps one of those that are the same.
     fn drop_unused_matrices(&mut self) {
         let all = std::mem::take(&mut self.matrices);
         for node in &mut self.nodes {
             let PlanOp::Linear(Linear { matrices, .. }) = &mut node.op else { continue };
             for id in matrices {
-                self.matrices.push(all[id.0].clone());
-                *id = MatrixId(self.matrices.len() - 1);
+                let matrix = &all[id.0];
+                let known = self.matrices.iter().position(|known| known == matrix);
+                *id = MatrixId(known.unwrap_or(self.matrices.len()));
+                if known.is_none() {
+                    self.matrices.push(matrix.clone());
+                }
             }
         }
+    }
+
+    /// Finds where the head's ops begin: after the model's last one, which computes the logits.
+    fn find_head(&mut self) {
+        let after = self.position_of(self.logits).map_or(0, |last| last + 1);
+        if let Some(head) = &mut self.head {
+            head.after = after;
+        }
+    }
+
+    /// The ops that are executed for logits.
+    pub fn model(&self) -> &[PlanNode] {
+        &self.nodes[..self.head.map_or(self.nodes.len(), |head| head.after)]
+    }
+
+    /// The values that the host reads.
+    pub(crate) fn outputs(&self) -> impl Iterator<Item = ValueId> {
+        let of_head = self.head.map(|head| [head.hidden, head.logits, head.next]);
+        [self.logits].into_iter().chain(of_head.into_iter().flatten())
     }
 
     /// Finds the hidden state from the logits, since fusions may have renamed or removed it.
     fn find_hidden(&mut self) {
         let mut value = self.logits;
-        self.hidden = Hidden { after: self.nodes.len(), node: None, value };
+        self.hidden = Hidden { after: self.model().len(), node: None, value };
         while let Some(at) = self.position_of(value) {
             let PlanNode { op, inputs, onto: None, .. } = &self.nodes[at] else { return };
             match (op, &inputs[..]) {

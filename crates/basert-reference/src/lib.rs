@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use basert_core::KvFormat;
@@ -13,7 +14,7 @@ use basert_graph::{
     Activation, Affine, Attention, Conv, Experts, Graph, Index, LinearAttention, Norm, Op, Pairs, Rope, Route, Score,
     ValueId, WeightId,
 };
-use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Plan, StepState};
+use basert_plan::{Baked, Device, DeviceError, Facts, LoadOptions, Pass, Plan, StepState};
 
 /// Tokens of a page of the device.
 const PAGE: usize = 64;
@@ -88,10 +89,47 @@ impl Reference {
         self.value(self.graph.hidden(), tokens, wanted)
     }
 
+    /// The head's logits of these tokens, and what it reads to predict further ones: from what it reads of the token before
+    /// each of `tokens`, or what the model gives it.
+    fn head(&self, tokens: &[u32], given: Option<Matrix>, wanted: &[usize]) -> Option<[Matrix; 2]> {
+        let head = self.graph.head?;
+        let given = given.unwrap_or_else(|| {
+            let mut hidden = self.value(head.hidden, tokens, &[]);
+            hidden.data.truncate(hidden.data.len() - hidden.width);
+            hidden.data.splice(..0, vec![0.0; hidden.width]);
+            hidden
+        });
+        let ops = head.after..self.graph.nodes.len();
+        let given = Some((head.given, &given));
+        Some([head.logits, head.next].map(|result| self.run(ops.clone(), given, result, tokens, wanted)))
+    }
+
+    /// Logits of the head, for the token after the next one, at `wanted` of a sequence that begins with `tokens`: one row
+    /// each; `None` if there is no head.
+    pub fn head_logits(&self, tokens: &[u32], wanted: &[usize]) -> Option<Matrix> {
+        self.head(tokens, None, wanted).map(|[logits, _]| logits)
+    }
+
     fn value(&self, result: ValueId, tokens: &[u32], wanted: &[usize]) -> Matrix {
+        let after = self.graph.head.map_or(self.graph.nodes.len(), |head| head.after);
+        self.run(0..after, None, result, tokens, wanted)
+    }
+
+    /// A value that some of the ops compute, of a sequence that begins with `tokens`, and of a value that is given.
+    fn run(
+        &self,
+        ops: Range<usize>,
+        given: Option<(ValueId, &Matrix)>,
+        result: ValueId,
+        tokens: &[u32],
+        wanted: &[usize],
+    ) -> Matrix {
         let mut values: Vec<Option<Matrix>> = vec![None; self.graph.values.len()];
         let mut caches: Vec<Option<(Matrix, Matrix)>> = vec![None; self.graph.states.len()];
-        for node in &self.graph.nodes {
+        if let Some((value, rows)) = given {
+            values[value.0] = Some(rows.clone());
+        }
+        for node in &self.graph.nodes[ops] {
             let input = |i: usize| values[node.inputs[i].0].as_ref().expect("ops come in order");
             let out = match node.op {
                 Op::Embed { weight, scale, by } => self.embed(weight, scale, by, tokens),
@@ -440,7 +478,9 @@ impl Device for ReferenceDevice {
             what: "the cache".to_owned(),
         })?;
         pages.resize(options.pages, [0; PAGE]);
-        Ok(Box::new(ReferenceBaked { reference, plan, pages, slots: options.slots, rows: Matrix::new(0, 1) }))
+        let (given, none) = (vec![Vec::new(); options.pages], || Matrix::new(0, 1));
+        let slots = options.slots;
+        Ok(Box::new(ReferenceBaked { reference, plan, pages, given, slots, rows: none(), for_head: none() }))
     }
 }
 
@@ -449,30 +489,61 @@ struct ReferenceBaked {
     plan: Arc<Plan>,
     /// The tokens at the positions of each page.
     pages: Vec<[u32; PAGE]>,
+    /// What the head was given there.
+    given: Vec<Vec<f32>>,
     /// Slots, in which nothing is kept.
     slots: usize,
     /// The logits or hidden states of the last step.
     rows: Matrix,
+    /// What the head can read of it.
+    for_head: Matrix,
 }
 
 impl Baked for ReferenceBaked {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
         step.check(&self.plan, (self.pages.len(), self.slots), PAGE)?;
-        let value = if step.hidden { self.plan.graph.hidden() } else { self.plan.graph.logits };
-        self.rows = Matrix::new(0, self.plan.graph.values[value.0].width);
+        let (graph, reference) = (&self.plan.graph, &self.reference);
+        let mut results = vec![];
         for sequence in &step.sequences {
             let table = &step.page_table[sequence.pages.clone()];
             for row in sequence.rows.clone() {
                 let position = step.positions[row] as usize;
-                self.pages[table[position / PAGE] as usize][position % PAGE] = step.tokens[row];
+                let (page, place) = (table[position / PAGE] as usize, position % PAGE);
+                self.pages[page][place] = step.tokens[row];
+                if let (Pass::Head, Some(head)) = (step.pass, graph.head) {
+                    let width = graph.values[head.given.0].width;
+                    self.given[page].resize(PAGE * width, 0.0);
+                    self.given[page][place * width..][..width].copy_from_slice(&step.given[row * width..][..width]);
+                }
             }
             let wanted = step.wanted.iter().map(|&row| row as usize).filter(|row| sequence.rows.contains(row));
             let wanted: Vec<usize> = wanted.map(|row| step.positions[row] as usize).collect();
             let length = step.positions[sequence.rows.end - 1] as usize + 1;
             let tokens: Vec<u32> = table.iter().flat_map(|&page| self.pages[page as usize]).take(length).collect();
-            if !wanted.is_empty() {
-                self.rows.data.extend(self.reference.value(value, &tokens, &wanted).data);
-            }
+            results.push(match (step.pass, graph.head) {
+                (Pass::Hidden, _) => [reference.hidden(&tokens, &wanted), Matrix::new(0, 1)],
+                (Pass::Head, Some(head)) => {
+                    let width = graph.values[head.given.0].width;
+                    let data = table.iter().flat_map(|&page| self.given[page as usize].iter().copied());
+                    let given = Matrix { width, data: data.take(length * width).collect() };
+                    reference.head(&tokens, Some(given), &wanted).unwrap_or_else(|| [(); 2].map(|()| Matrix::new(0, 1)))
+                }
+                (_, head) => {
+                    let of_step = |mut hidden: Matrix| {
+                        hidden.data.drain(..(length - sequence.rows.len()) * hidden.width);
+                        hidden
+                    };
+                    let hidden = head.map(|head| of_step(reference.value(head.hidden, &tokens, &[])));
+                    [reference.logits(&tokens, &wanted), hidden.unwrap_or_else(|| Matrix::new(0, 1))]
+                }
+            });
+        }
+        let joined = |i: usize| Matrix {
+            width: results[0][i].width,
+            data: results.iter().flat_map(|result: &[Matrix; 2]| &result[i].data).copied().collect(),
+        };
+        if step.pass != Pass::Head || !step.wanted.is_empty() {
+            (self.rows, self.for_head) = (joined(0), joined(1));
         }
         Ok(())
     }
@@ -489,8 +560,13 @@ impl Baked for ReferenceBaked {
         self.rows.row(i)
     }
 
+    fn for_head(&self, i: usize) -> &[f32] {
+        self.for_head.row(i)
+    }
+
     fn copy_page(&mut self, from: u32, to: u32) {
         self.pages[to as usize] = self.pages[from as usize];
+        self.given[to as usize] = self.given[from as usize].clone();
     }
 
     fn page_bytes(&self) -> usize {

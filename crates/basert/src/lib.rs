@@ -79,7 +79,7 @@ pub use error::Error;
 pub use info::ModelInfo;
 pub use loaded::Loaded;
 pub use model::Model;
-pub use options::{Options, Scheduling};
+pub use options::{Mtp, Options, Scheduling};
 pub use request::{BURST, ChatAnswer, Drafts, Event, Finish, Listener, Request};
 pub use runner::{Counts, Observer};
 pub use scorer::Scorer;

@@ -11,7 +11,7 @@ use basert_plan::{Device, FUSIONS, Limits, LoadOptions, Plan, Progress};
 use basert_text::Tokenizer;
 
 use crate::info::ModelInfo;
-use crate::options::{Options, Scheduling};
+use crate::options::{Mtp, Options, Scheduling};
 use crate::runner::Observer;
 use crate::{Error, Model, digest, memory, text};
 
@@ -57,6 +57,8 @@ impl Loaded {
         let name = file.path().display().to_string();
         let facts = device.facts().clone();
         let step_tokens = options.step_tokens.unwrap_or(facts.step_tokens);
+        let mtp = if options.mtp == Mtp::Auto && facts.chain > 0 { Mtp::Off } else { options.mtp };
+        let options = Options { mtp, ..options };
         let plan = Arc::new(plan_for(&file, &options, step_tokens)?);
 
         let trained = plan.graph.context;
@@ -97,6 +99,7 @@ impl Loaded {
         let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
         let engine = engine.with_slots(slots, plan.graph.slot_bytes());
         let engine = engine.of_kind(plan.graph.generates, plan.graph.is_causal());
+        let engine = engine.with_head(plan.graph.head.map(|head| plan.graph.values[head.hidden.0].width));
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
         let info = ModelInfo::new(file, plan, (facts, options.kv), tokenizer, template);
         Ok(Loaded { engine, draft: None, info })
@@ -158,7 +161,11 @@ pub(crate) fn plan_for(file: &ModelFile, options: &Options, step_tokens: usize) 
     let extra = options.arch_files.iter().map(|path| Architecture::open(path));
     let extra = extra.collect::<Result<Vec<_>, _>>()?;
     let context = options.max_context.unwrap_or(Options::DEFAULT_CONTEXT);
-    let graph = Graph::open_for(file, &extra, context)?;
+    let graph = Graph::open_for(file, &extra, context, options.mtp != Mtp::Off)?;
+    if options.mtp == Mtp::On && graph.head.is_none() {
+        let what = "it has no head for multi-token prediction";
+        return Err(Error::Model { file: file.path().display().to_string(), what: what.to_owned() });
+    }
     let tokens = match graph.is_causal() {
         true => step_tokens,
         // A text is computed in one step.

@@ -34,6 +34,8 @@ pub struct Options {
     pub prefix_cache: bool,
     /// Limit on the tokens of a step; none means what suits the device.
     pub step_tokens: Option<usize>,
+    /// Whether the model's head for multi-token prediction is loaded, to propose draft tokens.
+    pub mtp: Mtp,
     /// Further architecture files, which take precedence over the built-in ones.
     pub arch_files: Vec<PathBuf>,
     /// The source of a chat template to use instead of the model's own.
@@ -62,10 +64,25 @@ impl Default for Options {
             cache_share: None,
             prefix_cache: true,
             step_tokens: None,
+            mtp: Mtp::default(),
             arch_files: Vec::new(),
             chat_template: None,
         }
     }
+}
+
+/// Whether a model's head for multi-token prediction is loaded. It takes memory for its weights, and for keys and values of
+/// one more layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mtp {
+    /// It is not.
+    #[default]
+    Off,
+    /// If there is one, and the device does not sample tokens by itself: steps that run ahead of the host leave no time to
+    /// draft.
+    Auto,
+    /// It is; a model without one is refused.
+    On,
 }
 
 /// How requests share a model.

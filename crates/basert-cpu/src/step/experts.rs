@@ -1,9 +1,11 @@
 //! Mixtures of experts: routing, and linear ops of the chosen experts.
 
+use std::sync::Arc;
+
 use basert_graph::{Experts, Route, Score};
 use basert_plan::{DeviceError, Linear, Place, PlanNode};
 
-use super::linear::{Biased, epilogue, take_matrices};
+use super::linear::{Biased, epilogue, matrices};
 use super::{Bound, Kernel, Output, ROWS, Run, WorkerScratch};
 use crate::device::Binder;
 use crate::quantised::BLOCK;
@@ -26,14 +28,14 @@ pub(super) fn bind(
     binder: &Binder,
     node: &PlanNode,
     linear: &Linear,
-    packed: &mut [Option<Vec<PackedMatrix>>],
+    packed: &[Vec<Arc<PackedMatrix>>],
 ) -> Result<Box<dyn Kernel>, DeviceError> {
     let (x, route, out) = (binder.place(node.inputs[0]), binder.place(node.inputs[1]), binder.output(node.out));
     if out.0.stride != out.0.width {
         return Err(binder.unsupported("results of experts among other values".to_owned()));
     }
     let used = linear.experts.map_or(1, |experts| experts.used);
-    let (experts, epilogue) = (take_matrices(binder, linear, packed)?, epilogue(node, linear));
+    let (experts, epilogue) = (matrices(binder, linear, packed)?, epilogue(node, linear));
     Ok(Box::new(BoundExperts { x, route, used, experts, epilogue, out }))
 }
 

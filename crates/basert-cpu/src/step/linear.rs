@@ -1,6 +1,7 @@
 //! Linear ops: the input is prepared, normed and quantised as the matrices want it, and multiplied panel by panel.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use basert_plan::{DeviceError, Linear, Place, PlanNode};
 
@@ -16,13 +17,13 @@ use crate::{Epilogue, FloatRows, Input, PackedMatrix, QuantisedRows, RowBlocks, 
 const OWN_INPUT: usize = 8192;
 
 /// A matrix, and what is added to its outputs.
-pub(super) type Biased = (PackedMatrix, Option<Vec<f32>>);
+pub(super) type Biased = (Arc<PackedMatrix>, Option<Vec<f32>>);
 
 /// Matrices whose outputs are concatenated, with their biases and columns of the output.
 struct BoundLinear {
     x: Place,
     norm: Option<BoundNorm>,
-    parts: Vec<(PackedMatrix, Option<Vec<f32>>, Range<usize>)>,
+    parts: Vec<(Arc<PackedMatrix>, Option<Vec<f32>>, Range<usize>)>,
     epilogue: Epilogue,
     out: Output,
 }
@@ -37,17 +38,17 @@ pub(super) fn epilogue(node: &PlanNode, linear: &Linear) -> Epilogue {
 }
 
 /// The packed matrices of a linear op, or those of its experts, with their biases.
-pub(super) fn take_matrices(
+pub(super) fn matrices(
     binder: &Binder,
     linear: &Linear,
-    packed: &mut [Option<Vec<PackedMatrix>>],
+    packed: &[Vec<Arc<PackedMatrix>>],
 ) -> Result<Vec<Biased>, DeviceError> {
     let mut parts = Vec::with_capacity(linear.matrices.len());
     for id in &linear.matrices {
         let mut bias = binder.bias(*id)?;
-        for matrix in packed[id.0].take().into_iter().flatten() {
+        for matrix in &packed[id.0] {
             let rest = bias.as_mut().map(|bias| bias.split_off(matrix.rows()));
-            parts.push((matrix, std::mem::replace(&mut bias, rest)));
+            parts.push((matrix.clone(), std::mem::replace(&mut bias, rest)));
         }
     }
     Ok(parts)
@@ -57,15 +58,15 @@ pub(super) fn bind(
     binder: &Binder,
     node: &PlanNode,
     linear: &Linear,
-    packed: &mut [Option<Vec<PackedMatrix>>],
+    packed: &[Vec<Arc<PackedMatrix>>],
 ) -> Result<Box<dyn Kernel>, DeviceError> {
     let mut column = 0;
-    let with_columns = |(matrix, bias): (PackedMatrix, _)| {
+    let with_columns = |(matrix, bias): Biased| {
         let first = column;
         column += matrix.rows();
         (matrix, bias, first..column)
     };
-    let parts = take_matrices(binder, linear, packed)?.into_iter().map(with_columns).collect();
+    let parts = matrices(binder, linear, packed)?.into_iter().map(with_columns).collect();
     let norm = linear.norm.as_ref().map(|norm| binder.norm(norm)).transpose()?;
     let (x, out) = (binder.place(node.inputs[0]), binder.output(node.out));
     Ok(Box::new(BoundLinear { x, norm, parts, epilogue: epilogue(node, linear), out }))

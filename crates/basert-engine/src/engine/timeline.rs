@@ -10,6 +10,7 @@ impl Engine {
         let common = sequence.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         let unchanged = common == tokens.len() && common == sequence.tokens.len();
         sequence.tokens.truncate(common);
+        sequence.carry.truncate(common, self.head.unwrap_or(0));
         sequence.tokens.extend_from_slice(&tokens[common..]);
         if unchanged && !sequence.logits.is_empty() {
             return;
@@ -129,6 +130,7 @@ impl Engine {
     pub fn rewind(&mut self, sequence: &mut Sequence, length: usize) {
         sequence.chain = 0;
         sequence.tokens.truncate(length);
+        sequence.carry.truncate(length, self.head.unwrap_or(0));
         self.go_back(sequence, length);
         sequence.logits.clear();
     }
@@ -153,6 +155,7 @@ impl Engine {
             logits: sequence.logits.clone(),
             salt: sequence.salt,
             chain: 0,
+            carry: sequence.carry.clone(),
             states: States { slot, ..States::default() },
         }
     }

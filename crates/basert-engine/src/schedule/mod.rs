@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use self::clients::Clients;
 use self::pace::Pace;
 pub use self::request::{Answer, Prompt, Reader, Readiness, Request, Token};
+use crate::engine::Drafting;
 use crate::pooling::Pool;
 use crate::speculate::{Costs, Guesser};
 use crate::{Ask, Draft, Engine, EngineError, Pooling, Sequence, Speculation, TokenLogprobs};
@@ -36,7 +37,7 @@ pub struct Scheduler {
     next: u64,
     preempted: u64,
     speculation: Speculation,
-    /// The draft model; without one, draft tokens come from prompt lookup.
+    /// The draft model; without one, draft tokens come from the model's head, or else from prompt lookup.
     draft: Option<Draft>,
     costs: Costs,
     proposed: u64,
@@ -187,8 +188,8 @@ impl Scheduler {
         }
     }
 
-    /// Enables speculative decoding, by prompt lookup or a draft model. On a device that samples, it is used only with
-    /// a fixed number of draft tokens.
+    /// Enables speculative decoding, by a draft model, or else by the model's head, or else by prompt lookup. On a device that
+    /// samples, it is used only with a fixed number of draft tokens.
     pub fn with_speculation(mut self, speculation: Speculation, draft: Option<Draft>) -> Scheduler {
         (self.speculation, self.draft) = (speculation, draft);
         self
@@ -466,25 +467,41 @@ impl Scheduler {
     }
 
     /// Proposes draft tokens for answers, at most `spare` in all.
-    fn guess(&mut self, engine: &Engine, decoding: &[u64], mut spare: usize) {
-        let mut asks = Vec::new();
+    fn guess(&mut self, engine: &mut Engine, decoding: &[u64], mut spare: usize) {
+        let (mut asks, mut drafting) = (Vec::new(), Vec::new());
+        let (by_model, by_head) = (self.draft.is_some(), self.draft.is_none() && engine.has_head());
+        let others = self.running.len();
         for task in self.running.iter_mut().filter(|task| decoding.contains(&task.number)) {
             let (Some(last), Some(answer)) = (task.drawn, task.answers.first()) else { continue };
             let room = engine.context().saturating_sub(task.sequence.tokens().len() + 1);
             let left = answer.max_tokens.saturating_sub(task.made + 1);
-            let most = task.guesser.wanted(&self.costs, decoding.len());
             let limit = room.min(left).min(spare);
-            if self.draft.is_some() && !task.guesser.is_off() {
-                // At least one is requested, to measure how often drafts are accepted.
-                let (number, most) = (task.number, most.max(1).min(limit));
-                let (tokens, sampler) = ([task.sequence.tokens(), &[last]].concat(), answer.sampler.clone());
-                let salt = task.sequence.salt();
-                asks.push(Ask { number, salt, tokens, sampler, most });
+            let Task { number, sequence, guesser, .. } = task;
+            if by_model || by_head {
+                let sampler = answer.sampler.clone();
+                let most = guesser.asked(&self.costs, decoding.len()).min(limit);
+                if by_model && !guesser.is_off() {
+                    let tokens = [sequence.tokens(), &[last]].concat();
+                    asks.push(Ask { number: *number, salt: sequence.salt(), tokens, sampler, most });
+                } else if by_head {
+                    // Nothing is evicted for draft tokens.
+                    let most = most.min(engine.free_tokens(sequence, others).saturating_sub(1));
+                    if most > 0 {
+                        drafting.push((Drafting { sequence, last, sampler, most, drafts: Vec::new() }, guesser));
+                    }
+                }
                 spare -= most;
             } else {
-                task.guesser.look_up(task.sequence.tokens(), last, most.min(limit));
-                spare -= task.guesser.guesses().len();
+                let most = guesser.wanted(&self.costs, decoding.len());
+                guesser.look_up(sequence.tokens(), last, most.min(limit));
+                spare -= guesser.guesses().len();
             }
+        }
+        let (mut rows, guessers): (Vec<_>, Vec<_>) = drafting.into_iter().unzip();
+        // The text does not depend on draft tokens, so if the head fails there are none.
+        let drafted = engine.draft(&mut rows).is_ok();
+        for (row, guesser) in rows.into_iter().zip(guessers) {
+            guesser.take(if drafted { row.drafts } else { Vec::new() });
         }
         let Some(draft) = self.draft.as_mut().filter(|_| !asks.is_empty()) else { return };
         for (number, guesses) in draft.guess(asks) {

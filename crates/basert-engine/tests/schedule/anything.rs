@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use basert_engine::{Readiness, Request, Sampling, Speculation};
 
 use crate::asking::{Note, answer, expected, finish, prompt, scheduler, warm};
-use crate::device::engine_of;
+use crate::device::{engine_of, with_head};
 use crate::guesses::draft;
 
 #[derive(Debug, Clone)]
@@ -34,11 +34,12 @@ proptest::proptest! {
     #[test]
     fn whatever_happens_texts_are_right_and_pages_return(
         events in proptest::collection::vec(event(), 1..60), pages in 10usize..30, chain in 0usize..3,
-        guesses in 0usize..6, drafted in proptest::bool::ANY,
+        guesses in 0usize..6, drafted in proptest::bool::ANY, head in proptest::bool::ANY,
         // Of a model with running states, or one without.
         slots in proptest::prop_oneof![proptest::strategy::Just(0), 10usize..30],
     ) {
-        let (mut engine, scheduler) = (engine_of(pages, slots, 40, chain), scheduler());
+        let engine = engine_of(pages, slots, 40, chain);
+        let (mut engine, scheduler) = (if head { with_head(engine) } else { engine }, scheduler());
         let speculation = if guesses == 0 { Speculation::Off } else { Speculation::Tokens(guesses) };
         let mut scheduler = scheduler.with_speculation(speculation, drafted.then(|| draft(16)));
         // The device draws greedily only.

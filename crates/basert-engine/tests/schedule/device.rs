@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use basert_engine::{Engine, Sampler, Sampling};
-use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, StepState};
+use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, Pass, StepState};
 
 const PAGE: usize = 4;
 pub const VOCABULARY: usize = 50;
@@ -17,6 +17,19 @@ thread_local! {
     pub static DRAWN_AFTER: Cell<usize> = const { Cell::new(0) };
     /// Steps of this test.
     pub static STEPS: Cell<usize> = const { Cell::new(0) };
+    /// How often the head of this test had to do without the state before a token.
+    pub static UNKNOWN: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Values of what the head reads of a token: 16 bits each of the state after it, and whether it is known.
+const WIDTH: usize = 5;
+
+fn row_of(state: u64) -> [f32; WIDTH] {
+    std::array::from_fn(|i| if i < 4 { f32::from((state >> (16 * i)) as u16) } else { 1.0 })
+}
+
+fn state_of(row: &[f32]) -> Option<u64> {
+    (row[4] == 1.0).then(|| row[..4].iter().rev().fold(0, |state, &part| state << 16 | part as u64))
 }
 
 struct Hash {
@@ -29,6 +42,10 @@ struct Hash {
     drawn: Vec<u32>,
     masks: BTreeMap<u32, Vec<u32>>,
     last: StepState,
+    /// What the head was given at each position: a token, and the state before it, if that is known.
+    head: Vec<[Option<(u32, Option<u64>)>; PAGE]>,
+    /// What the head can read of the last step.
+    for_head: Vec<[f32; WIDTH]>,
 }
 
 /// The state before the first token.
@@ -55,6 +72,7 @@ impl Hash {
     fn run(&mut self, step: &StepState) -> Vec<Vec<f32>> {
         STEPS.set(STEPS.get() + 1);
         let mut logits = Vec::new();
+        self.for_head.clear();
         for sequence in &step.sequences {
             let pages = &step.page_table[sequence.pages.clone()];
             let mut state = match sequence.slot {
@@ -68,16 +86,51 @@ impl Hash {
                 if step.kept[row] != StepState::NONE {
                     self.slots[step.kept[row] as usize] = state;
                 }
+                let of_pages = (0..=position).map(|p| self.cache[pages[p / PAGE] as usize][p % PAGE]);
+                let hashed = of_pages.fold(START, state_after);
+                self.for_head.push(row_of(hashed));
                 if step.wanted.contains(&(row as u32)) {
-                    let of_pages = (0..=position).map(|p| self.cache[pages[p / PAGE] as usize][p % PAGE]);
                     // What the pages say and what the states say are the same; if not, both are of no use.
-                    let hashed = of_pages.fold(START, state_after);
                     let is_right = self.slots.is_empty() || state == hashed;
                     logits.push(logits_of(if is_right { hashed } else { !hashed }));
                 }
             }
         }
         logits
+    }
+
+    /// A head that is always right if it is given the right things, and always wrong if it is not.
+    fn run_head(&mut self, step: &StepState) {
+        let (mut logits, mut next) = (Vec::new(), Vec::new());
+        for sequence in &step.sequences {
+            let pages = &step.page_table[sequence.pages.clone()];
+            for row in sequence.rows.clone() {
+                let position = step.positions[row] as usize;
+                let given = state_of(&step.given[row * WIDTH..][..WIDTH]);
+                if given.is_none() && position > 0 {
+                    UNKNOWN.set(UNKNOWN.get() + 1);
+                }
+                self.head[pages[position / PAGE] as usize][position % PAGE] = Some((step.tokens[row], given));
+                if !step.wanted.contains(&(row as u32)) {
+                    continue;
+                }
+                let first = state_after(START, self.cache[pages[0] as usize][0]);
+                let (mut state, mut is_right) = (first, true);
+                for p in 1..=position {
+                    let Some((token, before)) = self.head[pages[p / PAGE] as usize][p % PAGE] else {
+                        is_right = false;
+                        break;
+                    };
+                    is_right &= before.is_none_or(|before| before == state);
+                    state = state_after(state, token);
+                }
+                logits.push(logits_of(if is_right { state } else { !state }));
+                next.push(row_of(state));
+            }
+        }
+        if !step.wanted.is_empty() {
+            (self.logits, self.for_head) = (logits, next);
+        }
     }
 
     fn run_and_draw(&mut self, step: &StepState) -> Vec<u32> {
@@ -95,8 +148,12 @@ impl Baked for Hash {
         if step.tokens.contains(&FAULT) {
             return Err(DeviceError::Failed("as it was told to".to_owned()));
         }
+        if step.pass == Pass::Head {
+            self.run_head(step);
+            return Ok(());
+        }
         self.last = step.clone();
-        if step.hidden {
+        if step.pass == Pass::Hidden {
             // Something finite, of the same tokens.
             self.logits = self.run(step);
             self.logits.iter_mut().for_each(|row| row.truncate(FAULT as usize));
@@ -148,12 +205,17 @@ impl Baked for Hash {
         &self.logits[i]
     }
 
+    fn for_head(&self, i: usize) -> &[f32] {
+        &self.for_head[i]
+    }
+
     fn drawn(&self) -> &[u32] {
         &self.drawn
     }
 
     fn copy_page(&mut self, from: u32, to: u32) {
         self.cache[to as usize] = self.cache[from as usize];
+        self.head[to as usize] = self.head[from as usize];
     }
 
     fn page_bytes(&self) -> usize {
@@ -191,12 +253,19 @@ pub fn engine(pages: usize, context: usize, chain: usize) -> Engine {
     engine_of(pages, 0, context, chain)
 }
 
+/// The same for a model with a head.
+pub fn with_head(engine: Engine) -> Engine {
+    engine.with_head(Some(WIDTH))
+}
+
 /// The engine of a model with running states, if there are slots for them.
 pub fn engine_of(pages: usize, slots: usize, context: usize, chain: usize) -> Engine {
     // What no one wrote is no token.
     let cache = vec![[u32::MAX; PAGE]; pages];
     let (masks, last) = (BTreeMap::new(), StepState::default());
-    let hash = Hash { cache, slots: vec![0; slots], logits: vec![], under_way: vec![], drawn: vec![], masks, last };
+    let (slots_of, head) = (vec![0; slots], vec![[None; PAGE]; pages]);
+    let (logits, under_way, drawn, for_head) = (vec![], vec![], vec![], vec![]);
+    let hash = Hash { cache, slots: slots_of, logits, under_way, drawn, masks, last, head, for_head };
     let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
     let facts =
         Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain, bounds: None, free_memory: None };

@@ -19,7 +19,7 @@ const WHOLE: &str = "model.safetensors";
 const QUANTISERS: [&str; 3] = ["quantization_config", "quantization", "compression_config"];
 
 /// Prefixes of tensor names in the text part of a multimodal model, and in a text-only model.
-const TEXT_PART: [(&str, &str); 7] = [
+const TEXT_PART: [(&str, &str); 8] = [
     ("language_model.", ""),
     ("model.language_model.", "model."),
     ("model.text_model.", "model."),
@@ -27,6 +27,7 @@ const TEXT_PART: [(&str, &str); 7] = [
     ("model.layers.", "model.layers."),
     ("model.norm.", "model.norm."),
     ("lm_head.", "lm_head."),
+    ("mtp.", "mtp."),
 ];
 
 /// A safetensors file and the tensors in it.

@@ -1,7 +1,7 @@
 // What the attention kernels share.
 //
 // Q_HEADS, KV_HEADS; HEAD_DIM, the values of a head in the cache, and HEAD_VALUES, those before zeros; SCALE;
-// WINDOW, how many tokens one sees, or 0 for all; CHUNK, how many tokens see each other, or 0; CAP, the soft cap of
+// WINDOW, how many tokens one sees, or 0 for all; CHUNK, how many tokens see each other, or 0; SKIPPED, how many first tokens no later one sees; CAP, the soft cap of
 // scores, or 0; ALIBI, or 0: the slopes of heads end at 2^(−ALIBI). SINKS, where each query head has a score more,
 // without a value.
 #include "common/kv.h"
@@ -28,7 +28,7 @@ static inline uint first_seen(uint position) {
 #elif CHUNK
     return position - position % CHUNK;
 #else
-    return 0;
+    return min(position, uint(SKIPPED));
 #endif
 }
 

@@ -34,10 +34,11 @@ impl Lowering<'_> {
             None => [(Memory::Weights, 0); 5],
         };
         let (q, value) = (rope.map_or(node, |(node, _)| node).inputs[0], node.out);
-        let (window, chunk) = match reach {
-            Reach::All => (0, 0),
-            Reach::Window(tokens) => (tokens, 0),
-            Reach::Chunk(tokens) => (0, tokens),
+        let (window, chunk, skipped) = match reach {
+            Reach::All => (0, 0, 0),
+            Reach::Window(tokens) => (tokens, 0, 0),
+            Reach::Chunk(tokens) => (0, tokens, 0),
+            Reach::After(tokens) => (0, 0, tokens),
             Reach::Everything | Reach::Around(_) => {
                 return Err(self.unsupported("attention to later tokens; --device cpu computes it".to_owned()));
             }
@@ -66,6 +67,7 @@ impl Lowering<'_> {
                 .define("SCALE", Float(scale))
                 .define("WINDOW", window)
                 .define("CHUNK", chunk)
+                .define("SKIPPED", skipped)
                 .define("USES_ALIBI", u32::from(alibi.is_some()))
                 .define("ALIBI", Float(alibi.map_or(0.0, |alibi| alibi.most)))
                 .define("ALIBI_HEADS", if heads.is_power_of_two() { heads } else { heads.next_power_of_two() / 2 })

@@ -11,6 +11,7 @@ use crate::graph::*;
 use crate::op::{
     Activation, Affine, Alibi, Attention, Conv, Experts, Index, LinearAttention, Norm, Op, Reach, Route, Score, Temper,
 };
+use crate::weight::Weight;
 
 /// One op of an architecture file, while it is being read.
 pub(super) struct OpReader<'b, 'a, 't> {
@@ -149,7 +150,10 @@ impl<'t> OpReader<'_, '_, 't> {
             Some(Val::Text(by)) if by == "position" => Index::Position,
             Some(other) => return Err(self.wrong(format!("`by` is {other}, neither 'token' nor 'position'"))),
         };
-        let width = self.builder.graph.weights[weight.0].columns;
+        let Weight { columns: width, cut, .. } = self.builder.graph.weights[weight.0];
+        if cut.is_some() {
+            return Err(self.wrong("its table has only some of the columns of a tensor".to_owned()));
+        }
         Ok(Read { op: Op::Embed { weight, scale, by }, inputs: vec![], width, rows: Rows::Tokens })
     }
 
@@ -441,7 +445,12 @@ impl<'t> OpReader<'_, '_, 't> {
         let window = self.tokens_or("window", "attention_window")?;
         let chunk = self.tokens_or("chunk", "attention_chunk")?;
         let causal = self.value_or("causal", "attention_causal")?;
+        let skipped = self.tokens_or("skipped", "attention_skipped")?;
         let reach = match (window, chunk, self.truth("causal", causal)?) {
+            (0, 0, true) if skipped > 0 => Reach::After(skipped),
+            _ if skipped > 0 => {
+                return Err(self.wrong("it skips tokens, and has a window, or a chunk, or is not causal".to_owned()));
+            }
             (0, 0, true) => Reach::All,
             (window, 0, true) => Reach::Window(window),
             (0, chunk, true) => Reach::Chunk(chunk),

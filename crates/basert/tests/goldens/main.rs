@@ -6,5 +6,6 @@ mod draws;
 mod golden;
 mod gpu;
 mod graphs;
+mod heads;
 mod hidden;
 mod ops;
