@@ -13,6 +13,7 @@ mod cost;
 mod device;
 mod display;
 mod fuse;
+mod pages;
 mod plan;
 
 pub use chips::{Bounds, Chip, Launching, chip, chip_of_device, chips};
@@ -21,7 +22,9 @@ pub use device::{
     Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Span, Stage, StepState,
     first_allowed,
 };
+pub use basert_graph::Reach;
 pub use fuse::{FUSIONS, Fusion};
+pub use pages::{PageGroup, largest};
 pub use plan::{
     Gate, Hidden, Limits, Linear, Matrix, MatrixId, Order, Place, Plan, PlanNode, PlanOp, PlanValue, RopeStore,
 };

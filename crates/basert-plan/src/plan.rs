@@ -8,6 +8,7 @@ use basert_graph::{
     Activation, Experts, Graph, Norm, Op, RopeId, Rows, Signature, StateId, ValueId, Weight, WeightError, WeightId,
 };
 
+use crate::PageGroup;
 use crate::arena;
 use crate::fuse::Fusion;
 
@@ -264,6 +265,8 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// The ops in order.
     pub nodes: Vec<PlanNode>,
+    /// Which layers share page tables.
+    pub page_groups: Vec<PageGroup>,
     /// The value that holds the logits.
     pub logits: ValueId,
     /// How a step for hidden states ends.
@@ -311,6 +314,7 @@ impl Plan {
             places: Vec::new(),
             arena_bytes: 0,
             nodes: Vec::with_capacity(graph.nodes.len()),
+            page_groups: PageGroup::all(&graph),
             logits: graph.logits,
             hidden: Hidden { after: 0, node: None, value: graph.logits },
             graph: graph.clone(),

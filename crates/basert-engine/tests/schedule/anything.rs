@@ -37,8 +37,11 @@ proptest::proptest! {
         guesses in 0usize..6, drafted in proptest::bool::ANY,
         // Of a model with running states, or one without.
         slots in proptest::prop_oneof![proptest::strategy::Just(0), 10usize..30],
+        // With a window, or without.
+        windowed in proptest::prop_oneof![proptest::strategy::Just(0), 8usize..30],
     ) {
-        let (mut engine, scheduler) = (engine_of(pages, slots, 40, chain), scheduler());
+        let groups = if windowed == 0 { &[pages][..] } else { &[pages, windowed] };
+        let (mut engine, scheduler) = (engine_of(groups, slots, 40, chain), scheduler());
         let speculation = if guesses == 0 { Speculation::Off } else { Speculation::Tokens(guesses) };
         let mut scheduler = scheduler.with_speculation(speculation, drafted.then(|| draft(16)));
         // The device draws greedily only.
