@@ -215,7 +215,7 @@ fn pages_of_something_else_are_refused_by_what_differs() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[8] = 1;
     fs::write(&path, bytes).unwrap();
-    refused(on_cpu(&path), "version is 1, and here it is 3");
+    refused(on_cpu(&path), "version is 1, and here it is 4");
 }
 
 #[test]

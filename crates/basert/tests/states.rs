@@ -31,29 +31,28 @@ fn hybrids() -> Vec<PathBuf> {
     found
 }
 
-/// Tiny models with windows: beside layers that see everything, in all layers, and of chunks.
-fn windowed() -> Vec<PathBuf> {
-    ["gemma3", "gpt-oss", "cohere2", "mistral", "llama4"]
-        .map(|name| basert_testkit::tiny().join(format!("{name}.gguf")))
-        .to_vec()
-}
+/// Tiny models with windows: beside layers that see everything, or in all layers.
+const WINDOWED: [&str; 4] = ["gemma3.gguf", "gpt-oss.gguf", "cohere2.gguf", "mistral.gguf"];
+/// With running states, too.
+const WINDOWED_HYBRIDS: [&str; 2] = ["lara-mini", "lfm3"];
 
 /// An engine with hardly more pages of windows than three sequences need, so that cached ones are evicted all the time.
 fn cramped(path: &PathBuf, device: DeviceKind) -> Engine {
     let device = device.open(Some(2)).unwrap();
     let file = Arc::new(ModelFile::open(path).unwrap());
     let graph = Arc::new(Graph::open(&file, &[]).unwrap());
-    let vocabulary = graph.vocabulary;
+    let (vocabulary, slot_bytes) = (graph.vocabulary, graph.slot_bytes());
+    let slots = if slot_bytes > 0 { 30 } else { 0 };
     let plan = Arc::new(Plan::build(graph, Limits { tokens: 64, wanted: 8 }, &FUSIONS));
     let page_tokens = device.facts().page_tokens;
     let one = plan.pages_of(LONGEST + 8, page_tokens);
     let mut pages: Vec<usize> = one.iter().map(|pages| 3 * pages + 1).collect();
     pages[0] *= 2;
     assert!(pages.len() > 1 && one[1] < one[0]);
-    let options = LoadOptions { pages: pages.clone(), slots: 0, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+    let options = LoadOptions { pages: pages.clone(), slots, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
     let baked = device.load(plan.clone(), file, options).unwrap();
     let engine = Engine::new(baked, device.facts(), plan.limits, &plan.reaches(&pages), LONGEST + 8, vocabulary);
-    engine.with_prefix_cache()
+    engine.with_slots(slots, slot_bytes).with_prefix_cache()
 }
 
 fn options(device: DeviceKind) -> Options {
@@ -208,8 +207,8 @@ proptest! {
 
     #[test]
     fn windows_that_are_given_back_change_nothing(events in prop::collection::vec(event(), 1..32)) {
-        for path in windowed() {
-            happen(&path, DeviceKind::Cpu, cramped, events.clone())?;
+        for name in WINDOWED.into_iter().chain(WINDOWED_HYBRIDS) {
+            happen(&basert_testkit::tiny().join(name), DeviceKind::Cpu, cramped, events.clone())?;
         }
     }
 }
@@ -250,7 +249,8 @@ fn windows_on_a_gpu_as_well() {
 /// Of a long text only its windows are held, and where a second one parts from it, or goes on after it, it can be taken up.
 #[test]
 fn pages_behind_windows_are_given_back() {
-    for path in windowed() {
+    for name in WINDOWED {
+        let path = basert_testkit::tiny().join(name);
         let mut engine = cramped(&path, DeviceKind::Cpu);
         let (all, before) = (engine.page_use().total, engine.available_pages());
         assert_eq!(all, before);
@@ -261,7 +261,7 @@ fn pages_behind_windows_are_given_back() {
         assert!(all - engine.available_pages() < 7 + 5, "{path:?}: held {}", all - engine.available_pages());
         engine.close(&mut sequence);
         for (length, more) in [(389, 1), (300, 40), (130, 20), (300, 41)] {
-            let next = [&tokens[..length], &vec![7; more]].concat();
+            let next = [&tokens[..length], &vec![more as u32; more]].concat();
             engine.sync(&mut sequence, &next);
             assert_eq!(sequence.computed(), length, "{path:?}");
             engine.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
