@@ -8,7 +8,7 @@ use anyhow::Context;
 use basert::files::ModelFile;
 use basert::graph::Rows;
 use basert::plan::{Chip, Cost, Launching, Plan, PlanNode, StepShape, chip};
-use basert::{Model, Options};
+use basert::{KvFormat, Model, Options};
 use basert_gpu::{Launches, MetalSource, MetalSystem, Tiles, kernels_on, launches_on};
 use indexmap::IndexMap;
 use serde_json::json;
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let title = plan.to_string();
     writeln!(out, "{}", title.lines().next().unwrap_or_default())?;
     writeln!(out, "a step of {} tokens after {}, with one row of logits", step.tokens, step.context)?;
-    writeln!(out, "{}\n", memory(&plan, &args.model.options(), step))?;
+    writeln!(out, "{}\n", memory(&plan, &args.model.options(), args.kv.format))?;
     let rows = if args.summary { summary(&plan, step) } else { all(&plan, step) };
     write!(out, "{}", units::table(&rows, if args.summary { 1 } else { 2 }))?;
     if !chips.is_empty() {
@@ -97,9 +97,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// What a sequence of full length takes.
-fn memory(plan: &Plan, options: &Options, step: StepShape) -> String {
+fn memory(plan: &Plan, options: &Options, kv: KvFormat) -> String {
     let context = options.max_context.unwrap_or(plan.graph.context.min(Options::DEFAULT_CONTEXT));
-    let keys = units::bytes((plan.graph.token_bytes(step.kv) * context) as f64);
+    let pages = plan.pages_of(context, basert_cpu::PAGE);
+    let keys = units::bytes(plan.cache_bytes(&pages, kv, basert_cpu::PAGE) as f64);
     let states = match plan.graph.slot_bytes() {
         0 => String::new(),
         bytes => format!(", and {} of running states", units::bytes(bytes as f64)),
@@ -294,7 +295,7 @@ fn report(plan: &Plan, step: StepShape, chips: &[(Chip, Bound)]) -> serde_json::
         "tokens": step.tokens,
         "context": step.context,
         "arena_bytes": plan.arena_bytes,
-        "kv_bytes_per_token": plan.graph.token_bytes(step.kv),
+        "kv_bytes_per_token": plan.cache_bytes(&vec![1; plan.page_groups.len()], step.kv, 1),
         "state_bytes": plan.graph.slot_bytes(),
         "ops": ops,
         "total": cost(total(plan, step)),

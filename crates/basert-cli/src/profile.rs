@@ -132,7 +132,8 @@ fn measure(args: &Args, device: &dyn Device, file: &Arc<ModelFile>, plan: &Arc<P
     let facts = device.facts();
     let pages = (args.depth + args.prompt).div_ceil(facts.page_tokens);
     let fail = |source| basert::Error::Device { file: file.path().display().to_string(), source };
-    let options = LoadOptions { pages, slots: 1, kv: args.device.kv(), progress: &mut loading() };
+    let counts = vec![pages; plan.page_groups.len()];
+    let options = LoadOptions { pages: counts, slots: 1, kv: args.device.kv(), progress: &mut loading() };
     let mut baked = device.load(plan.clone(), file.clone(), options).map_err(fail)?;
     let mut random = Random::new(0, 0);
     let mut tokens = |n: usize| (0..n).map(|_| random.below(plan.graph.vocabulary.max(1)) as u32).collect::<Vec<_>>();
@@ -141,12 +142,12 @@ fn measure(args: &Args, device: &dyn Device, file: &Arc<ModelFile>, plan: &Arc<P
     let context = tokens(args.depth);
     for (i, chunk) in context.chunks(plan.limits.tokens).enumerate() {
         step.clear();
-        step.push(chunk, i * plan.limits.tokens, &pages, 0);
+        step.push(chunk, i * plan.limits.tokens, &[&pages], 0);
         step.keep((i > 0).then_some(0), [(chunk.len() - 1, 0)]);
         plain(&mut *baked, &step).map_err(fail)?;
     }
     step.clear();
-    step.push(&tokens(args.prompt), args.depth, &pages, 1);
+    step.push(&tokens(args.prompt), args.depth, &[&pages], 1);
     step.keep((args.depth > 0).then_some(0), [(args.prompt - 1, 0)]);
     if facts.chain > 0 && args.prompt == 1 {
         step.draws.extend(Sampler::new(Sampling::default(), &[])?.draw_on_device(0));

@@ -14,7 +14,7 @@ use crate::contention::Contention;
 use crate::elementwise::BoundNorm;
 use crate::kv::{KvLayer, PAGE};
 use crate::partials::partial_len;
-use crate::step::{Bound, CpuBaked, RopeTable, Shared, Uses, WorkerScratch, bind};
+use crate::step::{Bound, CpuBaked, GroupPlace, RopeTable, Shared, Uses, WorkerScratch, bind};
 use crate::{Buffer, Counter, FloatRows, Isa, PackError, PackedMatrix, Pool, QuantisedRows, Source};
 
 /// Tokens of a step beyond which prefill does not get faster.
@@ -69,7 +69,15 @@ impl Device for CpuDevice {
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
         let LoadOptions { pages, slots, kv, progress } = options;
-        let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), pages, kv };
+        let page_bytes = |group| plan.page_bytes(group, kv, PAGE);
+        let mut places = Vec::with_capacity(pages.len());
+        let mut cache_bytes = 0usize;
+        for (group, &pages) in pages.iter().enumerate() {
+            places.push(GroupPlace { start: cache_bytes, pages, page_bytes: page_bytes(group) });
+            cache_bytes = cache_bytes.saturating_add(pages.saturating_mul(page_bytes(group)));
+        }
+        let most_pages = pages.iter().copied().max().unwrap_or(0);
+        let binder = Binder { device: self, plan: plan.clone(), file: file.clone(), most_pages, kv };
         let (mut ready, total) = (0, plan.weight_bytes());
         let mut packed = |bytes| {
             ready += bytes;
@@ -83,7 +91,6 @@ impl Device for CpuDevice {
         let matrices = plan.matrices.iter().zip(parts).map(|(matrix, part)| binder.pack(matrix, part, &mut packed));
         let matrices: Vec<_> = matrices.collect::<Result<_, _>>()?;
         let panels = matrices.iter().flatten().map(|matrix| matrix.scratch_bytes()).max().unwrap_or(0);
-        let page_bytes = plan.graph.caches().map(|cache| binder.page_bytes(cache)).sum();
         let mut ops = Vec::with_capacity(plan.nodes.len());
         let counter = || Counter::new(self.pool.threads());
         let mut prepared_since_barrier = false;
@@ -101,7 +108,7 @@ impl Device for CpuDevice {
         let hidden = hidden.collect::<Result<_, DeviceError>>()?;
         let shared = Shared {
             arena: binder.buffer(plan.arena_bytes, "intermediate values")?,
-            cache: binder.buffer(pages.saturating_mul(page_bytes), "the KV cache")?,
+            cache: binder.buffer(cache_bytes, "the KV cache")?,
             states: binder.buffer(slots.saturating_mul(plan.graph.slot_bytes()), "running states")?,
             prepared: binder.prepared()?,
             partials: binder.partials()?,
@@ -117,11 +124,11 @@ impl Device for CpuDevice {
             ops,
             hidden,
             shared,
+            places: vec![Vec::new(); pages.len()],
+            groups: places,
             pages,
             slots,
-            page_bytes,
             kv,
-            places: Vec::new(),
             ropes,
             workers,
             contention,
@@ -135,8 +142,8 @@ pub(crate) struct Binder<'d> {
     device: &'d CpuDevice,
     plan: Arc<Plan>,
     file: Arc<ModelFile>,
-    /// Pages of the KV cache.
-    pages: usize,
+    /// Pages of the KV cache, of any group.
+    most_pages: usize,
     kv: KvFormat,
 }
 
@@ -235,16 +242,11 @@ impl Binder<'_> {
         Ok(self.plan.matrices[id.0].bias(&self.plan.graph, &self.file)?)
     }
 
-    fn page_bytes(&self, cache: basert_graph::Cache) -> usize {
-        KvLayer::page_bytes(self.kv, cache.kv_heads, cache.head_dim)
-    }
-
-    /// First byte of a layer's keys in a page, heads and dimensions.
+    /// First byte of a layer's keys in a page of its group, heads and dimensions.
     pub fn cache(&self, id: StateId) -> crate::step::CachePlace {
-        let graph = &self.plan.graph;
-        let offset = graph.caches_before(id).map(|cache| self.page_bytes(cache)).sum();
-        let basert_graph::Cache { kv_heads, head_dim } = graph.cache(id);
-        crate::step::CachePlace { offset, kv_heads, head_dim }
+        let (group, offset) = self.plan.place_in_page(id, self.kv, PAGE);
+        let basert_graph::Cache { kv_heads, head_dim } = self.plan.graph.cache(id);
+        crate::step::CachePlace { group, offset, kv_heads, head_dim }
     }
 
     fn ropes(&self) -> Vec<RopeTable> {
@@ -281,7 +283,7 @@ impl Binder<'_> {
             let dim = KvLayer::stored_dim(self.kv, attention.head_dim);
             attention.q_heads * partial_len(dim)
         });
-        self.buffer(self.pages.saturating_mul(lengths.max().unwrap_or(0) * size_of::<f32>()), "partial attention")
+        self.buffer(self.most_pages.saturating_mul(lengths.max().unwrap_or(0) * size_of::<f32>()), "partial attention")
     }
 
     /// The attention op that needs the most memory.

@@ -13,6 +13,7 @@ mod linear;
 mod norm;
 mod recurrent;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
@@ -88,9 +89,28 @@ pub(crate) fn bind(
     }
 }
 
+/// The pages of a group in the KV cache.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupPlace {
+    /// First byte of the first page.
+    pub start: usize,
+    pub pages: usize,
+    pub page_bytes: usize,
+}
+
+impl GroupPlace {
+    /// The bytes of a page.
+    fn page(&self, page: u32) -> Range<usize> {
+        let start = self.start + page as usize * self.page_bytes;
+        start..start + self.page_bytes
+    }
+}
+
 /// The place of a layer's keys and values in a page.
 #[derive(Clone, Copy)]
 pub(crate) struct CachePlace {
+    /// Its page group.
+    pub group: usize,
     /// Bytes from the start of the page.
     pub offset: usize,
     pub kv_heads: usize,
@@ -148,13 +168,13 @@ pub(crate) struct CpuBaked {
     /// The ops after the plan's [`basert_plan::Hidden::after`] ops when hidden states are wanted.
     pub hidden: Vec<Bound>,
     pub shared: Shared,
-    pub pages: usize,
+    /// Pages of each group.
+    pub pages: Vec<usize>,
+    pub groups: Vec<GroupPlace>,
     pub slots: usize,
-    /// Bytes of a page, all layers together.
-    pub page_bytes: usize,
     pub kv: KvFormat,
-    /// Page, and place in it, of the keys and values of each token of a step.
-    pub places: Vec<(usize, usize)>,
+    /// For each group the page, and the place in it, of the keys and values of each token of a step.
+    pub places: Vec<Vec<(usize, usize)>>,
     pub ropes: Vec<RopeTable>,
     pub workers: Vec<WorkerScratch>,
     /// The number of workers for memory-bound steps of a few tokens.
@@ -173,7 +193,7 @@ impl CpuBaked {
     /// Runs a step. Each worker calls `before` ahead of each op: it must separate ops between which the plan has a
     /// barrier.
     fn run(&mut self, step: &StepState, before: impl Fn(usize, &Bound, &Worker) + Sync) -> Result<(), DeviceError> {
-        step.check(&self.plan, (self.pages, self.slots), PAGE)?;
+        step.check(&self.plan, (&self.pages, self.slots), PAGE)?;
         let of_model = self.plan.model().len();
         let (ops, more) = match step.pass {
             Pass::Logits => (&self.ops[..of_model], &[][..]),
@@ -189,11 +209,13 @@ impl CpuBaked {
             op.prepare.reset();
         }
         self.ropes.iter_mut().for_each(|rope| rope.fill(&step.positions));
-        self.places.clear();
-        for sequence in &step.sequences {
-            let pages = &step.page_table[sequence.pages.clone()];
-            let positions = step.positions[sequence.rows.clone()].iter().map(|&position| position as usize);
-            self.places.extend(positions.map(|position| (pages[position / PAGE] as usize, position % PAGE)));
+        for (group, places) in self.places.iter_mut().enumerate() {
+            places.clear();
+            for sequence in &step.sequences {
+                let pages = &step.page_table(group)[sequence.pages.clone()];
+                let positions = step.positions[sequence.rows.clone()].iter().map(|&position| position as usize);
+                places.extend(positions.map(|position| (pages[position / PAGE] as usize, position % PAGE)));
+            }
         }
         if let (Pass::Head, Some(head)) = (step.pass, self.plan.head) {
             let Place { offset, width, .. } = self.plan.places[head.given.0];
@@ -210,8 +232,7 @@ impl CpuBaked {
             cache: self.shared.cache.as_mut_ptr(),
             states: self.shared.states.as_mut_ptr().cast(),
             slot_values: self.plan.graph.slot_bytes() / size_of::<f32>(),
-            pages: self.pages,
-            page_bytes: self.page_bytes,
+            groups: &self.groups,
             kv: self.kv,
             prepared: (self.shared.prepared.0.as_mut_ptr().cast(), self.shared.prepared.1.as_mut_ptr()),
             partials: (self.shared.partials.as_mut_ptr().cast(), self.shared.partials.len() / size_of::<f32>()),
@@ -306,23 +327,22 @@ impl Baked for CpuBaked {
         self.row(self.plan.hidden.value, i)
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) {
-        let bytes = self.page_bytes;
-        let from = from as usize * bytes;
-        self.shared.cache.copy_within(from..from + bytes, to as usize * bytes);
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) {
+        let group = self.groups[group];
+        self.shared.cache.copy_within(group.page(from), group.page(to).start);
     }
 
-    fn page_bytes(&self) -> usize {
-        self.page_bytes
+    fn page_bytes(&self, group: usize) -> usize {
+        self.groups[group].page_bytes
     }
 
-    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        bytes.copy_from_slice(&self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes]);
+    fn read_page(&mut self, group: usize, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(&self.shared.cache[self.groups[group].page(page)]);
         Ok(())
     }
 
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.shared.cache[page as usize * self.page_bytes..][..self.page_bytes].copy_from_slice(bytes);
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.shared.cache[self.groups[group].page(page)].copy_from_slice(bytes);
         Ok(())
     }
 
@@ -336,9 +356,8 @@ impl Baked for CpuBaked {
         Ok(())
     }
 
-    fn discard_page(&mut self, page: u32) {
-        let from = page as usize * self.page_bytes;
-        self.shared.cache.discard(from..from + self.page_bytes);
+    fn discard_page(&mut self, group: usize, page: u32) {
+        self.shared.cache.discard(self.groups[group].page(page));
     }
 }
 
@@ -348,15 +367,14 @@ pub(crate) struct Run<'a> {
     step: &'a StepState,
     file: &'a ModelFile,
     /// See [`CpuBaked::places`].
-    places: &'a [(usize, usize)],
+    places: &'a [Vec<(usize, usize)>],
     ropes: &'a [RopeTable],
     arena: *mut u8,
     cache: *mut u8,
     states: *mut f32,
     /// Values of a slot.
     slot_values: usize,
-    pages: usize,
-    page_bytes: usize,
+    groups: &'a [GroupPlace],
     kv: KvFormat,
     /// f32 and quantised.
     prepared: (*mut f32, *mut u8),
@@ -395,10 +413,11 @@ impl Run<'_> {
     }
 
     fn layer(&self, cache: CachePlace) -> KvLayer<'_> {
-        // SAFETY: every page has room for all layers, and this one's begins at its offset.
+        let GroupPlace { start, pages, page_bytes } = self.groups[cache.group];
+        // SAFETY: every page has room for all layers of its group, and this one's begins at its offset.
         unsafe {
-            let start = self.cache.add(cache.offset);
-            KvLayer::from_raw(start, self.pages, self.page_bytes, self.kv, cache.kv_heads, cache.head_dim)
+            let start = self.cache.add(start + cache.offset);
+            KvLayer::from_raw(start, pages, page_bytes, self.kv, cache.kv_heads, cache.head_dim)
         }
     }
 }

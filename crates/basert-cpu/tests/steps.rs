@@ -21,12 +21,12 @@ fn check(name: &str, kv: KvFormat, bound: f32) {
     let limits = Limits { tokens: 3, wanted: 1 };
     let plan = Arc::new(Plan::build(graph.clone(), limits, &FUSIONS));
     let device = CpuDevice::with_isa(Some(2), Isa::Portable).unwrap();
-    let options = LoadOptions { pages: 1, slots: 4, kv, progress: &mut |_, _, _| {} };
+    let options = LoadOptions { pages: vec![1; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
     let mut baked = device.load(plan, file, options).unwrap();
     let mut found = Vec::new();
     for (tokens, position) in [(&TOKENS[..3], 0), (&TOKENS[3..], 3)] {
         let mut step = StepState::default();
-        step.push(tokens, position, &[0], 1);
+        step.push(tokens, position, &[[0]], 1);
         baked.submit(&step).unwrap();
         baked.wait().unwrap();
         found.extend_from_slice(baked.logits(0));

@@ -5,12 +5,13 @@ mod head;
 mod prefixes;
 mod score;
 mod states;
+mod tables;
 mod timeline;
 
 use std::fs::File;
 use std::sync::{Mutex, PoisonError};
 
-use basert_plan::{Baked, DeviceError, Facts, Limits, Pass, StepState};
+use basert_plan::{Baked, DeviceError, Facts, Limits, Pass, Reach, StepState};
 
 use self::draw::Chain;
 pub(crate) use self::draw::choose;
@@ -19,8 +20,9 @@ use self::head::Carry;
 pub(crate) use self::head::Drafting;
 pub(crate) use self::states::Checkpoint;
 use self::states::{Slots, States};
+use crate::PrefixFile;
+use crate::pages::{Group, PagePool};
 use crate::prefix::PrefixTree;
-use crate::{PagePool, PrefixFile};
 
 /// A timeline of tokens, and the pages that hold the keys and values of those computed so far.
 ///
@@ -30,7 +32,8 @@ pub struct Sequence {
     tokens: Vec<u32>,
     /// Tokens whose keys and values are in the cache.
     computed: usize,
-    pages: Vec<u32>,
+    /// The page tables: see [`tables`].
+    tables: Vec<Vec<u32>>,
     logits: Vec<f32>,
     /// Only sequences with the same salt share cached prefixes.
     salt: u64,
@@ -148,14 +151,14 @@ pub enum EngineError {
 /// Owns the device and the KV cache.
 pub struct Engine {
     baked: Box<dyn Baked>,
-    pool: PagePool,
+    groups: Vec<Group>,
     slots: Slots,
     /// Pages of sequences that were closed, if they are kept.
     cache: Option<PrefixTree>,
     /// The file in which they are saved, if any.
     prefix_file: Option<(PrefixFile, File)>,
-    /// Limit on the pages that only the prefix cache holds.
-    most_prefixes: usize,
+    /// Limit on the bytes of pages that only the prefix cache holds.
+    most_prefix_bytes: usize,
     page_tokens: usize,
     /// See [`Facts::layout`].
     layout: String,
@@ -173,25 +176,31 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine over a plan that a device with these `facts` has loaded, with a cache of `pages` pages, for sequences
-    /// of up to `context` tokens.
+    /// An engine over a plan that a device with these `facts` has loaded, with a cache of so many pages of each of its
+    /// groups, for sequences of up to `context` tokens. The first group keeps all of a sequence.
     pub fn new(
         baked: Box<dyn Baked>,
         facts: &Facts,
         limits: Limits,
-        pages: usize,
+        pages: &[(Reach, usize)],
         context: usize,
         vocabulary: usize,
     ) -> Engine {
-        let (step, pool, page_tokens) = (StepState::default(), PagePool::new(pages), facts.page_tokens);
+        let (step, page_tokens) = (StepState::default(), facts.page_tokens);
+        let group = |(number, &(reach, pages)): (usize, &(Reach, usize))| Group {
+            reach,
+            pool: PagePool::new(pages),
+            bytes: baked.page_bytes(number),
+        };
+        let groups = pages.iter().enumerate().map(group).collect();
         let (layout, chain) = (facts.layout.clone(), Chain::of(facts.chain));
         Engine {
+            groups,
             baked,
-            pool,
             slots: Slots { pool: PagePool::new(0), bytes: 0 },
             cache: None,
             prefix_file: None,
-            most_prefixes: usize::MAX,
+            most_prefix_bytes: usize::MAX,
             page_tokens,
             layout,
             context,
@@ -243,47 +252,12 @@ impl Engine {
     /// Limits the bytes of pages that only the prefix cache holds; the least recently used ones are evicted first. The
     /// default is no limit.
     pub fn limit_prefixes(&mut self, bytes: usize) {
-        self.most_prefixes = bytes / self.baked.page_bytes().max(1);
-    }
-
-    /// Whether there is memory to [return to the system](Engine::give_back).
-    pub fn can_give_back(&self) -> bool {
-        self.pool.has_unreturned()
-    }
-
-    /// Returns the memory of pages that have been free since the last call to the system, if the device supports this; it
-    /// is allocated again when they are used.
-    pub fn give_back(&mut self) {
-        for page in self.pool.take_rested() {
-            self.baked.discard_page(page);
-        }
-    }
-
-    /// Bytes of the KV cache of one sequence of full context.
-    pub fn context_bytes(&self) -> usize {
-        self.context.div_ceil(self.page_tokens) * self.baked.page_bytes()
-    }
-
-    /// The use of the pages.
-    pub fn page_use(&self) -> PageUse {
-        let (total, free) = (self.pool.total(), self.pool.available());
-        let cached = self.cache.as_ref().map_or(0, |cache| cache.alone(&self.pool));
-        PageUse { total, held: total - free - cached, cached }
-    }
-
-    /// Pages that are free or can be evicted from the prefix cache.
-    pub fn available_pages(&self) -> usize {
-        self.pool.available() + self.cache.as_ref().map_or(0, |cache| cache.evictable(&self.pool))
+        self.most_prefix_bytes = bytes;
     }
 
     /// Whether the device can sample tokens.
     pub fn draws_on_device(&self) -> bool {
         self.chain.most > 0
-    }
-
-    /// Pages that computing the sequence to its end needs beyond those that it has.
-    pub fn lacking_pages(&self, sequence: &Sequence) -> usize {
-        sequence.tokens.len().div_ceil(self.page_tokens).saturating_sub(sequence.pages.len())
     }
 
     /// Tokens of a page.
@@ -408,7 +382,7 @@ impl Engine {
         for Part { sequence, count, wanted } in parts {
             self.check(sequence)?;
             let (from, to) = (sequence.computed, sequence.computed + count);
-            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, *wanted);
+            self.step.push(&sequence.tokens[from..to], from, &sequence.tables, *wanted);
             Engine::keep_states(&mut self.step, sequence);
         }
         Ok(self.baked.submit(&self.step)?)
@@ -432,54 +406,5 @@ impl Engine {
     /// The hidden state of a wanted row of the last step.
     pub fn hidden(&self, row: usize) -> &[f32] {
         self.baked.hidden(row)
-    }
-
-    /// Reserves pages that belong to the sequence alone for its next `count` tokens, and slots for its running states:
-    /// after each token, if these tokens may be taken back.
-    ///
-    /// # Errors
-    /// When there are not enough.
-    pub fn reserve(&mut self, sequence: &mut Sequence, count: usize, may_rewind: bool) -> Result<(), EngineError> {
-        self.reserve_pages(sequence, count)?;
-        self.reserve_slots(sequence, count, may_rewind)
-    }
-
-    /// The same of pages alone.
-    fn reserve_pages(&mut self, sequence: &mut Sequence, count: usize) -> Result<(), EngineError> {
-        let first = sequence.computed / self.page_tokens;
-        let needed = (sequence.computed + count).div_ceil(self.page_tokens);
-        let none_left = EngineError::OutOfPages { pages: self.pool.total() };
-        if let Some(&page) = sequence.pages.get(first)
-            && self.pool.is_shared(page)
-        {
-            match self.take_page() {
-                Some(own) => {
-                    self.baked.copy_page(page, own);
-                    self.pool.release(page);
-                    sequence.pages[first] = own;
-                }
-                None => {
-                    let (pool, slots) = (&mut self.pool, &mut self.slots.pool);
-                    let forgotten = self.cache.as_mut().is_some_and(|cache| cache.forget(page, pool, slots));
-                    if !forgotten || self.pool.is_shared(page) {
-                        return Err(none_left);
-                    }
-                }
-            }
-        }
-        while sequence.pages.len() < needed {
-            sequence.pages.push(self.take_page().ok_or_else(|| none_left.clone())?);
-        }
-        Ok(())
-    }
-
-    /// Takes a free page, for which a cached one may be evicted.
-    fn take_page(&mut self) -> Option<u32> {
-        if self.pool.available() == 0
-            && let Some(cache) = &mut self.cache
-        {
-            cache.evict(&mut self.pool, &mut self.slots.pool);
-        }
-        self.pool.take()
     }
 }

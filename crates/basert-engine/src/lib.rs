@@ -28,7 +28,6 @@ mod speculate;
 pub use draft::{Ask, Draft};
 pub use engine::{Allowed, Drawing, Engine, EngineError, PageUse, Part, Sequence};
 pub use logprobs::TokenLogprobs;
-pub use pages::PagePool;
 pub use philox::Philox;
 pub use pooling::Pooling;
 pub use prefix_file::{PrefixFile, PrefixFileError};

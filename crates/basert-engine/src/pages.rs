@@ -1,6 +1,62 @@
-//! The pool of the KV cache's pages, with reference counts.
+//! The pools of the KV cache's pages, with reference counts, and which pages a sequence needs.
 
-/// The pages of a device's KV cache.
+use std::ops::Range;
+
+use basert_plan::{PageGroup, Reach, StepState};
+
+/// No page: what a page table has where pages were given back.
+pub(crate) const NONE: u32 = StepState::NONE;
+
+/// The pages of the layers that see equally far back.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub reach: Reach,
+    pub pool: PagePool,
+    /// Bytes of a page.
+    pub bytes: usize,
+}
+
+impl Group {
+    /// The pages that a sequence needs to go on from `position`, as indices into its table.
+    pub fn needed(&self, position: usize, page_tokens: usize) -> Range<usize> {
+        PageGroup::needed(self.reach, position, page_tokens)
+    }
+
+    /// Adds a user to a page, if it is one.
+    pub fn share(&mut self, page: u32) {
+        if page != NONE {
+            self.pool.share(page);
+        }
+    }
+
+    /// Removes a user of a page, if it is one.
+    pub fn release(&mut self, page: u32) {
+        if page != NONE {
+            self.pool.release(page);
+        }
+    }
+}
+
+/// The largest number of tokens, at most `length`, after which a sequence can go on: every page that its next tokens see
+/// is there. `has` says whether the page at an index into the table of a group is.
+pub(crate) fn reusable(
+    groups: &[Group],
+    page_tokens: usize,
+    mut length: usize,
+    has: impl Fn(usize, usize) -> bool,
+) -> usize {
+    let missing = |length| {
+        let groups = groups.iter().enumerate();
+        groups.filter_map(|(number, group)| group.needed(length, page_tokens).find(|&i| !has(number, i))).min()
+    };
+    // Who goes on from a later token of that page, or of a page after it that needs it, needs it as well.
+    while let Some(page) = missing(length) {
+        length = page * page_tokens;
+    }
+    length
+}
+
+/// The pages of a group.
 #[derive(Debug)]
 pub struct PagePool {
     uses: Vec<u32>,
@@ -88,6 +144,22 @@ impl PagePool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sequence_goes_on_where_its_windows_are() {
+        let group = |reach| Group { reach, pool: PagePool::new(0), bytes: 0 };
+        let groups = [group(Reach::All), group(Reach::Window(6))];
+        let goes_on = |length, kept: &[usize]| {
+            reusable(&groups, 4, length, |group, page| if group == 0 { page < 7 } else { kept.contains(&page) })
+        };
+        assert_eq!(goes_on(26, &[5, 6]), 26);
+        assert_eq!(goes_on(24, &[5, 6]), 0, "the token at 24 sees that at 19");
+        assert_eq!(goes_on(26, &[4, 5]), 24);
+        assert_eq!(goes_on(26, &[1, 2, 4, 6]), 12, "page 3 is missing");
+        assert_eq!(goes_on(5, &[0, 1]), 5);
+        assert_eq!(goes_on(40, &[4, 5, 6]), 28, "no layer has more");
+        assert_eq!(goes_on(26, &[]), 0);
+    }
 
     #[test]
     fn a_page_is_free_when_its_last_user_leaves() {

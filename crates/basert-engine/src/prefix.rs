@@ -1,8 +1,12 @@
 //! The prefix cache: pages of the KV cache that outlive their sequences, found by their tokens.
 //!
-//! A node of the tree is a page; the path to it spells the tokens of all pages before it and its own, so a page is
-//! found only by exactly the tokens from which it was computed. If tokens diverge in the middle of a page, the page is
-//! valid up to there: a sequence that continues from it writes to a copy.
+//! A node of the tree has the pages of one stretch of tokens, one of each page group; the path to it spells all tokens
+//! before it and its own, so pages are found only by exactly the tokens from which they were computed. If tokens diverge
+//! in the middle of a page, the page is valid up to there: a sequence that continues from it writes to a copy.
+//!
+//! A node always has a page of the first group. Those of groups with a window may be gone: then a prefix can be taken up
+//! only where all pages of the window before are there. Which of them are worth most is known: those before the ends of
+//! texts, before where texts part, and before where one was taken up.
 //!
 //! There is a root for each salt: pages below it are only found with the same salt.
 
@@ -10,8 +14,8 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Bound;
 use std::sync::Arc;
 
-use crate::PagePool;
 use crate::engine::Checkpoint;
+use crate::pages::{Group, NONE, PagePool, reusable};
 
 /// The time at which pages are restored: there are not as many pages.
 const RESTORED: u64 = 1 << 32;
@@ -21,7 +25,7 @@ const RESTORED: u64 = 1 << 32;
 pub(crate) struct PrefixTree {
     page_tokens: usize,
     nodes: Vec<Node>,
-    /// Roots by salt: nodes without a page, each with at least one child.
+    /// Roots by salt: nodes without pages, each with at least one child.
     roots: BTreeMap<u64, usize>,
     /// Free indices of removed nodes.
     vacant: Vec<usize>,
@@ -30,15 +34,30 @@ pub(crate) struct PrefixTree {
     pub changed: bool,
 }
 
-/// A page of the tree, in a list that also has its parent.
+/// A prefix that was found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// Its page tables, one for each group, without the pages that nothing after it sees. The last page may hold more
+    /// tokens.
+    pub tables: Vec<Vec<u32>>,
+    /// Its length.
+    pub tokens: usize,
+    /// The slot with the running states after it, if there have to be any.
+    pub slot: Option<u32>,
+}
+
+/// A node of the tree, in a list that also has its parent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Kept<'a> {
-    /// The number of the page before it, counted from 1; 0 for the first page of a prefix.
+    /// The number of the node before it, counted from 1; 0 for the first one of a prefix.
     pub parent: u32,
-    /// The salt, for the first page of a prefix.
+    /// The salt, for the first node of a prefix.
     pub salt: u64,
     pub tokens: &'a [u32],
-    pub page: u32,
+    /// Its page of each group, or [`NONE`].
+    pub pages: &'a [u32],
+    /// Whether its pages of groups with a window are worth more than others.
+    pub is_wanted: bool,
     /// Their positions count from the beginning of the page.
     pub checkpoints: &'a [Checkpoint],
 }
@@ -46,13 +65,16 @@ pub(crate) struct Kept<'a> {
 #[derive(Debug, Default)]
 struct Node {
     tokens: Arc<[u32]>,
-    page: u32,
+    /// Its page of each group, or [`NONE`].
+    pages: Vec<u32>,
     parent: usize,
     children: BTreeMap<Arc<[u32]>, usize>,
     /// Running states after some of its tokens, by position in the page, and when they were last used.
     checkpoints: Vec<Checkpoint>,
     checkpoints_used: u64,
-    /// When it was last used; only for nodes with a page.
+    /// Whether its pages of groups with a window are in one that is worth keeping, and when they last were.
+    window_used: (bool, u64),
+    /// When it was last used; only for nodes with pages.
     used: u64,
     /// Of a root.
     salt: u64,
@@ -70,32 +92,60 @@ impl PrefixTree {
         }
     }
 
-    /// The number of pages.
+    /// The number of nodes with pages.
     pub fn len(&self) -> usize {
         self.nodes.len() - self.vacant.len() - self.roots.len()
     }
 
-    /// The pages of the longest cached prefix of `tokens` with this salt, and the prefix's length. The last page may
-    /// hold more tokens than that length includes.
-    pub fn find(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize) {
+    /// The longest cached prefix of `tokens` with this salt that can be taken up.
+    pub fn find(&mut self, salt: u64, tokens: &[u32], groups: &[Group]) -> Found {
         let path = self.path(salt, tokens);
-        (path.iter().map(|&(node, _)| self.nodes[node].page).collect(), path.iter().map(|(_, common)| common).sum())
+        let nodes: Vec<usize> = path.iter().map(|&(node, _)| node).collect();
+        let length = path.iter().map(|(_, common)| common).sum();
+        let length = reusable(groups, self.page_tokens, length, |group, i| self.nodes[nodes[i]].pages[group] != NONE);
+        self.found(nodes, length, None, groups)
     }
 
-    /// The same of the longest prefix of which running states are kept, with the slot that has them.
-    pub fn find_checkpoint(&mut self, salt: u64, tokens: &[u32]) -> (Vec<u32>, usize, Option<u32>) {
+    /// The same of the longest prefix of which running states are kept.
+    pub fn find_checkpoint(&mut self, salt: u64, tokens: &[u32], groups: &[Group]) -> Found {
         let path = self.path(salt, tokens);
         for (i, &(node, _)) in path.iter().enumerate().rev() {
-            let found = self.checkpoints_beside(node, &tokens[i * self.page_tokens..]);
-            let Some((Checkpoint { position, slot }, node)) = found.max_by_key(|(kept, _)| kept.position) else {
-                continue;
-            };
-            self.nodes[node].checkpoints_used = self.clock;
-            self.nodes[node].used = self.clock;
-            let pages = path[..i].iter().map(|&(node, _)| node).chain([node]).map(|node| self.nodes[node].page);
-            return (pages.collect(), i * self.page_tokens + position, Some(slot));
+            let mut found: Vec<_> = self.checkpoints_beside(node, &tokens[i * self.page_tokens..]).collect();
+            found.sort_by_key(|(kept, _)| kept.position);
+            for (Checkpoint { position, slot }, node) in found.into_iter().rev() {
+                let nodes: Vec<usize> = path[..i].iter().map(|&(node, _)| node).chain([node]).collect();
+                let length = i * self.page_tokens + position;
+                let has = |group: usize, i: usize| self.nodes[nodes[i]].pages[group] != NONE;
+                if reusable(groups, self.page_tokens, length, has) == length {
+                    self.nodes[node].checkpoints_used = self.clock;
+                    self.nodes[node].used = self.clock;
+                    return self.found(nodes, length, Some(slot), groups);
+                }
+            }
         }
-        (Vec::new(), 0, None)
+        Found::default()
+    }
+
+    /// The prefix of so many tokens along these nodes, whose windows are of use from now on.
+    fn found(&mut self, mut nodes: Vec<usize>, tokens: usize, slot: Option<u32>, groups: &[Group]) -> Found {
+        nodes.truncate(tokens.div_ceil(self.page_tokens));
+        self.want(&nodes, tokens, groups);
+        let table = |(number, group): (usize, &Group)| {
+            let needed = group.needed(tokens, self.page_tokens);
+            let page =
+                |(i, &node): (usize, &usize)| if needed.contains(&i) { self.nodes[node].pages[number] } else { NONE };
+            nodes.iter().enumerate().map(page).collect()
+        };
+        Found { tables: groups.iter().enumerate().map(table).collect(), tokens, slot }
+    }
+
+    /// Says that the windows before `position`, which the nodes lead to, are worth keeping.
+    fn want(&mut self, nodes: &[usize], position: usize, groups: &[Group]) {
+        let windows = groups.iter().skip(1).map(|group| group.needed(position, self.page_tokens).start);
+        let first = windows.min().unwrap_or(nodes.len());
+        for &node in nodes.iter().skip(first) {
+            self.nodes[node].window_used = (true, self.clock);
+        }
     }
 
     /// Keeps the running states after `tokens`, whose pages are in the tree, as a further user of their slot.
@@ -142,51 +192,95 @@ impl PrefixTree {
         path
     }
 
-    /// Adds the pages that hold `tokens` with this salt, as a further user of those that are not cached yet.
-    pub fn insert(&mut self, salt: u64, tokens: &[u32], pages: &[u32], pool: &mut PagePool) {
+    /// Adds the pages that hold `tokens` with this salt, as a further user of those that are not cached yet. `ends` says
+    /// whether the text ends there, so that another one may go on. Returns the nodes along the tokens.
+    pub fn insert(
+        &mut self,
+        salt: u64,
+        tokens: &[u32],
+        tables: &[Vec<u32>],
+        ends: bool,
+        groups: &mut [Group],
+    ) -> Vec<usize> {
         self.clock += 1;
-        if tokens.is_empty() || pages.is_empty() {
-            return;
+        let mut path = Vec::new();
+        if tokens.is_empty() || tables.is_empty() {
+            return path;
         }
         let mut node = self.root(salt);
-        for (chunk, &page) in tokens.chunks(self.page_tokens).zip(pages) {
+        for (i, chunk) in tokens.chunks(self.page_tokens).enumerate() {
+            let own = || tables.iter().map(|table| table[i]).collect::<Vec<u32>>();
             node = match self.closest(node, chunk) {
-                Some((child, common)) if common == chunk.len() => child,
+                Some((child, common)) if common == chunk.len() => {
+                    if common == self.nodes[child].tokens.len() {
+                        self.fill(child, own(), groups);
+                    }
+                    child
+                }
                 // The cached page holds the beginning of this page, and is replaced by it.
                 Some((child, common)) if common == self.nodes[child].tokens.len() => {
                     self.changed = true;
-                    pool.share(page);
-                    pool.release(self.nodes[child].page);
+                    let pages = share(own(), groups);
+                    release(&std::mem::replace(&mut self.nodes[child].pages, pages), groups);
                     let old = std::mem::replace(&mut self.nodes[child].tokens, chunk.into());
-                    self.nodes[child].page = page;
                     let key = self.nodes[child].tokens.clone();
                     self.nodes[node].children.remove(&old);
                     self.nodes[node].children.insert(key, child);
                     child
                 }
-                _ => {
-                    pool.share(page);
-                    self.add(node, chunk.into(), page)
+                closest => {
+                    if !self.nodes[node].children.is_empty() {
+                        // Where two texts part, a third may.
+                        let parting = i * self.page_tokens + closest.map_or(0, |(_, common)| common);
+                        self.want(&path, parting, groups);
+                    }
+                    self.add(node, chunk.into(), share(own(), groups))
                 }
             };
             self.nodes[node].used = self.clock;
+            path.push(node);
+        }
+        if ends {
+            // Another text may also go on a little before.
+            self.want(&path, tokens.len().saturating_sub(self.page_tokens), groups);
+        }
+        path
+    }
+
+    /// Adds a further user to those pages that a node lacks.
+    fn fill(&mut self, node: usize, pages: Vec<u32>, groups: &mut [Group]) {
+        let Node { pages: known, window_used, .. } = &mut self.nodes[node];
+        for ((known, page), group) in known.iter_mut().zip(pages).zip(groups) {
+            if *known == NONE && page != NONE {
+                group.share(page);
+                *known = page;
+                self.changed = true;
+                window_used.1 = self.clock;
+            }
         }
     }
 
-    /// Evicts the least recently used page among those that no sequence uses and no page follows. Returns whether there
-    /// was one.
-    pub fn evict(&mut self, pool: &mut PagePool, slots: &mut PagePool) -> bool {
+    /// The pages of a node.
+    pub fn pages(&self, node: usize) -> &[u32] {
+        &self.nodes[node].pages
+    }
+
+    /// Evicts a page of a group, and what cannot do without it. Returns whether there was one that no sequence uses: of
+    /// the first group the least recently used that no page follows; of others, first those that were in no window that
+    /// is worth keeping.
+    pub fn evict(&mut self, group: usize, groups: &mut [Group], slots: &mut PagePool) -> bool {
+        let pool = &groups[group].pool;
         let unused = |&id: &usize| {
             let node = &self.nodes[id];
-            node.used > 0 && node.children.is_empty() && !pool.is_shared(node.page)
+            node.used > 0 && node.pages[group] != NONE && !pool.is_shared(node.pages[group])
         };
-        match (0..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].used) {
-            Some(id) => {
-                self.remove(id, pool, slots);
-                true
-            }
-            None => false,
+        if group > 0 {
+            let found = (0..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].window_used);
+            return found.inspect(|&id| self.drop_page(id, group, groups)).is_some();
         }
+        let is_last = |id: &usize| self.nodes[*id].children.is_empty() && unused(id);
+        let found = (0..self.nodes.len()).filter(is_last).min_by_key(|&id| self.nodes[id].used);
+        found.inspect(|&id| self.remove(id, groups, slots)).is_some()
     }
 
     /// Evicts one of the least recently used checkpoints that no sequence uses. Returns whether there was one.
@@ -206,23 +300,33 @@ impl PrefixTree {
         kept.filter(|kept| !slots.is_shared(kept.slot)).count()
     }
 
-    /// Removes a page that a sequence wants for itself, if it is in the tree and no page follows it. Returns whether it
-    /// was removed.
-    pub fn forget(&mut self, page: u32, pool: &mut PagePool, slots: &mut PagePool) -> bool {
+    /// Removes a page of a group that a sequence wants for itself, if it is in the tree and nothing there depends on it.
+    /// Returns whether it was removed.
+    pub fn forget(&mut self, group: usize, page: u32, groups: &mut [Group], slots: &mut PagePool) -> bool {
         let is_it = |&id: &usize| {
             let node = &self.nodes[id];
-            node.used > 0 && node.page == page && node.children.is_empty()
+            node.used > 0 && node.pages[group] == page && (group > 0 || node.children.is_empty())
         };
         let found = (0..self.nodes.len()).find(is_it);
-        found.inspect(|&id| self.remove(id, pool, slots)).is_some()
+        let Some(id) = found else { return false };
+        if group > 0 {
+            self.drop_page(id, group, groups);
+        } else {
+            self.remove(id, groups, slots);
+        }
+        true
     }
 
-    /// How many pages can be evicted, one after the other.
-    pub fn evictable(&self, pool: &PagePool) -> usize {
+    /// How many pages of a group can be evicted, one after the other.
+    pub fn evictable(&self, group: usize, groups: &[Group]) -> usize {
+        if group > 0 {
+            return self.alone(group, groups);
+        }
+        let pool = &groups[group].pool;
         let mut kept = vec![false; self.nodes.len()];
         for (id, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.used > 0) {
             let mut at = id;
-            while pool.is_shared(node.page) && self.nodes[at].used > 0 && !kept[at] {
+            while pool.is_shared(node.pages[group]) && self.nodes[at].used > 0 && !kept[at] {
                 kept[at] = true;
                 at = self.nodes[at].parent;
             }
@@ -230,12 +334,13 @@ impl PrefixTree {
         self.len() - kept.iter().filter(|&&kept| kept).count()
     }
 
-    /// The number of pages that only the tree holds.
-    pub fn alone(&self, pool: &PagePool) -> usize {
-        self.nodes.iter().filter(|node| node.used > 0 && !pool.is_shared(node.page)).count()
+    /// The number of pages of a group that only the tree holds.
+    pub fn alone(&self, group: usize, groups: &[Group]) -> usize {
+        let pages = self.nodes.iter().filter(|node| node.used > 0).map(|node| node.pages[group]);
+        pages.filter(|&page| page != NONE && !groups[group].pool.is_shared(page)).count()
     }
 
-    /// All pages, parents before children, and otherwise the most recently used first.
+    /// All nodes, parents before children, and otherwise the most recently used first.
     pub fn by_use(&self) -> Vec<Kept<'_>> {
         let mut kept = Vec::with_capacity(self.len());
         let of = |node: usize, parent: u32| {
@@ -245,17 +350,17 @@ impl PrefixTree {
         while let Some((_, id, parent)) = next.pop() {
             let node = &self.nodes[id];
             let salt = self.nodes[node.parent].salt;
-            let Node { ref tokens, page, ref checkpoints, .. } = *node;
-            kept.push(Kept { parent, salt, tokens, page, checkpoints });
+            let Node { ref tokens, ref pages, window_used: (is_wanted, _), ref checkpoints, .. } = *node;
+            kept.push(Kept { parent, salt, tokens, pages, is_wanted, checkpoints });
             next.extend(of(id, kept.len() as u32));
         }
         kept
     }
 
-    /// Adds a page to a tree that was empty before the pages in `before` were restored, in the order of
+    /// Adds a node to a tree that was empty before those in `before` were restored, in the order of
     /// [`PrefixTree::by_use`]. Returns whether its place in the tree is valid.
     pub fn restore(&mut self, kept: Kept<'_>, before: &mut Vec<usize>) -> bool {
-        let Kept { parent, salt, tokens, page, checkpoints } = kept;
+        let Kept { parent, salt, tokens, pages, is_wanted, checkpoints } = kept;
         let is_inside = |kept: &Checkpoint| (1..=tokens.len()).contains(&kept.position);
         if !(1..=self.page_tokens).contains(&tokens.len()) || !checkpoints.iter().all(is_inside) {
             return false;
@@ -277,17 +382,18 @@ impl PrefixTree {
         // Each is older than the previous one.
         let older = before.len() as u64;
         self.clock = RESTORED;
-        let id = self.add(parent, tokens.into(), page);
-        self.nodes[id].used = RESTORED - older;
-        self.nodes[id].checkpoints_used = RESTORED - older;
-        self.nodes[id].checkpoints = checkpoints.to_vec();
+        let id = self.add(parent, tokens.into(), pages.to_vec());
+        let used = RESTORED - older;
+        let node = &mut self.nodes[id];
+        (node.used, node.checkpoints_used, node.window_used) = (used, used, (is_wanted, used));
+        node.checkpoints = checkpoints.to_vec();
         before.push(id);
         true
     }
 
     /// Removes all pages.
-    pub fn clear(&mut self, pool: &mut PagePool, slots: &mut PagePool) {
-        self.nodes.iter().filter(|node| node.used > 0).for_each(|node| pool.release(node.page));
+    pub fn clear(&mut self, groups: &mut [Group], slots: &mut PagePool) {
+        self.nodes.iter().for_each(|node| release(&node.pages, groups));
         self.nodes.iter().flat_map(|node| &node.checkpoints).for_each(|kept| slots.release(kept.slot));
         *self = PrefixTree::new(self.page_tokens);
     }
@@ -314,9 +420,10 @@ impl PrefixTree {
         root
     }
 
-    fn add(&mut self, parent: usize, tokens: Arc<[u32]>, page: u32) -> usize {
+    fn add(&mut self, parent: usize, tokens: Arc<[u32]>, pages: Vec<u32>) -> usize {
         self.changed = true;
-        let node = Node { tokens: tokens.clone(), page, parent, used: self.clock, ..Node::default() };
+        let (used, window_used) = (self.clock, (false, self.clock));
+        let node = Node { tokens: tokens.clone(), pages, parent, used, window_used, ..Node::default() };
         let id = self.place(node);
         self.nodes[parent].children.insert(tokens, id);
         id
@@ -335,11 +442,17 @@ impl PrefixTree {
         }
     }
 
+    /// Removes a page of a group that not every node has.
+    fn drop_page(&mut self, id: usize, group: usize, groups: &mut [Group]) {
+        self.changed = true;
+        groups[group].release(std::mem::replace(&mut self.nodes[id].pages[group], NONE));
+    }
+
     /// Removes a node without children.
-    fn remove(&mut self, id: usize, pool: &mut PagePool, slots: &mut PagePool) {
+    fn remove(&mut self, id: usize, groups: &mut [Group], slots: &mut PagePool) {
         self.changed = true;
         let node = std::mem::take(&mut self.nodes[id]);
-        pool.release(node.page);
+        release(&node.pages, groups);
         node.checkpoints.iter().for_each(|kept| slots.release(kept.slot));
         let parent = &mut self.nodes[node.parent];
         parent.children.remove(&node.tokens);
@@ -351,51 +464,91 @@ impl PrefixTree {
     }
 }
 
+/// Adds a further user to these pages, one of each group.
+fn share(pages: Vec<u32>, groups: &mut [Group]) -> Vec<u32> {
+    pages.iter().zip(groups).for_each(|(&page, group)| group.share(page));
+    pages
+}
+
+/// Removes a user of these pages, one of each group.
+fn release(pages: &[u32], groups: &mut [Group]) {
+    pages.iter().zip(groups).for_each(|(&page, group)| group.release(page));
+}
+
 #[cfg(test)]
 mod tests {
+    use basert_plan::Reach;
+
     use super::*;
 
+    /// Pages of layers that see everything.
+    fn groups(pages: usize) -> Vec<Group> {
+        vec![Group { reach: Reach::All, pool: PagePool::new(pages), bytes: 1 }]
+    }
+
     /// Pages of four tokens, of a sequence that was closed.
-    fn insert(tree: &mut PrefixTree, pool: &mut PagePool, tokens: &[u32]) -> Vec<u32> {
-        let pages: Vec<u32> = tokens.chunks(4).map(|_| pool.take().unwrap()).collect();
-        tree.insert(0, tokens, &pages, pool);
-        pages.iter().for_each(|&page| pool.release(page));
-        pages
+    fn insert(tree: &mut PrefixTree, groups: &mut [Group], tokens: &[u32]) -> Vec<u32> {
+        insert_with(tree, groups, 0, tokens)
+    }
+
+    fn insert_with(tree: &mut PrefixTree, groups: &mut [Group], salt: u64, tokens: &[u32]) -> Vec<u32> {
+        let table = |group: &mut Group| tokens.chunks(4).map(|_| group.pool.take().unwrap()).collect();
+        let tables: Vec<Vec<u32>> = groups.iter_mut().map(table).collect();
+        tree.insert(salt, tokens, &tables, true, groups);
+        for (table, group) in tables.iter().zip(groups) {
+            table.iter().for_each(|&page| group.release(page));
+        }
+        tables[0].clone()
+    }
+
+    /// The pages of the first group of a prefix, and its length.
+    fn find(tree: &mut PrefixTree, groups: &[Group], tokens: &[u32]) -> (Vec<u32>, usize) {
+        find_with(tree, groups, 0, tokens)
+    }
+
+    fn find_with(tree: &mut PrefixTree, groups: &[Group], salt: u64, tokens: &[u32]) -> (Vec<u32>, usize) {
+        let Found { mut tables, tokens, .. } = tree.find(salt, tokens, groups);
+        (tables.swap_remove(0), tokens)
+    }
+
+    fn find_checkpoint(tree: &mut PrefixTree, groups: &[Group], tokens: &[u32]) -> (Vec<u32>, usize, Option<u32>) {
+        let Found { mut tables, tokens, slot } = tree.find_checkpoint(0, tokens, groups);
+        (tables.pop().unwrap_or_default(), tokens, slot)
     }
 
     #[test]
     fn the_longest_prefix_is_found_to_the_token() {
-        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(16));
+        let (mut tree, mut pool) = (PrefixTree::new(4), groups(16));
         let first = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
         let second = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9, 9]);
         assert_eq!(tree.len(), 3, "a page of the same tokens is kept once");
-        assert_eq!(tree.find(0, &[1, 2, 3, 4, 5, 6, 7, 8]), (first.clone(), 7));
-        assert_eq!(tree.find(0, &[1, 2, 3, 4, 5, 1]), (first.clone(), 5));
-        assert_eq!(tree.find(0, &[1, 2, 3, 4, 9, 9, 9]), (vec![first[0], second[1]], 6));
-        assert_eq!(tree.find(0, &[1, 2, 4]), (vec![first[0]], 2));
-        assert_eq!(tree.find(0, &[2, 2]), (vec![], 0));
-        assert_eq!(tree.find(0, &[]), (vec![], 0));
+        assert_eq!(find(&mut tree, &pool, &[1, 2, 3, 4, 5, 6, 7, 8]), (first.clone(), 7));
+        assert_eq!(find(&mut tree, &pool, &[1, 2, 3, 4, 5, 1]), (first.clone(), 5));
+        assert_eq!(find(&mut tree, &pool, &[1, 2, 3, 4, 9, 9, 9]), (vec![first[0], second[1]], 6));
+        assert_eq!(find(&mut tree, &pool, &[1, 2, 4]), (vec![first[0]], 2));
+        assert_eq!(find(&mut tree, &pool, &[2, 2]), (vec![], 0));
+        assert_eq!(find(&mut tree, &pool, &[]), (vec![], 0));
     }
 
     #[test]
     fn a_page_that_was_begun_is_replaced_by_one_that_has_more() {
-        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(4));
+        let (mut tree, mut pool) = (PrefixTree::new(4), groups(4));
         insert(&mut tree, &mut pool, &[1, 2]);
         let longer = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
-        assert_eq!((tree.len(), pool.available()), (2, 2));
-        assert_eq!(tree.find(0, &[1, 2, 3, 4, 5]), (longer.clone(), 5));
+        assert_eq!((tree.len(), pool[0].pool.available()), (2, 2));
+        assert_eq!(find(&mut tree, &pool, &[1, 2, 3, 4, 5]), (longer.clone(), 5));
         insert(&mut tree, &mut pool, &[1]);
-        assert_eq!((tree.find(0, &[1, 2, 3]), pool.available()), ((vec![longer[0]], 3), 2));
+        assert_eq!((find(&mut tree, &pool, &[1, 2, 3]), pool[0].pool.available()), ((vec![longer[0]], 3), 2));
     }
 
     #[test]
     fn what_is_kept_is_restored_in_order_and_nothing_else() {
         let mut slots = PagePool::new(0);
-        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(16));
+        let (mut tree, mut pool) = (PrefixTree::new(4), groups(16));
         insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
         insert(&mut tree, &mut pool, &[1, 2, 3, 4, 9]);
         insert(&mut tree, &mut pool, &[8]);
-        tree.find(0, &[1, 2, 3, 4, 5, 6]);
+        find(&mut tree, &pool, &[1, 2, 3, 4, 5, 6]);
         let kept = tree.by_use();
         let order: Vec<_> = kept.iter().map(|kept| (kept.parent, kept.tokens)).collect();
         assert_eq!(order, [(0, &[1, 2, 3, 4][..]), (1, &[5, 6, 7]), (0, &[8]), (1, &[9])]);
@@ -407,90 +560,141 @@ mod tests {
             [(0, &[1, 2][..]), (0, &[8, 8]), (1, &[9]), (2, &[1]), (5, &[1]), (0, &[]), (0, &[7; 5])]
         {
             assert!(
-                !again.restore(Kept { parent, salt: 0, tokens, page: 0, checkpoints: &[] }, &mut before.clone()),
+                !again.restore(
+                    Kept { parent, salt: 0, tokens, pages: &[0], is_wanted: false, checkpoints: &[] },
+                    &mut before.clone()
+                ),
                 "{tokens:?} after {parent}"
             );
         }
         assert_eq!(again.by_use(), kept);
-        assert_eq!(again.find(0, &[1, 2, 3, 4, 9, 9]).1, 5);
+        assert_eq!(find(&mut again, &pool, &[1, 2, 3, 4, 9, 9]).1, 5);
         assert!(
-            again.evict(&mut pool, &mut slots) && again.find(0, &[8]).1 == 0,
+            again.evict(0, &mut pool, &mut slots) && find(&mut again, &pool, &[8]).1 == 0,
             "the least recently used of all but the one found"
         );
         again.clear(&mut pool, &mut slots);
-        assert_eq!((again.len(), pool.available()), (0, 16));
+        assert_eq!((again.len(), pool[0].pool.available()), (0, 16));
     }
 
     #[test]
     fn the_least_recently_used_leaf_goes_first_and_none_that_is_in_use() {
         let mut slots = PagePool::new(0);
-        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(4));
+        let (mut tree, mut pool) = (PrefixTree::new(4), groups(4));
         let old = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5]);
         insert(&mut tree, &mut pool, &[7]);
         insert(&mut tree, &mut pool, &[8]);
-        tree.find(0, &[7]);
-        pool.share(old[1]);
-        assert_eq!((tree.evictable(&pool), tree.alone(&pool)), (2, 3));
-        assert!(tree.evict(&mut pool, &mut slots) && tree.find(0, &[8]).1 == 0 && tree.find(0, &[7]).1 == 1);
-        assert!(tree.evict(&mut pool, &mut slots) && !tree.evict(&mut pool, &mut slots));
-        pool.release(old[1]);
-        assert_eq!(tree.evictable(&pool), 2);
-        assert!(tree.evict(&mut pool, &mut slots) && tree.find(0, &[1, 2, 3, 4, 5]).1 == 4);
-        assert!(tree.forget(old[0], &mut pool, &mut slots) && !tree.forget(old[0], &mut pool, &mut slots));
-        assert_eq!((tree.len(), pool.available()), (0, 4));
+        find(&mut tree, &pool, &[7]);
+        pool[0].share(old[1]);
+        assert_eq!((tree.evictable(0, &pool), tree.alone(0, &pool)), (2, 3));
+        assert!(
+            tree.evict(0, &mut pool, &mut slots)
+                && find(&mut tree, &pool, &[8]).1 == 0
+                && find(&mut tree, &pool, &[7]).1 == 1
+        );
+        assert!(tree.evict(0, &mut pool, &mut slots) && !tree.evict(0, &mut pool, &mut slots));
+        pool[0].release(old[1]);
+        assert_eq!(tree.evictable(0, &pool), 2);
+        assert!(tree.evict(0, &mut pool, &mut slots) && find(&mut tree, &pool, &[1, 2, 3, 4, 5]).1 == 4);
+        assert!(tree.forget(0, old[0], &mut pool, &mut slots) && !tree.forget(0, old[0], &mut pool, &mut slots));
+        assert_eq!((tree.len(), pool[0].pool.available()), (0, 4));
     }
 
     #[test]
     fn nothing_is_found_with_another_salt() {
         let mut slots = PagePool::new(0);
-        let (mut tree, mut pool) = (PrefixTree::new(4), PagePool::new(8));
+        let (mut tree, mut pool) = (PrefixTree::new(4), groups(8));
         let tokens = [1, 2, 3, 4, 5];
-        let mut inserted = |salt: u64| {
-            let pages = [pool.take().unwrap(), pool.take().unwrap()];
-            tree.insert(salt, &tokens, &pages, &mut pool);
-            pages.iter().for_each(|&page| pool.release(page));
-            pages.to_vec()
-        };
+        let mut inserted = |salt: u64| insert_with(&mut tree, &mut pool, salt, &tokens);
         let (of_7, of_9) = (inserted(7), inserted(9));
-        assert_eq!((tree.find(7, &tokens), tree.find(9, &tokens)), ((of_7, 5), (of_9, 5)));
-        assert_eq!((tree.find(0, &tokens), tree.find(8, &tokens), tree.len()), ((vec![], 0), (vec![], 0), 4));
+        assert_eq!(
+            (find_with(&mut tree, &pool, 7, &tokens), find_with(&mut tree, &pool, 9, &tokens)),
+            ((of_7, 5), (of_9, 5))
+        );
+        assert_eq!(
+            (find(&mut tree, &pool, &tokens), find_with(&mut tree, &pool, 8, &tokens), tree.len()),
+            ((vec![], 0), (vec![], 0), 4)
+        );
         let kept = tree.by_use();
         let (mut again, mut before) = (PrefixTree::new(4), Vec::new());
         assert!(kept.iter().all(|&kept| again.restore(kept, &mut before)));
         assert_eq!(again.by_use(), kept);
-        assert_eq!((again.find(7, &tokens).1, again.find(8, &tokens).1), (5, 0));
-        while tree.evict(&mut pool, &mut slots) {}
-        assert!(tree.roots.is_empty() && pool.available() == 8, "salts that nothing is kept of are forgotten");
+        assert_eq!((find_with(&mut again, &pool, 7, &tokens).1, find_with(&mut again, &pool, 8, &tokens).1), (5, 0));
+        while tree.evict(0, &mut pool, &mut slots) {}
+        assert!(tree.roots.is_empty() && pool[0].pool.available() == 8, "salts that nothing is kept of are forgotten");
+    }
+
+    /// Layers that see three tokens beside those that see everything.
+    fn with_windows(pages: [usize; 2]) -> Vec<Group> {
+        let group = |reach, pages| Group { reach, pool: PagePool::new(pages), bytes: 1 };
+        vec![group(Reach::All, pages[0]), group(Reach::Window(3), pages[1])]
+    }
+
+    #[test]
+    fn a_prefix_is_taken_up_where_its_windows_are() {
+        let (mut tree, mut groups, mut slots) = (PrefixTree::new(4), with_windows([16, 16]), PagePool::new(0));
+        let text: Vec<u32> = (1..=14).collect();
+        let pages = insert(&mut tree, &mut groups, &text);
+        let found = tree.find(0, &text, &groups);
+        assert_eq!((found.tables, found.tokens), (vec![pages.clone(), vec![NONE, NONE, NONE, pages[3]]], 14));
+        // Those that no end needs go first, the oldest one before others.
+        assert!(tree.evict(1, &mut groups, &mut slots));
+        assert_eq!((find(&mut tree, &groups, &[1, 2, 3, 9]).1, find(&mut tree, &groups, &text[..7]).1), (0, 7));
+        assert!(tree.evict(1, &mut groups, &mut slots));
+        assert_eq!(find(&mut tree, &groups, &text[..12]).1, 8, "page 2 was used before page 1");
+        assert_eq!((groups[1].pool.available(), groups[0].pool.available()), (14, 12));
+        assert_eq!(find(&mut tree, &groups, &text), (pages.clone(), 14), "the end is there still");
+        // Who computes it again brings back what is missing.
+        insert(&mut tree, &mut groups, &text[..12]);
+        assert_eq!((groups[1].pool.available(), find(&mut tree, &groups, &text[..3]).1), (12, 3));
+        while tree.evict(1, &mut groups, &mut slots) {}
+        assert_eq!((find(&mut tree, &groups, &text), tree.len(), tree.alone(0, &groups)), ((vec![], 0), 4, 4));
+        while tree.evict(0, &mut groups, &mut slots) {}
+        assert_eq!((groups[0].pool.available(), groups[1].pool.available()), (16, 16));
+    }
+
+    /// Where the second text parted from the first, a third one can be taken up, though the rest of the window is gone.
+    #[test]
+    fn windows_before_which_texts_part_are_worth_more() {
+        let (mut tree, mut groups, mut slots) = (PrefixTree::new(4), with_windows([32, 32]), PagePool::new(0));
+        let text: Vec<u32> = (1..=20).collect();
+        insert(&mut tree, &mut groups, &text);
+        insert(&mut tree, &mut groups, &[&text[..10], &[50, 51, 52]].concat());
+        for _ in 0..2 {
+            assert!(tree.evict(1, &mut groups, &mut slots));
+        }
+        assert_eq!(find(&mut tree, &groups, &[&text[..10], &[60, 61]].concat()).1, 10);
+        assert_eq!(find(&mut tree, &groups, &[1, 2, 3, 9]).1, 0);
     }
 
     #[test]
     fn a_prefix_with_states_is_found_up_to_its_last_checkpoint() {
-        let (mut tree, mut pool, mut slots) = (PrefixTree::new(4), PagePool::new(16), PagePool::new(4));
+        let (mut tree, mut pool, mut slots) = (PrefixTree::new(4), groups(16), PagePool::new(4));
         let pages = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5]), (vec![], 0, None));
+        assert_eq!(find_checkpoint(&mut tree, &pool, &[1, 2, 3, 4, 5]), (vec![], 0, None));
         for length in [3, 6, 9] {
             let slot = slots.take().unwrap();
             tree.keep(0, &[1, 2, 3, 4, 5, 6, 7, 8, 9][..length], slot, &mut slots);
             slots.release(slot);
         }
         assert_eq!((slots.available(), tree.evictable_slots(&slots)), (2, 2), "of tokens without pages none is kept");
-        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 7]), (pages.clone(), 6, Some(1)));
-        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 9]), (pages[..1].to_vec(), 3, Some(0)));
-        assert_eq!(tree.find_checkpoint(0, &[1, 2, 9]), (vec![], 0, None));
+        assert_eq!(find_checkpoint(&mut tree, &pool, &[1, 2, 3, 4, 5, 6, 7]), (pages.clone(), 6, Some(1)));
+        assert_eq!(find_checkpoint(&mut tree, &pool, &[1, 2, 3, 4, 5, 9]), (pages[..1].to_vec(), 3, Some(0)));
+        assert_eq!(find_checkpoint(&mut tree, &pool, &[1, 2, 9]), (vec![], 0, None));
         let other = insert(&mut tree, &mut pool, &[1, 2, 3, 4, 5, 6, 8, 8]);
         assert_eq!(
-            tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 8]),
+            find_checkpoint(&mut tree, &pool, &[1, 2, 3, 4, 5, 6, 8]),
             (pages.clone(), 6, Some(1)),
             "beside the page found"
         );
-        assert!(tree.forget(other[1], &mut pool, &mut slots));
+        assert!(tree.forget(0, other[1], &mut pool, &mut slots));
         let kept: Vec<_> = tree.by_use().iter().map(|kept| kept.checkpoints.to_vec()).collect();
         assert_eq!(kept, [vec![Checkpoint { position: 3, slot: 0 }], vec![Checkpoint { position: 2, slot: 1 }]]);
         slots.share(0);
         assert!(tree.evict_slot(&mut slots) && !tree.evict_slot(&mut slots), "one is in use");
-        assert_eq!(tree.find_checkpoint(0, &[1, 2, 3, 4, 5, 6, 7]).1, 3);
+        assert_eq!(find_checkpoint(&mut tree, &pool, &[1, 2, 3, 4, 5, 6, 7]).1, 3);
         slots.release(0);
-        while tree.evict(&mut pool, &mut slots) {}
-        assert_eq!((slots.available(), pool.available()), (4, 16), "checkpoints go with their page");
+        while tree.evict(0, &mut pool, &mut slots) {}
+        assert_eq!((slots.available(), pool[0].pool.available()), (4, 16), "checkpoints go with their page");
     }
 }

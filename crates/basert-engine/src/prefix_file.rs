@@ -11,7 +11,9 @@
 //!   salt           u64: only sequences of the same salt may use it; 0 but for the first page of a prefix
 //!   tokens         u32, how many; 0 in the last record, which has nothing more but its checksum
 //!   token          u32, each
-//!   page           bytes as the device has them, as many as it says
+//!   is wanted      u8: 1 if the pages of windows are worth more than others, else 0
+//!   is there       u8 for each page group: 1 if there is a page, else 0; the first group has one
+//!   page           of each group that has one, bytes as the device has them, as many as it says
 //!   checkpoints    u32, how many
 //!   checkpoint, each:
 //!     position     u32: after how many tokens of the page
@@ -32,10 +34,11 @@ use basert_plan::DeviceError;
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::pages::NONE;
 use crate::prefix::Kept;
 
 const MAGIC: [u8; 8] = *b"basertPX";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 /// Five milliseconds apart.
 const LOCK_ATTEMPTS: usize = 40;
 /// Limit on the bytes of the `belongs` header.
@@ -62,8 +65,19 @@ pub(crate) struct Belongs {
     /// See [`basert_plan::Facts::layout`].
     pub layout: String,
     pub page_tokens: usize,
-    pub page_bytes: usize,
+    /// Of each page group.
+    pub page_bytes: Vec<usize>,
     pub slot_bytes: usize,
+}
+
+/// The beginning of a record.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub parent: u32,
+    pub salt: u64,
+    /// For each page group whether there is a page.
+    pub pages: Vec<bool>,
+    pub is_wanted: bool,
 }
 
 /// Why cached prefixes were not loaded or saved.
@@ -130,7 +144,13 @@ impl PrefixFileError {
 }
 
 impl Belongs {
-    pub fn new(file: &PrefixFile, layout: &str, page_tokens: usize, [page_bytes, slot_bytes]: [usize; 2]) -> Belongs {
+    pub fn new(
+        file: &PrefixFile,
+        layout: &str,
+        page_tokens: usize,
+        page_bytes: Vec<usize>,
+        slot_bytes: usize,
+    ) -> Belongs {
         Belongs {
             program: concat!("basert ", env!("CARGO_PKG_VERSION")).to_owned(),
             model: file.model.clone(),
@@ -153,7 +173,7 @@ impl Belongs {
         let texts = pairs.map(|(what, found, expected)| (what, found.clone(), expected.clone()));
         let sizes = [
             ("number of tokens in a page", found.page_tokens.to_string(), self.page_tokens.to_string()),
-            ("number of bytes in a page", found.page_bytes.to_string(), self.page_bytes.to_string()),
+            ("number of bytes in a page", format!("{:?}", found.page_bytes), format!("{:?}", self.page_bytes)),
             ("number of bytes of running states", found.slot_bytes.to_string(), self.slot_bytes.to_string()),
         ];
         texts.into_iter().chain(sizes).find(|(_, found, expected)| found != expected)
@@ -255,15 +275,24 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Begins a record, which has this number of [checkpoints](Writer::checkpoint).
-    pub fn record(&mut self, kept: &Kept<'_>, page: &[u8]) -> io::Result<()> {
-        let Kept { parent, salt, tokens, checkpoints, .. } = kept;
+    /// Begins a record. Its [pages](Writer::page) follow, and its [checkpoints](Writer::checkpoints).
+    pub fn record(&mut self, kept: &Kept<'_>) -> io::Result<()> {
+        let Kept { parent, salt, tokens, pages, is_wanted, .. } = kept;
         self.put(&parent.to_le_bytes())?;
         self.put(&salt.to_le_bytes())?;
         self.put(&(tokens.len() as u32).to_le_bytes())?;
         tokens.iter().try_for_each(|token| self.put(&token.to_le_bytes()))?;
-        self.put(page)?;
-        self.put(&(checkpoints.len() as u32).to_le_bytes())
+        self.put(&[u8::from(*is_wanted)])?;
+        pages.iter().try_for_each(|&page| self.put(&[u8::from(page != NONE)]))
+    }
+
+    pub fn page(&mut self, page: &[u8]) -> io::Result<()> {
+        self.put(page)
+    }
+
+    /// Says how many checkpoints follow.
+    pub fn checkpoints(&mut self, count: usize) -> io::Result<()> {
+        self.put(&(count as u32).to_le_bytes())
     }
 
     pub fn checkpoint(&mut self, position: usize, slot: &[u8]) -> io::Result<()> {
@@ -310,6 +339,9 @@ pub(crate) struct Reader {
     file: BufReader<File>,
     hash: Xxh3,
     page_tokens: usize,
+    groups: usize,
+    /// The most checkpoints of the record: one for each token.
+    most: usize,
     records: usize,
 }
 
@@ -321,8 +353,9 @@ impl Reader {
             return Ok(None);
         }
         let file = BufReader::new(file.try_clone().map_err(failed)?);
-        let page_tokens = belongs.page_tokens;
-        let mut reader = Reader { path: path.to_owned(), file, hash: Xxh3::new(), page_tokens, records: 0 };
+        let (page_tokens, groups) = (belongs.page_tokens, belongs.page_bytes.len());
+        let hash = Xxh3::new();
+        let mut reader = Reader { path: path.to_owned(), file, hash, page_tokens, groups, most: 0, records: 0 };
         let mut magic = [0; MAGIC.len()];
         match reader.get(&mut magic) {
             Err(PrefixFileError::Damaged { path, .. }) => return Err(PrefixFileError::Other { path }),
@@ -348,13 +381,8 @@ impl Reader {
         }
     }
 
-    /// Reads the next record up to its checkpoints, and returns its parent, its salt, and their number; none after the
-    /// last record, which must end the file.
-    pub fn record(
-        &mut self,
-        tokens: &mut Vec<u32>,
-        page: &mut [u8],
-    ) -> Result<Option<(u32, u64, usize)>, PrefixFileError> {
+    /// Reads the beginning of the next record; none after the last record, which must end the file.
+    pub fn record(&mut self, tokens: &mut Vec<u32>) -> Result<Option<Record>, PrefixFileError> {
         let (parent, salt) = (self.number()?, u64::from(self.number()?) | u64::from(self.number()?) << 32);
         let count = self.number()? as usize;
         if count > self.page_tokens {
@@ -364,13 +392,14 @@ impl Reader {
         for _ in 0..count {
             tokens.push(self.number()?);
         }
+        self.most = count;
         if count > 0 {
-            self.get(page)?;
-            let checkpoints = self.number()? as usize;
-            if checkpoints > count {
-                return Err(self.damaged(format!("{checkpoints} checkpoints of {count} tokens")));
+            let is_wanted = self.flag()?;
+            let pages = (0..self.groups).map(|_| self.flag()).collect::<Result<Vec<_>, _>>()?;
+            if pages.first() != Some(&true) {
+                return Err(self.damaged("a record has no page of all layers".to_owned()));
             }
-            return Ok(Some((parent, salt, checkpoints)));
+            return Ok(Some(Record { parent, salt, pages, is_wanted }));
         }
         self.end_record()?;
         match self.file.read(&mut [0]) {
@@ -378,6 +407,20 @@ impl Reader {
             Ok(_) => Err(self.damaged("there are bytes after its end".to_owned())),
             Err(source) => Err(PrefixFileError::Read { path: self.path.clone(), source }),
         }
+    }
+
+    /// Reads a page of a record.
+    pub fn page(&mut self, page: &mut [u8]) -> Result<(), PrefixFileError> {
+        self.get(page)
+    }
+
+    /// Reads how many checkpoints a record has.
+    pub fn checkpoints(&mut self) -> Result<usize, PrefixFileError> {
+        let count = self.number()? as usize;
+        if count > self.most {
+            return Err(self.damaged(format!("{count} checkpoints of {} tokens", self.most)));
+        }
+        Ok(count)
     }
 
     /// Reads a checkpoint of a record, and returns its position.
@@ -409,6 +452,16 @@ impl Reader {
         })?;
         self.hash.update(bytes);
         Ok(())
+    }
+
+    fn flag(&mut self) -> Result<bool, PrefixFileError> {
+        let mut byte = [0];
+        self.get(&mut byte)?;
+        match byte {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            [other] => Err(self.damaged(format!("{other} where 0 or 1 should be"))),
+        }
     }
 
     fn number(&mut self) -> Result<u32, PrefixFileError> {

@@ -7,7 +7,7 @@ use basert_core::KvFormat;
 use basert_plan::{DeviceError, Plan, PlanNode, StepState};
 
 use crate::device::of_device;
-use crate::lower::{Launch, Lowering, Memory, page_bytes};
+use crate::lower::{CacheLayout, Launch, Lowering, Memory};
 use crate::shape::Shape;
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
@@ -56,21 +56,22 @@ impl ColdPool {
         let mut step = StepState::default();
         // As many logits as possible are wanted, so that ops do not compute fewer rows than there are tokens.
         let wanted = tokens.min(plan.limits.wanted);
-        step.push(&vec![0; tokens], context, &(0..pages as u32).collect::<Vec<_>>(), wanted);
-        step.check(plan, (pages, 0), PAGE)?;
+        step.push(&vec![0; tokens], context, &[(0..pages as u32).collect::<Vec<_>>()], wanted);
+        let of_groups = vec![pages; plan.page_groups.len()];
+        step.check(plan, (&of_groups, 0), PAGE)?;
         let layout = StepLayout::new(plan, pages);
         let mut words = vec![0; layout.words];
         let (used, tiles) = layout.encode(&step, &mut words)?;
         let shape = Shape::of(&step, tiles, plan, KvFormat::F16);
-        let mut lowering = Lowering::new(plan, &weights, tuning, (layout, KvFormat::F16), cores, &name);
+        let cache = CacheLayout::new(plan, KvFormat::F16, &of_groups);
+        let mut lowering = Lowering::new(plan, &weights, tuning, (layout, &cache), cores, &name);
         let mut launches = lowering.lower(shape)?;
         launches.retain(|launch| plan.nodes[launch.ops.clone()].iter().any(&kind));
         // Kernels of other ops are not compiled.
         let needed: BTreeSet<usize> = launches.iter().map(|launch| launch.kernel).collect();
         let kernels: Vec<_> = needed.iter().map(|&kernel| lowering.kernels[kernel].clone()).collect();
 
-        let cache = pages * page_bytes(&plan.graph, KvFormat::F16);
-        let copy = (weights.bytes + cache).next_multiple_of(256).max(256);
+        let copy = (weights.bytes + cache.bytes).next_multiple_of(256).max(256);
         let copies = self.bytes / copy;
         if copies == 0 {
             return Err(DeviceError::Failed(format!("{copy} bytes do not fit into {}", self.bytes)));

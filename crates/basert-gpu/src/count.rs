@@ -5,7 +5,7 @@ use basert_plan::{Chip, DeviceError, Plan, StepShape};
 
 use crate::Kernel;
 use crate::device::Lowered;
-use crate::lower::Lowering;
+use crate::lower::{CacheLayout, Lowering};
 use crate::shape::Shape;
 use crate::step::StepLayout;
 use crate::tuning::Tuning;
@@ -33,9 +33,9 @@ pub fn launches_on(chip: &Chip, plan: &Plan, step: StepShape) -> Result<Option<L
     let Some(family) = chip.family else { return Ok(None) };
     let tuning = Tuning::named(apple_tuning(family));
     let weights = Weights::new(plan, &chip.name)?;
-    let layout = StepLayout::new(plan, 1);
+    let (layout, cache) = (StepLayout::new(plan, 1), CacheLayout::new(plan, step.kv, &one_page(plan)));
     let shape = Shape::of_one_sequence(step, plan);
-    let launches = Lowering::new(plan, &weights, &tuning, (layout, step.kv), chip.cores, &chip.name).lower(shape)?;
+    let launches = Lowering::new(plan, &weights, &tuning, (layout, &cache), chip.cores, &chip.name).lower(shape)?;
     let barriers = launches.iter().skip(1).filter(|launch| launch.barrier).count();
     Ok(Some(Launches { dispatches: launches.len(), barriers }))
 }
@@ -47,5 +47,10 @@ pub fn launches_on(chip: &Chip, plan: &Plan, step: StepShape) -> Result<Option<L
 pub fn kernels_on(chip: &Chip, plan: &Plan, kv: KvFormat) -> Result<Vec<Kernel>, DeviceError> {
     let Some(family) = chip.family else { return Ok(Vec::new()) };
     // Kernels do not depend on the number of pages.
-    Ok(Lowered::new(plan, &Tuning::named(apple_tuning(family)), kv, 1, chip.cores, &chip.name)?.kernels)
+    Ok(Lowered::new(plan, &Tuning::named(apple_tuning(family)), kv, &one_page(plan), chip.cores, &chip.name)?.kernels)
+}
+
+/// A page of each group.
+fn one_page(plan: &Plan) -> Vec<usize> {
+    vec![1; plan.page_groups.len()]
 }

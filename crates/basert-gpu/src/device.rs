@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_graph::ValueId;
-use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState};
+use basert_plan::{
+    Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState, largest,
+};
 
 use crate::cache::CacheKey;
-use crate::lower::{CHAIN, Launch, Lowering, Memory, page_bytes};
+use crate::lower::{CHAIN, CacheLayout, Launch, Lowering, Memory};
 use crate::shape::{AttentionKind, Outcome, Shape, classes};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
@@ -68,7 +70,7 @@ pub(crate) struct Lowered {
     pub kernels: Vec<Kernel>,
     pub prepared_bytes: usize,
     pub partial_bytes: usize,
-    pub page_bytes: usize,
+    pub cache: CacheLayout,
 }
 
 impl Lowered {
@@ -77,13 +79,13 @@ impl Lowered {
         plan: &Plan,
         tuning: &Tuning,
         kv: KvFormat,
-        pages: usize,
+        pages: &[usize],
         cores: usize,
         device: &str,
     ) -> Result<Lowered, DeviceError> {
         let weights = Weights::new(plan, device)?;
-        let step = StepLayout::new(plan, pages);
-        let mut lowering = Lowering::new(plan, &weights, tuning, (step, kv), cores, device);
+        let (step, cache) = (StepLayout::new(plan, pages[0]), CacheLayout::new(plan, kv, pages));
+        let mut lowering = Lowering::new(plan, &weights, tuning, (step, &cache), cores, device);
         let mut shapes = BTreeMap::new();
         let mut outcomes = vec![Outcome::Logits, Outcome::Hidden, Outcome::Tokens];
         if plan.graph.slot_bytes() == 0 {
@@ -112,15 +114,14 @@ impl Lowered {
         }
         let Lowering { kernels, prepared_bytes, partial_bytes, .. } = &lowering;
         let (kernels, prepared_bytes, partial_bytes) = (kernels.clone(), *prepared_bytes, *partial_bytes);
-        let page_bytes = page_bytes(&plan.graph, kv);
-        Ok(Lowered { weights, step, shapes, kernels, prepared_bytes, partial_bytes, page_bytes })
+        Ok(Lowered { weights, step, shapes, kernels, prepared_bytes, partial_bytes, cache })
     }
 
     /// The memory that is needed beside the weights, the KV cache first.
-    fn rooms(&self, plan: &Plan, pages: usize, slots: usize) -> [(Memory, usize, &'static str); Memory::COUNT - 1] {
+    fn rooms(&self, plan: &Plan, slots: usize) -> [(Memory, usize, &'static str); Memory::COUNT - 1] {
         let wanted = plan.limits.wanted;
         [
-            (Memory::Cache, pages.saturating_mul(self.page_bytes), "the KV cache"),
+            (Memory::Cache, self.cache.bytes, "the KV cache"),
             (Memory::Arena, plan.arena_bytes, "intermediate values"),
             (Memory::Step, self.step.words * size_of::<u32>(), "the state of a step"),
             (Memory::Prepared, self.prepared_bytes, "prepared inputs"),
@@ -132,22 +133,20 @@ impl Lowered {
     }
 
     /// Refuses what the device has no room for, before any of it is taken. `fixed` is what is needed beside the KV cache.
-    fn check_memory(
-        &self,
-        plan: &Plan,
-        (pages, kv): (usize, KvFormat),
-        fixed: usize,
-        facts: &GpuFacts,
-    ) -> Result<(), DeviceError> {
-        let needed = fixed.saturating_add(pages.saturating_mul(self.page_bytes));
+    fn check_memory(&self, plan: &Plan, pages: &[usize], fixed: usize, facts: &GpuFacts) -> Result<(), DeviceError> {
+        let needed = fixed.saturating_add(self.cache.bytes);
         let Some(free) = facts.free_memory.filter(|&free| free < needed) else { return Ok(()) };
-        let formats = KvFormat::ALL.into_iter().skip_while(|&other| other != kv);
+        let formats = KvFormat::ALL.into_iter().skip_while(|&other| other != self.cache.kv);
         let whole = |kv: &KvFormat| {
             *kv == KvFormat::F16 || plan.graph.caches().all(|cache| cache.head_dim.is_multiple_of(kv.block()))
         };
         let fit = |kv| {
-            let room = free.saturating_sub(fixed) / page_bytes(&plan.graph, kv).max(1);
-            Fit { kv, pages: room.min(pages) }
+            let bytes = |most: usize| {
+                let fewer: Vec<usize> = pages.iter().map(|&pages| pages.min(most)).collect();
+                plan.cache_bytes(&fewer, kv, PAGE)
+            };
+            let room = free.saturating_sub(fixed);
+            Fit { kv, pages: largest(pages[0], |most| bytes(most) <= room) }
         };
         let fits = formats.filter(whole).map(fit).collect();
         Err(DeviceError::TooLarge { device: facts.name.clone(), needed, free, fits })
@@ -161,13 +160,13 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
 
     fn load(&self, plan: Arc<Plan>, file: Arc<ModelFile>, options: LoadOptions) -> Result<Box<dyn Baked>, DeviceError> {
         let LoadOptions { pages, slots, kv, progress } = options;
-        let lowered = Lowered::new(&plan, &self.tuning, kv, pages, self.cores, &self.facts.name)?;
+        let lowered = Lowered::new(&plan, &self.tuning, kv, &pages, self.cores, &self.facts.name)?;
         let mut gpu = lock(&self.gpu);
         let gpu_ref = &mut *gpu;
         let name = &self.facts.name;
-        let rooms = lowered.rooms(&plan, pages, slots);
+        let rooms = lowered.rooms(&plan, slots);
         let fixed = rooms[1..].iter().fold(lowered.weights.bytes, |sum, &(_, bytes, _)| sum.saturating_add(bytes));
-        lowered.check_memory(&plan, (pages, kv), fixed, gpu_ref.facts())?;
+        lowered.check_memory(&plan, &pages, fixed, gpu_ref.facts())?;
 
         let fail = |error| of_device(name, error);
         let kernels = lowered.kernels.len();
@@ -198,7 +197,6 @@ impl<G: Gpu + 'static> Device for GpuDevice<G> {
             recordings: BTreeMap::new(),
             pages,
             slots,
-            kv,
             words,
             last: LastStep::default(),
             under_way: VecDeque::with_capacity(CHAIN),
@@ -249,9 +247,9 @@ struct GpuBaked<G> {
     pipelines: Vec<Pipeline>,
     buffers: Buffers,
     recordings: BTreeMap<Shape, Recording>,
-    pages: usize,
+    /// Pages of each group.
+    pages: Vec<usize>,
     slots: usize,
-    kv: KvFormat,
     words: Vec<u32>,
     last: LastStep,
     /// The tokens drawn in steps not waited for yet.
@@ -285,9 +283,9 @@ fn lock<G>(gpu: &Mutex<G>) -> MutexGuard<'_, G> {
 impl<G: Gpu> GpuBaked<G> {
     /// Puts a step into the device's buffer, and gives its shape.
     fn write(&mut self, gpu: &mut G, step: &StepState) -> Result<Shape, DeviceError> {
-        step.check(&self.plan, (self.pages, self.slots), PAGE)?;
+        step.check(&self.plan, (&self.pages, self.slots), PAGE)?;
         let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
-        let shape = Shape::of(step, tiles, &self.plan, self.kv);
+        let shape = Shape::of(step, tiles, &self.plan, self.lowered.cache.kv);
         if !shape.is_used() {
             return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
         }
@@ -333,8 +331,8 @@ impl<G: Gpu> GpuBaked<G> {
         written.map_err(|error| of_device(&self.name, error))
     }
 
-    fn page(&self, page: u32) -> Binding {
-        Binding { buffer: self.buffers.of(Memory::Cache), offset: page as usize * self.lowered.page_bytes }
+    fn page(&self, group: usize, page: u32) -> Binding {
+        Binding { buffer: self.buffers.of(Memory::Cache), offset: self.lowered.cache.page(group, page) }
     }
 
     fn slot(&self, slot: u32) -> Binding {
@@ -487,18 +485,19 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         &self.for_head[i * width..][..width]
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) {
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) {
         // What fails here is found again by the next step.
-        let _ = lock(&self.gpu).copy(self.page(from), self.page(to), self.lowered.page_bytes);
+        let bytes = self.lowered.cache.page_bytes(group);
+        let _ = lock(&self.gpu).copy(self.page(group, from), self.page(group, to), bytes);
     }
 
-    fn page_bytes(&self) -> usize {
-        self.lowered.page_bytes
+    fn page_bytes(&self, group: usize) -> usize {
+        self.lowered.cache.page_bytes(group)
     }
 
-    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+    fn read_page(&mut self, group: usize, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
         let mut gpu = lock(&self.gpu);
-        let read = gpu.read(self.page(page), bytes).and_then(|()| gpu.wait());
+        let read = gpu.read(self.page(group, page), bytes).and_then(|()| gpu.wait());
         read.map_err(|error| of_device(&self.name, error))
     }
 
@@ -512,7 +511,7 @@ impl<G: Gpu> Baked for GpuBaked<G> {
         lock(&self.gpu).write(self.slot(slot), bytes).map_err(|error| of_device(&self.name, error))
     }
 
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
-        lock(&self.gpu).write(self.page(page), bytes).map_err(|error| of_device(&self.name, error))
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        lock(&self.gpu).write(self.page(group, page), bytes).map_err(|error| of_device(&self.name, error))
     }
 }

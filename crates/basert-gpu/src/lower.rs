@@ -12,7 +12,7 @@ use std::fmt;
 use std::ops::Range;
 
 use basert_core::KvFormat;
-use basert_graph::{Graph, Op, Rows, ValueId};
+use basert_graph::{Op, Rows, ValueId};
 use basert_plan::{DeviceError, Linear, Place, Plan, PlanNode, PlanOp, RopeStore};
 
 use crate::Kernel;
@@ -79,7 +79,7 @@ pub struct Lowering<'p> {
     weights: &'p Weights,
     tuning: &'p Tuning,
     step: StepLayout,
-    kv: KvFormat,
+    cache: &'p CacheLayout,
     cores: usize,
     device: &'p str,
     /// Whether the step has one row, and its logits are wanted: then a selection is its own input.
@@ -93,9 +93,35 @@ pub struct Lowering<'p> {
     pub partial_bytes: usize,
 }
 
-/// Bytes of a page, all layers together.
-pub fn page_bytes(graph: &Graph, kv: KvFormat) -> usize {
-    graph.token_bytes(kv).saturating_mul(PAGE)
+/// Where the pages of each group lie in the KV cache.
+#[derive(Debug, Clone)]
+pub struct CacheLayout {
+    /// How keys and values are stored.
+    pub kv: KvFormat,
+    /// For each group the first byte of its first page, and the bytes of a page.
+    groups: Vec<(usize, usize)>,
+    /// Bytes of all pages.
+    pub bytes: usize,
+}
+
+impl CacheLayout {
+    /// Of so many pages of each of the plan's groups.
+    pub fn new(plan: &Plan, kv: KvFormat, pages: &[usize]) -> CacheLayout {
+        let before = |group| plan.cache_bytes(&pages[..group], kv, PAGE);
+        let groups = (0..pages.len()).map(|group| (before(group), plan.page_bytes(group, kv, PAGE)));
+        CacheLayout { kv, groups: groups.collect(), bytes: before(pages.len()) }
+    }
+
+    /// Bytes of a page of a group.
+    pub fn page_bytes(&self, group: usize) -> usize {
+        self.groups[group].1
+    }
+
+    /// The first byte of a page.
+    pub fn page(&self, group: usize, page: u32) -> usize {
+        let (first, bytes) = self.groups[group];
+        first + page as usize * bytes
+    }
 }
 
 /// The launches of one node so far.
@@ -110,7 +136,7 @@ impl<'p> Lowering<'p> {
         plan: &'p Plan,
         weights: &'p Weights,
         tuning: &'p Tuning,
-        (step, kv): (StepLayout, KvFormat),
+        (step, cache): (StepLayout, &'p CacheLayout),
         cores: usize,
         device: &'p str,
     ) -> Lowering<'p> {
@@ -120,7 +146,7 @@ impl<'p> Lowering<'p> {
             weights,
             tuning,
             step,
-            kv,
+            cache,
             cores,
             device,
             single: false,
@@ -140,6 +166,7 @@ impl<'p> Lowering<'p> {
         self.single = shape.tokens == 1 && shape.wanted == 1;
         if shape.outcome == Outcome::Chained {
             let kernel = Kernel::new("sample/advance.metal", "advance", 64).define("PAGE", PAGE);
+            let kernel = self.step.of_all_groups(kernel);
             let bindings = vec![(Memory::Drawn, 0), (Memory::Step, 0)];
             let kernel = self.draws(kernel);
             all.push(self.launch_of(kernel, bindings, [1, 1, 1]));

@@ -34,22 +34,26 @@ pub struct StepLayout {
     vocabulary: usize,
     /// Whether sequences have running states.
     running: bool,
+    /// Page groups.
+    groups: usize,
+    /// The most tokens of a step: words of a section of one group.
+    tokens: usize,
     /// The length of the buffer in words.
     pub words: usize,
 }
 
 impl StepLayout {
-    /// For the steps of a plan over a KV cache of `pages` pages.
+    /// For the steps of a plan over a KV cache of `pages` pages of the group that keeps all of a sequence.
     pub fn new(plan: &Plan, pages: usize) -> StepLayout {
-        let (limits, vocabulary) = (plan.limits, plan.graph.vocabulary);
+        let (limits, vocabulary, groups) = (plan.limits, plan.graph.vocabulary, plan.page_groups.len());
         // Kernels look for sequences even where states have no values.
         let running = plan.graph.states.iter().any(|state| state.paged().is_none());
         // The page tables of all sequences together are not longer than this, even if they share pages.
         const TABLES: usize = 1 << 20;
         let positions = HEADER + limits.tokens;
         let places = positions + limits.tokens;
-        let tables = places + limits.tokens;
-        let sequences = tables + limits.tokens;
+        let tables = places + groups * limits.tokens;
+        let sequences = tables + groups * limits.tokens;
         let most = if running { limits.tokens } else { 0 };
         let kept = sequences + most * SEQUENCE_WORDS;
         // A token and its slot for each, and an end for each sequence.
@@ -57,7 +61,7 @@ impl StepLayout {
         let draws = wanted + limits.wanted;
         let tiles = draws + limits.wanted * DRAW_WORDS;
         let pages_at = tiles + 2 * limits.tokens;
-        let masks = pages_at + limits.tokens.saturating_mul(pages).min(TABLES);
+        let masks = pages_at + groups * limits.tokens.saturating_mul(pages).min(TABLES);
         let words = masks + limits.wanted * vocabulary.div_ceil(32);
         StepLayout {
             positions,
@@ -72,8 +76,23 @@ impl StepLayout {
             masks,
             vocabulary,
             running,
+            groups,
+            tokens: limits.tokens,
             words,
         }
+    }
+
+    /// The kernel with the offsets of the sections that say where the pages of this group are.
+    #[must_use]
+    pub fn of_group(&self, kernel: Kernel, group: usize) -> Kernel {
+        let sections = [("STEP_PLACES", self.places), ("STEP_TABLES", self.tables)];
+        define_read(kernel, sections.map(|(name, at)| (name, at + group * self.tokens)))
+    }
+
+    /// The kernel with the offsets of these sections for the first group, and what lies between those of two groups.
+    #[must_use]
+    pub fn of_all_groups(&self, kernel: Kernel) -> Kernel {
+        self.of_group(kernel, 0).define("PAGE_GROUPS", self.groups).define("TOKENS_LIMIT", self.tokens)
     }
 
     /// The kernel with the offsets of the sections that it reads as macros: it is the same for all step layouts that
@@ -83,8 +102,6 @@ impl StepLayout {
         let sections = [
             ("STEP_TOKENS", HEADER),
             ("STEP_POSITIONS", self.positions),
-            ("STEP_PLACES", self.places),
-            ("STEP_TABLES", self.tables),
             ("STEP_SEQUENCES", self.sequences),
             ("STEP_KEPT", self.kept),
             ("STEP_WANTED", self.wanted),
@@ -92,10 +109,7 @@ impl StepLayout {
             ("STEP_TILES", self.tiles),
             ("STEP_PAGES", self.pages),
         ];
-        let source = kernel.source();
-        let code = || source.lines().filter(|line| !line.trim_start().starts_with("//"));
-        let read = sections.into_iter().filter(|(name, _)| code().any(|line| line.contains(name)));
-        read.fold(kernel, |kernel, (name, at)| kernel.define(name, at))
+        define_read(kernel, sections)
     }
 
     /// Fills `words` with a checked step. Returns the number of words used, and the number of tiles.
@@ -103,24 +117,28 @@ impl StepLayout {
     /// # Errors
     /// When the page tables are longer than the buffer.
     pub fn encode(&self, step: &StepState, words: &mut [u32]) -> Result<(usize, usize), DeviceError> {
-        let used = self.pages + step.page_table.len();
+        let pages = self.groups * step.page_table(0).len();
+        let used = self.pages + pages;
         if used > self.masks {
-            let what =
-                format!("page tables of {} pages, of at most {}", step.page_table.len(), self.masks - self.pages);
+            let what = format!("page tables of {pages} pages, of at most {}", self.masks - self.pages);
             return Err(DeviceError::Step(what));
         }
         words[HEADER..][..step.tokens.len()].copy_from_slice(&step.tokens);
         words[self.positions..][..step.positions.len()].copy_from_slice(&step.positions);
         words[self.wanted..][..step.wanted.len()].copy_from_slice(&step.wanted);
-        words[self.pages..][..step.page_table.len()].copy_from_slice(&step.page_table);
         self.encode_draws(&step.draws, words);
-        let mut tiles = 0;
+        let (mut tiles, mut at) = (0, 0);
         for sequence in &step.sequences {
-            let table = &step.page_table[sequence.pages.clone()];
-            for row in sequence.rows.clone() {
-                let position = step.positions[row] as usize;
-                words[self.places + row] = table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
-                words[self.tables + row] = sequence.pages.start as u32;
+            for group in 0..self.groups {
+                let table = &step.page_table(group)[sequence.pages.clone()];
+                words[self.pages + at..][..table.len()].copy_from_slice(table);
+                for row in sequence.rows.clone() {
+                    let position = step.positions[row] as usize;
+                    let place = table[position / PAGE] * PAGE as u32 + (position % PAGE) as u32;
+                    words[self.places + group * self.tokens + row] = place;
+                    words[self.tables + group * self.tokens + row] = at as u32;
+                }
+                at += table.len();
             }
             for first in sequence.rows.clone().step_by(QUERY_TILE) {
                 words[self.tiles + 2 * tiles] = first as u32;
@@ -185,6 +203,14 @@ impl StepLayout {
         let begin = self.masks + mask as usize * length;
         begin..begin + length
     }
+}
+
+/// The kernel with these macros, as far as its source names them.
+fn define_read<const N: usize>(kernel: Kernel, sections: [(&'static str, usize); N]) -> Kernel {
+    let source = kernel.source();
+    let code = || source.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let read = sections.into_iter().filter(|(name, _)| code().any(|line| line.contains(name)));
+    read.fold(kernel, |kernel, (name, at)| kernel.define(name, at))
 }
 
 /// A draw as `kernels/sample/candidate.h` reads it, with the place of its mask.

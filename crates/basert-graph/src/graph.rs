@@ -161,17 +161,7 @@ impl Graph {
 
     /// The keys and values of all layers.
     pub fn caches(&self) -> impl Iterator<Item = Cache> {
-        self.caches_before(StateId(self.states.len()))
-    }
-
-    /// Those whose states come before this one.
-    pub fn caches_before(&self, id: StateId) -> impl Iterator<Item = Cache> {
-        self.states[..id.0].iter().filter_map(State::paged)
-    }
-
-    /// Bytes of a token in the KV cache, all layers together.
-    pub fn token_bytes(&self, kv: KvFormat) -> usize {
-        self.caches().fold(0, |sum, cache| sum.saturating_add(cache.token_bytes(kv)))
+        self.states.iter().filter_map(State::paged)
     }
 
     /// The shape of the keys and values of a store.

@@ -8,7 +8,7 @@ use basert_core::KvFormat;
 use basert_files::ModelFile;
 use basert_graph::WeightError;
 
-use crate::{Bounds, Limits, Plan};
+use crate::{Bounds, Limits, PageGroup, Plan};
 
 /// The properties of a device.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,8 +35,8 @@ pub struct Facts {
 
 /// How to load a plan.
 pub struct LoadOptions<'a> {
-    /// Pages of the KV cache.
-    pub pages: usize,
+    /// Pages of the KV cache, of each of [`Plan::page_groups`].
+    pub pages: Vec<usize>,
     /// Slots, each for the running states of a sequence after one of its tokens (see [`basert_graph::State`]).
     pub slots: usize,
     /// How keys and values are stored. A device that lacks the format refuses.
@@ -155,23 +155,23 @@ pub trait Baked: Send {
         Err(DeviceError::Step("this device does not sample".to_owned()))
     }
 
-    /// Copies the keys and values of one page to another, in all layers.
-    fn copy_page(&mut self, from: u32, to: u32);
+    /// Copies the keys and values of one page of a group to another, in all of the group's layers.
+    fn copy_page(&mut self, group: usize, from: u32, to: u32);
 
-    /// Bytes of a page, all layers together.
-    fn page_bytes(&self) -> usize;
+    /// Bytes of a page of a group.
+    fn page_bytes(&self, group: usize) -> usize;
 
-    /// Copies a page, as it lies in the KV cache, into [`Baked::page_bytes`] bytes.
+    /// Copies a page of a group, as it lies in the KV cache, into [`Baked::page_bytes`] bytes.
     ///
     /// # Errors
     /// When the device fails.
-    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError>;
+    fn read_page(&mut self, group: usize, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Overwrites a page with these bytes, which were read from one with the same [`Facts::layout`].
+    /// Overwrites a page of a group with these bytes, which were read from one with the same [`Facts::layout`].
     ///
     /// # Errors
     /// When the device fails.
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 
     /// Copies a slot into [`Graph::slot_bytes`](basert_graph::Graph::slot_bytes) bytes.
     ///
@@ -185,8 +185,9 @@ pub trait Baked: Send {
     /// When the device fails.
     fn write_slot(&mut self, slot: u32, bytes: &[u8]) -> Result<(), DeviceError>;
 
-    /// What is in a page is not needed any more: its memory may be given back to the system until it is used again.
-    fn discard_page(&mut self, _page: u32) {}
+    /// What is in a page of a group is not needed any more: its memory may be given back to the system until it is used
+    /// again.
+    fn discard_page(&mut self, _group: usize, _page: u32) {}
 }
 
 /// A part of a profiled step.
@@ -211,8 +212,9 @@ pub struct StepState {
     pub positions: Vec<u32>,
     /// Which rows belong to which sequence.
     pub sequences: Vec<SequenceRows>,
-    /// The pages of all sequences, concatenated.
-    pub page_table: Vec<u32>,
+    /// For each of [`Plan::page_groups`] the pages of all sequences, concatenated. All tables are equally long; a page
+    /// before everything that the step sees may be [`StepState::NONE`]. A single table serves all groups.
+    pub page_tables: Vec<Vec<u32>>,
     /// For each token the slot in which the running states after it are stored, or [`StepState::NONE`].
     pub kept: Vec<u32>,
     /// Rows whose logits are wanted, ascending.
@@ -301,14 +303,14 @@ pub fn first_allowed(mask: &[u32], vocabulary: usize) -> Option<u32> {
 pub struct SequenceRows {
     /// Its rows in [`StepState::tokens`].
     pub rows: Range<usize>,
-    /// Its pages in [`StepState::page_table`]; the one at index i holds positions from i · page_tokens on.
+    /// Its pages in each of [`StepState::page_tables`]; the one at index i holds positions from i · page_tokens on.
     pub pages: Range<usize>,
     /// The slot with the running states before its first token, or [`StepState::NONE`] at position 0.
     pub slot: u32,
 }
 
 impl StepState {
-    /// No slot.
+    /// No slot, no page.
     pub const NONE: u32 = u32::MAX;
 
     /// Empties it for the next step.
@@ -316,7 +318,7 @@ impl StepState {
         self.tokens.clear();
         self.positions.clear();
         self.sequences.clear();
-        self.page_table.clear();
+        self.page_tables.iter_mut().for_each(Vec::clear);
         self.kept.clear();
         self.wanted.clear();
         self.draws.clear();
@@ -324,17 +326,27 @@ impl StepState {
         self.given.clear();
     }
 
-    /// Adds a sequence's next tokens, the first of them at `position`, with its pages. The logits of the last
-    /// `wanted` of them are wanted.
-    pub fn push(&mut self, tokens: &[u32], position: usize, pages: &[u32], wanted: usize) {
+    /// Adds a sequence's next tokens, the first of them at `position`, with its page tables: one for each group, or one
+    /// that serves all. The logits of the last `wanted` of them are wanted.
+    pub fn push(&mut self, tokens: &[u32], position: usize, tables: &[impl AsRef<[u32]>], wanted: usize) {
         let rows = self.tokens.len()..self.tokens.len() + tokens.len();
         self.tokens.extend_from_slice(tokens);
         self.positions.extend((position..position + tokens.len()).map(|p| p as u32));
         self.wanted.extend(rows.clone().skip(tokens.len().saturating_sub(wanted)).map(|row| row as u32));
         self.kept.resize(rows.end, StepState::NONE);
-        let first = self.page_table.len();
-        self.page_table.extend_from_slice(pages);
-        self.sequences.push(SequenceRows { rows, pages: first..self.page_table.len(), slot: StepState::NONE });
+        let first = self.page_tables.first().map_or(0, Vec::len);
+        self.page_tables.resize(tables.len(), Vec::new());
+        for (all, own) in self.page_tables.iter_mut().zip(tables) {
+            all.extend_from_slice(own.as_ref());
+        }
+        let pages = first..self.page_tables.first().map_or(0, Vec::len);
+        self.sequences.push(SequenceRows { rows, pages, slot: StepState::NONE });
+    }
+
+    /// The page table of a group.
+    pub fn page_table(&self, group: usize) -> &[u32] {
+        let single = if self.page_tables.len() == 1 { 0 } else { group };
+        self.page_tables.get(single).map_or(&[], Vec::as_slice)
     }
 
     /// Says where the running states of the sequence that was added last are: before its first token in the slot `from`,
@@ -348,11 +360,11 @@ impl StepState {
         }
     }
 
-    /// Refuses a step that exceeds `plan`, a KV cache of `pages` pages, or `slots` slots.
+    /// Refuses a step that exceeds `plan`, a KV cache of so many pages of each group, or `slots` slots.
     ///
     /// # Errors
     /// [`DeviceError::Step`], with what is wrong.
-    pub fn check(&self, plan: &Plan, (pages, slots): (usize, usize), page_tokens: usize) -> Result<(), DeviceError> {
+    pub fn check(&self, plan: &Plan, (pages, slots): (&[usize], usize), page_tokens: usize) -> Result<(), DeviceError> {
         let fail = |what: String| Err(DeviceError::Step(what));
         let (tokens, wanted, limits) = (self.tokens.len(), self.wanted.len(), plan.limits);
         if tokens == 0 || tokens > limits.tokens || wanted > limits.wanted {
@@ -386,9 +398,6 @@ impl StepState {
         }
         let mut row = 0;
         for sequence in &self.sequences {
-            let Some(table) = self.page_table.get(sequence.pages.clone()) else {
-                return fail("a sequence's pages are not in the page table".to_owned());
-            };
             if sequence.rows.start != row || sequence.rows.is_empty() || sequence.rows.end > tokens {
                 return fail("the rows of sequences are not consecutive".to_owned());
             }
@@ -397,9 +406,17 @@ impl StepState {
             if positions.windows(2).any(|pair| pair[1] != pair[0] + 1) {
                 return fail("positions of a sequence are not consecutive".to_owned());
             }
-            let last = positions[positions.len() - 1] as usize;
-            if table.len() <= last / page_tokens || table.iter().any(|&page| page as usize >= pages) {
-                return fail(format!("position {last} has no page"));
+            let [first, last] = [positions[0], positions[positions.len() - 1]].map(|position| position as usize);
+            for (number, (group, &pages)) in plan.page_groups.iter().zip(pages).enumerate() {
+                let table = self.page_table(number).get(sequence.pages.clone()).unwrap_or_default();
+                let from = PageGroup::needed(group.reach, first, page_tokens).start;
+                let exists = |&page: &u32| (page as usize) < pages;
+                // Those of steps that may follow on the device are optional.
+                let later = table.iter().skip(last / page_tokens + 1).filter(|page| **page != StepState::NONE);
+                let seen = table.get(from..=last / page_tokens);
+                if seen.is_none_or(|seen| !seen.iter().all(exists)) || !later.copied().all(|page| exists(&page)) {
+                    return fail(format!("position {last}, or one that it sees, has no page"));
+                }
             }
         }
         if row == tokens { Ok(()) } else { fail("tokens without a sequence".to_owned()) }
@@ -439,7 +456,7 @@ impl StepState {
 pub struct Fit {
     /// The format of keys and values.
     pub kv: KvFormat,
-    /// Pages of the cache.
+    /// Pages of the cache, of each group at most.
     pub pages: usize,
 }
 

@@ -13,8 +13,10 @@ mod cost;
 mod device;
 mod display;
 mod fuse;
+mod pages;
 mod plan;
 
+pub use basert_graph::Reach;
 pub use chips::{Bounds, Chip, Launching, chip, chip_of_device, chips};
 pub use cost::{Cost, StepShape};
 pub use device::{
@@ -22,6 +24,7 @@ pub use device::{
     first_allowed,
 };
 pub use fuse::{FUSIONS, Fusion};
+pub use pages::{PageGroup, largest};
 pub use plan::{
     Gate, Hidden, Limits, Linear, Matrix, MatrixId, Order, Place, Plan, PlanNode, PlanOp, PlanValue, RopeStore,
 };

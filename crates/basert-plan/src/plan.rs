@@ -9,6 +9,7 @@ use basert_graph::{
     WeightId,
 };
 
+use crate::PageGroup;
 use crate::arena;
 use crate::fuse::Fusion;
 
@@ -265,6 +266,8 @@ pub struct Plan {
     pub arena_bytes: usize,
     /// The ops in order, those of the head last.
     pub nodes: Vec<PlanNode>,
+    /// Which layers share page tables.
+    pub page_groups: Vec<PageGroup>,
     /// The value that holds the logits.
     pub logits: ValueId,
     /// How a step for hidden states ends.
@@ -315,6 +318,7 @@ impl Plan {
             places: Vec::new(),
             arena_bytes: 0,
             nodes: Vec::with_capacity(graph.nodes.len()),
+            page_groups: PageGroup::all(&graph),
             logits: graph.logits,
             hidden: Hidden { after: 0, node: None, value: graph.logits },
             head: graph.head,

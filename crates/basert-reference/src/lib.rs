@@ -472,22 +472,25 @@ impl Device for ReferenceDevice {
         }
         let reference = Reference::new(plan.graph.clone(), &file)?;
         let mut pages = Vec::new();
-        pages.try_reserve_exact(options.pages).map_err(|_| DeviceError::OutOfMemory {
+        let count = options.pages[0];
+        pages.try_reserve_exact(count).map_err(|_| DeviceError::OutOfMemory {
             device: self.facts.name.clone(),
-            bytes: options.pages.saturating_mul(size_of::<[u32; PAGE]>()),
+            bytes: count.saturating_mul(size_of::<[u32; PAGE]>()),
             what: "the cache".to_owned(),
         })?;
-        pages.resize(options.pages, [0; PAGE]);
-        let (given, none) = (vec![Vec::new(); options.pages], || Matrix::new(0, 1));
-        let slots = options.slots;
-        Ok(Box::new(ReferenceBaked { reference, plan, pages, given, slots, rows: none(), for_head: none() }))
+        pages.resize(count, [0; PAGE]);
+        let (given, none) = (vec![Vec::new(); count], || Matrix::new(0, 1));
+        let (counts, slots) = (options.pages, options.slots);
+        Ok(Box::new(ReferenceBaked { reference, plan, counts, pages, given, slots, rows: none(), for_head: none() }))
     }
 }
 
 struct ReferenceBaked {
     reference: Reference,
     plan: Arc<Plan>,
-    /// The tokens at the positions of each page.
+    /// Pages of each group. In all groups but the first one, which keeps all of a sequence, they have no contents.
+    counts: Vec<usize>,
+    /// The tokens at the positions of each page of the first group.
     pages: Vec<[u32; PAGE]>,
     /// What the head was given there.
     given: Vec<Vec<f32>>,
@@ -501,11 +504,11 @@ struct ReferenceBaked {
 
 impl Baked for ReferenceBaked {
     fn submit(&mut self, step: &StepState) -> Result<(), DeviceError> {
-        step.check(&self.plan, (self.pages.len(), self.slots), PAGE)?;
+        step.check(&self.plan, (&self.counts, self.slots), PAGE)?;
         let (graph, reference) = (&self.plan.graph, &self.reference);
         let mut results = vec![];
         for sequence in &step.sequences {
-            let table = &step.page_table[sequence.pages.clone()];
+            let table = &step.page_table(0)[sequence.pages.clone()];
             for row in sequence.rows.clone() {
                 let position = step.positions[row] as usize;
                 let (page, place) = (table[position / PAGE] as usize, position % PAGE);
@@ -519,6 +522,7 @@ impl Baked for ReferenceBaked {
             let wanted = step.wanted.iter().map(|&row| row as usize).filter(|row| sequence.rows.contains(row));
             let wanted: Vec<usize> = wanted.map(|row| step.positions[row] as usize).collect();
             let length = step.positions[sequence.rows.end - 1] as usize + 1;
+            let table = &table[..length.div_ceil(PAGE)];
             let tokens: Vec<u32> = table.iter().flat_map(|&page| self.pages[page as usize]).take(length).collect();
             results.push(match (step.pass, graph.head) {
                 (Pass::Hidden, _) => [reference.hidden(&tokens, &wanted), Matrix::new(0, 1)],
@@ -564,17 +568,21 @@ impl Baked for ReferenceBaked {
         self.for_head.row(i)
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) {
-        self.pages[to as usize] = self.pages[from as usize];
-        self.given[to as usize] = self.given[from as usize].clone();
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) {
+        if group == 0 {
+            self.pages[to as usize] = self.pages[from as usize];
+            self.given[to as usize] = self.given[from as usize].clone();
+        }
     }
 
-    fn page_bytes(&self) -> usize {
-        size_of::<[u32; PAGE]>()
+    fn page_bytes(&self, group: usize) -> usize {
+        if group == 0 { size_of::<[u32; PAGE]>() } else { 0 }
     }
 
-    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        bytes.copy_from_slice(bytemuck::cast_slice(&self.pages[page as usize]));
+    fn read_page(&mut self, group: usize, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        if group == 0 {
+            bytes.copy_from_slice(bytemuck::cast_slice(&self.pages[page as usize]));
+        }
         Ok(())
     }
 
@@ -587,8 +595,10 @@ impl Baked for ReferenceBaked {
         Ok(())
     }
 
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
-        bytemuck::cast_slice_mut(&mut self.pages[page as usize]).copy_from_slice(bytes);
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        if group == 0 {
+            bytemuck::cast_slice_mut(&mut self.pages[page as usize]).copy_from_slice(bytes);
+        }
         Ok(())
     }
 }

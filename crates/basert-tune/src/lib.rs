@@ -592,10 +592,11 @@ fn time_product(device: &CpuDevice, format: Format, tokens: usize) -> Result<Tim
     let (plan, file) = ops::product(format, rows, columns).outline(tokens)?;
     let plan = Arc::new(plan);
     let pages: Vec<u32> = (0..tokens.div_ceil(device.facts().page_tokens) as u32).collect();
-    let options = LoadOptions { pages: pages.len(), slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+    let counts = vec![pages.len(); plan.page_groups.len()];
+    let options = LoadOptions { pages: counts, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
     let mut baked = device.load(plan.clone(), file, options).map_err(failed)?;
     let mut step = StepState::default();
-    step.push(&vec![0; tokens], 0, &pages, tokens);
+    step.push(&vec![0; tokens], 0, &[pages], tokens);
     let first = plan.nodes.iter().position(|node| matches!(node.op, PlanOp::Linear(_))).unwrap_or(0);
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {

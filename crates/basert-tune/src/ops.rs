@@ -219,7 +219,7 @@ impl Case {
     pub fn load(&self, device: &dyn Device) -> Result<Box<dyn Baked>, DeviceError> {
         let limits = Limits { tokens: AT_ONCE, wanted: COMPARED };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, &FUSIONS));
-        let pages = self.prompt.len().div_ceil(device.facts().page_tokens);
+        let pages = vec![self.prompt.len().div_ceil(device.facts().page_tokens); plan.page_groups.len()];
         let options = LoadOptions { pages, slots: recurrent::SLOTS, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         device.load(plan, self.file.clone(), options)
     }
@@ -231,7 +231,7 @@ impl Case {
         let (mut step, mut slot) = (StepState::default(), None);
         let mut compute = |baked: &mut dyn Baked, tokens: &[u32], position, wanted| {
             step.clear();
-            step.push(tokens, position, &pages, wanted);
+            step.push(tokens, position, &[&pages], wanted);
             let other = slot.map_or(0, |slot| 1 - slot);
             step.keep(slot.replace(other), [(tokens.len() - 1, other)]);
             baked.submit(&step)?;

@@ -26,7 +26,8 @@ fn main() {
     let load = |without: Option<usize>| {
         let fusions: Vec<_> = (0..FUSIONS.len()).filter(|&i| Some(i) != without).map(|i| FUSIONS[i]).collect();
         let plan = Arc::new(Plan::build(graph.clone(), Limits { tokens: PROMPT, wanted: 1 }, &fusions));
-        let options = LoadOptions { pages: pages.len(), slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let counts = vec![pages.len(); plan.page_groups.len()];
+        let options = LoadOptions { pages: counts, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         device.load(plan, file.clone(), options).unwrap_or_else(|error| panic!("{error}"))
     };
     let mut plans: Vec<_> = [None].into_iter().chain((0..FUSIONS.len()).map(Some)).map(|i| (i, load(i))).collect();
@@ -73,6 +74,6 @@ fn prompt(baked: &mut dyn Baked, pages: &[u32]) -> f64 {
 
 fn run(baked: &mut dyn Baked, step: &mut StepState, tokens: &[u32], position: usize, pages: &[u32]) {
     step.clear();
-    step.push(tokens, position, pages, 1);
+    step.push(tokens, position, &[pages], 1);
     baked.submit(step).and_then(|()| baked.wait()).unwrap_or_else(|error| panic!("{error}"));
 }

@@ -68,7 +68,7 @@ impl Loaded {
         // The tokenizer is built while the weights are packed.
         let (tokenizer, baked) = std::thread::scope(|scope| {
             let tokenizer = scope.spawn(|| text::tokenizer(&file));
-            let load = LoadOptions { pages, slots, kv: options.kv, progress };
+            let load = LoadOptions { pages: pages.clone(), slots, kv: options.kv, progress };
             let baked = device.load(plan.clone(), file.clone(), load);
             let tokenizer = tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             (tokenizer, baked)
@@ -96,7 +96,7 @@ impl Loaded {
         };
         let template = source.map(|source| Ok::<_, Error>((text::template(&source, &tokenizer, &name)?, source)));
         let template = template.transpose()?;
-        let engine = Engine::new(baked, &facts, plan.limits, pages, context, plan.graph.vocabulary);
+        let engine = Engine::new(baked, &facts, plan.limits, &plan.reaches(&pages), context, plan.graph.vocabulary);
         let engine = engine.with_slots(slots, plan.graph.slot_bytes());
         let engine = engine.of_kind(plan.graph.generates, plan.graph.is_causal());
         let engine = engine.with_head(plan.graph.head.map(|head| plan.graph.values[head.hidden.0].width));

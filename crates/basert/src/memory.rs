@@ -1,14 +1,14 @@
 //! How much of the KV cache there is memory for, and advice for a model that is too large for a device.
 
-use basert_plan::{DeviceError, Facts, Fit, Plan};
+use basert_plan::{DeviceError, Facts, Fit, PageGroup, Plan, largest};
 
 use crate::Options;
 
 /// Room for sequences.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Room {
-    /// Pages of the KV cache.
-    pub pages: usize,
+    /// Pages of the KV cache, of each page group.
+    pub pages: Vec<usize>,
     /// Slots for running states; none for a model without.
     pub slots: usize,
 }
@@ -20,42 +20,60 @@ impl Room {
     /// # Errors
     /// What is lacking, if the limit of the memory is less than that.
     pub fn of(plan: &Plan, options: &Options, context: usize, facts: &Facts) -> Result<Room, String> {
-        let page_bytes = plan.graph.token_bytes(options.kv).saturating_mul(facts.page_tokens).max(1);
         let slot_bytes = plan.graph.slot_bytes();
-        let one =
-            Room { pages: context.div_ceil(facts.page_tokens), slots: if slot_bytes > 0 { LEAST_SLOTS } else { 0 } };
         let sessions = options.sessions.max(1);
-        let wanted = Room {
-            pages: one.pages.saturating_mul(sessions),
-            slots: if slot_bytes > 0 { sessions.saturating_mul(2).saturating_add(CHECKPOINTS) } else { 0 },
-        };
+        let one = context.div_ceil(facts.page_tokens).max(1);
+        let least_slots = if slot_bytes > 0 { LEAST_SLOTS } else { 0 };
+        let most_slots = if slot_bytes > 0 { sessions.saturating_mul(2).saturating_add(CHECKPOINTS) } else { 0 };
+        let wanted = one.saturating_mul(sessions);
+        // What pages of so many tokens in all come with.
+        let pages = |all: usize| pages(plan, options, (context, all), facts.page_tokens);
+        let bytes_of = |all: usize| plan.cache_bytes(&pages(all), options.kv, facts.page_tokens);
         let within = |bytes: usize| {
-            let slots = (bytes / 2).checked_div(slot_bytes).unwrap_or(0).min(wanted.slots).max(one.slots);
-            let pages = bytes.saturating_sub(slots.saturating_mul(slot_bytes)) / page_bytes;
-            Room { pages: pages.min(wanted.pages), slots }
+            let slots = (bytes / 2).checked_div(slot_bytes).unwrap_or(0).min(most_slots).max(least_slots);
+            let left = bytes.saturating_sub(slots.saturating_mul(slot_bytes));
+            (largest(wanted, |all| bytes_of(all) <= left), slots)
         };
         let Some(bytes) = options.cache_bytes else {
-            let Some((share, free)) = options.cache_share.zip(facts.free_memory) else { return Ok(wanted) };
-            let left = free.saturating_sub(plan.weight_bytes() + plan.arena_bytes);
-            let room = within((left as f64 * share) as usize);
-            return Ok(Room { pages: room.pages.max(one.pages), ..room });
+            let free = options.cache_share.zip(facts.free_memory);
+            let (all, slots) = free.map_or((wanted, most_slots), |(share, free)| {
+                let left = free.saturating_sub(plan.weight_bytes() + plan.arena_bytes);
+                within((left as f64 * share) as usize)
+            });
+            return Ok(Room { pages: pages(all.max(one)), slots });
         };
-        let room = within(bytes);
-        if room.pages < one.pages {
-            let needed = one.pages.saturating_mul(page_bytes).saturating_add(one.slots.saturating_mul(slot_bytes));
+        let (all, slots) = within(bytes);
+        if all < one {
+            let needed = bytes_of(one).saturating_add(least_slots.saturating_mul(slot_bytes));
             return Err(format!(
                 "the KV cache of {context} tokens takes {needed} bytes, more than the {bytes} available for it; \
                  a smaller --max-context or --kv-bits would do"
             ));
         }
-        Ok(room)
+        Ok(Room { pages: pages(all), slots })
     }
+}
+
+/// How many pages of each group go with `all` pages of layers that see everything: as many, or what windows need. Each
+/// sequence of full length has its window and the tokens of a step, and the prefix cache some windows more, from which
+/// sequences can go on.
+fn pages(plan: &Plan, options: &Options, (context, all): (usize, usize), page_tokens: usize) -> Vec<usize> {
+    let sequences = all.div_ceil(context.div_ceil(page_tokens).max(1));
+    let windows = if options.prefix_cache { WINDOWS } else { 0 };
+    let groups = plan.page_groups.iter().zip(plan.pages_of(context, page_tokens));
+    let of_group = |(group, own): (&PageGroup, usize)| {
+        let window = PageGroup::most(group.reach, context, 0, page_tokens);
+        all.min(own.saturating_mul(sequences).saturating_add(window.saturating_mul(windows)))
+    };
+    groups.map(of_group).collect()
 }
 
 /// Slots with which one sequence gets on: its own, one that it shares, and a checkpoint.
 const LEAST_SLOTS: usize = 3;
 /// Slots beside those of sequences, for checkpoints.
 const CHECKPOINTS: usize = 12;
+/// Windows beside those of sequences, for the prefix cache: as checkpoints.
+const WINDOWS: usize = CHECKPOINTS;
 
 /// Settings that would fit, for a model for which `sessions` sessions of `context` tokens do not; none for any other
 /// error.

@@ -29,14 +29,15 @@ impl Scorer {
         let step_tokens = options.step_tokens.unwrap_or(facts.step_tokens);
         let options = Options { max_context: Some(tokens), ..options.clone() };
         let plan = Arc::new(plan_for(&file, &options, step_tokens)?);
-        let (context, pages) = (tokens.max(1), tokens.max(1).div_ceil(facts.page_tokens));
-        let load = LoadOptions { pages, slots: 1, kv: options.kv, progress: &mut |_, _, _| {} };
+        let context = tokens.max(1);
+        let pages = plan.pages_of(context, facts.page_tokens);
+        let load = LoadOptions { pages: pages.clone(), slots: 1, kv: options.kv, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), file.clone(), load).map_err(|source| {
             let file = file.path().display().to_string();
             Error::Device { file, source }
         })?;
         let vocabulary = plan.graph.vocabulary;
-        let engine = Engine::new(baked, facts, plan.limits, pages, context, vocabulary);
+        let engine = Engine::new(baked, facts, plan.limits, &plan.reaches(&pages), context, vocabulary);
         let engine = engine.with_slots(1, plan.graph.slot_bytes());
         Ok(Scorer { engine, vocabulary, context })
     }

@@ -8,17 +8,28 @@ use basert::{DeviceKind, Engine, KvFormat, Loaded, Options, PrefixFile, PrefixFi
 
 /// Of the tiny model, not knowing any file yet, with a file to know.
 fn opened(device: DeviceKind, kv: KvFormat, sessions: usize, path: &Path) -> (Engine, PrefixFile) {
+    opened_of("qwen3", 256, device, kv, sessions, path)
+}
+
+fn opened_of(
+    model: &str,
+    context: usize,
+    device: DeviceKind,
+    kv: KvFormat,
+    sessions: usize,
+    path: &Path,
+) -> (Engine, PrefixFile) {
     let options = Options {
         device,
         kv,
         sessions,
         threads: Some(1),
-        max_context: Some(256),
+        max_context: Some(context),
         prefix_cache: true,
         step_tokens: Some(64),
         ..Options::default()
     };
-    let model = Loaded::open(basert_testkit::tiny().join("qwen3.gguf"), options).unwrap();
+    let model = Loaded::open(basert_testkit::tiny().join(format!("{model}.gguf")), options).unwrap();
     let file = model.prefix_file(path).unwrap();
     (model.engine, file)
 }
@@ -91,6 +102,41 @@ fn a_hit_from_a_file_has_the_bits_of_a_fresh_computation() {
             fresh.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
             let bits: Vec<u32> = sequence.logits().iter().map(|logit| logit.to_bits()).collect();
             assert_eq!(found, bits, "{device} {kv}");
+        }
+    }
+}
+
+/// Of a model with windows, whose pages behind them were given back, and may be in the file or not.
+#[test]
+fn windows_are_those_of_a_fresh_computation() {
+    let folder = tempfile::tempdir().unwrap();
+    for (model, kv) in [("gemma3", KvFormat::F16), ("gpt-oss", KvFormat::Q8), ("mistral", KvFormat::F16)] {
+        let path = folder.path().join(model);
+        let open = |sessions, path: &Path| opened_of(model, 4096, DeviceKind::Cpu, kv, sessions, path);
+        let (mut before, file) = open(1, &path);
+        before.load_prefixes(file).unwrap();
+        let long = prompt(3, 3000);
+        logits(&mut before, &long);
+        let (total, available) = (before.page_use().total, before.available_pages());
+        assert!(total == available && before.page_use().cached < 2 * 3000usize.div_ceil(64), "some were evicted");
+        before.save_prefixes().unwrap();
+        drop(before);
+        let (mut after, file) = open(1, &path);
+        assert_eq!(after.load_prefixes(file).unwrap(), 3000usize.div_ceil(64));
+        let (mut fresh, _) = open(1, &folder.path().join("none"));
+        let next = [&long[..], &[5; 40]].concat();
+        let parting = [&long[..2990], &[200, 201]].concat();
+        let early = [&long[..700], &[200, 201]].concat();
+        for (tokens, expected) in [(&next, Some(3000)), (&parting, Some(2990)), (&early, None)] {
+            let (found, cached) = logits(&mut after, tokens);
+            assert!(expected.is_none_or(|expected| cached == expected), "{model}: {cached}");
+            let mut sequence = Sequence::default();
+            fresh.set(&mut sequence, tokens.clone()).unwrap();
+            fresh.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
+            let bits: Vec<u32> = sequence.logits().iter().map(|logit| logit.to_bits()).collect();
+            assert_eq!(found, bits, "{model}, from {cached} of {}", tokens.len());
+            fresh.rewind(&mut sequence, 0);
+            fresh.close(&mut sequence);
         }
     }
 }
@@ -168,7 +214,7 @@ fn pages_of_something_else_are_refused_by_what_differs() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[8] = 1;
     fs::write(&path, bytes).unwrap();
-    refused(on_cpu(&path), "version is 1, and here it is 3");
+    refused(on_cpu(&path), "version is 1, and here it is 4");
 }
 
 #[test]

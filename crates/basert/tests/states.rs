@@ -1,16 +1,20 @@
-//! Models with running states: whatever happens to sequences, logits have the bits of a fresh computation; on a GPU, whose
-//! kernels for few and for many tokens round differently, they are close to them.
+//! Models with running states, and models with windows: whatever happens to sequences, logits have the bits of a fresh
+//! computation; on a GPU, whose kernels for few and for many tokens round differently, they are close to them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use basert::files::ModelFile;
 use basert::graph::Graph;
-use basert::{DeviceKind, Engine, Loaded, Options, Sequence};
+use basert::plan::{FUSIONS, Limits, LoadOptions, Plan};
+use basert::{DeviceKind, Engine, KvFormat, Loaded, Options, Sequence};
 use proptest::prelude::*;
 
 /// Tokens of the longest text.
-const LONGEST: usize = 200;
+const LONGEST: usize = 400;
+/// Texts 1, 2 and 3 begin alike for so many tokens, or twice or three times as many.
+const ALIKE: usize = 60;
 
 /// The tiny models with running states.
 fn hybrids() -> Vec<PathBuf> {
@@ -26,8 +30,32 @@ fn hybrids() -> Vec<PathBuf> {
     found
 }
 
+/// Tiny models with windows: beside layers that see everything, or in all layers.
+const WINDOWED: [&str; 4] = ["gemma3.gguf", "gpt-oss.gguf", "cohere2.gguf", "mistral.gguf"];
+/// With running states, too.
+const WINDOWED_HYBRIDS: [&str; 2] = ["lara-mini", "lfm3"];
+
+/// An engine with hardly more pages of windows than three sequences need, so that cached ones are evicted all the time.
+fn cramped(path: &PathBuf, device: DeviceKind) -> Engine {
+    let device = device.open(Some(2)).unwrap();
+    let file = Arc::new(ModelFile::open(path).unwrap());
+    let graph = Arc::new(Graph::open(&file, &[]).unwrap());
+    let (vocabulary, slot_bytes) = (graph.vocabulary, graph.slot_bytes());
+    let slots = if slot_bytes > 0 { 30 } else { 0 };
+    let plan = Arc::new(Plan::build(graph, Limits { tokens: 64, wanted: 8 }, &FUSIONS));
+    let page_tokens = device.facts().page_tokens;
+    let one = plan.pages_of(LONGEST + 8, page_tokens);
+    let mut pages: Vec<usize> = one.iter().map(|pages| 3 * pages + 1).collect();
+    pages[0] *= 2;
+    assert!(pages.len() > 1 && one[1] < one[0]);
+    let options = LoadOptions { pages: pages.clone(), slots, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+    let baked = device.load(plan.clone(), file, options).unwrap();
+    let engine = Engine::new(baked, device.facts(), plan.limits, &plan.reaches(&pages), LONGEST + 8, vocabulary);
+    engine.with_slots(slots, slot_bytes).with_prefix_cache()
+}
+
 fn options(device: DeviceKind) -> Options {
-    let (threads, max_context, step_tokens) = (Some(2), Some(256), Some(64));
+    let (threads, max_context, step_tokens) = (Some(2), Some(LONGEST + 8), Some(64));
     Options { device, threads, max_context, step_tokens, sessions: 6, prefix_cache: true, ..Options::default() }
 }
 
@@ -38,7 +66,7 @@ fn engine(path: &PathBuf, device: DeviceKind) -> Engine {
 /// A text, by its number: texts begin alike, and go their own ways at some point.
 fn text(number: usize, length: usize) -> Vec<u32> {
     (0..length)
-        .map(|i| if i < 30 * number { (i * i + 7 * i) % 250 } else { (31 * number + i * i) % 250 } as u32)
+        .map(|i| if i < ALIKE * number { (i * i + 7 * i) % 250 } else { (31 * number + i * i) % 250 } as u32)
         .collect()
 }
 
@@ -101,10 +129,15 @@ impl Fresh {
 }
 
 /// Lets events happen, and compares all logits.
-fn happen(path: &PathBuf, device: DeviceKind, events: Vec<Event>) -> Result<(), TestCaseError> {
-    let mut engine = engine(path, device);
+fn happen(
+    path: &PathBuf,
+    device: DeviceKind,
+    open: fn(&PathBuf, DeviceKind) -> Engine,
+    events: Vec<Event>,
+) -> Result<(), TestCaseError> {
+    let mut engine = open(path, device);
     let bound = if device == DeviceKind::Cpu { 0.0 } else { 1e-2 };
-    let mut fresh = Fresh { engine: self::engine(path, device), known: BTreeMap::new(), bound };
+    let mut fresh = Fresh { engine: open(path, device), known: BTreeMap::new(), bound };
     let mut sequences = [const { None }; 3].map(|sequence: Option<Sequence>| sequence.unwrap_or_default());
     for event in events {
         match event.clone() {
@@ -167,7 +200,14 @@ proptest! {
     #[test]
     fn whatever_happens_logits_are_those_of_a_fresh_run(events in prop::collection::vec(event(), 1..24)) {
         for path in hybrids() {
-            happen(&path, DeviceKind::Cpu, events.clone())?;
+            happen(&path, DeviceKind::Cpu, engine, events.clone())?;
+        }
+    }
+
+    #[test]
+    fn windows_that_are_given_back_change_nothing(events in prop::collection::vec(event(), 1..32)) {
+        for name in WINDOWED.into_iter().chain(WINDOWED_HYBRIDS) {
+            happen(&basert_testkit::tiny().join(name), DeviceKind::Cpu, cramped, events.clone())?;
         }
     }
 }
@@ -185,7 +225,48 @@ fn on_a_gpu_as_well() {
         Event::Push { sequence: 1, token: 6 },
         Event::Preempt { sequence: 0 },
     ];
-    happen(&basert_testkit::tiny().join("qwen3-5.gguf"), DeviceKind::Simt, events).unwrap();
+    happen(&basert_testkit::tiny().join("qwen3-5.gguf"), DeviceKind::Simt, engine, events).unwrap();
+}
+
+/// The same of a window, behind which pages are given back and taken by others.
+#[cfg(unix)]
+#[test]
+fn windows_on_a_gpu_as_well() {
+    let events = vec![
+        Event::Sync { sequence: 0, text: 1, length: 230, chunk: 1000 },
+        Event::Guess { sequence: 0, tokens: 3, right: 1 },
+        Event::Sync { sequence: 1, text: 2, length: 250, chunk: 1000 },
+        Event::Fork { sequence: 2, of: 0 },
+        Event::Push { sequence: 2, token: 5 },
+        Event::Sync { sequence: 0, text: 1, length: 90, chunk: 1000 },
+        Event::Push { sequence: 1, token: 6 },
+        Event::Preempt { sequence: 1 },
+    ];
+    happen(&basert_testkit::tiny().join("gemma3.gguf"), DeviceKind::Simt, cramped, events).unwrap();
+}
+
+/// Of a long text only its windows are held, and where a second one parts from it, or goes on after it, it can be taken up.
+#[test]
+fn pages_behind_windows_are_given_back() {
+    for name in WINDOWED {
+        let path = basert_testkit::tiny().join(name);
+        let mut engine = cramped(&path, DeviceKind::Cpu);
+        let (all, before) = (engine.page_use().total, engine.available_pages());
+        assert_eq!(all, before);
+        let tokens = text(3, 390);
+        let mut sequence = Sequence::default();
+        engine.sync(&mut sequence, &tokens);
+        engine.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
+        assert!(all - engine.available_pages() < 7 + 5, "{path:?}: held {}", all - engine.available_pages());
+        engine.close(&mut sequence);
+        for (length, more) in [(389, 1), (300, 40), (130, 20), (300, 41)] {
+            let next = [&tokens[..length], &vec![more as u32; more]].concat();
+            engine.sync(&mut sequence, &next);
+            assert_eq!(sequence.computed(), length, "{path:?}");
+            engine.advance(&mut [&mut sequence], usize::MAX, &mut |_| true).unwrap();
+            engine.close(&mut sequence);
+        }
+    }
 }
 
 /// A conversation goes on where it was, an answer is made anew, and an edit is computed from the last checkpoint.

@@ -42,9 +42,9 @@ impl Kernel for BoundAttention {
         let (attention, sinks, layer) = (&self.attention, self.sinks.as_deref(), run.layer(self.cache));
         let Some(scratch) = &mut scratch.attention else { return };
         let block = attention.row_block();
-        let all = &run.step.sequences;
+        let (all, table) = (&run.step.sequences, run.step.page_table(self.cache.group));
         let sequence = |i: usize| {
-            let (rows, pages) = (all[i].rows.clone(), &run.step.page_table[all[i].pages.clone()]);
+            let (rows, pages) = (all[i].rows.clone(), &table[all[i].pages.clone()]);
             let position = run.step.positions[rows.start] as usize;
             let tokens = position + rows.len();
             (rows, Sequence { pages, position, tokens })

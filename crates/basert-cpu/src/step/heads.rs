@@ -87,13 +87,13 @@ pub(super) fn bind_store(binder: &Binder, node: &PlanNode, cache: StateId) -> Bo
 
 impl Kernel for Store {
     unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, _scratch: &mut WorkerScratch) {
-        let CachePlace { kv_heads, head_dim, .. } = self.cache;
+        let CachePlace { group: page_group, kv_heads, head_dim, .. } = self.cache;
         let tokens = run.tokens();
         let (k, v, layer) = (run.view(self.k, tokens), run.view(self.v, tokens), run.layer(self.cache));
         for unit in worker.chunks(&op.work, tokens * kv_heads, 2).flatten() {
             let (row, head) = (unit / kv_heads, unit % kv_heads);
             let columns = head * head_dim..(head + 1) * head_dim;
-            let (page, slot) = run.places[row];
+            let (page, slot) = run.places[page_group][row];
             // SAFETY: each head of each token is one worker's, and nobody writes the inputs.
             unsafe {
                 let (k, v) = (k.columns(columns.clone()).row(row), v.columns(columns).row(row));
@@ -136,7 +136,7 @@ pub(super) fn bind_rope_store(
 impl Kernel for BoundRopeStore {
     /// One token's keys and values of one head, and the queries of its group.
     unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
-        let CachePlace { kv_heads, head_dim, .. } = self.cache;
+        let CachePlace { group: page_group, kv_heads, head_dim, .. } = self.cache;
         let view = |place: Place| run.view(place, run.tokens());
         let (q, k, v, out) = (view(self.q), view(self.k), view(self.v), view(self.out));
         let (rope, layer) = (&run.ropes[self.rope], run.layer(self.cache));
@@ -150,7 +150,7 @@ impl Kernel for BoundRopeStore {
         for unit in worker.chunks(&op.work, run.tokens() * kv_heads, 2).flatten() {
             let (row, head) = (unit / kv_heads, unit % kv_heads);
             let (of_group, of_head) = (head * group..(head + 1) * group, head * head_dim..(head + 1) * head_dim);
-            let (page, slot) = run.places[row];
+            let (page, slot) = run.places[page_group][row];
             // SAFETY: each head of each token is one worker's, and the output lies over the queries or apart from all
             // inputs.
             unsafe {

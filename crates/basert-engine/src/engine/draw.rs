@@ -85,9 +85,13 @@ impl Engine {
             }
         };
         let ahead = if rows.len() == self.chain.draws.len() { self.chain.most.min(1 + more) } else { 0 };
-        while self.chain.ahead < ahead && self.has_room(rows, self.chain.ahead + 1) {
+        while self.chain.ahead < ahead {
+            let next = self.chain.ahead + 1;
+            if !rows.iter().all(|(sequence, ..)| self.has_pages(sequence, next)) {
+                break;
+            }
             self.baked.chain()?;
-            self.chain.ahead += 1;
+            self.chain.ahead = next;
         }
         self.finish_step(rows)?;
         let tokens: Vec<u32> = places.into_iter().map(|place| self.chain.tokens[place]).collect();
@@ -233,14 +237,6 @@ impl Engine {
         result
     }
 
-    /// Whether each sequence can grow by `tokens` without another page.
-    fn has_room(&self, rows: &[Drawing<'_>], tokens: usize) -> bool {
-        rows.iter().all(|(sequence, ..)| {
-            let end = sequence.computed + tokens;
-            end <= self.context && end <= sequence.pages.len() * self.page_tokens
-        })
-    }
-
     /// Prepares the first step of a chain. If it continues the last chain, the device has the rows' histories already.
     fn lay_out(&mut self, rows: &mut [Drawing<'_>]) -> Result<(), EngineError> {
         let all = self.chain.rows_of(rows).filter(|places| places.iter().copied().eq(0..self.chain.draws.len()));
@@ -253,11 +249,8 @@ impl Engine {
         for (i, (sequence, sampler, _)) in rows.iter_mut().enumerate() {
             self.check(sequence)?;
             self.reserve(sequence, 1, false)?;
-            let last = (sequence.computed + CHAIN_TOKENS).min(self.context).div_ceil(self.page_tokens);
-            while sequence.pages.len() < last && self.pool.available() > self.pool.total() / 8 {
-                sequence.pages.extend(self.pool.take());
-            }
-            self.step.push(&sequence.tokens[sequence.computed..], sequence.computed, &sequence.pages, 1);
+            self.reserve_ahead(sequence, CHAIN_TOKENS);
+            self.step.push(&sequence.tokens[sequence.computed..], sequence.computed, &sequence.tables, 1);
             Engine::keep_states(&mut self.step, sequence);
             if !follows && sampler.has_penalties() {
                 self.baked.set_history(i as u32, &sampler.history(self.vocabulary))?;

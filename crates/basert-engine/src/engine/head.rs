@@ -71,7 +71,7 @@ impl Engine {
         let mut row = 0;
         for Part { sequence, count, .. } in parts {
             let (from, to) = (sequence.computed, sequence.computed + *count);
-            self.step.push(&sequence.tokens[from..to], from, &sequence.pages, 0);
+            self.step.push(&sequence.tokens[from..to], from, &sequence.tables, 0);
             let before = from.checked_sub(1).and_then(|before| sequence.carry.of(before, width));
             push(&mut self.step.given, before, width);
             (row + 1..row + *count).for_each(|row| self.step.given.extend_from_slice(self.baked.for_head(row - 1)));
@@ -109,7 +109,7 @@ impl Engine {
             let going = || rows.iter().zip(&given).filter(|(row, _)| wants_more(row)).take(at_once);
             for (Drafting { sequence, last, drafts, .. }, given) in going() {
                 let (token, position) = (*drafts.last().unwrap_or(last), sequence.computed + drafts.len());
-                self.step.push(&[token], position, &sequence.pages, 1);
+                self.step.push(&[token], position, &sequence.tables, 1);
                 self.step.given.extend_from_slice(given);
             }
             if self.step.tokens.is_empty() {

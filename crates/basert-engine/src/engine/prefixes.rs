@@ -5,13 +5,14 @@ use std::fs::File;
 use super::Engine;
 use crate::PrefixFile;
 use crate::engine::Checkpoint;
+use crate::pages::NONE;
 use crate::prefix::{Kept, PrefixTree};
-use crate::prefix_file::{self, Belongs, PrefixFileError, Reader, Writer};
+use crate::prefix_file::{self, Belongs, PrefixFileError, Reader, Record, Writer};
 
 impl Engine {
     /// Loads the prefixes that are saved in a file, the most recently used ones if there are too few pages, and makes
-    /// [`Engine::save_prefixes`] save to this file. It must be called before anything is computed. Returns the number
-    /// of loaded pages, none if there is no file yet. If anything is wrong with the file, nothing of it is loaded.
+    /// [`Engine::save_prefixes`] save to this file. It must be called before anything is computed. Returns how many pages
+    /// of tokens were loaded, none if there is no file yet. If anything is wrong with the file, nothing of it is loaded.
     ///
     /// # Errors
     /// When the file exists and cannot be read, has another format, is damaged, or belongs to another model or version;
@@ -22,11 +23,11 @@ impl Engine {
         self.prefix_file = None;
         let lock = prefix_file::lock(&file.path)?;
         if let Some(cache) = &mut self.cache {
-            cache.clear(&mut self.pool, &mut self.slots.pool);
+            cache.clear(&mut self.groups, &mut self.slots.pool);
         }
         let result = self.read_prefixes(&file, &lock, &mut tree);
         if result.is_err() {
-            tree.clear(&mut self.pool, &mut self.slots.pool);
+            tree.clear(&mut self.groups, &mut self.slots.pool);
         }
         tree.changed = false;
         let pages = tree.len();
@@ -43,19 +44,27 @@ impl Engine {
     }
 
     /// Saves the cached prefixes. The previous file is replaced when the new one is complete and synced to disk.
-    /// Returns the number of pages.
+    /// Returns how many pages of tokens there are.
     ///
     /// # Errors
     /// When the file cannot be written, or the device fails.
     pub fn save_prefixes(&mut self) -> Result<usize, PrefixFileError> {
         let (Some((file, lock)), Some(cache)) = (&mut self.prefix_file, &mut self.cache) else { return Ok(0) };
         let failed = |source| PrefixFileError::Write { path: file.path.clone(), source };
-        let (mut bytes, mut slot_bytes) = (vec![0; self.baked.page_bytes()], vec![0; self.slots.bytes]);
-        let belongs = Belongs::new(file, &self.layout, self.page_tokens, [bytes.len(), slot_bytes.len()]);
+        let page_bytes: Vec<usize> = self.groups.iter().map(|group| group.bytes).collect();
+        let (mut bytes, mut slot_bytes) = (Vec::new(), vec![0; self.slots.bytes]);
+        let belongs = Belongs::new(file, &self.layout, self.page_tokens, page_bytes.clone(), slot_bytes.len());
         let mut writer = Writer::create(&file.path, &belongs).map_err(failed)?;
         for kept in cache.by_use() {
-            self.baked.read_page(kept.page, &mut bytes)?;
-            writer.record(&kept, &bytes).map_err(failed)?;
+            writer.record(&kept).map_err(failed)?;
+            for (group, &page) in kept.pages.iter().enumerate().filter(|(_, page)| **page != NONE) {
+                bytes.resize(page_bytes[group], 0);
+                if !bytes.is_empty() {
+                    self.baked.read_page(group, page, &mut bytes)?;
+                    writer.page(&bytes).map_err(failed)?;
+                }
+            }
+            writer.checkpoints(kept.checkpoints.len()).map_err(failed)?;
             for &Checkpoint { position, slot } in kept.checkpoints {
                 self.baked.read_slot(slot, &mut slot_bytes)?;
                 writer.checkpoint(position, &slot_bytes).map_err(failed)?;
@@ -74,44 +83,59 @@ impl Engine {
         tree: &mut PrefixTree,
     ) -> Result<(), PrefixFileError> {
         prefix_file::check_writable(&file.path)?;
-        let (mut tokens, mut bytes, mut before) = (Vec::new(), vec![0; self.baked.page_bytes()], Vec::new());
-        let mut slot_bytes = vec![0; self.slots.bytes];
-        let belongs = Belongs::new(file, &self.layout, self.page_tokens, [bytes.len(), slot_bytes.len()]);
+        let (mut tokens, mut before) = (Vec::new(), Vec::new());
+        let (mut bytes, mut slot_bytes) = (Vec::new(), vec![0; self.slots.bytes]);
+        let page_bytes: Vec<usize> = self.groups.iter().map(|group| group.bytes).collect();
+        let belongs = Belongs::new(file, &self.layout, self.page_tokens, page_bytes, slot_bytes.len());
         let Some(mut reader) = Reader::open(&file.path, opened, &belongs)? else { return Ok(()) };
-        while let Some((parent, salt, count)) = reader.record(&mut tokens, &mut bytes)? {
+        let mut has_room = true;
+        let mut loaded = 0;
+        while let Some(Record { parent, salt, pages: there, is_wanted }) = reader.record(&mut tokens)? {
             // Records without room are read, too, as they could be damaged.
-            let page = if tree.len() < self.most_prefixes { self.pool.take() } else { None };
-            let mut checkpoints = Vec::new();
-            let read = self.read_checkpoints(&mut reader, count, page.is_some(), &mut slot_bytes, &mut checkpoints);
-            let kept = page.map(|page| Kept { parent, salt, tokens: &tokens, page, checkpoints: &checkpoints });
-            let restored = read.and_then(|()| match kept {
-                Some(kept) if !tree.restore(kept, &mut before) => {
+            has_room &= loaded < self.most_prefix_bytes && self.groups[0].pool.available() > 0;
+            let (mut pages, mut checkpoints) = (Vec::with_capacity(there.len()), Vec::new());
+            let mut read = Ok(());
+            for (group, is_there) in there.into_iter().enumerate() {
+                let taken = if has_room && is_there { self.groups[group].pool.take() } else { None };
+                pages.push(taken.unwrap_or(NONE));
+                if is_there && read.is_ok() {
+                    bytes.resize(self.groups[group].bytes, 0);
+                    read = reader.page(&mut bytes).and_then(|()| self.put_page(group, taken, &bytes));
+                    loaded += taken.map_or(0, |_| bytes.len());
+                }
+            }
+            let read =
+                read.and_then(|()| self.read_checkpoints(&mut reader, has_room, &mut slot_bytes, &mut checkpoints));
+            let kept = Kept { parent, salt, tokens: &tokens, pages: &pages, is_wanted, checkpoints: &checkpoints };
+            let restored = read.and_then(|()| match has_room {
+                true if !tree.restore(kept, &mut before) => {
                     Err(reader.damaged(format!("page {} is not where it could be", tree.len() + 1)))
                 }
                 _ => Ok(()),
             });
             if restored.is_err() {
-                page.into_iter().for_each(|page| self.pool.release(page));
+                pages.iter().zip(&mut self.groups).for_each(|(&page, group)| group.release(page));
                 checkpoints.iter().for_each(|kept| self.slots.pool.release(kept.slot));
             }
             restored?;
-            if let Some(page) = page {
-                self.baked.write_page(page, &bytes)?;
-            }
         }
         Ok(())
+    }
+
+    fn put_page(&mut self, group: usize, page: Option<u32>, bytes: &[u8]) -> Result<(), PrefixFileError> {
+        let page = page.filter(|_| !bytes.is_empty());
+        Ok(page.map_or(Ok(()), |page| self.baked.write_page(group, page, bytes))?)
     }
 
     /// Reads the checkpoints of a record into slots, if they are wanted and there are any left.
     fn read_checkpoints(
         &mut self,
         reader: &mut Reader,
-        count: usize,
         wanted: bool,
         bytes: &mut [u8],
         checkpoints: &mut Vec<Checkpoint>,
     ) -> Result<(), PrefixFileError> {
-        for _ in 0..count {
+        for _ in 0..reader.checkpoints()? {
             let position = reader.checkpoint(bytes)?;
             let Some(slot) = (if wanted { self.slots.pool.take() } else { None }) else { continue };
             checkpoints.push(Checkpoint { position, slot });

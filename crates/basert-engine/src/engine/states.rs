@@ -6,7 +6,7 @@
 //! only to where one is.
 
 use super::{Engine, EngineError, Sequence};
-use crate::PagePool;
+use crate::pages::PagePool;
 
 /// Tokens between checkpoints of a long prompt: about as many bytes as the keys and values of the same tokens in models
 /// where one layer of four is attention.
@@ -165,20 +165,23 @@ impl Engine {
         gone.for_each(|slot| self.slots.pool.release(slot));
     }
 
-    /// Goes back to at most `length` computed tokens: to the last ones after which the states are known.
+    /// Goes back to at most `length` computed tokens: to the last ones after which the states are known, and the pages that
+    /// the next tokens see are there.
     pub(super) fn go_back(&mut self, sequence: &mut Sequence, length: usize) {
         if !self.has_states() {
-            sequence.computed = sequence.computed.min(length);
+            sequence.computed = self.reusable(sequence, sequence.computed.min(length));
             return;
         }
         self.unreserve(sequence);
         if sequence.computed <= length {
             return;
         }
+        let known = sequence.states.trail.iter().chain(&sequence.states.checkpoints);
+        let goes_on =
+            |kept: &&Checkpoint| kept.position <= length && self.reusable(sequence, kept.position) == kept.position;
+        let best = known.filter(goes_on).max_by_key(|kept| kept.position).copied();
         let states = &mut sequence.states;
         let trail = std::mem::take(&mut states.trail);
-        let best = trail.iter().chain(&states.checkpoints).filter(|kept| kept.position <= length);
-        let best = best.max_by_key(|kept| kept.position).copied();
         best.iter().for_each(|kept| self.slots.pool.share(kept.slot));
         let gone = states.checkpoints.extract_if(.., |kept| kept.position > length).chain(trail);
         let gone = gone.map(|kept| kept.slot).chain(states.slot.take());

@@ -2,6 +2,8 @@
 
 use super::states::States;
 use super::{Engine, EngineError, Part, Sequence};
+use crate::pages::NONE;
+use crate::prefix::Found;
 
 impl Engine {
     /// Sets the sequence's timeline to `tokens`. The KV cache of the common prefix is kept.
@@ -18,9 +20,7 @@ impl Engine {
         // The last token is recomputed, if need be, for its logits.
         self.go_back(sequence, common.min(tokens.len().saturating_sub(1)));
         sequence.logits.clear();
-        for page in sequence.pages.drain(sequence.computed.div_ceil(self.page_tokens)..) {
-            self.pool.release(page);
-        }
+        self.release_pages(sequence, sequence.computed.div_ceil(self.page_tokens));
         self.adopt(sequence);
     }
 
@@ -33,8 +33,8 @@ impl Engine {
         self.check(sequence)
     }
 
-    /// Takes pages from the prefix cache if they hold more of the sequence's tokens than are computed; in models with
-    /// running states only as far as there is a checkpoint. Returns how many tokens that saves. The last token is never
+    /// Takes pages from the prefix cache if they hold more of the sequence's tokens than are computed, as far as all pages
+    /// of the windows before are there; in models with running states only up to a checkpoint. Returns how many tokens that saves. The last token is never
     /// among them, because its logits are needed.
     pub fn adopt(&mut self, sequence: &mut Sequence) -> usize {
         let has_states = self.has_states();
@@ -44,22 +44,20 @@ impl Engine {
             return 0;
         }
         let before = &sequence.tokens[..sequence.tokens.len() - 1];
-        let (pages, found, slot) = match has_states {
-            true => cache.find_checkpoint(sequence.salt, before),
-            false => {
-                let (pages, found) = cache.find(sequence.salt, before);
-                (pages, found, None)
-            }
+        let Found { tables, tokens, slot } = match has_states {
+            true => cache.find_checkpoint(sequence.salt, before, &self.groups),
+            false => cache.find(sequence.salt, before, &self.groups),
         };
-        let Some(saved) = found.checked_sub(sequence.computed).filter(|&saved| saved > 0) else { return 0 };
+        let Some(saved) = tokens.checked_sub(sequence.computed).filter(|&saved| saved > 0) else { return 0 };
         if let Some(slot) = slot {
             self.slots.pool.share(slot);
             sequence.states.slot.replace(slot).into_iter().for_each(|old| self.slots.pool.release(old));
         }
-        pages.iter().for_each(|&page| self.pool.share(page));
-        let old = std::mem::replace(&mut sequence.pages, pages);
-        old.into_iter().for_each(|page| self.pool.release(page));
-        sequence.computed = found;
+        for (table, group) in tables.iter().zip(&mut self.groups) {
+            table.iter().for_each(|&page| group.share(page));
+        }
+        self.release_pages(sequence, 0);
+        (sequence.tables, sequence.computed) = (tables, tokens);
         saved
     }
 
@@ -70,16 +68,21 @@ impl Engine {
         let Some(cache) = self.cache.as_mut().filter(|_| self.is_causal) else { return };
         let full = sequence.computed / self.page_tokens;
         let tokens = &sequence.tokens[..full * self.page_tokens];
-        cache.insert(sequence.salt, tokens, &sequence.pages[..full], &mut self.pool);
+        let ends = sequence.computed == sequence.tokens.len();
+        let nodes = cache.insert(sequence.salt, tokens, &sequence.tables, ends, &mut self.groups);
         // Those that the cache has can be evicted from it, and are not kept here as well.
         let whole = sequence.states.checkpoints.extract_if(.., |kept| kept.position <= tokens.len());
         for kept in whole {
             cache.keep(sequence.salt, &tokens[..kept.position], kept.slot, &mut self.slots.pool);
             self.slots.pool.release(kept.slot);
         }
-        for (own, known) in sequence.pages.iter_mut().zip(cache.find(sequence.salt, tokens).0) {
-            self.pool.share(known);
-            self.pool.release(std::mem::replace(own, known));
+        for (i, node) in nodes.into_iter().enumerate() {
+            for ((table, &known), group) in sequence.tables.iter_mut().zip(cache.pages(node)).zip(&mut self.groups) {
+                if table[i] != NONE && known != NONE {
+                    group.share(known);
+                    group.release(std::mem::replace(&mut table[i], known));
+                }
+            }
         }
     }
 
@@ -87,21 +90,17 @@ impl Engine {
     /// tokens stay.
     pub fn release(&mut self, sequence: &mut Sequence) {
         if let Some(cache) = self.cache.as_mut().filter(|_| self.is_causal) {
-            cache.insert(sequence.salt, &sequence.tokens[..sequence.computed], &sequence.pages, &mut self.pool);
+            let tokens = &sequence.tokens[..sequence.computed];
+            cache.insert(sequence.salt, tokens, &sequence.tables, true, &mut self.groups);
             for kept in Engine::known_states(sequence) {
                 cache.keep(sequence.salt, &sequence.tokens[..kept.position], kept.slot, &mut self.slots.pool);
             }
         }
         self.release_states(sequence);
-        sequence.pages.drain(..).for_each(|page| self.pool.release(page));
+        self.release_pages(sequence, 0);
         sequence.logits.clear();
         (sequence.computed, sequence.chain) = (0, 0);
-        if let Some(cache) = &mut self.cache {
-            let mut excess = cache.alone(&self.pool).saturating_sub(self.most_prefixes);
-            while excess > 0 && cache.evict(&mut self.pool, &mut self.slots.pool) {
-                excess -= 1;
-            }
-        }
+        self.bound_prefixes();
     }
 
     /// Adds a token to the timeline.
@@ -124,34 +123,32 @@ impl Engine {
         result.and_then(|()| self.run(&mut [Part { sequence, count, wanted: count }], false))
     }
 
-    /// Truncates the timeline to its first `length` tokens, which must be computed. In models with running states these
-    /// are computed again from the last checkpoint, if the tokens after them were not reserved as such that may be taken
-    /// back.
+    /// Truncates the timeline to its first `length` tokens, which must be computed. If the tokens after them were not
+    /// reserved as such that may be taken back, some of these are computed again: in models with running states from the
+    /// last checkpoint, and where pages that a window needs were given back, from where the prefix cache has them.
     pub fn rewind(&mut self, sequence: &mut Sequence, length: usize) {
         sequence.chain = 0;
         sequence.tokens.truncate(length);
         sequence.carry.truncate(length, self.head.unwrap_or(0));
         self.go_back(sequence, length);
         sequence.logits.clear();
-    }
-
-    /// How many more tokens the sequence can compute, and take back, without evictions, if a page and a slot are left to
-    /// each of `others`.
-    pub fn free_tokens(&self, sequence: &Sequence, others: usize) -> usize {
-        let pages = sequence.pages.len() + self.pool.available().saturating_sub(others);
-        let tokens = (pages * self.page_tokens).saturating_sub(sequence.computed);
-        if self.has_states() { tokens.min(self.slots.pool.available().saturating_sub(others)) } else { tokens }
+        if sequence.computed < length {
+            self.adopt(sequence);
+        }
     }
 
     /// Another sequence with the same timeline. Pages are shared until one of the two writes to them (copy on write).
     pub fn fork(&mut self, sequence: &Sequence) -> Sequence {
-        let pages = sequence.pages[..sequence.computed.div_ceil(self.page_tokens)].to_vec();
-        pages.iter().for_each(|&page| self.pool.share(page));
+        let pages = sequence.computed.div_ceil(self.page_tokens);
+        let tables: Vec<_> = sequence.tables.iter().map(|table| table[..pages].to_vec()).collect();
+        for (table, group) in tables.iter().zip(&mut self.groups) {
+            table.iter().for_each(|&page| group.share(page));
+        }
         let slot = sequence.states.slot.inspect(|&slot| self.slots.pool.share(slot));
         Sequence {
             tokens: sequence.tokens.clone(),
             computed: sequence.computed,
-            pages,
+            tables,
             logits: sequence.logits.clone(),
             salt: sequence.salt,
             chain: 0,

@@ -231,11 +231,11 @@ impl Scheduler {
         let task =
             Task { number, client, sequence, drawn: None, prompt, answers, pool, prompt_logprobs, guesser, made: 0 };
         let wants_logits = task.pool.is_none();
-        let fits = engine.lacking_pages(&task.sequence) <= engine.page_use().total;
+        let fits = engine.fits(&task.sequence);
         let most = self.most.min(engine.limits().wanted);
         let result = match checked {
             Ok(()) if wants_logits && !engine.generates() => Err(EngineError::NoLogits),
-            Ok(()) if !fits => Err(EngineError::OutOfPages { pages: engine.page_use().total }),
+            Ok(()) if fits.is_err() => fits,
             Ok(()) if task.answers.len() > most => {
                 Err(EngineError::TooManyAnswers { answers: task.answers.len(), most })
             }
@@ -405,9 +405,8 @@ impl Scheduler {
     /// Whether there are pages for the task's uncomputed tokens, beside those of the tasks admitted before, and one
     /// more for each.
     fn has_room(&self, engine: &Engine, task: &Task) -> bool {
-        let tasks = self.running.iter().chain([task]);
-        let lacking: usize = tasks.map(|task| engine.lacking_pages(&task.sequence) + task.answers.len()).sum();
-        lacking <= engine.available_pages() && task.answers.len() <= engine.available_slots()
+        let tasks = self.running.iter().chain([task]).map(|task| (&task.sequence, task.answers.len()));
+        engine.has_room(tasks) && task.answers.len() <= engine.available_slots()
     }
 
     /// The tasks whose next tokens the device computes already, which nothing else should come before.

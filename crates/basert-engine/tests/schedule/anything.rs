@@ -37,8 +37,11 @@ proptest::proptest! {
         guesses in 0usize..6, drafted in proptest::bool::ANY, head in proptest::bool::ANY,
         // Of a model with running states, or one without.
         slots in proptest::prop_oneof![proptest::strategy::Just(0), 10usize..30],
+        // With a window, or without.
+        windowed in proptest::prop_oneof![proptest::strategy::Just(0), 8usize..30],
     ) {
-        let engine = engine_of(pages, slots, 40, chain);
+        let groups = if windowed == 0 { &[pages][..] } else { &[pages, windowed] };
+        let engine = engine_of(groups, slots, 40, chain);
         let (mut engine, scheduler) = (if head { with_head(engine) } else { engine }, scheduler());
         let speculation = if guesses == 0 { Speculation::Off } else { Speculation::Tokens(guesses) };
         let mut scheduler = scheduler.with_speculation(speculation, drafted.then(|| draft(16)));

@@ -1,11 +1,12 @@
 //! A device that is easily understood: its cache holds the tokens themselves, and logits are a hash of all tokens that the
-//! page table leads to. So a page that is not the sequence's own, or was written over, changes the text.
+//! page table leads to. So a page that is not the sequence's own, or was written over, changes the text. Where it has a
+//! second group of pages, with a window, these have to hold the same tokens as far as the window goes.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use basert_engine::{Engine, Sampler, Sampling};
-use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, Pass, StepState};
+use basert_plan::{Baked, DeviceError, Draw, Facts, Limits, Pass, Reach, StepState};
 
 const PAGE: usize = 4;
 pub const VOCABULARY: usize = 50;
@@ -32,8 +33,12 @@ fn state_of(row: &[f32]) -> Option<u64> {
     (row[4] == 1.0).then(|| row[..4].iter().rev().fold(0, |state, &part| state << 16 | part as u64))
 }
 
+/// Tokens that the second group sees.
+pub const WINDOW: usize = 7;
+
 struct Hash {
-    cache: Vec<[u32; PAGE]>,
+    /// The pages of each group.
+    cache: Vec<Vec<[u32; PAGE]>>,
     /// The running states: hashes of all tokens before. None for a model without.
     slots: Vec<u64>,
     /// As after a step: rows of logits, or tokens drawn, of each step under way.
@@ -74,24 +79,32 @@ impl Hash {
         let mut logits = Vec::new();
         self.for_head.clear();
         for sequence in &step.sequences {
-            let pages = &step.page_table[sequence.pages.clone()];
+            let tables: Vec<&[u32]> =
+                (0..self.cache.len()).map(|group| &step.page_table(group)[sequence.pages.clone()]).collect();
             let mut state = match sequence.slot {
                 StepState::NONE => START,
                 slot => self.slots[slot as usize],
             };
             for row in sequence.rows.clone() {
                 let position = step.positions[row] as usize;
-                self.cache[pages[position / PAGE] as usize][position % PAGE] = step.tokens[row];
+                for (cache, table) in self.cache.iter_mut().zip(&tables) {
+                    cache[table[position / PAGE] as usize][position % PAGE] = step.tokens[row];
+                }
                 state = state_after(state, step.tokens[row]);
                 if step.kept[row] != StepState::NONE {
                     self.slots[step.kept[row] as usize] = state;
                 }
-                let of_pages = (0..=position).map(|p| self.cache[pages[p / PAGE] as usize][p % PAGE]);
+                let of_pages = (0..=position).map(|p| self.cache[0][tables[0][p / PAGE] as usize][p % PAGE]);
                 let hashed = of_pages.fold(START, state_after);
                 self.for_head.push(row_of(hashed));
                 if step.wanted.contains(&(row as u32)) {
+                    let token = |group: usize, p: usize| self.cache[group][tables[group][p / PAGE] as usize][p % PAGE];
                     // What the pages say and what the states say are the same; if not, both are of no use.
-                    let is_right = self.slots.is_empty() || state == hashed;
+                    let hashed = (0..=position).map(|p| token(0, p)).fold(START, state_after);
+                    let mut seen = (1..tables.len())
+                        .flat_map(|group| (position.saturating_sub(WINDOW - 1)..=position).map(move |p| (group, p)));
+                    let is_right = (self.slots.is_empty() || state == hashed)
+                        && seen.all(|(group, p)| token(group, p) == token(0, p));
                     logits.push(logits_of(if is_right { hashed } else { !hashed }));
                 }
             }
@@ -103,7 +116,7 @@ impl Hash {
     fn run_head(&mut self, step: &StepState) {
         let (mut logits, mut next) = (Vec::new(), Vec::new());
         for sequence in &step.sequences {
-            let pages = &step.page_table[sequence.pages.clone()];
+            let pages = &step.page_table(0)[sequence.pages.clone()];
             for row in sequence.rows.clone() {
                 let position = step.positions[row] as usize;
                 let given = state_of(&step.given[row * WIDTH..][..WIDTH]);
@@ -114,7 +127,7 @@ impl Hash {
                 if !step.wanted.contains(&(row as u32)) {
                     continue;
                 }
-                let first = state_after(START, self.cache[pages[0] as usize][0]);
+                let first = state_after(START, self.cache[0][pages[0] as usize][0]);
                 let (mut state, mut is_right) = (first, true);
                 for p in 1..=position {
                     let Some((token, before)) = self.head[pages[p / PAGE] as usize][p % PAGE] else {
@@ -213,24 +226,26 @@ impl Baked for Hash {
         &self.drawn
     }
 
-    fn copy_page(&mut self, from: u32, to: u32) {
-        self.cache[to as usize] = self.cache[from as usize];
-        self.head[to as usize] = self.head[from as usize];
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) {
+        self.cache[group][to as usize] = self.cache[group][from as usize];
+        if group == 0 {
+            self.head[to as usize] = self.head[from as usize];
+        }
     }
 
-    fn page_bytes(&self) -> usize {
+    fn page_bytes(&self, _group: usize) -> usize {
         size_of::<[u32; PAGE]>()
     }
 
-    fn read_page(&mut self, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
-        let tokens = self.cache[page as usize].map(u32::to_le_bytes);
+    fn read_page(&mut self, group: usize, page: u32, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        let tokens = self.cache[group][page as usize].map(u32::to_le_bytes);
         bytes.copy_from_slice(tokens.as_flattened());
         Ok(())
     }
 
-    fn write_page(&mut self, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+    fn write_page(&mut self, group: usize, page: u32, bytes: &[u8]) -> Result<(), DeviceError> {
         let tokens = bytes.as_chunks().0.iter().map(|&token| u32::from_le_bytes(token));
-        self.cache[page as usize].iter_mut().zip(tokens).for_each(|(to, token)| *to = token);
+        self.cache[group][page as usize].iter_mut().zip(tokens).for_each(|(to, token)| *to = token);
         Ok(())
     }
 
@@ -244,13 +259,13 @@ impl Baked for Hash {
         Ok(())
     }
 
-    fn discard_page(&mut self, page: u32) {
-        self.cache[page as usize] = [u32::MAX; PAGE];
+    fn discard_page(&mut self, group: usize, page: u32) {
+        self.cache[group][page as usize] = [u32::MAX; PAGE];
     }
 }
 
 pub fn engine(pages: usize, context: usize, chain: usize) -> Engine {
-    engine_of(pages, 0, context, chain)
+    engine_of(&[pages], 0, context, chain)
 }
 
 /// The same for a model with a head.
@@ -258,18 +273,21 @@ pub fn with_head(engine: Engine) -> Engine {
     engine.with_head(Some(WIDTH))
 }
 
-/// The engine of a model with running states, if there are slots for them.
-pub fn engine_of(pages: usize, slots: usize, context: usize, chain: usize) -> Engine {
+/// The engine of a model with running states, if there are slots for them, and with as many page groups as there are
+/// numbers of pages: all but the first with a window.
+pub fn engine_of(pages: &[usize], slots: usize, context: usize, chain: usize) -> Engine {
     // What no one wrote is no token.
-    let cache = vec![[u32::MAX; PAGE]; pages];
+    let cache = pages.iter().map(|&pages| vec![[u32::MAX; PAGE]; pages]).collect();
     let (masks, last) = (BTreeMap::new(), StepState::default());
-    let (slots_of, head) = (vec![0; slots], vec![[None; PAGE]; pages]);
+    let (slots_of, head) = (vec![0; slots], vec![[None; PAGE]; pages[0]]);
     let (logits, under_way, drawn, for_head) = (vec![], vec![], vec![], vec![]);
     let hash = Hash { cache, slots: slots_of, logits, under_way, drawn, masks, last, head, for_head };
     let (name, description, layout) = ("hash".to_owned(), String::new(), "hash".to_owned());
     let facts =
         Facts { name, description, page_tokens: PAGE, layout, step_tokens: 16, chain, bounds: None, free_memory: None };
     let limits = Limits { tokens: 16, wanted: 8 };
-    let engine = Engine::new(Box::new(hash), &facts, limits, pages, context, VOCABULARY).with_prefix_cache();
+    let reaches = [Reach::All].into_iter().chain(std::iter::repeat(Reach::Window(WINDOW)));
+    let pages: Vec<_> = reaches.zip(pages.iter().copied()).collect();
+    let engine = Engine::new(Box::new(hash), &facts, limits, &pages, context, VOCABULARY).with_prefix_cache();
     engine.with_slots(slots, if slots > 0 { size_of::<u64>() } else { 0 })
 }

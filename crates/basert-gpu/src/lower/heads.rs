@@ -4,7 +4,7 @@ use basert_core::KvFormat;
 use basert_graph::{Pairs, RopeId, StateId};
 use basert_plan::{DeviceError, PlanNode, RopeStore};
 
-use super::{Float, Lowered, Lowering, Memory, page_bytes};
+use super::{Float, Lowered, Lowering, Memory};
 use crate::Kernel;
 use crate::step::PAGE;
 use crate::weights::Vector;
@@ -19,19 +19,22 @@ impl Lowering<'_> {
         if cache.head_dim > 256 {
             return Err(self.unsupported(format!("heads of {} values, more than 256", cache.head_dim)));
         }
-        if self.kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(self.kv.block()) {
-            let what = format!("{} keys and values of heads of {} values, not whole blocks", self.kv, cache.head_dim);
+        let kv = self.cache.kv;
+        if kv != KvFormat::F16 && !cache.head_dim.is_multiple_of(kv.block()) {
+            let what = format!("{kv} keys and values of heads of {} values, not whole blocks", cache.head_dim);
             return Err(self.unsupported(what));
         }
-        let before: usize = self.plan.graph.caches_before(id).map(|cache| cache.token_bytes(self.kv) * PAGE).sum();
-        let kernel = kernel
+        let (group, in_page) = self.plan.place_in_page(id, kv, PAGE);
+        let kernel = self
+            .step
+            .of_group(kernel, group)
             .define("KV_HEADS", cache.kv_heads)
             .define("HEAD_DIM", cache.padded_head())
             .define("HEAD_VALUES", cache.head_dim)
-            .define("KV_BITS", self.kv.bits())
+            .define("KV_BITS", kv.bits())
             .define("PAGE", PAGE)
-            .define("PAGE_BYTES", format!("{}ul", page_bytes(&self.plan.graph, self.kv)));
-        Ok(((Memory::Cache, before), kernel))
+            .define("PAGE_BYTES", format!("{}ul", self.cache.page_bytes(group)));
+        Ok(((Memory::Cache, self.cache.page(group, 0) + in_page), kernel))
     }
 
     pub(super) fn rope(

@@ -56,6 +56,7 @@ pub fn load_pages(
     kv: KvFormat,
     pages: usize,
 ) -> Result<Box<dyn Baked>, DeviceError> {
+    let pages = vec![pages; plan.page_groups.len()];
     let options = LoadOptions { pages, slots: 4, kv, progress: &mut |_, _, _| {} };
     GpuDevice::new(recorder.clone()).unwrap().load(plan.clone(), file.clone(), options)
 }
@@ -64,7 +65,7 @@ pub fn load_pages(
 pub fn one_token(position: usize) -> StepState {
     let mut step = StepState::default();
     let pages: Vec<u32> = (0..=position as u32 / 64).collect();
-    step.push(&[1], position, &pages, 1);
+    step.push(&[1], position, &[pages], 1);
     step.draws.push(GREEDY);
     step
 }
@@ -72,6 +73,6 @@ pub fn one_token(position: usize) -> StepState {
 /// A step of a prompt, whose last token's logits are wanted.
 pub fn prompt(tokens: usize) -> StepState {
     let mut step = StepState::default();
-    step.push(&vec![1; tokens], 0, &[0], 1);
+    step.push(&vec![1; tokens], 0, &[[0]], 1);
     step
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use basert::Loaded;
 use basert_engine::Engine;
-use basert_plan::{Baked, DeviceError, Facts, Limits, StepState};
+use basert_plan::{Baked, DeviceError, Facts, Limits, Reach, StepState};
 use basert_server::Config;
 use serde_json::{Value, json};
 
@@ -119,17 +119,17 @@ impl Baked for Broken {
         &self.logits
     }
 
-    fn copy_page(&mut self, _: u32, _: u32) {}
+    fn copy_page(&mut self, _: usize, _: u32, _: u32) {}
 
-    fn page_bytes(&self) -> usize {
+    fn page_bytes(&self, _: usize) -> usize {
         0
     }
 
-    fn read_page(&mut self, _: u32, _: &mut [u8]) -> Result<(), DeviceError> {
+    fn read_page(&mut self, _: usize, _: u32, _: &mut [u8]) -> Result<(), DeviceError> {
         Ok(())
     }
 
-    fn write_page(&mut self, _: u32, _: &[u8]) -> Result<(), DeviceError> {
+    fn write_page(&mut self, _: usize, _: u32, _: &[u8]) -> Result<(), DeviceError> {
         Ok(())
     }
 
@@ -157,8 +157,8 @@ fn broken() -> Loaded {
         free_memory: None,
     };
     let device = Box::new(Broken { vocabulary, logits: vec![] });
-    loaded.engine =
-        Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, 64, 256, vocabulary).with_prefix_cache();
+    loaded.engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, &[(Reach::All, 64)], 256, vocabulary)
+        .with_prefix_cache();
     loaded
 }
 

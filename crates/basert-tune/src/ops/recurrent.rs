@@ -91,7 +91,7 @@ impl Case {
             step.clear();
             let before = done;
             for (i, (cut, (position, slot))) in CUTS.into_iter().zip(&mut done).enumerate() {
-                step.push(&self.prompt[*position..][..cut], *position, &[0], cut);
+                step.push(&self.prompt[*position..][..cut], *position, &[[0]], cut);
                 let own = slot.unwrap_or(2 * i as u32);
                 let other = own ^ 1;
                 let (kept, next) = match round % 3 {

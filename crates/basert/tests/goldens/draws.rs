@@ -25,13 +25,13 @@ const ROWS: usize = 4;
 fn engines(file: Arc<ModelFile>, graph: Arc<Graph>, device: &dyn Device) -> [Engine; 2] {
     let limits = Limits { tokens: ROWS, wanted: ROWS };
     let plan = Arc::new(Plan::build(graph.clone(), limits, &FUSIONS));
-    let on_device = device.facts().clone();
+    let (on_device, pages) = (device.facts().clone(), vec![16; plan.page_groups.len()]);
     assert!(on_device.chain > 1);
     let on_cpu = Facts { chain: 0, ..on_device.clone() };
     [on_device, on_cpu].map(|facts| {
-        let options = LoadOptions { pages: 16, slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages: pages.clone(), slots: 4, kv: KvFormat::F16, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), file.clone(), options).unwrap();
-        Engine::new(baked, &facts, limits, 16, 256, graph.vocabulary)
+        Engine::new(baked, &facts, limits, &plan.reaches(&pages), 256, graph.vocabulary)
     })
 }
 

@@ -55,13 +55,13 @@ impl Headed {
         let limits = Limits { tokens: most, wanted: most };
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
         let head = plan.head.unwrap();
-        let options = LoadOptions { pages: 2, slots: 2, kv, progress: &mut |_, _, _| {} };
+        let options = LoadOptions { pages: vec![2], slots: 2, kv, progress: &mut |_, _, _| {} };
         let mut baked = device.load(plan.clone(), self.file.clone(), options).unwrap();
         let (pages, mut all) = ([1, 0], Vec::new());
         let mut before = vec![0.0; plan.values[head.hidden.0].width];
         for (i, tokens) in self.prompt.chunks(most).enumerate() {
             let (mut step, first) = (StepState::default(), i * most);
-            step.push(tokens, first, &pages, tokens.len());
+            step.push(tokens, first, &[pages], tokens.len());
             step.keep((i > 0).then_some(0), [(tokens.len() - 1, 0)]);
             baked.submit(&step).unwrap();
             baked.wait().unwrap();
@@ -70,7 +70,7 @@ impl Headed {
             step.given = std::mem::take(&mut before);
             (0..tokens.len() - 1).for_each(|row| step.given.extend_from_slice(baked.for_head(row)));
             before = baked.for_head(tokens.len() - 1).to_vec();
-            step.push(tokens, first, &pages, 0);
+            step.push(tokens, first, &[pages], 0);
             baked.submit(&step).unwrap();
             baked.wait().unwrap();
             assert!(baked.logits(tokens.len() - 1) == model, "{}: the model's logits can still be read", self.name);
@@ -87,7 +87,7 @@ impl Headed {
         step.push(
             &[likeliest(&self.logits[self.logits.len() - 2 * vocabulary..][..vocabulary])],
             self.prompt.len(),
-            &pages,
+            &[pages],
             1,
         );
         baked.submit(&step).unwrap();
