@@ -54,6 +54,21 @@ pub struct Architecture {
     pub graph: Ops,
     /// The head that predicts a further token, if models of the family may have one.
     pub head: Option<HeadOps>,
+    /// What a text's pooled hidden state becomes: by the first of these of which a file has the tensor.
+    #[serde(default)]
+    pub pooled: Vec<PooledOps>,
+}
+
+/// Ops on the pooled hidden state of a text, of models that rank or classify texts, or embed them in another width.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PooledOps {
+    /// The tensor, by its name in the architecture file, by which a file is known to have them.
+    pub tensor: String,
+    /// How hidden states are pooled, if nothing else says so: 'first', 'mean' or 'last'.
+    pub pooling: Option<Expression>,
+    /// The ops, from the value `pooled` to the value `scores` or `embedding`.
+    pub ops: Vec<toml::Table>,
 }
 
 /// A head that predicts one more token than the model does, from the model's hidden states: one more layer, between ops of
@@ -320,6 +335,7 @@ impl Architecture {
             self.prefixes = base.prefixes;
         }
         self.head = self.head.take().or(base.head);
+        self.pooled.extend(base.pooled);
         fill(&mut self.parameters, base.parameters);
         fill(&mut self.layer, base.layer);
         fill(&mut self.tensors, base.tensors);

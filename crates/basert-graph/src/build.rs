@@ -18,6 +18,8 @@ use crate::tensors::TensorShape;
 use crate::weight::{Cut, Taken, Weight};
 use op_reader::OpReader;
 
+/// Texts read together that a model tells apart, at most.
+const MAX_SEGMENTS: usize = 16;
 /// Bounds beyond any real model; a larger number means a damaged file.
 const MAX_LAYERS: usize = 4096;
 const MAX_WIDTH: usize = 1 << 24;
@@ -146,7 +148,9 @@ pub(crate) fn build(
             nodes: Vec::new(),
             logits: ValueId(0),
             generates: true,
+            segments: 1,
             head: None,
+            pooled: None,
         },
         in_head: false,
     };
@@ -228,6 +232,7 @@ impl Builder<'_> {
             let (least, what) = match by {
                 Index::Token => (self.graph.vocabulary, "there are logits for"),
                 Index::Position => (self.graph.context, "the context has"),
+                Index::Segment => continue,
             };
             if weight.rows < least {
                 return Err(self.fail(format!(
@@ -240,6 +245,7 @@ impl Builder<'_> {
         if with_head {
             self.head()?;
         }
+        self.pooled()?;
         self.refuse_unused()
     }
 
@@ -277,6 +283,43 @@ impl Builder<'_> {
             return Err(self.wrong("the head has running states".to_owned()));
         }
         self.graph.head = Some(Head { after, hidden, given, logits, next });
+        Ok(())
+    }
+
+    /// The ops on the pooled hidden state, if the file has the tensors of any.
+    fn pooled(&mut self) -> Result<()> {
+        self.layer = None;
+        self.parameters.set_layer(None);
+        for pooled in &self.family.pooled {
+            if self.tensor_names(&pooled.tensor)?.is_none() {
+                continue;
+            }
+            let (after, given) = (self.graph.nodes.len(), ValueId(self.graph.values.len()));
+            let width = self.graph.values[self.graph.hidden().0].width;
+            self.graph.values.push(Value { name: "pooled".to_owned(), width, rows: Rows::Wanted });
+            self.names = BTreeMap::from([("pooled".to_owned(), given)]);
+            pooled.ops.iter().try_for_each(|op| self.op(op))?;
+            let nodes = self.graph.nodes.split_off(after);
+            let is_known = |op: &Op| matches!(op, Op::Linear { experts: None, .. } | Op::Activate(_) | Op::Norm(_));
+            if let Some(node) = nodes.iter().find(|node| !is_known(&node.op)) {
+                let name = node.op.signature().name;
+                return Err(self.wrong(format!("after pooling, the op '{name}' is not supported")));
+            }
+            let (scores, embedding) = (self.names.get("scores"), self.names.get("embedding"));
+            let Some(&out) = scores.or(embedding) else {
+                return Err(self.wrong("no op after pooling computes 'scores' or an 'embedding'".to_owned()));
+            };
+            let is_scores = scores.is_some();
+            let pooling = match &pooled.pooling {
+                None => None,
+                Some(how) => match self.parameters.evaluate(how)? {
+                    Val::Text(how) => Some(how),
+                    other => return Err(self.wrong(format!("'pooling' is {other}, and not a text"))),
+                },
+            };
+            self.graph.pooled = Some(Pooled { pooling, is_scores, given, nodes, out });
+            return Ok(());
+        }
         Ok(())
     }
 

@@ -128,8 +128,28 @@ pub struct Graph {
     pub logits: ValueId,
     /// Whether the last value are logits.
     pub generates: bool,
+    /// How many texts that are read together the model tells apart: a token of the second is its id and the size of the
+    /// vocabulary.
+    pub segments: usize,
     /// The head that predicts a further token, if it is used.
     pub head: Option<Head>,
+    /// What becomes of the pooled hidden state of a text, if the file says so.
+    pub pooled: Option<Pooled>,
+}
+
+/// Ops on the pooled hidden state of a text. They are few, and computed by the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pooled {
+    /// How hidden states are pooled: 'first', 'mean' or 'last'; none if that is said elsewhere.
+    pub pooling: Option<String>,
+    /// Whether the result are scores, and not an embedding.
+    pub is_scores: bool,
+    /// The pooled hidden state.
+    pub given: ValueId,
+    /// The ops, in order: products with matrices, activations and norms.
+    pub nodes: Vec<Node>,
+    /// The result.
+    pub out: ValueId,
 }
 
 /// A head that predicts one more token (multi-token prediction, DeepSeek-AI 2024, arXiv 2412.19437): from the embedding of
@@ -157,6 +177,11 @@ impl Graph {
             Op::Attention(attention) => attention.reach.is_causal(),
             _ => true,
         })
+    }
+
+    /// The number of tokens that a step may have: those of the vocabulary, in each of the texts that are told apart.
+    pub fn tokens(&self) -> usize {
+        self.vocabulary * self.segments
     }
 
     /// The keys and values of all layers.

@@ -17,8 +17,12 @@ mod rope;
 mod tensors;
 mod weight;
 
-pub use arch::{Architecture, Expression, HeadOps, Keys, Ops, Parameter, Refusal, StoredParameter, TensorName};
-pub use graph::{Cache, Graph, Head, Node, Pairs, Rope, RopeId, Rows, State, StateId, Value, ValueId, WeightId};
+pub use arch::{
+    Architecture, Expression, HeadOps, Keys, Ops, Parameter, PooledOps, Refusal, StoredParameter, TensorName,
+};
+pub use graph::{
+    Cache, Graph, Head, Node, Pairs, Pooled, Rope, RopeId, Rows, State, StateId, Value, ValueId, WeightId,
+};
 pub use op::{
     Activation, Affine, Alibi, Attention, Conv, Experts, Index, LinearAttention, Norm, Op, Part, Reach, Route, Score,
     Signature, Temper,

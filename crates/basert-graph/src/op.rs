@@ -89,6 +89,20 @@ pub enum Index {
     Token,
     /// Its position in the sequence.
     Position,
+    /// Which of the texts that are read together it belongs to.
+    Segment,
+}
+
+impl Index {
+    /// The row for a token of a step, of a model with a vocabulary of this size: the token of a second text is its id and
+    /// that size.
+    pub fn of(self, token: u32, position: u32, vocabulary: usize) -> usize {
+        match self {
+            Index::Token => token as usize % vocabulary.max(1),
+            Index::Position => position as usize,
+            Index::Segment => token as usize / vocabulary.max(1),
+        }
+    }
 }
 
 /// RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): `x / √(mean(x²) + eps) · (weight + offset)`. If `centred`,
@@ -415,6 +429,7 @@ impl Op {
                 ..plain(match by {
                     Index::Token => "embed",
                     Index::Position => "embed_position",
+                    Index::Segment => "embed_segment",
                 })
             },
             Op::Norm(norm) => Signature { weights: norm.weights().collect(), flops: 4.0, ..plain("norm") },

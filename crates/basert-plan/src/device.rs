@@ -384,7 +384,7 @@ impl StepState {
         {
             return fail("rows and tokens do not agree".to_owned());
         }
-        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= plan.graph.vocabulary) {
+        if let Some(token) = self.tokens.iter().find(|&&token| token as usize >= plan.graph.tokens()) {
             return fail(format!("token {token} is not one of the {} of the vocabulary", plan.graph.vocabulary));
         }
         match (self.pass, plan.head) {

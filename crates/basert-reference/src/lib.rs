@@ -198,10 +198,8 @@ impl Reference {
 
     fn embed(&self, weight: WeightId, scale: f32, by: Index, tokens: &[u32]) -> Matrix {
         let table = &self.weights[weight.0];
-        let row = |(position, &token): (usize, &u32)| match by {
-            Index::Token => table.row(token as usize),
-            Index::Position => table.row(position),
-        };
+        let vocabulary = self.graph.vocabulary;
+        let row = |(position, &token): (usize, &u32)| table.row(by.of(token, position as u32, vocabulary));
         let data = tokens.iter().enumerate().flat_map(row).map(|x| x * scale).collect();
         Matrix { width: table.width, data }
     }

@@ -166,6 +166,7 @@ pub async fn in_its_own_shape(request: Request, next: Next) -> Response {
         let field = match path.as_str() {
             "/v1/responses" | "/v1/embeddings" => "input",
             "/v1/completions" => "prompt",
+            "/v1/rerank" | "/v2/rerank" | "/rerank" => "documents",
             "/v1/infill" => "input_prefix",
             _ => "messages",
         };

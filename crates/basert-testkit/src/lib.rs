@@ -19,6 +19,11 @@ pub fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/tiny")
 }
 
+/// The folder of tiny models that rank texts, or embed them with layers of their own.
+pub fn rankers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/rankers")
+}
+
 /// A file that `tools/fetch-test-data` fetches.
 ///
 /// # Panics

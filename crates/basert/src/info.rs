@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use basert_core::KvFormat;
 use basert_engine::{Pooling, Sampling};
 use basert_files::ModelFile;
+use basert_graph::WeightError;
 use basert_plan::{Facts, Plan};
 use basert_text::{
     Chat, ChatTemplate, Constraint, Dialect, EncodeOptions, Grammar, GrammarCompiler, GrammarError, Preface, Tokenizer,
@@ -12,6 +13,8 @@ use basert_text::{
 use serde_json::{Map, Value};
 
 use crate::chat::ChatPrompt;
+use crate::pooled::Pooled;
+use crate::rank::Ranking;
 use crate::{Error, Message, pooling, sampling};
 
 /// Everything of an open model but its engine.
@@ -31,6 +34,10 @@ pub struct ModelInfo {
     sampling: Sampling,
     warnings: Vec<String>,
     longest_token: usize,
+    /// What becomes of the pooled hidden state of a text.
+    pub(crate) pooled: Option<Arc<Pooled>>,
+    /// How the model ranks; found when first needed.
+    pub(crate) rankings: OnceLock<Result<Ranking, String>>,
 }
 
 impl ModelInfo {
@@ -41,15 +48,16 @@ impl ModelInfo {
         (facts, kv): (Facts, KvFormat),
         tokenizer: Arc<Tokenizer>,
         template: Option<(ChatTemplate, String)>,
-    ) -> ModelInfo {
+    ) -> Result<ModelInfo, WeightError> {
+        let pooled = Pooled::of(&plan.graph, &file)?.map(Arc::new);
         let (sampling, warnings) = sampling::of_model(&file);
         let dialect = Dialect::of_template(template.as_ref().map_or("", |(_, source)| source));
         let template = template.map(|(template, _)| template);
         let reasons = template.as_ref().is_some_and(|template| dialect.reasons(template));
         let markers = dialect.tokens(&tokenizer);
         let longest_token = longest(&tokenizer);
-        let grammars = OnceLock::new();
-        ModelInfo {
+        let (grammars, rankings) = (OnceLock::new(), OnceLock::new());
+        Ok(ModelInfo {
             file,
             plan,
             facts,
@@ -63,7 +71,9 @@ impl ModelInfo {
             sampling,
             warnings,
             longest_token,
-        }
+            pooled,
+            rankings,
+        })
     }
 
     /// The same with another tokenizer.
@@ -132,7 +142,7 @@ impl ModelInfo {
     /// # Errors
     /// When its pooling is not supported, or the model was trained for something else than embeddings.
     pub fn pooling(&self) -> Result<Pooling, Error> {
-        pooling::of(&self.file).map_err(|what| Error::Model { file: self.name(), what })
+        pooling::of(&self.file, &self.plan.graph).map_err(|what| Error::Model { file: self.name(), what })
     }
 
     /// Tokens of a plain text, after the beginning-of-text token if the model expects one.

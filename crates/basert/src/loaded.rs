@@ -96,12 +96,13 @@ impl Loaded {
         };
         let template = source.map(|source| Ok::<_, Error>((text::template(&source, &tokenizer, &name)?, source)));
         let template = template.transpose()?;
-        let engine = Engine::new(baked, &facts, plan.limits, &plan.reaches(&pages), context, plan.graph.vocabulary);
+        let engine = Engine::new(baked, &facts, plan.limits, &plan.reaches(&pages), context, plan.graph.tokens());
         let engine = engine.with_slots(slots, plan.graph.slot_bytes());
         let engine = engine.of_kind(plan.graph.generates, plan.graph.is_causal());
         let engine = engine.with_head(plan.graph.head.map(|head| plan.graph.values[head.hidden.0].width));
         let engine = if options.prefix_cache { engine.with_prefix_cache() } else { engine };
         let info = ModelInfo::new(file, plan, (facts, options.kv), tokenizer, template);
+        let info = info.map_err(|error| Error::Model { file: name, what: error.to_string() })?;
         Ok(Loaded { engine, draft: None, info })
     }
 

@@ -2,13 +2,17 @@
 
 use basert_engine::Pooling;
 use basert_files::{Kind, ModelFile, Value, hf};
+use basert_graph::Graph;
 use serde_json::Value as Json;
 
 /// The pooling that the model's files name; the mean if they name none.
 ///
 /// # Errors
 /// When the pooling is unknown or not supported.
-pub(crate) fn of(file: &ModelFile) -> Result<Pooling, String> {
+pub(crate) fn of(file: &ModelFile, graph: &Graph) -> Result<Pooling, String> {
+    if graph.pooled.as_ref().is_some_and(|pooled| pooled.is_scores) {
+        return Err("the model ranks or classifies texts, and makes no embeddings".to_owned());
+    }
     match file.kind() {
         Kind::Gguf => of_gguf(file),
         Kind::HuggingFace => of_folder(file),
@@ -40,7 +44,7 @@ fn of_folder(file: &ModelFile) -> Result<Pooling, String> {
         let kind = module["type"].as_str().unwrap_or_default();
         match kind.rsplit('.').next().unwrap_or_default() {
             "Pooling" => path = module["path"].as_str().unwrap_or(&path).to_owned(),
-            "Transformer" | "Normalize" => {}
+            "Transformer" | "Normalize" | "Dense" => {}
             other => {
                 return Err(format!("modules.json: the module {other:?} after pooling is not supported"));
             }

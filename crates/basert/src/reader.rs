@@ -6,6 +6,7 @@ use basert_engine::{Allowed, EngineError, Prompt, Reader, Readiness, Token};
 use basert_text::{Constraint, Detokenizer, Event as Part, Parser, ParserOptions, StopTexts, Tokenizer};
 
 use crate::info::ModelInfo;
+use crate::pooled::{Pooled, normalised};
 use crate::random;
 use crate::request::{Drafts, Event, Finish, Listener, Request};
 
@@ -26,6 +27,8 @@ pub(crate) struct TextReader {
     tokens: usize,
     reasoning: usize,
     drafts: Drafts,
+    pooled: Option<Arc<Pooled>>,
+    is_raw: bool,
     listener: Box<dyn Listener>,
 }
 
@@ -141,6 +144,8 @@ impl TextReader {
             tokens: 0,
             reasoning: 0,
             drafts: Drafts::default(),
+            pooled: model.pooled.clone(),
+            is_raw: request.is_raw || model.pooled.as_ref().is_some_and(|pooled| pooled.is_scores),
             listener,
         }
     }
@@ -246,6 +251,11 @@ impl Reader for TextReader {
     }
 
     fn embedding(&mut self, vector: Vec<f32>) {
+        let vector = match &self.pooled {
+            Some(pooled) => pooled.apply(vector),
+            None => vector,
+        };
+        let vector = if self.is_raw { vector } else { normalised(&vector) };
         self.send(Event::Embedding { choice: self.choice, vector });
     }
 

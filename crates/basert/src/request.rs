@@ -37,6 +37,8 @@ pub struct Request {
     pub ends: Vec<u32>,
     /// If set, embeddings are wanted instead of answers.
     pub pooling: Option<Pooling>,
+    /// Whether they are left as they are, and not brought to length 1. Scores always are.
+    pub is_raw: bool,
 }
 
 impl Default for Request {
@@ -58,6 +60,7 @@ impl Default for Request {
             ignore_end: false,
             ends: Vec::new(),
             pooling: None,
+            is_raw: false,
         }
     }
 }
@@ -110,7 +113,7 @@ pub enum Event {
     Embedding {
         /// The prompt.
         choice: usize,
-        /// A vector of length 1.
+        /// A vector of length 1; or the scores of a model that gives scores.
         vector: Vec<f32>,
     },
     /// It goes on, by tokens if these are wanted. Those of the prompt may come first, all at once and without parts; the

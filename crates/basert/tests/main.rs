@@ -6,6 +6,7 @@ mod greedy;
 mod odd_files;
 mod plans;
 mod prefixes;
+mod ranking;
 mod refusals;
 mod same_answer;
 mod states;

@@ -14,6 +14,7 @@ struct BoundEmbed {
     table: Weight,
     scale: f32,
     by: Index,
+    vocabulary: usize,
     out: Place,
 }
 
@@ -25,7 +26,8 @@ pub(super) fn bind(
     by: Index,
 ) -> Result<Box<dyn Kernel>, DeviceError> {
     let table = binder.weight(weight).clone();
-    Ok(Box::new(BoundEmbed { table, scale, by, out: binder.place(node.out) }))
+    let vocabulary = binder.graph().vocabulary;
+    Ok(Box::new(BoundEmbed { table, scale, by, vocabulary, out: binder.place(node.out) }))
 }
 
 impl Kernel for BoundEmbed {
@@ -34,13 +36,10 @@ impl Kernel for BoundEmbed {
     unsafe fn run(&self, run: &Run, op: &Bound, worker: &Worker, scratch: &mut WorkerScratch) {
         let out = run.view(self.out, run.tokens());
         for row in worker.chunks(&op.work, out.rows(), ROWS).flatten() {
-            let index = match self.by {
-                Index::Token => run.step.tokens[row],
-                Index::Position => run.step.positions[row],
-            };
+            let index = self.by.of(run.step.tokens[row], run.step.positions[row], self.vocabulary);
             // SAFETY: guaranteed by the caller.
             let values = unsafe { out.row_mut(row) };
-            let (tensor, at) = self.table.locate(index as usize);
+            let (tensor, at) = self.table.locate(index);
             let decoded = self.table.format.row_bytes(values.len()).ok().and_then(|len| {
                 let bytes = scratch.embedding.get_mut(..len)?;
                 run.file.read(tensor, at * len, bytes).ok()?;

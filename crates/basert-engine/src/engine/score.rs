@@ -1,8 +1,6 @@
-//! Computations on whole texts: logits of every position, embeddings.
+//! Computations on whole texts: logits of every position, or of the last.
 
 use super::{Engine, EngineError, Part, Sequence};
-use crate::Pooling;
-use crate::pooling::Pool;
 
 impl Engine {
     /// Logits after each token of `tokens` from position `from` on, computed in a temporary sequence.
@@ -30,14 +28,6 @@ impl Engine {
             engine.advance(&mut [&mut *sequence], usize::MAX, &mut |_| true)?;
             Ok(sequence.logits().to_vec())
         })
-    }
-
-    /// The embedding of a text: a vector of length 1, pooled from the tokens' hidden states; empty for no tokens.
-    ///
-    /// # Errors
-    /// As for [`Engine::advance`].
-    pub fn embed(&mut self, tokens: &[u32], pooling: Pooling) -> Result<Vec<f32>, EngineError> {
-        self.alone(tokens, |engine, sequence| engine.pool_sequence(sequence, pooling))
     }
 
     /// Calls a function with a sequence of these tokens, which is closed afterwards.
@@ -70,21 +60,5 @@ impl Engine {
             (0..wanted).for_each(|row| each(start + row, self.logits(row)));
         }
         Ok(())
-    }
-
-    fn pool_sequence(&mut self, sequence: &mut Sequence, pooling: Pooling) -> Result<Vec<f32>, EngineError> {
-        if pooling == Pooling::Last {
-            self.adopt(sequence);
-        }
-        let mut pool = Pool::new(pooling);
-        while sequence.computed < sequence.tokens.len() {
-            let lacking = sequence.tokens.len() - sequence.computed;
-            let count = lacking.min(pooling.most(self.limits));
-            let wanted = pooling.wanted(count, count == lacking);
-            self.reserve(sequence, count, false)?;
-            self.run(&mut [Part { sequence, count, wanted }], true)?;
-            (0..wanted).for_each(|row| pool.add(self.hidden(row)));
-        }
-        Ok(pool.finish())
     }
 }

@@ -12,7 +12,7 @@ pub struct Request {
     pub prompt: Vec<u32>,
     /// One or more answers, which share the prompt's KV cache.
     pub answers: Vec<Answer>,
-    /// If set, readers get an embedding of the prompt, pooled in this way, instead of tokens.
+    /// If set, readers get the hidden states of the prompt, pooled in this way, instead of tokens.
     pub pooling: Option<Pooling>,
     /// If set, readers first get the prompt's tokens with log probabilities, and with this many of the likeliest tokens
     /// at each position.
@@ -92,7 +92,7 @@ pub trait Reader: Send {
     /// Gets a token, and returns whether another one is wanted. If not, there are no further calls.
     fn token(&mut self, token: Token) -> bool;
 
-    /// Gets the embedding, a vector of length 1, if that is wanted instead of tokens.
+    /// Gets the pooled hidden states, if that is wanted instead of tokens.
     fn embedding(&mut self, _vector: Vec<f32>) {}
 
     /// Called when there are no more tokens: the limit was reached, the context is full, or there was an error.

@@ -60,7 +60,36 @@ pub(crate) fn open(folder: &Path) -> Result<(Json, Vec<Shard>), FileError> {
             *tensors = std::mem::take(tensors).into_iter().filter_map(of_text_part).collect();
         }
     }
+    for name in dense_modules(folder)? {
+        let inside = folder.join(&name);
+        if let Some(fields) = config.as_object_mut() {
+            fields.insert(name.clone(), read_json(&inside.join(CONFIG))?);
+        }
+        let (map, tensors) = open_shard(&inside.join(WHOLE))?;
+        shards.push((map, tensors.into_iter().map(|(tensor, info)| (format!("{name}.{tensor}"), info)).collect()));
+    }
     Ok((config, shards))
+}
+
+/// The folders of the dense layers that sentence-transformers adds to a model, by its `modules.json`. Their configurations
+/// and tensors are called after them.
+fn dense_modules(folder: &Path) -> Result<Vec<String>, FileError> {
+    let path = folder.join("modules.json");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let modules: Json = read_json(&path)?;
+    let is_dense = |module: &&Json| module["type"].as_str().is_some_and(|kind| kind.ends_with(".Dense"));
+    let dense = modules.as_array().into_iter().flatten().filter(is_dense);
+    let name = |module: &Json| {
+        let name = module["path"].as_str().unwrap_or_default();
+        let mut components = Path::new(name).components();
+        match (components.next(), components.next()) {
+            (Some(Component::Normal(_)), None) => Ok(name.to_owned()),
+            _ => Err(Problem::invalid("a 'path'", format!("'{name}'"), "the name of a folder in the folder").of(&path)),
+        }
+    };
+    dense.map(name).collect()
 }
 
 /// The configuration of the text part of a multimodal model, with the fields that all parts share.

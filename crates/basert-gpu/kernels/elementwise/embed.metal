@@ -1,6 +1,7 @@
 // out = SCALE · row of w for each token, by a threadgroup.
 //
-// COLUMNS, OUT_STRIDE, SCALE, ROWS_OF_W; BY_POSITION, where positions choose the rows and not tokens.
+// COLUMNS, OUT_STRIDE, SCALE, ROWS_OF_W; BY_POSITION, where positions choose the rows and not tokens; BY_SEGMENT, where the
+// text does that a token belongs to; VOCABULARY, what is added to tokens of a second text, or 0 if there are none.
 #include "common/base.h"
 #include "common/format.h"
 #include "common/step.h"
@@ -20,6 +21,10 @@ kernel void embed(
     if (row >= step[STEP_COUNT_TOKENS]) return;
 #if BY_POSITION
     const uint chosen = step[STEP_POSITIONS + row];
+#elif BY_SEGMENT
+    const uint chosen = step[STEP_TOKENS + row] / uint(VOCABULARY);
+#elif VOCABULARY > 0
+    const uint chosen = step[STEP_TOKENS + row] % uint(VOCABULARY);
 #else
     const uint chosen = step[STEP_TOKENS + row];
 #endif

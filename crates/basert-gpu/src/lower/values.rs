@@ -71,6 +71,8 @@ impl Lowering<'_> {
             .define("COLUMNS", table.columns)
             .define("ROWS_OF_W", table.rows)
             .define("BY_POSITION", u32::from(by == Index::Position))
+            .define("BY_SEGMENT", u32::from(by == Index::Segment))
+            .define("VOCABULARY", if self.plan.graph.segments > 1 { self.plan.graph.vocabulary } else { 0 })
             .define("OUT_STRIDE", self.place(node.out).stride)
             .define("SCALE", Float(scale));
         let bindings = vec![(Memory::Weights, *offset), self.at(node.out), (Memory::Step, 0)];

@@ -4,7 +4,7 @@ mod attributes;
 
 use std::collections::BTreeSet;
 
-use super::{Builder, MAX_WIDTH, Result};
+use super::{Builder, MAX_SEGMENTS, MAX_WIDTH, Result};
 use crate::GraphError;
 use crate::expr::Value as Val;
 use crate::graph::*;
@@ -148,8 +148,14 @@ impl<'t> OpReader<'_, '_, 't> {
             None => Index::Token,
             Some(Val::Text(by)) if by == "token" => Index::Token,
             Some(Val::Text(by)) if by == "position" => Index::Position,
-            Some(other) => return Err(self.wrong(format!("`by` is {other}, neither 'token' nor 'position'"))),
+            Some(Val::Text(by)) if by == "segment" => Index::Segment,
+            Some(other) => {
+                return Err(self.wrong(format!("`by` is {other}, and not 'token', 'position' or 'segment'")));
+            }
         };
+        if by == Index::Segment {
+            self.builder.graph.segments = self.builder.graph.weights[weight.0].rows.clamp(1, MAX_SEGMENTS);
+        }
         let Weight { columns: width, cut, .. } = self.builder.graph.weights[weight.0];
         if cut.is_some() {
             return Err(self.wrong("its table has only some of the columns of a tensor".to_owned()));

@@ -111,6 +111,7 @@ async fn complete(
         ignore_end: options.ignore_eos,
         ends: if fills_in { model.tokenizer().ends_of_filling_in() } else { vec![] },
         pooling: None,
+        is_raw: false,
         prompt_logprobs,
     })?;
     let reply = Reply {

@@ -20,6 +20,7 @@ mod options;
 pub mod page;
 mod pages;
 mod prompt;
+mod rerank;
 mod response_input;
 mod response_tools;
 mod responses;
@@ -54,6 +55,7 @@ pub fn router(shared: &Shared) -> Router<Shared> {
         .merge(messages::router())
         .merge(responses::router())
         .merge(embeddings::router())
+        .merge(rerank::router())
         .merge(models::router())
         .merge(files::router())
         .merge(batches::router())

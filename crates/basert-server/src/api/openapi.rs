@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use super::format::Formats;
 use super::options::Options;
 use super::thinking::Thinking;
-use super::{batches, chat, completions, embeddings, files, infill, messages, models, responses, tokenize};
+use super::{batches, chat, completions, embeddings, files, infill, messages, models, rerank, responses, tokenize};
 use crate::fields::names;
 use crate::server::Shared;
 
@@ -166,6 +166,12 @@ const ENDPOINTS: &[(&str, &str, &str, Body)] = &[
     ("get", "/v1/responses/{id}", "A stored response", Body::None),
     ("delete", "/v1/responses/{id}", "Delete a stored response", Body::None),
     ("post", "/v1/embeddings", "Embed texts", Body::Json(fields!(embeddings::Request), &["input"])),
+    (
+        "post",
+        "/v1/rerank",
+        "Rank documents by a query, on the APIs of Jina and Cohere",
+        Body::Json(fields!(rerank::Request), &["query", "documents"]),
+    ),
     ("get", "/v1/files", "The files", Body::Query(fields!(files::Listing))),
     ("post", "/v1/files", "Upload a file", Body::Form),
     ("get", "/v1/files/{id}", "A file", Body::None),

@@ -359,7 +359,7 @@ const SHORT: usize = 256 << 10;
 const COMMON: usize = 8;
 
 /// Refuses a text that is much too long for the context before all of it has become tokens.
-fn refuse_long(wanted: &Wanted, model: &Model, text: &str) -> Result<(), ApiError> {
+pub fn refuse_long(wanted: &Wanted, model: &Model, text: &str) -> Result<(), ApiError> {
     let too_long = |tokens| Err(EngineError::ContextFull { tokens, context: model.context() }.into());
     if text.len() > SHORT.max(model.context().saturating_mul(model.longest_token())) {
         return too_long(text.len() / model.longest_token().max(1));

@@ -8,5 +8,6 @@ mod infill;
 mod life;
 mod limits;
 mod openai;
+mod rerank;
 mod responses;
 mod server;

@@ -10,7 +10,9 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{Encoding, Model as _, ModelWrapper, OffsetType, PreTokenizer, Token};
+use tokenizers::{
+    Encoding, Model as _, ModelWrapper, OffsetType, PostProcessor as _, PreTokenizer, Token, TruncationDirection,
+};
 
 use super::special::SpecialTokens;
 use super::vocabulary::{Kind, Vocabulary};
@@ -150,6 +152,33 @@ impl HuggingFace {
         };
         ids.extend_from_slice(encoding.map_err(TokenizerError::Encode)?.get_ids());
         Ok(())
+    }
+
+    /// The ids of two texts, and for each whether it belongs to the second, as the model was trained to read pairs; none if
+    /// the file does not say how. Of the second text only as much is kept as `limit` leaves room for.
+    pub fn encode_pair(
+        &self,
+        (first, second): (&str, &str),
+        limit: usize,
+    ) -> Result<Option<(Vec<u32>, Vec<bool>)>, TokenizerError> {
+        let mut library = self.library.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(added) = library.get_post_processor().map(|processor| processor.added_tokens(true)) else {
+            return Ok(None);
+        };
+        library.set_encode_special_tokens(true);
+        let encoding = guarded(|| {
+            let steps = |text| self.encode_in_steps(&library, text, false, None).map_err(|error| error.to_string());
+            let (first, mut second) = (steps(first)?, steps(second)?);
+            let room = limit.saturating_sub(added + first.len());
+            if second.len() > room {
+                second.truncate(room, 0, TruncationDirection::Right);
+            }
+            library.post_process(first, Some(second), true).map_err(|error| error.to_string())
+        });
+        library.set_encode_special_tokens(false);
+        let encoding = encoding.map_err(TokenizerError::Encode)?;
+        let is_second = encoding.get_type_ids().iter().map(|&kind| kind > 0).collect();
+        Ok(Some((encoding.get_ids().to_vec(), is_second)))
     }
 
     /// The library's own steps, with two changes: after the first step, which finds whole tokens, the marker is removed,

@@ -82,6 +82,36 @@ impl Tokenizer {
         self.encode_without(text, options, None)
     }
 
+    /// The ids of two texts that a model reads together, and for each whether it belongs to the second. Of the second text
+    /// only as much is kept as `limit`, the most ids, leaves room for. No text becomes a control token.
+    ///
+    /// # Errors
+    /// When the vocabulary cannot spell a text.
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+        limit: usize,
+    ) -> Result<(Vec<u32>, Vec<bool>), TokenizerError> {
+        if let Model::HuggingFace(model) = &self.model
+            && let Some(pair) = model.encode_pair((first, second), limit)?
+        {
+            return Ok(pair);
+        }
+        // As the families of BERT and of RoBERTa do it.
+        let between = if matches!(self.model, Model::HuggingFace(_)) { 1 } else { 2 };
+        let encode = |text| self.encode(text, EncodeOptions::default());
+        let (mut ids, mut second) = (Vec::from_iter(self.bos), encode(second)?);
+        ids.extend(encode(first)?);
+        ids.extend(std::iter::repeat_n(self.eos, between).flatten());
+        second.truncate(limit.saturating_sub(ids.len() + 1));
+        let mut is_second = vec![false; ids.len()];
+        ids.extend(second);
+        ids.extend(self.eos);
+        is_second.resize(ids.len(), true);
+        Ok((ids, is_second))
+    }
+
     /// The ids of a text from which a marker is taken out once it has kept what it stands in from being a token.
     pub(crate) fn encode_without(
         &self,
