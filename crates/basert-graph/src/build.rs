@@ -253,7 +253,8 @@ impl Builder<'_> {
         }
         let hidden = self.names.get("hidden").copied();
         let hidden = hidden.filter(|hidden| self.graph.values[hidden.0].rows == Rows::Tokens);
-        let hidden = hidden.ok_or_else(|| self.wrong("no op computes 'hidden' of all tokens, for the head".to_owned()))?;
+        let hidden =
+            hidden.ok_or_else(|| self.wrong("no op computes 'hidden' of all tokens, for the head".to_owned()))?;
         let (after, given) = (self.graph.nodes.len(), ValueId(self.graph.values.len()));
         let width = self.graph.values[hidden.0].width;
         self.graph.values.push(Value { name: "given".to_owned(), width, rows: Rows::Tokens });
@@ -266,7 +267,8 @@ impl Builder<'_> {
                 let value = &self.graph.values[value.0];
                 value.rows == Rows::Wanted && value.width == width
             });
-            found.ok_or_else(|| self.wrong(format!("the head computes no '{name}', {width} wide, of the wanted tokens")))
+            found
+                .ok_or_else(|| self.wrong(format!("the head computes no '{name}', {width} wide, of the wanted tokens")))
         };
         let (logits, next) = (named("logits", self.graph.vocabulary)?, named("hidden", width)?);
         let signatures = self.graph.nodes[after..].iter().map(|node| node.op.signature());
@@ -423,9 +425,12 @@ impl Builder<'_> {
             _ => return Err(self.wrong(format!("'{key}' has {} numbers of columns, not 2", numbers.len()))),
         };
         let whole = |columns| weight.format.row_bytes(columns).is_ok();
-        if count == 0 || first + count > weight.columns || weight.transposed.is_some() || !whole(first) || !whole(count) {
+        if count == 0 || first + count > weight.columns || weight.transposed.is_some() || !whole(first) || !whole(count)
+        {
             let (tensor, of) = (weight.name(), weight.columns);
-            return Err(self.fail(format!("of the {of} columns of tensor '{tensor}', {count} from {first} on cannot be taken")));
+            return Err(
+                self.fail(format!("of the {of} columns of tensor '{tensor}', {count} from {first} on cannot be taken"))
+            );
         }
         weight.cut = Some(Cut { first, of: weight.columns });
         weight.columns = count;

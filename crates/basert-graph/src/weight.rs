@@ -63,7 +63,16 @@ impl Weight {
     /// All rows of the tensor `name`.
     pub fn whole(name: impl Into<String>, (rows, columns): (usize, usize), format: Format) -> Weight {
         let taken = Taken { first: 0, count: rows.max(1), of: rows.max(1) };
-        Weight { tensors: vec![name.into()], rows_each: rows, taken, transposed: None, cut: None, rows, columns, format }
+        Weight {
+            tensors: vec![name.into()],
+            rows_each: rows,
+            taken,
+            transposed: None,
+            cut: None,
+            rows,
+            columns,
+            format,
+        }
     }
 
     /// Its size in the file, in bytes.

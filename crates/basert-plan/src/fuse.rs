@@ -70,7 +70,8 @@ impl Plan {
     /// Whether nothing after position `i` reads the columns in which `value` lies.
     pub(crate) fn dead_after(&self, value: ValueId, i: usize) -> bool {
         let used = |other: ValueId| self.overlap(value, other);
-        !self.outputs().any(used) && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
+        !self.outputs().any(used)
+            && !self.nodes[(i + 1).min(self.nodes.len())..].iter().any(|node| node.reads().any(used))
     }
 
     /// Whether two values lie in the same columns, of selections or of what these are selected from.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use basert_core::Format;
 use basert_files::ModelFile;
 use basert_graph::{
-    Activation, Experts, Graph, Head, Norm, Op, RopeId, Rows, Signature, StateId, ValueId, Weight, WeightError, WeightId,
+    Activation, Experts, Graph, Head, Norm, Op, RopeId, Rows, Signature, StateId, ValueId, Weight, WeightError,
+    WeightId,
 };
 
 use crate::arena;

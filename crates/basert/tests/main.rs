@@ -2,6 +2,7 @@
 
 mod constrained;
 mod greedy;
+mod heads;
 mod odd_files;
 mod plans;
 mod prefixes;

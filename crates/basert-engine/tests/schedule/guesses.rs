@@ -73,7 +73,8 @@ fn a_head_that_is_never_wrong_is_always_right() {
         UNKNOWN.set(0);
         let ask = |seed: u32, length: usize| (prompt(seed, length), Note::new(usize::MAX));
         // Prompts that take several steps, and end with a page or not; then a common one of several answers.
-        let asked: Vec<_> = [(1, 1), (2, 7), (3, 8), (4, 16), (5, 21), (6, 32)].map(|(seed, length)| ask(seed, length)).into();
+        let asked: Vec<_> =
+            [(1, 1), (2, 7), (3, 8), (4, 16), (5, 21), (6, 32)].map(|(seed, length)| ask(seed, length)).into();
         for (i, (prompt, note)) in (0..).zip(&asked) {
             scheduler.submit(&mut engine, request(i, prompt, warm(i), 20, note));
         }

@@ -8,10 +8,10 @@ use super::{Builder, MAX_WIDTH, Result};
 use crate::GraphError;
 use crate::expr::Value as Val;
 use crate::graph::*;
-use crate::weight::Weight;
 use crate::op::{
     Activation, Affine, Alibi, Attention, Conv, Experts, Index, LinearAttention, Norm, Op, Reach, Route, Score, Temper,
 };
+use crate::weight::Weight;
 
 /// One op of an architecture file, while it is being read.
 pub(super) struct OpReader<'b, 'a, 't> {
@@ -448,7 +448,9 @@ impl<'t> OpReader<'_, '_, 't> {
         let skipped = self.tokens_or("skipped", "attention_skipped")?;
         let reach = match (window, chunk, self.truth("causal", causal)?) {
             (0, 0, true) if skipped > 0 => Reach::After(skipped),
-            _ if skipped > 0 => return Err(self.wrong("it skips tokens, and has a window, or a chunk, or is not causal".to_owned())),
+            _ if skipped > 0 => {
+                return Err(self.wrong("it skips tokens, and has a window, or a chunk, or is not causal".to_owned()));
+            }
             (0, 0, true) => Reach::All,
             (window, 0, true) => Reach::Window(window),
             (0, chunk, true) => Reach::Chunk(chunk),

@@ -84,7 +84,12 @@ impl Headed {
         }
         let vocabulary = self.graph.vocabulary;
         let mut step = StepState { pass: Pass::Head, given: before, ..StepState::default() };
-        step.push(&[likeliest(&self.logits[self.logits.len() - 2 * vocabulary..][..vocabulary])], self.prompt.len(), &pages, 1);
+        step.push(
+            &[likeliest(&self.logits[self.logits.len() - 2 * vocabulary..][..vocabulary])],
+            self.prompt.len(),
+            &pages,
+            1,
+        );
         baked.submit(&step).unwrap();
         baked.wait().unwrap();
         all.extend_from_slice(baked.logits(0));
