@@ -46,7 +46,8 @@ fn main() {
                 let sampler = Sampler::new(Sampling::default(), &[]).unwrap_or_else(|error| panic!("{error}"));
                 let answer = Answer { sampler, max_tokens: ANSWER, logprobs: None, reader: Box::new(Taker) };
                 let (answers, pooling, prompt_logprobs) = (vec![answer], None, None);
-                scheduler.submit(&mut engine, Request { client: 0, salt: 0, prompt, answers, pooling, prompt_logprobs });
+                scheduler
+                    .submit(&mut engine, Request { client: 0, salt: 0, prompt, answers, pooling, prompt_logprobs });
             }
             let (mut steps, mut prefill) = (Vec::new(), 0.0);
             loop {
