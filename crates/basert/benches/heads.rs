@@ -1,15 +1,16 @@
-//! What drafting with a model's head for multi-token prediction costs on the CPU: the time of a step of decoding with so many
-//! draft tokens for each answer, whether or not they are accepted.
-//! `cargo bench -p basert --bench heads -- MODEL.gguf`, of a model with a head, such as `basert synth --arch qwen35` makes.
+//! What drafting with a model's head for multi-token prediction costs: the time of a step of decoding with so many draft tokens
+//! for each answer, whether or not they are accepted.
+//! `cargo bench -p basert --bench heads -- MODEL.gguf [DEVICE]`, of a model with a head, such as `basert synth --arch qwen35`
+//! makes.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use basert::{Model, Mtp, Options, Sampler, Sampling, Speculation};
+use basert::{DeviceKind, Model, Mtp, Options, Sampler, Sampling, Speculation};
 use basert_engine::{Answer, EngineError, Prompt, Reader, Readiness, Request, Scheduler, Token, Turn};
 
 const PROMPT: u32 = 256;
-const ANSWER: usize = 24;
+const ANSWER: usize = 32;
 
 struct Taker;
 
@@ -28,13 +29,14 @@ impl Reader for Taker {
 }
 
 fn main() {
-    let named = std::env::args().skip(1).find(|argument| !argument.starts_with("--"));
-    let path = named.unwrap_or_else(|| panic!("which model?"));
+    let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
+    let path = named.next().unwrap_or_else(|| panic!("which model?"));
+    let device = named.next().map_or(DeviceKind::Cpu, |name| name.parse().unwrap_or_else(|error| panic!("{error}")));
     println!("ms of a step, median, with answers together; prefill of {PROMPT} tokens in ms; accepted draft tokens");
     println!("{:10} {:>8} {:>10} {:>10} {:>10}", "drafts", "answers", "step", "prefill", "accepted");
     for speculation in [None, Some(0), Some(1), Some(2), Some(3), Some(4)] {
         let mtp = if speculation.is_some() { Mtp::On } else { Mtp::Off };
-        let options = Options { mtp, max_context: Some(1024), sessions: 8, ..Options::default() };
+        let options = Options { device, mtp, max_context: Some(1024), sessions: 8, ..Options::default() };
         let model = Model::open(Path::new(&path), options).unwrap_or_else(|error| panic!("{error}"));
         let mut engine = model.into_parts().0;
         for answers in [1, 4] {

@@ -32,6 +32,9 @@ fn state_of(row: &[f32]) -> Option<u64> {
     (row[4] == 1.0).then(|| row[..4].iter().rev().fold(0, |state, &part| state << 16 | part as u64))
 }
 
+/// A token, and the state before it, if that is known.
+type Given = (u32, Option<u64>);
+
 struct Hash {
     cache: Vec<[u32; PAGE]>,
     /// The running states: hashes of all tokens before. None for a model without.
@@ -42,8 +45,8 @@ struct Hash {
     drawn: Vec<u32>,
     masks: BTreeMap<u32, Vec<u32>>,
     last: StepState,
-    /// What the head was given at each position: a token, and the state before it, if that is known.
-    head: Vec<[Option<(u32, Option<u64>)>; PAGE]>,
+    /// What the head was given at each position.
+    head: Vec<[Option<Given>; PAGE]>,
     /// What the head can read of the last step.
     for_head: Vec<[f32; WIDTH]>,
 }
