@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use basert::core::Format;
 use basert::files::{Kind, ModelFile, Value};
-use basert::{Model, Options};
+use basert::{KvFormat, Model, Options};
 use basert_hub::Store;
 use serde_json::json;
 
+use super::plan;
 use super::terminal::visible;
 use super::units;
 
@@ -48,8 +49,9 @@ struct Total {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let file = ModelFile::open(Store::open_default()?.resolve(&args.model)?.path).map_err(basert::Error::from)?;
     let options = Options { arch_files: args.arch_file.clone(), ..Options::default() };
-    let plan = Model::plan_of(&file, &options);
-    let runs = plan.as_ref().map(|plan| plan.graph.family.clone()).map_err(|error| error.to_string());
+    let planned = Model::plan_of(&file, &options);
+    let head = plan::head_bytes(&file, &options, KvFormat::default());
+    let runs = planned.as_ref().map(|plan| plan.graph.family.clone()).map_err(|error| error.to_string());
     let mut totals: BTreeMap<Format, Total> = BTreeMap::new();
     for tensor in file.tensors() {
         let total = totals.entry(tensor.format).or_default();
@@ -60,8 +62,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let parameters: usize = totals.values().map(|total| total.values).sum();
     let mut out = io::stdout().lock();
     if args.json {
-        let context = plan.as_ref().ok().map(|plan| plan.graph.context);
-        let report = report(&file, runs, context, parameters, &totals);
+        let context = planned.as_ref().ok().map(|plan| plan.graph.context);
+        let mut report = report(&file, runs, context, parameters, &totals);
+        report["head_bytes"] = json!(head.map(|(weights, _)| weights));
         return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?);
     }
 
@@ -75,10 +78,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ("parameters", units::with_prefix(parameters as f64, "").trim_end().to_owned()),
         ("bits each", format!("{:.2}", bytes as f64 * 8.0 / parameters.max(1) as f64)),
     ];
-    if let Ok(plan) = &plan {
+    if let Ok(plan) = &planned {
         facts.push(("context", format!("{} tokens", plan.graph.context)));
         facts.push(("vocabulary", format!("{} tokens", plan.graph.vocabulary)));
         facts.push(("layers", plan.graph.layers.to_string()));
+        if let Some((weights, _)) = head {
+            let weights = units::bytes(weights as f64);
+            facts.push(("head", format!("for multi-token prediction, {weights}, with --speculate mtp")));
+        }
     }
     let facts: Vec<_> =
         facts.into_iter().map(|(name, value)| vec![name.to_owned(), visible(&value).into_owned()]).collect();

@@ -8,7 +8,7 @@ use anyhow::Context;
 use basert::files::ModelFile;
 use basert::graph::Rows;
 use basert::plan::{Chip, Cost, Launching, Plan, PlanNode, StepShape, chip};
-use basert::{KvFormat, Model, Options};
+use basert::{KvFormat, Model, Mtp, Options};
 use basert_gpu::{Launches, MetalSource, MetalSystem, Tiles, kernels_on, launches_on};
 use indexmap::IndexMap;
 use serde_json::json;
@@ -77,14 +77,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(folder) = &args.kernels {
         write_kernels(&plan, args, &chips, folder)?;
     }
+    let head = head_bytes(&file, &args.model.options(), step.kv);
     let mut out = io::stdout().lock();
     if args.json {
-        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report(&plan, step, &chips))?)?);
+        let mut report = report(&plan, step, &chips);
+        report["head"] =
+            json!(head.map(|(weights, keys)| json!({ "weight_bytes": weights, "kv_bytes_per_token": keys })));
+        return Ok(writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?);
     }
     let title = plan.to_string();
     writeln!(out, "{}", title.lines().next().unwrap_or_default())?;
     writeln!(out, "a step of {} tokens after {}, with one row of logits", step.tokens, step.context)?;
-    writeln!(out, "{}\n", memory(&plan, &args.model.options(), args.kv.format))?;
+    writeln!(out, "{}", memory(&plan, &args.model.options(), args.kv.format))?;
+    if let Some((weights, keys)) = head {
+        let (weights, keys) = (units::bytes(weights as f64), units::bytes(keys as f64));
+        writeln!(out, "with its head for multi-token prediction {weights} of weights more, and {keys} for each token")?;
+    }
+    writeln!(out)?;
     let rows = if args.summary { summary(&plan, step) } else { all(&plan, step) };
     write!(out, "{}", units::table(&rows, if args.summary { 1 } else { 2 }))?;
     if !chips.is_empty() {
@@ -106,6 +115,12 @@ fn memory(plan: &Plan, options: &Options, kv: KvFormat) -> String {
         bytes => format!(", and {} of running states", units::bytes(bytes as f64)),
     };
     format!("a sequence of {context} tokens takes {keys} of keys and values{states}")
+}
+
+/// What the model's head takes, if it has one: bytes of weights, and of a token's keys and values.
+pub fn head_bytes(file: &ModelFile, options: &Options, kv: KvFormat) -> Option<(usize, usize)> {
+    let plan = Model::plan_of(file, &Options { mtp: Mtp::On, ..options.clone() }).ok()?;
+    plan.graph.head_bytes(kv)
 }
 
 fn write_kernels(plan: &Plan, args: &Args, chips: &[(Chip, Bound)], folder: &Path) -> anyhow::Result<()> {

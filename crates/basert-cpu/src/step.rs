@@ -277,7 +277,7 @@ impl Baked for CpuBaked {
 
     fn profile(&mut self, step: &StepState) -> Result<Vec<Span>, DeviceError> {
         let plan = self.plan.clone();
-        let begins: Vec<_> = plan.nodes.iter().map(|_| AtomicU64::new(u64::MAX)).collect();
+        let begins: Vec<_> = plan.model().iter().map(|_| AtomicU64::new(u64::MAX)).collect();
         let start = Instant::now();
         self.run(step, |i, _, worker| {
             worker.barrier();

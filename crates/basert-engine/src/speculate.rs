@@ -146,8 +146,6 @@ impl Guesser {
         let speculation = match speculation {
             // There, steps are submitted before the host knows the tokens.
             Speculation::Auto if draws_on_device => Speculation::Off,
-            Speculation::Mtp(None) => Speculation::Auto,
-            Speculation::Mtp(Some(tokens)) => Speculation::Tokens(tokens),
             speculation => speculation,
         };
         Guesser { speculation, ..Guesser::default() }
@@ -162,9 +160,8 @@ impl Guesser {
     pub fn wanted(&self, costs: &Costs, answers: usize) -> usize {
         match self.speculation {
             Speculation::Off => 0,
-            Speculation::Auto => costs.worth(self.rate, answers),
+            Speculation::Auto | Speculation::Mtp(None) => costs.worth(self.rate, answers),
             Speculation::Tokens(tokens) | Speculation::Mtp(Some(tokens)) => tokens,
-            Speculation::Mtp(None) => 0,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Graphs: the ops of a model, and the values, weights, rotations and states that they name.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use basert_core::KvFormat;
@@ -205,6 +206,19 @@ impl Graph {
     /// First byte of a running state in those of a sequence, which follow each other.
     pub fn slot_offset(&self, id: StateId) -> usize {
         self.states[..id.0].iter().map(|state| size_of::<f32>() * state.running()).sum()
+    }
+
+    /// What the head takes, if there is one: bytes of weights that the model does not read, and of a token in the KV cache.
+    pub fn head_bytes(&self, kv: KvFormat) -> Option<(usize, usize)> {
+        let (model, own) = self.nodes.split_at(self.head?.after);
+        let weights = |nodes: &[Node]| -> BTreeSet<WeightId> {
+            nodes.iter().flat_map(|node| node.op.signature().weights).map(|(weight, _)| weight).collect()
+        };
+        let of_model = weights(model);
+        let bytes = weights(own).difference(&of_model).map(|weight| self.weights[weight.0].bytes()).sum();
+        let stores = own.iter().filter_map(|node| node.op.signature().writes);
+        let caches = stores.filter_map(|state| self.states[state.0].paged());
+        Some((bytes, caches.map(|cache| cache.token_bytes(kv)).sum()))
     }
 
     /// The hidden state from which the last matrix computes the logits, and nothing but functions of single values

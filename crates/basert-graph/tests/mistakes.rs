@@ -25,7 +25,9 @@ fn error(ops: &str) -> String {
         "name = 'mine'\ngguf = ['mine']\nuse = ['common']\n[parameters]\nlayers = 1\ncontext = 64\nhidden = 32\nheads = 2\n\
          kv_heads = 2\nhead_dim = 16\n[tensors]\nembed = {{ gguf = 'embed', shape = [96, 32] }}\n\
          w = {{ gguf = 'w', shape = [32, 32] }}\nvector = {{ gguf = 'vector', shape = [7] }}\n\
-         part = {{ gguf = 'w', shape = [32, 32], rows = [20, 20] }}\n[graph]\nstart = [\n\
+         part = {{ gguf = 'w', shape = [32, 32], rows = [20, 20] }}\n\
+         columns = {{ gguf = 'w', shape = [32, 32], columns = [0, 16] }}\n\
+         beyond = {{ gguf = 'w', shape = [32, 32], columns = [20, 20] }}\n[graph]\nstart = [\n\
          {{ op = 'embed', weight = 'embed', out = 'x' }},\n{{ op = 'linear', in = 'x', weight = 'w', out = 'q' }},\n\
          {{ op = 'linear', in = 'x', weight = 'w', out = 'k' }},\n{{ op = 'linear', in = 'x', weight = 'w', out = 'v' }},\n\
          {{ op = 'store', k = 'k', v = 'v', out = 'kv' }},\n{{ op = 'select', in = 'x', out = 's' }},\n{ops}\n]\nblock = []\n\
@@ -51,6 +53,9 @@ fn what_cannot_be_computed_is_refused_by_name() {
         ("{ op = 'attention', in = 'q', out = 'a' },", "`kv` is missing"),
         ("{ op = 'attention', in = 'q', kv = 'x', out = 'a' },", "does not name what an op 'store' stores"),
         ("{ op = 'attention', in = 's', kv = 'kv', out = 'a' },", "rows for the wanted tokens only"),
+        ("{ op = 'attention', in = 'q', kv = 'kv', skipped = 1, window = 2, out = 'a' },", "it skips tokens, and has"),
+        ("{ op = 'embed', weight = 'columns', out = 'a' },", "only some of the columns"),
+        ("{ op = 'linear', in = 'x', weight = 'beyond', out = 'a' },", "20 from 20 on cannot be taken"),
         ("{ op = 'store', k = 's', v = 'v', out = 'b' },", "rows for the wanted tokens only"),
         ("{ op = 'rope', in = 's', out = 'a' },", "rows for the wanted tokens only"),
         ("{ op = 'select', in = 's', out = 'a' },", "rows for the wanted tokens only"),

@@ -428,6 +428,7 @@ fn attention() -> Vec<Row> {
         (128, 8, 1, "", "turned", COMPARED),
         (128, 3, 1, "window = 9, sinks = 'sinks'", "main", COMPARED),
         (64, 4, 2, "chunk = 7", "none", COMPARED),
+        (64, 4, 2, "skipped = 1", "main", COMPARED),
         (64, 6, 2, "alibi = 8", "none", COMPARED),
         (64, 6, 2, "alibi = 8, cap = 4", "none", 640),
         (256, 2, 1, "", "main", COMPARED),

@@ -162,11 +162,20 @@ pub(crate) fn plan_for(file: &ModelFile, options: &Options, step_tokens: usize) 
     let extra = options.arch_files.iter().map(|path| Architecture::open(path));
     let extra = extra.collect::<Result<Vec<_>, _>>()?;
     let context = options.max_context.unwrap_or(Options::DEFAULT_CONTEXT);
-    let graph = Graph::open_for(file, &extra, context, options.mtp != Mtp::Off)?;
-    if options.mtp == Mtp::On && graph.head.is_none() {
-        let what = "it has no head for multi-token prediction";
-        return Err(Error::Model { file: file.path().display().to_string(), what: what.to_owned() });
-    }
+    let name = || file.path().display().to_string();
+    let graph = match (Graph::open_for(file, &extra, context, options.mtp != Mtp::Off), options.mtp) {
+        (Ok(graph), Mtp::On) if graph.head.is_none() => {
+            let what = "it has no head for multi-token prediction".to_owned();
+            return Err(Error::Model { file: name(), what });
+        }
+        (Err(error), Mtp::Auto) => {
+            // The model may be whole all the same.
+            let graph = Graph::open_for(file, &extra, context, false)?;
+            tracing::warn!("{}: its head for multi-token prediction is not used: {error}", name());
+            graph
+        }
+        (graph, _) => graph?,
+    };
     let tokens = match graph.is_causal() {
         true => step_tokens,
         // A text is computed in one step.

@@ -3,6 +3,7 @@
 mod constrained;
 mod examples;
 mod greedy;
+mod heads;
 mod odd_files;
 mod plans;
 mod prefixes;

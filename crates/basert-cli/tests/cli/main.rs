@@ -149,6 +149,8 @@ fn guesses_change_no_text() {
     }
     assert_eq!(complete(&[]).ok(), plain);
     assert!(complete(&["--speculate", "off", "--draft", &model]).fails(2).contains("no effect with --speculate off"));
+    assert!(complete(&["--speculate", "mtp"]).fails(2).contains("is for basert serve"));
+    assert!(complete(&["--speculate", "mtp=17"]).fails(2).contains("mtp=N"));
     let tiny = basert_testkit::tiny().join("llama.gguf").display().to_string();
     assert!(complete(&["--draft", &tiny]).fails(1).contains("its vocabulary has 288 tokens"));
 }
@@ -348,6 +350,10 @@ fn inspect_shows_what_is_in_a_file() {
     for format in ["F32", "Q4_1", "Q8_0"] {
         assert_eq!(report["formats"][format]["bytes"], sum(format));
     }
+    assert_eq!(report["head_bytes"], Value::Null);
+    let headed = basert_testkit::tiny().join("glm4moe.gguf").display().to_string();
+    assert!(basert(&["inspect", &headed]).ok().contains("for multi-token prediction, 61.5 kB"));
+    assert!(basert(&["plan", &headed]).ok().contains("with its head for multi-token prediction 61.5 kB"));
     let text = basert(&["inspect", &model(), "--tensors"]).ok();
     assert!(text.contains("49152 in all") && text.contains("blk.29.ffn_down.weight"), "{text}");
     let folder = basert_testkit::tiny().join("qwen3").display().to_string();

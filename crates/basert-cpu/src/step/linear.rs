@@ -23,7 +23,7 @@ pub(super) type Biased = (Arc<PackedMatrix>, Option<Vec<f32>>);
 struct BoundLinear {
     x: Place,
     norm: Option<BoundNorm>,
-    parts: Vec<(Arc<PackedMatrix>, Option<Vec<f32>>, Range<usize>)>,
+    parts: Vec<(Biased, Range<usize>)>,
     epilogue: Epilogue,
     out: Output,
 }
@@ -61,10 +61,10 @@ pub(super) fn bind(
     packed: &[Vec<Arc<PackedMatrix>>],
 ) -> Result<Box<dyn Kernel>, DeviceError> {
     let mut column = 0;
-    let with_columns = |(matrix, bias): Biased| {
+    let with_columns = |part: Biased| {
         let first = column;
-        column += matrix.rows();
-        (matrix, bias, first..column)
+        column += part.0.rows();
+        (part, first..column)
     };
     let parts = matrices(binder, linear, packed)?.into_iter().map(with_columns).collect();
     let norm = linear.norm.as_ref().map(|norm| binder.norm(norm)).transpose()?;
@@ -83,7 +83,7 @@ impl Kernel for BoundLinear {
             return;
         }
         let (x, out) = (run.view(self.x, rows), run.view(self.out.0, rows));
-        let any = |quantised| self.parts.iter().any(|(matrix, ..)| matrix.wants_quantised() == quantised);
+        let any = |quantised| self.parts.iter().any(|((matrix, _), _)| matrix.wants_quantised() == quantised);
         let (quantised, float) = (any(true), any(false));
         let own = rows == 1 && x.cols() <= OWN_INPUT;
         let memory =
@@ -117,13 +117,13 @@ impl Kernel for BoundLinear {
 
         let (codes, floats) = (codes.map(Input::Quantised), floats.map(Input::Float));
         let Some(blocks) = floats.or(codes).map(RowBlocks::of) else { return };
-        let units: usize = self.parts.iter().map(|(matrix, ..)| matrix.units()).sum();
+        let units: usize = self.parts.iter().map(|((matrix, _), _)| matrix.units()).sum();
         // Many rows are multiplied by two panels at a time.
-        let many = self.parts.iter().any(|(matrix, ..)| rows > unexpanded_rows(run.isa, matrix.format()));
+        let many = self.parts.iter().any(|((matrix, _), _)| rows > unexpanded_rows(run.isa, matrix.format()));
         let step = if many { 2 } else { 1 };
         for (block, units) in worker.products(&op.work, blocks.len(), units, step) {
             let mut first = 0;
-            for (matrix, bias, columns) in &self.parts {
+            for ((matrix, bias), columns) in &self.parts {
                 let start = units.start.max(first) - first;
                 let end = units.end.min(first + matrix.units()).saturating_sub(first);
                 first += matrix.units();

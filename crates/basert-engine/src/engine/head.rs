@@ -9,7 +9,7 @@
 use basert_plan::Pass;
 
 use super::{Engine, EngineError, Part, Sequence};
-use crate::{Sampler, Speculation};
+use crate::Sampler;
 
 /// What the head reads of the last tokens of a sequence that were computed.
 #[derive(Debug, Clone, Default)]
@@ -69,15 +69,15 @@ impl Engine {
         self.step.clear();
         self.step.pass = Pass::Head;
         let mut row = 0;
-        for Part { sequence, count, .. } in parts {
+        for Part { sequence, count, wanted } in parts {
             let (from, to) = (sequence.computed, sequence.computed + *count);
             self.step.push(&sequence.tokens[from..to], from, &sequence.tables, 0);
             let before = from.checked_sub(1).and_then(|before| sequence.carry.of(before, width));
             push(&mut self.step.given, before, width);
-            (row + 1..row + *count).for_each(|row| self.step.given.extend_from_slice(self.baked.for_head(row - 1)));
             row += *count;
-            // Draft tokens may be taken back.
-            let kept = (1 + Speculation::MOST).min(*count);
+            (row - *count..row - 1).for_each(|row| self.step.given.extend_from_slice(self.baked.for_head(row)));
+            // The last token, and before it draft tokens that may be taken back.
+            let kept = (*wanted).max(1).min(*count);
             let rows = (row - kept..row).flat_map(|row| self.baked.for_head(row)).copied().collect();
             sequence.carry = Carry { first: to - kept, rows };
         }

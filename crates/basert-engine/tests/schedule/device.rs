@@ -36,6 +36,9 @@ fn state_of(row: &[f32]) -> Option<u64> {
 /// Tokens that the second group sees.
 pub const WINDOW: usize = 7;
 
+/// A token, and the state before it, if that is known.
+type Given = (u32, Option<u64>);
+
 struct Hash {
     /// The pages of each group.
     cache: Vec<Vec<[u32; PAGE]>>,
@@ -47,8 +50,8 @@ struct Hash {
     drawn: Vec<u32>,
     masks: BTreeMap<u32, Vec<u32>>,
     last: StepState,
-    /// What the head was given at each position: a token, and the state before it, if that is known.
-    head: Vec<[Option<(u32, Option<u64>)>; PAGE]>,
+    /// What the head was given at each position.
+    head: Vec<[Option<Given>; PAGE]>,
     /// What the head can read of the last step.
     for_head: Vec<[f32; WIDTH]>,
 }

@@ -133,9 +133,10 @@ impl Draft {
         }
         let store = format!("k = '{k}', v = '{v}', kv_heads = {kv}, head_dim = {head_dim}");
         writeln!(self.ops, "  {{ op = 'store', {store}, out = 'kv' }},").unwrap();
-        let reach = match self.below(3) {
+        let reach = match self.below(4) {
             0 => String::new(),
             1 => format!(", window = {}", 1 + self.below(40)),
+            2 => format!(", skipped = {}", 1 + self.below(3)),
             _ => format!(", chunk = {}", 1 + self.below(40)),
         };
         let cap = if self.below(4) == 0 { ", cap = 3" } else { "" };

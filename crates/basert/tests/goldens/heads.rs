@@ -130,11 +130,13 @@ fn devices_agree_with_transformers() {
         for isa in Isa::available() {
             assert!(on(isa, 1, 1, &FUSIONS) == expected, "{}: {isa}", headed.name);
         }
-        for left_out in 0..FUSIONS.len() {
-            let fusions: Vec<_> = (0..FUSIONS.len()).filter(|&i| i != left_out).map(|i| FUSIONS[i]).collect();
-            assert!(on(Isa::detect(), 1, 32, &fusions) == expected, "{}: {}", headed.name, FUSIONS[left_out].name);
+        for Fusion { name, .. } in FUSIONS {
+            let others: Vec<_> = FUSIONS.into_iter().filter(|other| other.name != name).collect();
+            assert!(on(Isa::detect(), 1, 32, &others) == expected, "{}: {name}", headed.name);
         }
-        for most in [1, 4, 32] {
+        // Thread by thread, a model takes seconds.
+        let sizes = if headed.name.ends_with(".gguf") { &[1, 32][..] } else { &[] };
+        for &most in sizes {
             let error = headed.error(&headed.on(&*gpu::device(), KvFormat::F16, most, &FUSIONS));
             println!("{:25} gpu {most:2} tokens {error:.1e}", headed.name);
             assert!(error < 6e-3, "{} on a GPU, {most} tokens: {error}", headed.name);
