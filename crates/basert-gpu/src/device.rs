@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use basert_core::KvFormat;
 use basert_files::ModelFile;
-use basert_plan::{Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState, largest};
+use basert_plan::{
+    Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Place, Plan, Span, Stage, StepState, largest,
+};
 
 use crate::cache::CacheKey;
 use crate::lower::{CHAIN, CacheLayout, Launch, Lowering, Memory};
@@ -127,13 +129,7 @@ impl Lowered {
     }
 
     /// Refuses what the device has no room for, before any of it is taken. `fixed` is what is needed beside the KV cache.
-    fn check_memory(
-        &self,
-        plan: &Plan,
-        pages: &[usize],
-        fixed: usize,
-        facts: &GpuFacts,
-    ) -> Result<(), DeviceError> {
+    fn check_memory(&self, plan: &Plan, pages: &[usize], fixed: usize, facts: &GpuFacts) -> Result<(), DeviceError> {
         let needed = fixed.saturating_add(self.cache.bytes);
         let Some(free) = facts.free_memory.filter(|&free| free < needed) else { return Ok(()) };
         let formats = KvFormat::ALL.into_iter().skip_while(|&other| other != self.cache.kv);

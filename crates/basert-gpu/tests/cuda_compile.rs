@@ -39,7 +39,8 @@ fn kernels_of(file: &Arc<ModelFile>, graph: &Arc<Graph>) -> Vec<Kernel> {
         if graph.caches().all(|cache| cache.head_dim.is_multiple_of(kv.block())) {
             let recorder = Recorder::new("cuda", 132);
             let plan = Arc::new(Plan::build(graph.clone(), Limits { tokens: 64, wanted: 2 }, &FUSIONS));
-            let options = LoadOptions { pages: vec![64; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
+            let options =
+                LoadOptions { pages: vec![64; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
             match GpuDevice::new(recorder.clone()).unwrap().load(plan, file.clone(), options) {
                 Ok(_) => {}
                 Err(error) => assert!(matches!(error, DeviceError::Unsupported { .. }), "{error}"),

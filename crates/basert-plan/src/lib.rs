@@ -16,13 +16,13 @@ mod fuse;
 mod pages;
 mod plan;
 
+pub use basert_graph::Reach;
 pub use chips::{Bounds, Chip, Launching, chip, chip_of_device, chips};
 pub use cost::{Cost, StepShape};
 pub use device::{
     Baked, Device, DeviceError, Draw, Facts, Fit, LoadOptions, Progress, SequenceRows, Span, Stage, StepState,
     first_allowed,
 };
-pub use basert_graph::Reach;
 pub use fuse::{FUSIONS, Fusion};
 pub use pages::{PageGroup, largest};
 pub use plan::{

@@ -104,7 +104,8 @@ impl Engine {
                     loaded += taken.map_or(0, |_| bytes.len());
                 }
             }
-            let read = read.and_then(|()| self.read_checkpoints(&mut reader, has_room, &mut slot_bytes, &mut checkpoints));
+            let read =
+                read.and_then(|()| self.read_checkpoints(&mut reader, has_room, &mut slot_bytes, &mut checkpoints));
             let kept = Kept { parent, salt, tokens: &tokens, pages: &pages, is_wanted, checkpoints: &checkpoints };
             let restored = read.and_then(|()| match has_room {
                 true if !tree.restore(kept, &mut before) => {

@@ -177,9 +177,8 @@ impl Engine {
             return;
         }
         let known = sequence.states.trail.iter().chain(&sequence.states.checkpoints);
-        let goes_on = |kept: &&Checkpoint| {
-            kept.position <= length && self.reusable(sequence, kept.position) == kept.position
-        };
+        let goes_on =
+            |kept: &&Checkpoint| kept.position <= length && self.reusable(sequence, kept.position) == kept.position;
         let best = known.filter(goes_on).max_by_key(|kept| kept.position).copied();
         let states = &mut sequence.states;
         let trail = std::mem::take(&mut states.trail);

@@ -98,9 +98,8 @@ impl Engine {
     /// Reserves pages for steps that the device may run ahead, of up to `tokens` tokens, as long as there are plenty.
     pub(super) fn reserve_ahead(&mut self, sequence: &mut Sequence, tokens: usize) {
         let last = (sequence.computed + tokens).min(self.context).div_ceil(self.page_tokens);
-        let plenty = |engine: &Engine| {
-            engine.groups.iter().all(|group| group.pool.available() > group.pool.total() / 8)
-        };
+        let plenty =
+            |engine: &Engine| engine.groups.iter().all(|group| group.pool.available() > group.pool.total() / 8);
         while sequence.table_len() < last && plenty(self) {
             let i = sequence.table_len();
             sequence.lengthen(self.groups.len(), i + 1);
@@ -190,8 +189,7 @@ impl Engine {
             groups.iter().enumerate().map(of_group).sum::<usize>()
         };
         while bytes(cache, &self.groups) > self.most_prefix_bytes {
-            let (groups, slots) = (&mut self.groups, &mut self.slots.pool);
-            if !(0..groups.len()).any(|group| cache.evict(group, groups, slots)) {
+            if !cache.evict_any(&mut self.groups, &mut self.slots.pool) {
                 return;
             }
         }

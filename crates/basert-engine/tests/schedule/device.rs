@@ -80,9 +80,8 @@ impl Hash {
                     let token = |group: usize, p: usize| self.cache[group][tables[group][p / PAGE] as usize][p % PAGE];
                     // What the pages say and what the states say are the same; if not, both are of no use.
                     let hashed = (0..=position).map(|p| token(0, p)).fold(START, state_after);
-                    let mut seen = (1..tables.len()).flat_map(|group| {
-                        (position.saturating_sub(WINDOW - 1)..=position).map(move |p| (group, p))
-                    });
+                    let mut seen = (1..tables.len())
+                        .flat_map(|group| (position.saturating_sub(WINDOW - 1)..=position).map(move |p| (group, p)));
                     let is_right = (self.slots.is_empty() || state == hashed)
                         && seen.all(|(group, p)| token(group, p) == token(0, p));
                     logits.push(logits_of(if is_right { hashed } else { !hashed }));

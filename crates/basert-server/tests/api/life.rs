@@ -156,7 +156,8 @@ fn broken() -> Loaded {
         free_memory: None,
     };
     let device = Box::new(Broken { vocabulary, logits: vec![] });
-    let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, &[(Reach::All, 64)], 256, vocabulary).with_prefix_cache();
+    let engine = Engine::new(device, &facts, Limits { tokens: 64, wanted: 8 }, &[(Reach::All, 64)], 256, vocabulary)
+        .with_prefix_cache();
     Loaded { engine, ..loaded }
 }
 

@@ -56,9 +56,17 @@ impl Golden {
         }
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
         let options = LoadOptions { pages: vec![4; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
-        let baked =
-            device.load(plan.clone(), self.file.clone(), options).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        let engine = Engine::new(baked, device.facts(), limits, &plan.reaches(&vec![4; plan.page_groups.len()]), 256, self.graph.vocabulary);
+        let baked = device
+            .load(plan.clone(), self.file.clone(), options)
+            .unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let engine = Engine::new(
+            baked,
+            device.facts(),
+            limits,
+            &plan.reaches(&vec![4; plan.page_groups.len()]),
+            256,
+            self.graph.vocabulary,
+        );
         let mut engine = engine.with_slots(4, self.graph.slot_bytes());
         let mut all = Vec::new();
         engine.score(&self.prompt, 0, &mut |_, logits| all.extend_from_slice(logits)).unwrap();
@@ -74,7 +82,14 @@ impl Golden {
         let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
         let options = LoadOptions { pages: vec![4; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
         let baked = device.load(plan.clone(), self.file.clone(), options).unwrap();
-        let engine = Engine::new(baked, device.facts(), limits, &plan.reaches(&vec![4; plan.page_groups.len()]), 256, self.graph.vocabulary);
+        let engine = Engine::new(
+            baked,
+            device.facts(),
+            limits,
+            &plan.reaches(&vec![4; plan.page_groups.len()]),
+            256,
+            self.graph.vocabulary,
+        );
         let mut engine = engine.with_slots(4, self.graph.slot_bytes());
         let (mut sequence, mut all) = (Sequence::default(), Vec::new());
         engine.set(&mut sequence, self.prompt.clone()).unwrap();
