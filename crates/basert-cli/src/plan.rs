@@ -40,6 +40,9 @@ pub struct Args {
     /// Tokens of context before them
     #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = count(0))]
     context: usize,
+    /// Say what a sequence of so many tokens takes [default: the model's context, up to 8192]
+    #[arg(long, value_name = "TOKENS", value_parser = count(1))]
+    max_context: Option<usize>,
     #[command(flatten)]
     kv: KvArgs,
     /// Bound the speed by that of a chip, such as m4-pro or h100, or `this` machine as measured now; may be repeated
@@ -69,9 +72,9 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let chips = chips(args)?;
     let file = ModelFile::open(args.model.path()?).map_err(basert::Error::from)?;
-    let options = args.model.options();
+    let options = Options { max_context: args.max_context, ..args.model.options() };
     let step_tokens = Some(args.tokens.max(basert_cpu::STEP_TOKENS));
-    let plan = Model::plan_of(&file, &Options { step_tokens, ..options })?;
+    let plan = Model::plan_of(&file, &Options { step_tokens, ..options.clone() })?;
     let step = StepShape { tokens: args.tokens, wanted: 1, context: args.context, kv: args.kv.format };
     let chips: Vec<_> = chips.into_iter().map(|chip| (chip.clone(), Bound::new(&plan, step, &chip))).collect();
     if let Some(folder) = &args.kernels {
@@ -88,7 +91,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let title = plan.to_string();
     writeln!(out, "{}", title.lines().next().unwrap_or_default())?;
     writeln!(out, "a step of {} tokens after {}, with one row of logits", step.tokens, step.context)?;
-    writeln!(out, "{}", memory(&plan, &args.model.options(), args.kv.format))?;
+    writeln!(out, "{}", memory(&plan, &options, args.kv.format))?;
     if let Some((weights, keys)) = head {
         let (weights, keys) = (units::bytes(weights as f64), units::bytes(keys as f64));
         writeln!(out, "with its head for multi-token prediction {weights} of weights more, and {keys} for each token")?;

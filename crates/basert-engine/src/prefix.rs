@@ -269,18 +269,36 @@ impl PrefixTree {
     /// the first group the least recently used that no page follows; of others, first those that were in no window that
     /// is worth keeping.
     pub fn evict(&mut self, group: usize, groups: &mut [Group], slots: &mut PagePool) -> bool {
+        if group > 0 {
+            let found = self.unused(group, groups).min_by_key(|&id| self.nodes[id].window_used);
+            return found.inspect(|&id| self.drop_page(id, group, groups)).is_some();
+        }
+        let last = self.unused(group, groups).filter(|&id| self.nodes[id].children.is_empty());
+        let found = last.min_by_key(|&id| self.nodes[id].used);
+        found.inspect(|&id| self.remove(id, groups, slots)).is_some()
+    }
+
+    /// Evicts a page that is worth least: one of a window that is not worth keeping, or else the least recently used one of
+    /// the first group. Returns whether there was one that no sequence uses.
+    pub fn evict_any(&mut self, groups: &mut [Group], slots: &mut PagePool) -> bool {
+        for group in 1..groups.len() {
+            let unwanted = self.unused(group, groups).filter(|&id| !self.nodes[id].window_used.0);
+            if let Some(id) = unwanted.min_by_key(|&id| self.nodes[id].window_used) {
+                self.drop_page(id, group, groups);
+                return true;
+            }
+        }
+        (0..groups.len()).any(|group| self.evict(group, groups, slots))
+    }
+
+    /// The nodes with a page of a group that no sequence uses.
+    fn unused(&self, group: usize, groups: &[Group]) -> impl Iterator<Item = usize> {
         let pool = &groups[group].pool;
-        let unused = |&id: &usize| {
+        let is_unused = move |&id: &usize| {
             let node = &self.nodes[id];
             node.used > 0 && node.pages[group] != NONE && !pool.is_shared(node.pages[group])
         };
-        if group > 0 {
-            let found = (0..self.nodes.len()).filter(unused).min_by_key(|&id| self.nodes[id].window_used);
-            return found.inspect(|&id| self.drop_page(id, group, groups)).is_some();
-        }
-        let is_last = |id: &usize| self.nodes[*id].children.is_empty() && unused(id);
-        let found = (0..self.nodes.len()).filter(is_last).min_by_key(|&id| self.nodes[id].used);
-        found.inspect(|&id| self.remove(id, groups, slots)).is_some()
+        (0..self.nodes.len()).filter(is_unused)
     }
 
     /// Evicts one of the least recently used checkpoints that no sequence uses. Returns whether there was one.
@@ -336,8 +354,7 @@ impl PrefixTree {
 
     /// The number of pages of a group that only the tree holds.
     pub fn alone(&self, group: usize, groups: &[Group]) -> usize {
-        let pages = self.nodes.iter().filter(|node| node.used > 0).map(|node| node.pages[group]);
-        pages.filter(|&page| page != NONE && !groups[group].pool.is_shared(page)).count()
+        self.unused(group, groups).count()
     }
 
     /// All nodes, parents before children, and otherwise the most recently used first.
@@ -651,6 +668,20 @@ mod tests {
         assert_eq!((find(&mut tree, &groups, &text), tree.len(), tree.alone(0, &groups)), ((vec![], 0), 4, 4));
         while tree.evict(0, &mut groups, &mut slots) {}
         assert_eq!((groups[0].pool.available(), groups[1].pool.available()), (16, 16));
+    }
+
+    #[test]
+    fn beyond_a_limit_windows_that_nobody_needs_go_before_ends() {
+        let (mut tree, mut groups, mut slots) = (PrefixTree::new(4), with_windows([8, 8]), PagePool::new(0));
+        let text: Vec<u32> = (1..=14).collect();
+        insert(&mut tree, &mut groups, &text);
+        let mut left = |tree: &mut PrefixTree, groups: &mut [Group]| {
+            assert!(tree.evict_any(groups, &mut slots));
+            (tree.alone(0, groups), tree.alone(1, groups), find(tree, groups, &text).1)
+        };
+        assert_eq!(left(&mut tree, &mut groups), (4, 3, 14));
+        assert_eq!(left(&mut tree, &mut groups), (4, 2, 14));
+        assert_eq!(left(&mut tree, &mut groups), (3, 1, 12), "the last page, with its window");
     }
 
     /// Where the second text parted from the first, a third one can be taken up, though the rest of the window is gone.

@@ -27,7 +27,7 @@ impl Room {
         let most_slots = if slot_bytes > 0 { sessions.saturating_mul(2).saturating_add(CHECKPOINTS) } else { 0 };
         let wanted = one.saturating_mul(sessions);
         // What pages of so many tokens in all come with.
-        let pages = |all: usize| pages(plan, options, (context, all), facts.page_tokens);
+        let pages = |all: usize| pages(plan, (context, all), facts.page_tokens);
         let bytes_of = |all: usize| plan.cache_bytes(&pages(all), options.kv, facts.page_tokens);
         let within = |bytes: usize| {
             let slots = (bytes / 2).checked_div(slot_bytes).unwrap_or(0).min(most_slots).max(least_slots);
@@ -55,15 +55,14 @@ impl Room {
 }
 
 /// How many pages of each group go with `all` pages of layers that see everything: as many, or what windows need. Each
-/// sequence of full length has its window and the tokens of a step, and the prefix cache some windows more, from which
-/// sequences can go on.
-fn pages(plan: &Plan, options: &Options, (context, all): (usize, usize), page_tokens: usize) -> Vec<usize> {
+/// sequence of full length has its window and the tokens of a step. There are some windows more, for more sequences that are
+/// short, or for the prefix cache, to go on from.
+fn pages(plan: &Plan, (context, all): (usize, usize), page_tokens: usize) -> Vec<usize> {
     let sequences = all.div_ceil(context.div_ceil(page_tokens).max(1));
-    let windows = if options.prefix_cache { WINDOWS } else { 0 };
     let groups = plan.page_groups.iter().zip(plan.pages_of(context, page_tokens));
     let of_group = |(group, own): (&PageGroup, usize)| {
         let window = PageGroup::most(group.reach, context, 0, page_tokens);
-        all.min(own.saturating_mul(sequences).saturating_add(window.saturating_mul(windows)))
+        all.min(own.saturating_mul(sequences).saturating_add(window.saturating_mul(WINDOWS)))
     };
     groups.map(of_group).collect()
 }
@@ -72,7 +71,7 @@ fn pages(plan: &Plan, options: &Options, (context, all): (usize, usize), page_to
 const LEAST_SLOTS: usize = 3;
 /// Slots beside those of sequences, for checkpoints.
 const CHECKPOINTS: usize = 12;
-/// Windows beside those of sequences, for the prefix cache: as checkpoints.
+/// Windows beside those of sequences: as many as checkpoints.
 const WINDOWS: usize = CHECKPOINTS;
 
 /// Settings that would fit, for a model for which `sessions` sessions of `context` tokens do not; none for any other
@@ -100,8 +99,35 @@ pub(crate) fn advice(error: &DeviceError, page_tokens: usize, sessions: usize, c
 #[cfg(test)]
 mod tests {
     use basert_core::KvFormat::{F16, Q4, Q8};
+    use basert_files::ModelFile;
 
     use super::*;
+    use crate::{DeviceKind, Model};
+
+    /// Of the tiny model with windows of 8 tokens in six of its seven layers.
+    #[test]
+    fn windows_take_a_part_of_the_memory() {
+        let file = ModelFile::open(basert_testkit::tiny().join("gemma3.gguf")).unwrap();
+        let options = Options { sessions: 4, ..Options::default() };
+        let plan = Model::plan_of(&file, &options).unwrap();
+        let facts = DeviceKind::Cpu.open(Some(1)).unwrap().facts().clone();
+        let room = |context, cache_bytes| Room::of(&plan, &Options { cache_bytes, ..options.clone() }, context, &facts);
+        // A window and a step of 512 tokens take up to eleven pages, and a window alone three.
+        let wanted = vec![2048, 4 * 11 + 12 * 3];
+        assert_eq!(room(32768, None), Ok(Room { pages: wanted.clone(), slots: 0 }));
+        assert_eq!(
+            room(64, None),
+            Ok(Room { pages: vec![4; 2], slots: 0 }),
+            "no more than of layers that see everything"
+        );
+        let bytes = |pages: &[usize]| plan.cache_bytes(pages, F16, 64);
+        assert_eq!(room(32768, Some(bytes(&wanted))).unwrap().pages, wanted);
+        let fewer = room(32768, Some(bytes(&wanted) - 1)).unwrap().pages;
+        assert_eq!(fewer, [2047, wanted[1]]);
+        let one = vec![512, 11 + 12 * 3];
+        assert_eq!(room(32768, Some(bytes(&one))).unwrap().pages, one);
+        assert!(room(32768, Some(bytes(&one) - 1)).unwrap_err().contains(&bytes(&one).to_string()));
+    }
 
     fn of(fits: &[(basert_core::KvFormat, usize)]) -> String {
         let fits = fits.iter().map(|&(kv, pages)| Fit { kv, pages }).collect();

@@ -30,7 +30,8 @@ pub struct Options {
     /// [`Options::cache_bytes`] is none; it has room for one sequence in any case.
     pub cache_share: Option<f64>,
     /// Whether the KV cache of requests that ended is kept, for others that begin with the same tokens, until the room
-    /// is needed.
+    /// is needed. In models with sliding windows it also has what lies behind them, without which a sequence that goes back
+    /// is computed from its beginning.
     pub prefix_cache: bool,
     /// Limit on the tokens of a step; none means what suits the device.
     pub step_tokens: Option<usize>,

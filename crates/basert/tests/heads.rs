@@ -186,7 +186,7 @@ fn a_head_that_agrees_with_the_model_is_believed() {
 #[test]
 fn a_head_is_used_where_it_is_wanted_and_there() {
     let path = basert_testkit::tiny().join("qwen3.gguf");
-    let error = Model::open(&path, Options { mtp: Mtp::On, ..Options::default() }).err().unwrap().to_string();
+    let error = Loaded::open(&path, Options { mtp: Mtp::On, ..Options::default() }).err().unwrap().to_string();
     assert!(error.contains("no head for multi-token prediction"), "{error}");
     assert!(!open(&path, DeviceKind::Cpu, Mtp::Auto).has_head());
     let path = basert_testkit::tiny().join("glm4moe.gguf");

@@ -195,8 +195,7 @@ impl Engine {
             groups.iter().enumerate().map(of_group).sum::<usize>()
         };
         while bytes(cache, &self.groups) > self.most_prefix_bytes {
-            let (groups, slots) = (&mut self.groups, &mut self.slots.pool);
-            if !(0..groups.len()).any(|group| cache.evict(group, groups, slots)) {
+            if !cache.evict_any(&mut self.groups, &mut self.slots.pool) {
                 return;
             }
         }
