@@ -1,5 +1,6 @@
 //! Lowers a plan to the dispatches of a step: which kernels, with which macros, over which memory.
 
+mod after;
 mod attention;
 mod experts;
 mod heads;
@@ -20,6 +21,7 @@ use crate::shape::{Outcome, Shape};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::{Vector, Weights};
+use after::After;
 use values::Function;
 
 /// Threadgroup memory of every chip, in bytes.
@@ -102,6 +104,8 @@ pub fn page_bytes(graph: &Graph, kv: KvFormat) -> usize {
 struct Lowered {
     launches: Vec<Launch>,
     barrier: bool,
+    /// What becomes of its result.
+    after: After,
 }
 
 impl<'p> Lowering<'p> {
@@ -154,7 +158,12 @@ impl<'p> Lowering<'p> {
         };
         // What is left out may have separated what comes before and after it.
         let mut owed = false;
+        // The nodes before this one are computed.
+        let mut done = 0;
         for (i, node) in nodes.iter().chain(last).enumerate() {
+            if i < done {
+                continue;
+            }
             if self.rows(node, shape).0 == 0 || self.selected(node.out).is_some() {
                 owed |= node.barrier;
                 continue;
@@ -163,9 +172,17 @@ impl<'p> Lowering<'p> {
                 rope = Some(node);
                 continue;
             }
-            let ops = i - usize::from(rope.is_some())..i + 1;
-            let mut lowered = Lowered { launches: Vec::new(), barrier: true };
+            let (applied, after, out) = self.after(nodes.get(i..).unwrap_or_default())?;
+            let ops = i - usize::from(rope.is_some())..i + 1 + applied;
+            done = ops.end;
+            let mut lowered = Lowered { launches: Vec::new(), barrier: true, after };
             let mut barrier = node.barrier || std::mem::take(&mut owed);
+            let followers = nodes.get(i + 1..done).unwrap_or_default();
+            // What they waited for, this does; and what waited for them comes after this.
+            if followers.iter().any(|node| node.barrier) {
+                (barrier, owed) = (true, true);
+            }
+            let node = &PlanNode { out: out.unwrap_or(node.out), ..node.clone() };
             match (&node.op, rope.take()) {
                 (PlanOp::Plain(Op::Attention(attention)), rope) => {
                     self.attention(node, attention, rope, shape, &mut lowered)?;
