@@ -58,7 +58,7 @@ impl<G: Gpu> GpuDevice<G> {
 /// Sums have the order that kernels give them, and what kernels there are depends on the device and its tuning.
 fn layout(facts: &GpuFacts, tuning: &Tuning) -> String {
     let depends_on = [facts.description.clone(), format!("{tuning:?}")];
-    format!("{} 1 {}", facts.tuning, CacheKey::new(depends_on))
+    format!("{} 2 {}", facts.tuning, CacheKey::new(depends_on))
 }
 
 /// All that is known of a plan on a device before anything is allocated: a pure function of the plan.
@@ -96,11 +96,11 @@ impl Lowered {
         }
         for tokens in classes(plan.limits.tokens) {
             for wanted in classes(plan.limits.wanted).into_iter().chain([0]) {
-                for attention in [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles] {
+                for attention in AttentionKind::ALL {
                     for &outcome in &outcomes {
                         for alone in [false, true] {
                             let shape = Shape { tokens, wanted, attention, outcome, alone };
-                            if shape.is_used() && (!alone || kv == KvFormat::F16) {
+                            if shape.is_used(plan) && (!alone || kv == KvFormat::F16) {
                                 shapes.insert(shape, lowering.lower(shape)?);
                             }
                         }
@@ -286,7 +286,7 @@ impl<G: Gpu> GpuBaked<G> {
         step.check(&self.plan, (&self.pages, self.slots), PAGE)?;
         let (used, tiles) = self.lowered.step.encode(step, &mut self.words)?;
         let shape = Shape::of(step, tiles, &self.plan, self.lowered.cache.kv);
-        if !shape.is_used() {
+        if !shape.is_used(&self.plan) {
             return Err(DeviceError::Step("tokens are drawn only for steps all of whose rows want one".to_owned()));
         }
         let position = step.positions.iter().copied().max().unwrap_or(0) as usize;

@@ -19,6 +19,7 @@ macro_rules! sources {
 
 sources![
     "common/activation.h",
+    "common/after.h",
     "common/attention.h",
     "common/base.h",
     "common/epilogue.h",

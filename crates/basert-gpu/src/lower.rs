@@ -1,5 +1,6 @@
 //! Lowers a plan to the dispatches of a step: which kernels, with which macros, over which memory.
 
+mod after;
 mod attention;
 mod experts;
 mod heads;
@@ -20,6 +21,7 @@ use crate::shape::{Outcome, Shape};
 use crate::step::{PAGE, StepLayout};
 use crate::tuning::Tuning;
 use crate::weights::{Vector, Weights};
+use after::After;
 use values::Function;
 
 /// Threadgroup memory of every chip, in bytes.
@@ -128,6 +130,8 @@ impl CacheLayout {
 struct Lowered {
     launches: Vec<Launch>,
     barrier: bool,
+    /// What becomes of its result.
+    after: After,
 }
 
 impl<'p> Lowering<'p> {
@@ -183,18 +187,31 @@ impl<'p> Lowering<'p> {
         };
         // What is left out may have separated what comes before and after it.
         let mut owed = false;
-        for (i, node) in (first..).zip(nodes.iter().chain(last)) {
+        // The nodes before this one are computed.
+        let mut done = 0;
+        for (place, node) in nodes.iter().chain(last).enumerate() {
+            if place < done {
+                continue;
+            }
             if self.rows(node, shape).0 == 0 || self.selected(node.out).is_some() {
                 owed |= node.barrier;
                 continue;
             }
-            if shape.alone && self.rotates_for_attention(i) {
+            if shape.alone && self.rotates_for_attention(first + place) {
                 rope = Some(node);
                 continue;
             }
-            let ops = i - usize::from(rope.is_some())..i + 1;
-            let mut lowered = Lowered { launches: Vec::new(), barrier: true };
+            let (applied, after, out) = self.after(nodes.get(place..).unwrap_or_default())?;
+            done = place + 1 + applied;
+            let ops = first + place - usize::from(rope.is_some())..first + done;
+            let mut lowered = Lowered { launches: Vec::new(), barrier: true, after };
             let mut barrier = node.barrier || std::mem::take(&mut owed);
+            let followers = nodes.get(place + 1..done).unwrap_or_default();
+            // What they waited for, this does; and what waited for them comes after this.
+            if followers.iter().any(|node| node.barrier) {
+                (barrier, owed) = (true, true);
+            }
+            let node = &PlanNode { out: out.unwrap_or(node.out), ..node.clone() };
             match (&node.op, rope.take()) {
                 (PlanOp::Plain(Op::Attention(attention)), rope) => {
                     self.attention(node, attention, rope, shape, &mut lowered)?;

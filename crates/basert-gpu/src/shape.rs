@@ -61,6 +61,29 @@ pub enum AttentionKind {
     Divided,
     /// Tiles of consecutive tokens.
     Tiles,
+    /// The same, over parts of the context that are merged, where there are few tiles.
+    DividedTiles,
+}
+
+impl AttentionKind {
+    /// All kinds.
+    pub const ALL: [AttentionKind; 4] =
+        [AttentionKind::Whole, AttentionKind::Divided, AttentionKind::Tiles, AttentionKind::DividedTiles];
+
+    /// Of this many tokens of context.
+    fn new(tiled: bool, context: usize) -> AttentionKind {
+        match (tiled, context > WHOLE_CONTEXT) {
+            (false, false) => AttentionKind::Whole,
+            (false, true) => AttentionKind::Divided,
+            (true, false) => AttentionKind::Tiles,
+            (true, true) => AttentionKind::DividedTiles,
+        }
+    }
+
+    /// Whether it is that of tiles.
+    pub fn is_tiled(self) -> bool {
+        matches!(self, AttentionKind::Tiles | AttentionKind::DividedTiles)
+    }
 }
 
 impl Shape {
@@ -73,13 +96,8 @@ impl Shape {
         let last = step.positions.iter().copied().max().unwrap_or(0) as usize;
         // Tiles of single tokens are worth it beside enough others.
         let full = found <= tokens / QUERY_TILE + FEW_SEQUENCES || TILED_TOKENS * found <= step.tokens.len();
-        let attention = if Shape::tiled(tokens) && full && found <= tiles(tokens) {
-            AttentionKind::Tiles
-        } else if last < WHOLE_CONTEXT {
-            AttentionKind::Whole
-        } else {
-            AttentionKind::Divided
-        };
+        let tiled = !plan.graph.is_causal() || (Shape::tiled(tokens) && full && found <= tiles(tokens, plan));
+        let attention = AttentionKind::new(tiled, last + 1);
         let outcome = match () {
             () if !step.draws.is_empty() => Outcome::Tokens,
             // If nothing is wanted, the outcome does not matter.
@@ -89,7 +107,7 @@ impl Shape {
         };
         // Quantised keys and values must be read from the KV cache by every reader.
         let alone = kv == KvFormat::F16
-            && attention != AttentionKind::Tiles
+            && !attention.is_tiled()
             && step.sequences.iter().all(|sequence| sequence.rows.len() == 1);
         Shape { tokens, wanted, attention, outcome, alone }
     }
@@ -98,13 +116,10 @@ impl Shape {
     pub fn of_one_sequence(step: StepShape, plan: &Plan) -> Shape {
         let rows = step.tokens.min(plan.limits.tokens);
         let tokens = rows.next_power_of_two().min(plan.limits.tokens);
-        let attention = match () {
-            () if Shape::tiled(tokens) => AttentionKind::Tiles,
-            () if step.context + step.tokens <= WHOLE_CONTEXT => AttentionKind::Whole,
-            () => AttentionKind::Divided,
-        };
+        let attention = AttentionKind::new(Shape::tiled(tokens) || !plan.graph.is_causal(), step.context + step.tokens);
         let outcome = if tokens == 1 { Outcome::Tokens } else { Outcome::Logits };
-        Shape { tokens, wanted: 1, attention, outcome, alone: tokens == 1 && step.kv == KvFormat::F16 }
+        let alone = tokens == 1 && step.kv == KvFormat::F16 && !attention.is_tiled();
+        Shape { tokens, wanted: 1, attention, outcome, alone }
     }
 
     /// The shape of the step that follows one of this shape, with positions up to `last`.
@@ -127,10 +142,16 @@ impl Shape {
     }
 
     /// Whether [`Shape::of`] can return it.
-    pub fn is_used(self) -> bool {
+    pub fn is_used(self, plan: &Plan) -> bool {
+        // Later tokens are seen only in tiles.
+        let tiled = match plan.graph.is_causal() {
+            true => !self.attention.is_tiled() || Shape::tiled(self.tokens),
+            false => self.attention.is_tiled(),
+        };
         // Tokens are sampled only if each row wants one.
         self.wanted <= self.tokens
-            && (self.attention != AttentionKind::Tiles || (Shape::tiled(self.tokens) && !self.alone))
+            && tiled
+            && !(self.attention.is_tiled() && self.alone)
             && (self.outcome != Outcome::Hidden || self.wanted > 0)
             && (!self.outcome.draws() || self.wanted == self.tokens)
     }
@@ -142,8 +163,12 @@ pub fn classes(limit: usize) -> Vec<usize> {
     powers.take_while(|&size| size < limit).chain([limit]).collect()
 }
 
-/// The tiles for which a step of `tokens` tokens has room: full ones, and one more for each of some sequences.
-pub fn tiles(tokens: usize) -> usize {
+/// The tiles for which a step of `tokens` tokens has room: full ones, and one more for each of some sequences, or of all if there
+/// is nothing but tiles for them.
+pub fn tiles(tokens: usize, plan: &Plan) -> usize {
     const SEQUENCES: usize = 128;
+    if !plan.graph.is_causal() {
+        return tokens;
+    }
     (tokens / QUERY_TILE + (tokens / TILED_TOKENS).clamp(FEW_SEQUENCES, SEQUENCES)).min(tokens)
 }

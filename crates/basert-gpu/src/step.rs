@@ -14,6 +14,8 @@ pub const QUERY_TILE: usize = 64;
 const DRAW_WORDS: usize = 12;
 /// Words of what is said of a sequence.
 const SEQUENCE_WORDS: usize = 4;
+/// Words of a tile.
+const TILE_WORDS: usize = 3;
 /// Words before the sections.
 const HEADER: usize = 5;
 
@@ -60,7 +62,7 @@ impl StepLayout {
         let wanted = kept + most * 3;
         let draws = wanted + limits.wanted;
         let tiles = draws + limits.wanted * DRAW_WORDS;
-        let pages_at = tiles + 2 * limits.tokens;
+        let pages_at = tiles + TILE_WORDS * limits.tokens;
         let masks = pages_at + groups * limits.tokens.saturating_mul(pages).min(TABLES);
         let words = masks + limits.wanted * vocabulary.div_ceil(32);
         StepLayout {
@@ -140,9 +142,10 @@ impl StepLayout {
                 }
                 at += table.len();
             }
+            let so_far = sequence.rows.clone().last().map_or(0, |row| step.positions[row] + 1);
             for first in sequence.rows.clone().step_by(QUERY_TILE) {
-                words[self.tiles + 2 * tiles] = first as u32;
-                words[self.tiles + 2 * tiles + 1] = (sequence.rows.end - first).min(QUERY_TILE) as u32;
+                let tile = [first as u32, (sequence.rows.end - first).min(QUERY_TILE) as u32, so_far];
+                words[self.tiles + tiles * TILE_WORDS..][..TILE_WORDS].copy_from_slice(&tile);
                 tiles += 1;
             }
         }

@@ -1,7 +1,8 @@
 // What the attention kernels share.
 //
 // Q_HEADS, KV_HEADS; HEAD_DIM, the values of a head in the cache, and HEAD_VALUES, those before zeros; SCALE;
-// WINDOW, how many tokens one sees, or 0 for all; CHUNK, how many tokens see each other, or 0; SKIPPED, how many first tokens no later one sees; CAP, the soft cap of
+// WINDOW, how many tokens one sees, or 0 for all; CHUNK, how many tokens see each other, or 0; SKIPPED, how many first tokens no
+// later one sees; BOTH_WAYS, where later tokens are seen as well as earlier ones; CAP, the soft cap of
 // scores, or 0; ALIBI, or 0: the slopes of heads end at 2^(−ALIBI). SINKS, where each query head has a score more,
 // without a value.
 #include "common/kv.h"
@@ -29,6 +30,17 @@ static inline uint first_seen(uint position) {
     return position - position % CHUNK;
 #else
     return min(position, uint(SKIPPED));
+#endif
+}
+
+// What comes after the last token that the one at `position` sees, where there are so many.
+static inline uint after_seen(uint position, uint tokens) {
+#if !BOTH_WAYS
+    return position + 1;
+#elif WINDOW
+    return min(tokens, position + WINDOW);
+#else
+    return tokens;
 #endif
 }
 

@@ -14,12 +14,13 @@
 // STEP_KEPT        for each row after which states are kept the row and the slot, in order, and STEP_NONE after those of a sequence
 // STEP_WANTED      rows whose logits are wanted
 // STEP_DRAWS       how a token is drawn from the logits of each of them, DRAW_WORDS words: see `sample/candidate.h`
-// STEP_TILES       first row, and number of rows, of each tile of queries
+// STEP_TILES       for each tile of queries TILE_WORDS words: its first row, its number of rows, the tokens of its sequence so far
 // STEP_PAGES       the pages of all sequences, of each group
 // The masks come last, to which draws point: the tokens that may be drawn, a bit for each of the vocabulary.
 // Models without running states have no STEP_SEQUENCES and STEP_KEPT.
 #define DRAW_WORDS 12
 #define SEQUENCE_WORDS 4
+#define TILE_WORDS 3
 #define STEP_NONE 0xffffffffu
 // Added to a drawn token whose logit is NaN.
 #define NOT_A_NUMBER 0x80000000u

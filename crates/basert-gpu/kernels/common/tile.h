@@ -14,7 +14,7 @@
 //   tile_load_eight(tiles, chunk, lane)            two second operands of eight rows, 16 values each, from matrix `chunk` on
 //   tile_multiply_eight(sums, a, c, both)          the first eight columns of sums += those of a · first + c · second of them;
 //                                                  the other columns are undefined
-//   tile_round(sums)                               sums as the first operand of a product
+//   tile_round(sums)                               sums that halves have room for as the first operand of a product
 //   tile_row_max(x), tile_row_sum(x)               of all lanes that hold the same row
 //   tile_column_max(x), tile_column_sum(x)         of all lanes that hold the same columns
 //
@@ -24,7 +24,8 @@
 // one with 16 rows as they are. That is done between `tile_strips_begin` and
 // `tile_strips_end`, by all simdgroups of a threadgroup alike; operands and rows are in use until TILE_LAG such sets later, and the
 // sums until `tile_strips_finish` of each row of them. `tile_bring` and `tile_keep` copy sixteen bytes to threadgroup memory, the first before the time that they may take, the
-// second after it; TILE_SEND closes a set of such copies, and TILE_AWAIT(n) waits for all but the last n sets, before a barrier.
+// second after it; TILE_SEND closes a set of such copies, and TILE_AWAIT(n) waits for all but the last n sets, before a barrier. What is
+// written there otherwise after that, and before the barrier, needs a TILE_WRITTEN.
 
 #include "common/strips.h"
 
@@ -140,7 +141,9 @@ static inline void tile_multiply_eight(
 static inline tile_operand tile_round(thread const tile_sums &sums) {
     tile_operand o;
 #pragma unroll
-    for (uint i = 0; i < 4; ++i) o.e[i] = two_halves(sums.e[2 * i], sums.e[2 * i + 1]);
+    for (uint i = 0; i < 4; ++i) {
+        o.e[i] = uint(as_type<ushort>(half(sums.e[2 * i]))) | (uint(as_type<ushort>(half(sums.e[2 * i + 1]))) << 16);
+    }
     return o;
 }
 
@@ -165,6 +168,7 @@ static inline void tile_keep(thread const uint4 &held, threadgroup half *to) {}
 // Four simdgroups multiply as one, with rows that stay in threadgroup memory (`wgmma`), while they decode the next operands.
 #define TILE_LAG 1
 #define TILE_AWAIT(n) asm volatile("cp.async.wait_group %0; fence.proxy.async.shared::cta;" ::"n"(n) : "memory")
+#define TILE_WRITTEN() asm volatile("fence.proxy.async.shared::cta;" ::: "memory")
 
 static inline void tile_strips_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 static inline void tile_strips_end() {
@@ -232,7 +236,8 @@ static inline void tile_multiply_strips(
     thread tile_sums (&sums)[OPERANDS][TILES], thread const tile_operand (&a)[OPERANDS], threadgroup const half *strip,
     uint matrices, uint matrix, uint lane)
 {
-    const ulong rows = tile_matrices(strip + matrix * 64, 1, matrices);
+    // A matrix is eight times sixteen bytes.
+    const ulong rows = tile_matrices(strip, 1, matrices) + matrix * 8;
 #pragma unroll
     for (uint k = 0; k < OPERANDS; ++k) tile_multiply_wide<TILES, 0>(sums[k], a[k], rows, matrices * 16);
 }
@@ -241,7 +246,7 @@ template <uint TILES>
 static inline void tile_multiply_straight(
     thread tile_sums (&sums)[TILES], thread const tile_operand &a, threadgroup const half *tiles, uint chunks, uint row, uint lane)
 {
-    tile_multiply_wide<TILES, 1>(sums, a, tile_matrices(tiles + row * chunks * 8, chunks, 1), 16);
+    tile_multiply_wide<TILES, 1>(sums, a, tile_matrices(tiles, chunks, 1) + row * chunks, 16);
 }
 #define TILE_WIDE
 #else
@@ -302,7 +307,7 @@ static inline void tile_multiply(thread tile_sums &sums, thread const tile_opera
 
 static inline tile_operand tile_round(thread const tile_sums &sums) {
     tile_operand o;
-    for (uint i = 0; i < 8; ++i) o.e[i] = to_half(sums.e[i]);
+    for (uint i = 0; i < 8; ++i) o.e[i] = half(sums.e[i]);
     return o;
 }
 
@@ -377,7 +382,7 @@ static inline void tile_multiply(thread tile_sums &sums, thread const tile_opera
 
 static inline tile_operand tile_round(thread const tile_sums &sums) {
     tile_operand o;
-    for (uint i = 0; i < 8; ++i) o.e[i] = to_half(sums.e[i % 4 / 2 * 4 + i / 4 * 2 + i % 2]);
+    for (uint i = 0; i < 8; ++i) o.e[i] = half(sums.e[i % 4 / 2 * 4 + i / 4 * 2 + i % 2]);
     return o;
 }
 
@@ -429,8 +434,8 @@ static inline void tile_multiply(thread tile_sums &sums, thread const tile_opera
 static inline tile_operand tile_round(thread const tile_sums &sums) {
     tile_operand o;
     for (uint i = 0; i < 4; ++i) {
-        o.m[i].thread_elements()[0] = to_half(sums.m[i].thread_elements()[0]);
-        o.m[i].thread_elements()[1] = to_half(sums.m[i].thread_elements()[1]);
+        o.m[i].thread_elements()[0] = half(sums.m[i].thread_elements()[0]);
+        o.m[i].thread_elements()[1] = half(sums.m[i].thread_elements()[1]);
     }
     return o;
 }
@@ -481,6 +486,7 @@ static inline void tile_keep(thread const uint4 &held, threadgroup half *to) { *
 #endif
 
 #if !defined(TILE_WIDE)
+#define TILE_WRITTEN()
 #define TILE_LAG 0
 static inline void tile_strips_begin() {}
 static inline void tile_strips_end() {}

@@ -1,8 +1,9 @@
-// out = weight · x + bias, a column a thread; consecutive columns may share a number of x, of the weight or of the bias.
+// out = weight · x + bias, and what comes after it (`common/after.h`), a column a thread; consecutive columns may share a number of x, of the weight or of the bias.
 //
 // WIDTH; X_EACH, WEIGHT_EACH, BIAS_EACH, how many columns share a number; HAS_WEIGHT, HAS_BIAS; X_STRIDE, OUT_STRIDE; COUNT, the word
 // of the step that says how many rows there are.
 #include "common/base.h"
+#include "common/after.h"
 #include "common/step.h"
 
 kernel void affine(
@@ -11,6 +12,8 @@ kernel void affine(
     device const float *bias [[buffer(2)]],
     device float *out [[buffer(3)]],
     device const uint *step [[buffer(4)]],
+    device const float *a_of_after [[buffer(5)]],
+    device const float *b_of_after [[buffer(6)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]])
 {
@@ -26,5 +29,5 @@ kernel void affine(
 #elif HAS_BIAS
     y += bias[i / BIAS_EACH];
 #endif
-    out[ulong(row) * OUT_STRIDE + i] = y;
+    out[ulong(row) * OUT_STRIDE + i] = AFTER(y, row, i);
 }

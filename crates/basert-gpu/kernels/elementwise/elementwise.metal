@@ -1,8 +1,8 @@
-// One value of the output a thread: out = f(a, b).
+// One value of the output a thread: out = f(a, b), and what comes after it (`common/after.h`).
 //
 // WIDTH, A_STRIDE, B_STRIDE, OUT_STRIDE; B_TIMES, the columns of a that share one of b; COUNT, the word of the step that says how many rows there are; FUNCTION, and what it needs.
 #include "common/base.h"
-#include "common/activation.h"
+#include "common/after.h"
 #include "common/step.h"
 
 #define FUNCTION_SLICE 0     // column FIRST + i of a
@@ -20,6 +20,8 @@ kernel void elementwise(
     device const float *b [[buffer(1)]],
     device float *out [[buffer(2)]],
     device const uint *step [[buffer(3)]],
+    device const float *a_of_after [[buffer(4)]],
+    device const float *b_of_after [[buffer(5)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]])
 {
@@ -52,5 +54,5 @@ kernel void elementwise(
 #else
     const float y = x;
 #endif
-    out[ulong(row) * OUT_STRIDE + i] = y;
+    out[ulong(row) * OUT_STRIDE + i] = AFTER(y, row, i);
 }

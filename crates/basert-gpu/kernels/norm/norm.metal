@@ -1,11 +1,12 @@
 // Each group of values of x through RMSNorm, by a threadgroup: x / √(mean(x²) + eps) · weight. Or through LayerNorm: the same of
-// x − mean(x), and a bias added.
+// x − mean(x), and a bias added. To floats what comes after it (`common/after.h`) is applied.
 //
 // WIDTH of a group; GROUPS of a row, and OF_GROUPS, where each has weights of its own; X_STRIDE, OUT_STRIDE; COUNT, the word of the step that says how many rows there are; NORM, without which x is
 // stored as it is; NORM_EPS; CENTRED, where the mean is subtracted; HAS_WEIGHT; HAS_BIAS; ADD, where the result is added to what is there; OUTPUT, what it is stored as, and for bytes
 // SCALES_OF_X_AT, where their scales begin; EACH, the rows for each that is counted, where there may be several; PADDED, where zeros
 // follow a row of floats up to OUT_STRIDE.
 #include "common/base.h"
+#include "common/after.h"
 #include "common/quantise.h"
 #include "common/step.h"
 #include "common/strips.h"
@@ -20,6 +21,8 @@ kernel void row_norm(
     device uchar *out [[buffer(2)]],
     device const float *bias [[buffer(3)]],
     device const uint *step [[buffer(4)]],
+    device const float *a_of_after [[buffer(5)]],
+    device const float *b_of_after [[buffer(6)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -95,8 +98,8 @@ kernel void row_norm(
         to[0] += a;
         if (second) to[1] += b;
 #else
-        to[0] = a;
-        if (second) to[1] = b;
+        to[0] = AFTER(a, row, group * WIDTH + 2 * i);
+        if (second) to[1] = AFTER(b, row, group * WIDTH + 2 * i + 1);
 #endif
 #endif
     }

@@ -4,9 +4,12 @@
 // of the last TAPS − 1 tokens, the oldest first. Only the threads of the first ROWS tokens read it, and they alone write it, all
 // that is kept of the sequence: so a state may be kept where the one before was.
 //
+// What comes after it (`common/after.h`) is applied to out.
+//
 // CHANNELS, TAPS; ROWS, at least TAPS − 1; HAS_BIAS; X_STRIDE, OUT_STRIDE; SLOT_VALUES, the values of a slot, and STATE_AT, where the
 // state begins in one.
 #include "common/base.h"
+#include "common/after.h"
 #include "common/step.h"
 
 // Inputs that are read before the first of them is needed.
@@ -19,6 +22,8 @@ kernel void conv(
     device float *slots [[buffer(3)]],
     device float *out [[buffer(4)]],
     device const uint *step [[buffer(5)]],
+    device const float *a_of_after [[buffer(6)]],
+    device const float *b_of_after [[buffer(7)]],
     uint3 threadgroup_position [[threadgroup_position_in_grid]],
     uint3 threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]])
@@ -68,7 +73,7 @@ kernel void conv(
                     y = fma(factors[k], window[k], y);
                 }
                 const uint row = first + at + i;
-                out[ulong(row) * OUT_STRIDE + channel] = y;
+                out[ulong(row) * OUT_STRIDE + channel] = AFTER(y, row, channel);
                 if (row != kept_row) continue;
                 device float *to = slots + ulong(kept[1]) * SLOT_VALUES + STATE_AT + channel;
 #pragma unroll

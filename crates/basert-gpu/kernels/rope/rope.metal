@@ -4,7 +4,6 @@
 #include "common/base.h"
 #define Q_NORM 0
 #define K_NORM 0
-#define KV_BITS 16
 #include "common/rope.h"
 #include "common/step.h"
 

@@ -64,7 +64,9 @@ impl Lowering<'_> {
             .define("OUT_STRIDE", place.stride);
         let (state, kernel) = self.running(how.state, kernel);
         let (weight, bias) = (self.vector(Some(Vector::plain(how.weight)))?, self.vector(how.bias.map(Vector::plain))?);
-        let bindings = vec![self.at(node.inputs[0]), weight, bias, state.at, self.at(node.out), (Memory::Step, 0)];
+        let kernel = out.after.define(kernel);
+        let bindings = [self.at(node.inputs[0]), weight, bias, state.at, self.at(node.out), (Memory::Step, 0)];
+        let bindings = bindings.into_iter().chain(out.after.bindings()).collect();
         let (blocks, parts) = (place.width.div_ceil(32 * SIMDGROUPS), shape.tokens.div_ceil(ROWS));
         let sequences = self.sequences(shape, blocks * parts, SIMDGROUPS);
         self.launch(out, kernel, bindings, [blocks, sequences, parts]);

@@ -3,6 +3,7 @@
 use basert_graph::{Activation, Affine, Index, Norm, Temper, ValueId, WeightId};
 use basert_plan::{DeviceError, Gate, PlanNode};
 
+use super::after::After;
 use super::{Float, Lowered, Lowering, Memory};
 use crate::Kernel;
 use crate::weights::{Placed, Vector};
@@ -22,9 +23,9 @@ pub(super) enum Function {
     Slice(usize),
 }
 
-/// The name of an activation in `common/activation.h`, and the kernel with what it needs besides.
-fn activation(activation: Activation, kernel: Kernel) -> Kernel {
-    let name = match activation {
+/// The name of an activation in `common/activation.h`.
+pub(super) fn name_of(activation: Activation) -> &'static str {
+    match activation {
         Activation::Silu => "silu",
         Activation::Gelu => "gelu",
         Activation::GeluTanh => "gelu_tanh",
@@ -34,15 +35,17 @@ fn activation(activation: Activation, kernel: Kernel) -> Kernel {
         Activation::Sigmoid => "sigmoid",
         Activation::Tanh => "tanh_of",
         Activation::Softplus => "softplus",
-        Activation::Xielu { above, below, slope, eps } => {
-            let kernel = kernel.define("XIELU_ABOVE", Float(above)).define("XIELU_BELOW", Float(below));
-            return kernel
-                .define("XIELU_SLOPE", Float(slope))
-                .define("XIELU_EPS", Float(eps))
-                .define("ACTIVATION", "xielu");
-        }
-    };
-    kernel.define("ACTIVATION", name)
+        Activation::Xielu { .. } => "xielu",
+    }
+}
+
+/// The kernel with an activation, and what that needs besides.
+fn activation(activation: Activation, mut kernel: Kernel) -> Kernel {
+    if let Activation::Xielu { above, below, slope, eps } = activation {
+        kernel = kernel.define("XIELU_ABOVE", Float(above)).define("XIELU_BELOW", Float(below));
+        kernel = kernel.define("XIELU_SLOPE", Float(slope)).define("XIELU_EPS", Float(eps));
+    }
+    kernel.define("ACTIVATION", name_of(activation))
 }
 
 /// The kernel with the macros of a gate.
@@ -91,7 +94,9 @@ impl Lowering<'_> {
         let (x, place) = (node.inputs[0], self.place(node.out));
         let kernel = self.norm_kernel(x, Some(norm), count).define("OUT_STRIDE", place.stride);
         let kernel = kernel.define("ADD", u32::from(node.onto.is_some())).define("OUTPUT", "OUTPUT_FLOATS");
-        let bindings = self.norm_bindings(x, Some(norm), self.at(node.out))?;
+        let mut bindings = self.norm_bindings(x, Some(norm), self.at(node.out))?;
+        bindings.splice(bindings.len() - 2.., out.after.bindings());
+        let kernel = out.after.define(kernel);
         self.launch(out, kernel, bindings, [rows * (place.width / norm.group), 1, 1]);
         Ok(())
     }
@@ -124,7 +129,8 @@ impl Lowering<'_> {
         to: (Memory, usize),
     ) -> Result<Vec<(Memory, usize)>, DeviceError> {
         let bias = norm.and_then(|norm| norm.bias).map(Vector::plain);
-        Ok(vec![self.at(x), self.norm_at(norm)?, to, self.vector(bias)?, (Memory::Step, 0)])
+        let bindings = [self.at(x), self.norm_at(norm)?, to, self.vector(bias)?, (Memory::Step, 0)];
+        Ok(bindings.into_iter().chain(After::default().bindings()).collect())
     }
 
     /// The place of a norm's weights.
@@ -164,7 +170,9 @@ impl Lowering<'_> {
             Function::Select => named(kernel, "FUNCTION_SELECT"),
             Function::Slice(first) => named(kernel, "FUNCTION_SLICE").define("FIRST", first),
         };
-        let bindings = vec![self.at(a), self.at(b), self.at(node.out), (Memory::Step, 0)];
+        let kernel = out.after.define(kernel);
+        let bindings = [self.at(a), self.at(b), self.at(node.out), (Memory::Step, 0)];
+        let bindings = bindings.into_iter().chain(out.after.bindings()).collect();
         self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
         Ok(())
     }
@@ -193,7 +201,9 @@ impl Lowering<'_> {
             .define("COUNT", count);
         let weight = self.vector(how.weight.map(if how.decay { Vector::Decay } else { Vector::plain }))?;
         let bias = self.vector(how.bias.map(Vector::plain))?;
-        let bindings = vec![self.at(node.inputs[0]), weight, bias, self.at(node.out), (Memory::Step, 0)];
+        let kernel = out.after.define(kernel);
+        let bindings = [self.at(node.inputs[0]), weight, bias, self.at(node.out), (Memory::Step, 0)];
+        let bindings = bindings.into_iter().chain(out.after.bindings()).collect();
         self.launch(out, kernel, bindings, [place.width.div_ceil(threads as usize), rows, 1]);
         Ok(())
     }

@@ -12,10 +12,11 @@ pub fn device() -> Box<dyn Device> {
 }
 
 fn check(golden: &Golden, device: &dyn Device, kv: KvFormat, tokens: usize, bound: f32) {
-    // No kernel attends to later tokens.
-    if !golden.graph.is_causal() {
+    // Tokens that see later ones are computed with all of these.
+    if !golden.graph.is_causal() && tokens < 32 {
         return;
     }
+    let tokens = if golden.graph.is_causal() { tokens } else { golden.prompt.len() };
     let error = golden.error(&golden.on(device, kv, Limits { tokens, wanted: tokens }, &FUSIONS));
     println!("{:30} {kv} {tokens:3} tokens {error:.1e}", golden.name);
     assert!(error < bound, "{}, {kv}, {tokens} tokens at once: {error}", golden.name);

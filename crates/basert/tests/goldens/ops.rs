@@ -3,6 +3,7 @@
 
 use basert::plan::Device;
 use basert_cpu::{CpuDevice, Isa};
+use basert_gpu::{GpuDevice, SimtGpu, SimtOptions};
 use basert_tune::ops::{COMPARED, Kind, Row, table};
 
 use crate::gpu;
@@ -39,4 +40,13 @@ fn gpu_ops_agree_with_the_oracle() {
     // Each size is a kernel more to be compiled.
     let at_once: &[usize] = if device.facts().name == "simt" { &[1, COMPARED] } else { &[1, 2, 4, 16, COMPARED] };
     check(&*device, at_once, table().into_iter());
+}
+
+/// A device with more cores than tiles of queries divides long contexts for them.
+#[test]
+fn contexts_are_divided_for_tiles() {
+    let options = SimtOptions { workers: 12, ..SimtOptions::default() };
+    let device = GpuDevice::new(SimtGpu::new(options).unwrap()).unwrap();
+    let rows = table().into_iter().filter(|row| row.name.starts_with("attention 64 6/2") && row.name.ends_with("640"));
+    check(&device, &[COMPARED], rows);
 }
