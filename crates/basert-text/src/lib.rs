@@ -38,4 +38,4 @@ pub use grammar::{Constraint, Grammar, GrammarCompiler, GrammarError, Preface, r
 pub use prompt::{Chat, Ending, Prompt};
 pub use stop::StopTexts;
 pub use template::{ChatRequest, ChatTemplate};
-pub use tokenizer::{EncodeOptions, FillIn, FillInTokens, GgufVocabulary, HuggingFaceFiles, Tokenizer};
+pub use tokenizer::{EncodeOptions, FillIn, FillInTokens, GgufVocabulary, HuggingFaceFiles, Pair, Tokenizer};

@@ -4,7 +4,7 @@
 use basert_engine::Pooling;
 use basert_files::ModelFile;
 use basert_graph::{Graph, Op, WeightError};
-use basert_text::{EncodeOptions, Tokenizer};
+use basert_text::{EncodeOptions, Pair, Tokenizer};
 
 use crate::info::ModelInfo;
 use crate::request::Request;
@@ -120,33 +120,34 @@ impl ModelInfo {
         limit: usize,
     ) -> Result<Request, Error> {
         let failed = |source| Error::Tokenizer { file: self.name(), source };
-        let (prompt, pooling): (Box<dyn Fn(&str) -> Result<Vec<u32>, Error>>, _) = match self.ranking()? {
+        let documents = documents.iter().copied();
+        let (prompts, pooling) = match self.ranking()? {
             Ranking::Pair { pooling, .. } => {
                 let segments = self.plan.graph.segments;
                 let vocabulary = self.plan.graph.vocabulary as u32;
-                let pair = move |document: &str| {
-                    let (ids, is_second) = self.tokenizer().encode_pair(query, document, limit).map_err(failed)?;
+                let pair = |document: &str| {
+                    let Pair { ids, is_second } =
+                        self.tokenizer().encode_pair(query, document, limit).map_err(failed)?;
                     let of = |(id, second): (u32, bool)| if second && segments > 1 { id + vocabulary } else { id };
                     Ok(ids.into_iter().zip(is_second).map(of).collect())
                 };
-                (Box::new(pair), *pooling)
+                (documents.map(pair).collect::<Result<_, Error>>()?, *pooling)
             }
             Ranking::Judge | Ranking::YesNo(_) => {
                 let special = EncodeOptions { add_special: false, parse_special: true };
-                let encode = move |text: &str, options| self.tokenizer().encode(text, options).map_err(failed);
+                let encode = |text: &str, options| self.tokenizer().encode(text, options).map_err(failed);
                 let instruction = instruction.unwrap_or(INSTRUCTION);
                 let before = encode(BEFORE, special)?;
                 let after = encode(AFTER, special)?;
-                let judged = move |document: &str| {
+                let judged = |document: &str| {
                     let text = format!("<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}");
                     let mut asked = encode(&text, EncodeOptions::default())?;
                     asked.truncate(limit.saturating_sub(before.len() + after.len()));
                     Ok([&before[..], &asked, &after].concat())
                 };
-                (Box::new(judged), Pooling::Last)
+                (documents.map(judged).collect::<Result<_, Error>>()?, Pooling::Last)
             }
         };
-        let prompts = documents.iter().map(|document| prompt(document)).collect::<Result<_, _>>()?;
         Ok(Request { prompts, pooling: Some(pooling), is_raw: true, ..Request::default() })
     }
 

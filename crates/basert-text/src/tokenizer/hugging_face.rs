@@ -16,7 +16,7 @@ use tokenizers::{
 
 use super::special::SpecialTokens;
 use super::vocabulary::{Kind, Vocabulary};
-use super::{EncodeOptions, FillInTokens, Model, Tokenizer, byte_pair, end_of_generation, gguf, limits};
+use super::{EncodeOptions, FillInTokens, Model, Pair, Tokenizer, byte_pair, end_of_generation, gguf, limits};
 use crate::TokenizerError;
 
 /// The contents of the files that describe a tokenizer.
@@ -154,13 +154,8 @@ impl HuggingFace {
         Ok(())
     }
 
-    /// The ids of two texts, and for each whether it belongs to the second, as the model was trained to read pairs; none if
-    /// the file does not say how. Of the second text only as much is kept as `limit` leaves room for.
-    pub fn encode_pair(
-        &self,
-        (first, second): (&str, &str),
-        limit: usize,
-    ) -> Result<Option<(Vec<u32>, Vec<bool>)>, TokenizerError> {
+    /// Two texts, as the model was trained to read pairs; none if the file does not say how. Of the second text only as much is kept as `limit` leaves room for.
+    pub fn encode_pair(&self, (first, second): (&str, &str), limit: usize) -> Result<Option<Pair>, TokenizerError> {
         let mut library = self.library.write().unwrap_or_else(PoisonError::into_inner);
         let Some(added) = library.get_post_processor().map(|processor| processor.added_tokens(true)) else {
             return Ok(None);
@@ -178,7 +173,7 @@ impl HuggingFace {
         library.set_encode_special_tokens(false);
         let encoding = encoding.map_err(TokenizerError::Encode)?;
         let is_second = encoding.get_type_ids().iter().map(|&kind| kind > 0).collect();
-        Ok(Some((encoding.get_ids().to_vec(), is_second)))
+        Ok(Some(Pair { ids: encoding.get_ids().to_vec(), is_second }))
     }
 
     /// The library's own steps, with two changes: after the first step, which finds whole tokens, the marker is removed,

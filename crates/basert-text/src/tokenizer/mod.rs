@@ -66,6 +66,15 @@ enum Model {
     HuggingFace(Box<HuggingFace>),
 }
 
+/// Two texts that a model reads together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pair {
+    /// The ids of both, with the tokens around them.
+    pub ids: Vec<u32>,
+    /// For each whether it belongs to the second.
+    pub is_second: Vec<bool>,
+}
+
 /// How a text is to be encoded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
@@ -82,17 +91,11 @@ impl Tokenizer {
         self.encode_without(text, options, None)
     }
 
-    /// The ids of two texts that a model reads together, and for each whether it belongs to the second. Of the second text
-    /// only as much is kept as `limit`, the most ids, leaves room for. No text becomes a control token.
+    /// Two texts that a model reads together. Of the second text only as much is kept as `limit`, the most ids, leaves room for. No text becomes a control token.
     ///
     /// # Errors
     /// When the vocabulary cannot spell a text.
-    pub fn encode_pair(
-        &self,
-        first: &str,
-        second: &str,
-        limit: usize,
-    ) -> Result<(Vec<u32>, Vec<bool>), TokenizerError> {
+    pub fn encode_pair(&self, first: &str, second: &str, limit: usize) -> Result<Pair, TokenizerError> {
         if let Model::HuggingFace(model) = &self.model
             && let Some(pair) = model.encode_pair((first, second), limit)?
         {
@@ -109,7 +112,7 @@ impl Tokenizer {
         ids.extend(second);
         ids.extend(self.eos);
         is_second.resize(ids.len(), true);
-        Ok((ids, is_second))
+        Ok(Pair { ids, is_second })
     }
 
     /// The ids of a text from which a marker is taken out once it has kept what it stands in from being a token.

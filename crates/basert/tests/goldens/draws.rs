@@ -165,7 +165,7 @@ fn a_gpu_draws_what_the_sampler_draws() {
 #[test]
 fn a_gpu_draws_the_same_where_windows_give_back_pages() {
     let device = device();
-    let file = Arc::new(ModelFile::open(&tiny().join("gemma3.gguf")).unwrap());
+    let file = Arc::new(ModelFile::open(tiny().join("gemma3.gguf")).unwrap());
     let graph = Arc::new(Graph::open(&file, &[]).unwrap());
     let prompts: Vec<Vec<u32>> = [187, 125].map(|length| (0..length).map(|i| (i * i + length) % 250).collect()).into();
     let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
