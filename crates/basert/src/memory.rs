@@ -115,7 +115,11 @@ mod tests {
         // A window and a step of 512 tokens take up to eleven pages, and a window alone three.
         let wanted = vec![2048, 4 * 11 + 12 * 3];
         assert_eq!(room(32768, None), Ok(Room { pages: wanted.clone(), slots: 0 }));
-        assert_eq!(room(64, None), Ok(Room { pages: vec![4; 2], slots: 0 }), "no more than of layers that see everything");
+        assert_eq!(
+            room(64, None),
+            Ok(Room { pages: vec![4; 2], slots: 0 }),
+            "no more than of layers that see everything"
+        );
         let bytes = |pages: &[usize]| plan.cache_bytes(pages, F16, 64);
         assert_eq!(room(32768, Some(bytes(&wanted))).unwrap().pages, wanted);
         let fewer = room(32768, Some(bytes(&wanted) - 1)).unwrap().pages;
