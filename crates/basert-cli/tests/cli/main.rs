@@ -377,6 +377,20 @@ fn a_model_of_unknown_architecture_is_inspected_but_does_not_run() {
     assert!(message.contains("'zebra' is not known") && message.contains("qwen3"), "{message}");
 }
 
+/// In six of seven layers of this model a token sees eight, so a sequence keeps eleven pages of 64 tokens there.
+#[test]
+fn a_plan_says_what_long_contexts_take() {
+    let model = basert_testkit::tiny().join("gemma3.gguf");
+    let plan = |tokens: &str| {
+        let arguments = ["plan", model.to_str().unwrap(), "--summary", "--max-context", tokens];
+        let text = basert(&arguments).ok();
+        let line = text.lines().find(|line| line.starts_with("a sequence of")).unwrap_or_default().to_owned();
+        line.replace(" of keys and values", "")
+    };
+    assert_eq!(plan("128"), "a sequence of 128 tokens takes 57.3 kB");
+    assert_eq!(plan("32768"), "a sequence of 32768 tokens takes 2.37 MB");
+}
+
 #[test]
 fn a_plan_adds_up() {
     let model = model();

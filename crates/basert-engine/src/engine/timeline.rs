@@ -44,11 +44,16 @@ impl Engine {
             return 0;
         }
         let before = &sequence.tokens[..sequence.tokens.len() - 1];
-        let Found { tables, tokens, slot } = match has_states {
+        let found = match has_states {
             true => cache.find_checkpoint(sequence.salt, before, &self.groups),
             false => cache.find(sequence.salt, before, &self.groups),
         };
-        let Some(saved) = tokens.checked_sub(sequence.computed).filter(|&saved| saved > 0) else { return 0 };
+        let saved = found.tokens.saturating_sub(sequence.computed);
+        if saved == 0 {
+            return 0;
+        }
+        cache.taken_up(&found, &self.groups);
+        let Found { tables, tokens, slot, .. } = found;
         if let Some(slot) = slot {
             self.slots.pool.share(slot);
             sequence.states.slot.replace(slot).into_iter().for_each(|old| self.slots.pool.release(old));

@@ -3,7 +3,7 @@
 use basert_engine::{EngineError, Readiness, Request, Sampling, Turn};
 
 use crate::asking::{Note, answer, expected, finish, prompt, request, scheduler, warm};
-use crate::device::{FAULT, engine};
+use crate::device::{FAULT, engine, engine_of};
 
 #[test]
 fn answers_are_the_same_alone_together_and_cached() {
@@ -130,4 +130,25 @@ fn what_can_never_be_answered_is_refused_at_once() {
         finish(&mut scheduler, &mut engine);
         assert_eq!(note.told().tokens, expected(&prompt(1, length), warm(1), tokens));
     }
+}
+
+/// A prompt that is many times as long as all windows there is room for passes through, and the ends of other texts stay.
+#[test]
+fn a_long_prompt_leaves_the_windows_of_other_texts() {
+    let (mut engine, mut scheduler) = (engine_of(&[100, 24], 0, 160, 0), scheduler());
+    let mut ask = |prompt: &[u32], tokens: usize| {
+        let note = Note::new(usize::MAX);
+        scheduler.submit(&mut engine, request(0, prompt, Sampling::default(), tokens, &note));
+        finish(&mut scheduler, &mut engine);
+        let told = note.told();
+        assert_eq!(told.tokens, expected(prompt, Sampling::default(), tokens));
+        told
+    };
+    let first = prompt(1, 30);
+    let answer = ask(&first, 3).tokens;
+    ask(&prompt(2, 150), 1);
+    let next = [&first[..], &answer, &[4, 5, 6]].concat();
+    assert_eq!(ask(&next, 2).cached, 32, "all but the last token of the answer");
+    ask(&prompt(3, 150), 1);
+    assert_eq!(ask(&[&first[..], &[7, 8]].concat(), 2).cached, 30, "another answer to the first prompt");
 }

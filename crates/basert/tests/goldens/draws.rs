@@ -175,7 +175,7 @@ fn a_gpu_draws_the_same_where_windows_give_back_pages() {
         .map(|engine| (drawn(engine, &prompts, &sampling, &vec![vec![]; 12]), engine.page_use().held));
     assert_eq!(ahead, cpu);
     let different: BTreeSet<_> = ahead.0.into_iter().flatten().flatten().collect();
-    assert!(different.len() > 10, "only {} different tokens", different.len());
+    assert!(different.len() > 5, "only {} different tokens", different.len());
 }
 
 /// The same whatever the logits, with masks for some steps and some of the rows in these.

@@ -54,23 +54,20 @@ impl Golden {
             let limits = Limits { tokens: self.prompt.len(), wanted: self.prompt.len() };
             return self.states_on_with(device, kv, limits, fusions);
         }
-        let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
-        let options = LoadOptions { pages: vec![4; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
-        let baked = device
-            .load(plan.clone(), self.file.clone(), options)
-            .unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        let engine = Engine::new(
-            baked,
-            device.facts(),
-            limits,
-            &plan.reaches(&vec![4; plan.page_groups.len()]),
-            256,
-            self.graph.vocabulary,
-        );
-        let mut engine = engine.with_slots(4, self.graph.slot_bytes());
+        let mut engine = self.engine(device, kv, limits, fusions);
         let mut all = Vec::new();
         engine.score(&self.prompt, 0, &mut |_, logits| all.extend_from_slice(logits)).unwrap();
         all
+    }
+
+    fn engine(&self, device: &dyn Device, kv: KvFormat, limits: Limits, fusions: &[Fusion]) -> Engine {
+        let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
+        let pages = vec![4; plan.page_groups.len()];
+        let options = LoadOptions { pages: pages.clone(), slots: 4, kv, progress: &mut |_, _, _| {} };
+        let baked = device.load(plan.clone(), self.file.clone(), options);
+        let baked = baked.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let engine = Engine::new(baked, device.facts(), limits, &plan.reaches(&pages), 256, self.graph.vocabulary);
+        engine.with_slots(4, self.graph.slot_bytes())
     }
 
     /// Hidden states of the prompt's tokens, of which `limits` fit into a step.
@@ -79,18 +76,7 @@ impl Golden {
     }
 
     fn states_on_with(&self, device: &dyn Device, kv: KvFormat, limits: Limits, fusions: &[Fusion]) -> Vec<f32> {
-        let plan = Arc::new(Plan::build(self.graph.clone(), limits, fusions));
-        let options = LoadOptions { pages: vec![4; plan.page_groups.len()], slots: 4, kv, progress: &mut |_, _, _| {} };
-        let baked = device.load(plan.clone(), self.file.clone(), options).unwrap();
-        let engine = Engine::new(
-            baked,
-            device.facts(),
-            limits,
-            &plan.reaches(&vec![4; plan.page_groups.len()]),
-            256,
-            self.graph.vocabulary,
-        );
-        let mut engine = engine.with_slots(4, self.graph.slot_bytes());
+        let mut engine = self.engine(device, kv, limits, fusions);
         let (mut sequence, mut all) = (Sequence::default(), Vec::new());
         engine.set(&mut sequence, self.prompt.clone()).unwrap();
         while sequence.computed() < self.prompt.len() {
