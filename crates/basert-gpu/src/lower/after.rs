@@ -37,7 +37,9 @@ impl After {
             return kernel;
         }
         kernel = kernel.define("AFTER(x, row, column)", &self.expression);
-        for (other, names) in self.others.iter().zip([("A_STRIDE_AFTER", "A_EACH"), ("B_STRIDE_AFTER", "B_EACH")]) {
+        for (other, names) in
+            self.others.iter().zip([("AFTER_A_STRIDE", "AFTER_A_EACH"), ("AFTER_B_STRIDE", "AFTER_B_EACH")])
+        {
             kernel = kernel.define(names.0, other.stride).define(names.1, other.each);
         }
         kernel
@@ -160,10 +162,9 @@ impl Lowering<'_> {
 fn is_start(node: &PlanNode) -> bool {
     let op = match &node.op {
         PlanOp::Gate(_) => true,
-        PlanOp::Plain(op) => matches!(
-            op,
-            Op::Conv(_) | Op::Norm(_) | Op::Affine(_) | Op::Activate(_) | Op::Mul | Op::Add | Op::Scale(_)
-        ),
+        PlanOp::Plain(op) => {
+            matches!(op, Op::Conv(_) | Op::Norm(_) | Op::Affine(_) | Op::Activate(_) | Op::Mul | Op::Add | Op::Scale(_))
+        }
         _ => false,
     };
     op && node.onto.is_none()
