@@ -124,8 +124,8 @@ impl Kernel {
     /// What it is but for sizes, places and constants. Kernels that differ in nothing else compile alike, so checks of that
     /// take one of them.
     pub fn specialisation(&self) -> (&'static str, Vec<(&'static str, String)>) {
-        const SIZES: [&str; 7] =
-            ["ROWS_OF_W", "COLUMNS", "WIDTH", "CHANNELS", "PAGE_BYTES", "SLOT_VALUES", "VOCABULARY"];
+        const SIZES: [&str; 8] =
+            ["ROWS_OF_W", "COLUMNS", "WIDTH", "CHANNELS", "PAGE_BYTES", "PART_ROWS", "SLOT_VALUES", "VOCABULARY"];
         const CONSTANTS: [&str; 5] = ["COUNT", "FACTOR", "MAGNITUDE", "SCALE", "ZERO"];
         let differs = |name: &str| {
             let place = ["_AT", "_STRIDE", "_EPS"].iter().any(|end| name.ends_with(end)) || name.starts_with("STEP_");

@@ -86,15 +86,11 @@ kernel void gemv(
     const uint number = threadgroup_position.y;
     if (number / USED >= step[COUNT]) return;
     const ulong rows_before = ulong(expert_of(route, number)) * ROWS_OF_W;
-    const uint x_row = X_OF_USES ? number : number / USED;
-#if INPUT != INPUT_QUANTISED
-    input += ulong(x_row) * (X_STRIDE * 4);
-#endif
+    input += ulong(X_OF_USES ? number : number / USED) * (X_STRIDE * 4);
     out += ulong(number) * OUT_STRIDE;
     bias += rows_before;
 #else
     const ulong rows_before = 0;
-    const uint x_row = 0;
 #endif
     // Weights are there before any input is.
     brought next;
@@ -196,11 +192,7 @@ kernel void gemv(
         }
 #pragma unroll
         for (uint t = 0; t < TOKENS; ++t) {
-#if INPUT == INPUT_QUANTISED
-            const uint row = (x_row + min(t, tokens - 1)) * GROUPS + at;
-#else
-            const uint row = at;
-#endif
+            const uint row = min(t, tokens - 1) * GROUPS + at;
             const uint4 x = bytes[row * 2 + q];
             const float scale_x = scales[row];
             const float sum_a = float(dot_bytes(x.x, 0x01010101u, dot_bytes(x.y, 0x01010101u, 0)));

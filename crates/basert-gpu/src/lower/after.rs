@@ -37,7 +37,9 @@ impl After {
             return kernel;
         }
         kernel = kernel.define("AFTER(x, row, column)", &self.expression);
-        for (other, names) in self.others.iter().zip([("A_STRIDE_AFTER", "A_EACH"), ("B_STRIDE_AFTER", "B_EACH")]) {
+        for (other, names) in
+            self.others.iter().zip([("AFTER_A_STRIDE", "AFTER_A_EACH"), ("AFTER_B_STRIDE", "AFTER_B_EACH")])
+        {
             kernel = kernel.define(names.0, other.stride).define(names.1, other.each);
         }
         kernel

@@ -120,20 +120,10 @@ impl Lowering<'_> {
             let few = rows <= FEW_TOKENS && uses <= FEW_USES * experts.count;
             let (kernel, bindings, groups) = if rows <= self.tuning.few_tokens {
                 let fits = columns + columns / 8 + RESULTS <= THREADGROUP_BYTES;
-                let kind = match self.tuning.integer_dots && !matrix.format.is_float() {
-                    true if padded(columns) > columns => Input::Floats,
-                    true if rows > 1 || !fits => Input::Quantised,
-                    true => Input::QuantisedHere,
-                    false => Input::Floats,
-                };
+                let integers = self.tuning.integer_dots && !matrix.format.is_float() && fits;
+                let kind = if integers { Input::QuantisedHere } else { Input::Floats };
                 let (kernel, each) = self.gemv(Product { tokens: 1, rows: of_w, columns }, kind);
                 let (input, stride) = match of_uses {
-                    // Many threadgroups read a row, which would all round it.
-                    _ if kind == Input::Quantised => {
-                        self.prepare(x, None, kind, (rows, count), inputs, out)?;
-                        out.barrier = true;
-                        ((Memory::Prepared, 0), columns)
-                    }
                     _ if padded(columns) > columns => {
                         self.prepare(x, None, Input::Normed, (rows, count), inputs, out)?;
                         out.barrier = true;
@@ -143,7 +133,6 @@ impl Lowering<'_> {
                     false => (self.at(x), from.stride),
                 };
                 let kernel = macros(kernel).define("TOKENS", 1).define("X_STRIDE", stride).define("NORM", 0);
-                let kernel = kernel.define("SCALES_OF_X_AT", self.scales_of_x_at(inputs, columns));
                 let (step, norm) = ((Memory::Step, 0), (Memory::Weights, 0));
                 let bindings = vec![w, input, self.at(value), bias, norm, step, route];
                 (kernel, bindings, [of_w.div_ceil(each), uses, 1])

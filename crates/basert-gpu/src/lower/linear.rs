@@ -84,7 +84,7 @@ impl Lowering<'_> {
                 kernel = kernel
                     .define("TOKENS", rows.next_power_of_two())
                     .define("X_STRIDE", input.1)
-                    .define("SCALES_OF_X_AT", self.scales_of_x_at(1, columns))
+                    .define("SCALES_OF_X_AT", self.scales_of_x_at(columns))
                     .define("NORM", u32::from(norm_inside.is_some()));
                 if let Some(norm) = norm_inside {
                     kernel = kernel.define("NORM_EPS", Float(norm.eps));
@@ -174,10 +174,10 @@ impl Lowering<'_> {
         self.weights.matrix(id).layout.define(end.define(kernel))
     }
 
-    /// Where scales of quantised rows begin, `each` of them for a token: after as many rows as there can be of those, lest there be
-    /// another kernel for each number of them.
-    pub(super) fn scales_of_x_at(&self, each: usize, columns: usize) -> usize {
-        self.tuning.few_tokens * each * columns
+    /// Where scales of quantised rows begin: after as many rows as there can be of those, lest there be another kernel for
+    /// each number of them.
+    fn scales_of_x_at(&self, columns: usize) -> usize {
+        self.tuning.few_tokens * columns
     }
 
     /// Norms the input of a linear op, or rounds it, or both. Each row has `each` of the rows that the product has then.
@@ -198,10 +198,7 @@ impl Lowering<'_> {
                 let rows = (rows * each).next_multiple_of(TILE);
                 ("OUTPUT_HALVES", rows * columns.next_multiple_of(STRIP) * size_of::<half::f16>())
             }
-            Input::Quantised => {
-                let rows = self.tuning.few_tokens * each;
-                ("OUTPUT_BYTES", rows * (columns + columns / 32 * size_of::<f32>()))
-            }
+            Input::Quantised => ("OUTPUT_BYTES", self.tuning.few_tokens * (columns + columns / 32 * size_of::<f32>())),
             _ => ("OUTPUT_FLOATS", rows * each * padded(columns) * size_of::<f32>()),
         };
         self.prepared_bytes = self.prepared_bytes.max(bytes);
@@ -210,7 +207,7 @@ impl Lowering<'_> {
             .define("OUT_STRIDE", padded(columns))
             .define("ADD", 0)
             .define("OUTPUT", output)
-            .define("SCALES_OF_X_AT", self.scales_of_x_at(each, columns));
+            .define("SCALES_OF_X_AT", self.scales_of_x_at(columns));
         if kind == Input::Halves || each > 1 {
             kernel = kernel.define("EACH", each);
         }
