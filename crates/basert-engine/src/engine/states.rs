@@ -103,14 +103,14 @@ impl Engine {
     }
 
     /// Whether the states after `position` tokens of a prompt of `length` are kept: at the last token but one, as the last
-    /// one is always computed for its logits; at the last page before, as another prompt may end otherwise; and at times
+    /// one is always computed for its logits; a little before, as another prompt may end otherwise; and at times
     /// between.
     fn is_checkpoint(&self, position: usize, length: usize) -> bool {
         let last = length.saturating_sub(1);
-        let whole = last / self.page_tokens * self.page_tokens;
-        position == last
-            || (position == whole && whole + self.page_tokens / 4 < last)
-            || position.is_multiple_of(SPACING)
+        // Far enough before the end for what a chat template writes there, which the next turn may not repeat.
+        let least = self.page_tokens / 4;
+        let before = last.saturating_sub(least) / least.max(1) * least;
+        position == last || position == before || position.is_multiple_of(SPACING)
     }
 
     /// Takes a free slot, for which a checkpoint of the prefix cache may be evicted.
