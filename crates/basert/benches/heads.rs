@@ -6,11 +6,13 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use basert::{DeviceKind, Loaded, Mtp, Options, Sampler, Sampling, Speculation};
+use basert::{DeviceKind, Engine, Loaded, Mtp, Options, Sampler, Sampling, Speculation};
 use basert_engine::{Answer, EngineError, Prompt, Reader, Readiness, Request, Scheduler, Token, Turn};
 
-const PROMPT: u32 = 256;
-const ANSWER: usize = 32;
+const PROMPT: u32 = 64;
+const ANSWER: usize = 12;
+/// Each is measured so often, in turns with the others.
+const ROUNDS: usize = 3;
 
 struct Taker;
 
@@ -32,40 +34,53 @@ fn main() {
     let mut named = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let path = named.next().unwrap_or_else(|| panic!("which model?"));
     let device = named.next().map_or(DeviceKind::Cpu, |name| name.parse().unwrap_or_else(|error| panic!("{error}")));
-    println!("ms of a step, median, with answers together; prefill of {PROMPT} tokens in ms; accepted draft tokens");
-    println!("{:10} {:>8} {:>10} {:>10} {:>10}", "drafts", "answers", "step", "prefill", "accepted");
-    for speculation in [None, Some(0), Some(1), Some(2), Some(3), Some(4)] {
-        let mtp = if speculation.is_some() { Mtp::On } else { Mtp::Off };
+    let open = |mtp| {
         let options = Options { device, mtp, max_context: Some(1024), sessions: 8, ..Options::default() };
-        let model = Loaded::open(Path::new(&path), options).unwrap_or_else(|error| panic!("{error}"));
-        let mut engine = model.engine;
-        for answers in [1, 4] {
-            let drafts = speculation.unwrap_or(0);
-            let speculation = if drafts == 0 { Speculation::Off } else { Speculation::Mtp(Some(drafts)) };
-            let mut scheduler = Scheduler::new(8, Duration::from_secs(1)).with_speculation(speculation, None);
-            for i in 0..answers {
-                let prompt = (0..PROMPT).map(|at| 300 + (at * at + 31 * at * i + 7 * answers) % 20_000).collect();
-                let sampler = Sampler::new(Sampling::default(), &[]).unwrap_or_else(|error| panic!("{error}"));
-                let answer = Answer { sampler, max_tokens: ANSWER, logprobs: None, reader: Box::new(Taker) };
-                let (answers, pooling, prompt_logprobs) = (vec![answer], None, None);
-                scheduler
-                    .submit(&mut engine, Request { client: 0, salt: 0, prompt, answers, pooling, prompt_logprobs });
+        Loaded::open(Path::new(&path), options).unwrap_or_else(|error| panic!("{error}")).engine
+    };
+    let mut engines = [open(Mtp::Off), open(Mtp::On)];
+    // Without the head, and with it and so many draft tokens.
+    let ways: Vec<_> = [(0, 0)].into_iter().chain((0..=4).map(|drafts| (1, drafts))).collect();
+    println!(
+        "A step of decoding in ms, the least and the median of {ROUNDS} rounds, and what share of draft tokens was accepted"
+    );
+    for answers in [1, 4] {
+        let mut found = vec![(Vec::new(), 0, 0); ways.len()];
+        for _ in 0..ROUNDS {
+            for (&(engine, drafts), (steps, proposed, accepted)) in ways.iter().zip(&mut found) {
+                let scheduler = run(&mut engines[engine], drafts, answers, steps);
+                (*proposed, *accepted) = (*proposed + scheduler.proposed(), *accepted + scheduler.accepted());
             }
-            let (mut steps, mut prefill) = (Vec::new(), 0.0);
-            loop {
-                let began = Instant::now();
-                match scheduler.step(&mut engine) {
-                    Turn::Idle => break,
-                    Turn::Blocked => {}
-                    Turn::Step { prompt: 0, .. } => steps.push(began.elapsed().as_secs_f64() * 1e3),
-                    Turn::Step { .. } => prefill += began.elapsed().as_secs_f64() * 1e3,
-                }
-            }
+        }
+        for ((engine, drafts), (mut steps, proposed, accepted)) in ways.iter().zip(found) {
             steps.sort_by(f64::total_cmp);
-            let step = steps.get(steps.len() / 2).copied().unwrap_or(0.0);
-            let name = if mtp == Mtp::Off { "no head".to_owned() } else { drafts.to_string() };
-            let (prefill, accepted) = (prefill / f64::from(answers), scheduler.accepted());
-            println!("{name:10} {answers:8} {step:10.1} {prefill:10.1} {accepted:10}");
+            let way = if *engine == 0 { "no head".to_owned() } else { format!("{drafts} drafts") };
+            let share = accepted as f64 / proposed.max(1) as f64;
+            println!("{answers} answers, {way:10} {:8.1} {:8.1} {share:6.2}", steps[0], steps[steps.len() / 2]);
+        }
+    }
+}
+
+/// Answers some prompts, and notes how long steps of decoding took.
+fn run(engine: &mut Engine, drafts: usize, answers: u32, steps: &mut Vec<f64>) -> Scheduler {
+    let speculation = if drafts == 0 { Speculation::Off } else { Speculation::Mtp(Some(drafts)) };
+    let mut scheduler = Scheduler::new(8, Duration::from_secs(1)).with_speculation(speculation, None);
+    for i in 0..answers {
+        let prompt = (0..PROMPT).map(|at| 300 + (at * at + 31 * at * i + 7 * answers) % 20_000).collect();
+        let sampler = Sampler::new(Sampling::default(), &[]).unwrap_or_else(|error| panic!("{error}"));
+        // The last steps have fewer draft tokens, as no more are wanted.
+        let max_tokens = ANSWER + drafts + 1;
+        let answer = Answer { sampler, max_tokens, logprobs: None, reader: Box::new(Taker) };
+        let (answers, pooling, prompt_logprobs) = (vec![answer], None, None);
+        scheduler.submit(engine, Request { client: 0, salt: 0, prompt, answers, pooling, prompt_logprobs });
+    }
+    let measured = steps.len() + ANSWER;
+    loop {
+        let began = Instant::now();
+        match scheduler.step(engine) {
+            Turn::Idle => return scheduler,
+            Turn::Step { prompt: 0, .. } if steps.len() < measured => steps.push(began.elapsed().as_secs_f64() * 1e3),
+            Turn::Blocked | Turn::Step { .. } => {}
         }
     }
 }
