@@ -28,6 +28,7 @@ const MEANINGS: &[&str] = &[
     "content string another name of text",
     "continue_final_message boolean whether a last message of the assistant is continued; default true",
     "dimensions integer only the model's own",
+    "documents array texts to rank, or objects with a text",
     "echo boolean",
     "enable_thinking boolean for the chat template",
     "encoding_format string float or base64",
@@ -40,6 +41,7 @@ const MEANINGS: &[&str] = &[
     "input_file_id string",
     "input_prefix string the text before the gap",
     "input_suffix string the text behind the gap",
+    "instruction string what to look for, for models that are told",
     "instructions string",
     "json_schema any a schema",
     "limit integer the length of a page",
@@ -48,6 +50,7 @@ const MEANINGS: &[&str] = &[
     "max_completion_tokens integer",
     "max_output_tokens integer",
     "max_tokens integer",
+    "max_tokens_per_doc integer as truncate_prompt_tokens",
     "messages array",
     "metadata object",
     "min_p number only tokens with at least this probability relative to the likeliest one",
@@ -65,6 +68,7 @@ const MEANINGS: &[&str] = &[
     "prompt any a text, a list of texts, a list of tokens, or a list of lists of tokens",
     "prompt_cache_key string clients that send the same one share cached prefixes",
     "purpose string only files of this purpose",
+    "query string the text that documents are ranked by",
     "reasoning object effort and switch, for the chat template",
     "reasoning_budget integer 0 switches reasoning off",
     "reasoning_effort string for the chat template",
@@ -72,6 +76,7 @@ const MEANINGS: &[&str] = &[
     "repeat_last_n integer only -1: penalties apply to all tokens",
     "repeat_penalty number divides the logits of tokens already in the text; 1 is off",
     "response_format object type text, json_object, json_schema, grammar or regex",
+    "return_documents boolean whether results have the texts of their documents",
     "return_progress boolean adds chunks with the progress of prefill to a stream",
     "samplers any without effect",
     "seed integer the same seed gives the same text; -1 is a random one",
@@ -94,7 +99,10 @@ const MEANINGS: &[&str] = &[
     "tools array functions",
     "top_k integer only this many of the likeliest tokens; 0 and -1 mean all",
     "top_logprobs integer up to 20",
+    "top_n integer how many results there are at most",
     "top_p number only the likeliest tokens whose probabilities add up to this",
+    "truncate boolean whether documents that are too long for the model are cut",
+    "truncate_prompt_tokens integer how many tokens of query and document there are at most; longer documents are cut",
     "truncation string only disabled",
 ];
 
@@ -121,6 +129,8 @@ macro_rules! fields {
         }
     };
 }
+
+const RERANK: Body = Body::Json(fields!(rerank::Request), &["query", "documents"]);
 
 /// Method, path, what it does, and its body.
 const ENDPOINTS: &[(&str, &str, &str, Body)] = &[
@@ -166,12 +176,9 @@ const ENDPOINTS: &[(&str, &str, &str, Body)] = &[
     ("get", "/v1/responses/{id}", "A stored response", Body::None),
     ("delete", "/v1/responses/{id}", "Delete a stored response", Body::None),
     ("post", "/v1/embeddings", "Embed texts", Body::Json(fields!(embeddings::Request), &["input"])),
-    (
-        "post",
-        "/v1/rerank",
-        "Rank documents by a query, on the APIs of Jina and Cohere",
-        Body::Json(fields!(rerank::Request), &["query", "documents"]),
-    ),
+    ("post", "/v1/rerank", "Rank documents by a query, on Jina's API", RERANK),
+    ("post", "/v2/rerank", "Rank documents by a query, on Cohere's API", RERANK),
+    ("post", "/rerank", "Rank documents by a query", RERANK),
     ("get", "/v1/files", "The files", Body::Query(fields!(files::Listing))),
     ("post", "/v1/files", "Upload a file", Body::Form),
     ("get", "/v1/files/{id}", "A file", Body::None),

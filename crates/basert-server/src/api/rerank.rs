@@ -29,18 +29,16 @@ pub struct Request {
     query: String,
     documents: Vec<Document>,
     /// The number of results; all if it is missing.
-    #[serde(alias = "top_k")]
     top_n: Option<usize>,
     #[serde(default)]
     return_documents: bool,
     /// What to look for, for models that are told.
-    #[serde(alias = "instruct")]
     instruction: Option<String>,
     /// The most tokens of a query with a document; longer documents are cut.
-    #[serde(alias = "max_tokens_per_doc", alias = "max_tokens")]
+    #[serde(alias = "max_tokens_per_doc")]
     truncate_prompt_tokens: Option<usize>,
     /// Whether documents that are too long for the model are cut, and not refused.
-    #[serde(default, alias = "truncation")]
+    #[serde(default)]
     truncate: bool,
 }
 
