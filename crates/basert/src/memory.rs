@@ -24,7 +24,8 @@ impl Room {
         let sessions = options.sessions.max(1);
         let one = context.div_ceil(facts.page_tokens).max(1);
         let least_slots = if slot_bytes > 0 { LEAST_SLOTS } else { 0 };
-        let most_slots = if slot_bytes > 0 { sessions.saturating_mul(2).saturating_add(CHECKPOINTS) } else { 0 };
+        let most_slots =
+            if slot_bytes > 0 { sessions.saturating_mul(SESSION_SLOTS).saturating_add(CHECKPOINTS) } else { 0 };
         let wanted = one.saturating_mul(sessions);
         // What pages of so many tokens in all come with.
         let pages = |all: usize| pages(plan, (context, all), facts.page_tokens);
@@ -69,6 +70,9 @@ fn pages(plan: &Plan, (context, all): (usize, usize), page_tokens: usize) -> Vec
 
 /// Slots with which one sequence gets on: its own, one that it shares, and a checkpoint.
 const LEAST_SLOTS: usize = 3;
+/// Slots of a sequence of full length: its states, and checkpoints at the end of its prompt, a little before, and at the end of
+/// its last answer, from which its next turn goes on.
+const SESSION_SLOTS: usize = 4;
 /// Slots beside those of sequences, for checkpoints.
 const CHECKPOINTS: usize = 12;
 /// Windows beside those of sequences: as many as checkpoints.
