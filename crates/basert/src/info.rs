@@ -33,7 +33,8 @@ pub struct ModelInfo {
     pub(crate) markers: Vec<u32>,
     sampling: Sampling,
     warnings: Vec<String>,
-    longest_token: usize,
+    /// Found when first needed, as it looks at the whole vocabulary.
+    longest_token: OnceLock<usize>,
     /// What becomes of the pooled hidden state of a text.
     pub(crate) pooled: Option<Arc<Pooled>>,
     /// How the model ranks; found when first needed.
@@ -55,7 +56,6 @@ impl ModelInfo {
         let template = template.map(|(template, _)| template);
         let reasons = template.as_ref().is_some_and(|template| dialect.reasons(template));
         let markers = dialect.tokens(&tokenizer);
-        let longest_token = longest(&tokenizer);
         let (grammars, rankings) = (OnceLock::new(), OnceLock::new());
         Ok(ModelInfo {
             file,
@@ -70,7 +70,7 @@ impl ModelInfo {
             markers,
             sampling,
             warnings,
-            longest_token,
+            longest_token: OnceLock::new(),
             pooled,
             rankings,
         })
@@ -78,8 +78,8 @@ impl ModelInfo {
 
     /// The same with another tokenizer.
     pub(crate) fn with_tokenizer(self, tokenizer: Arc<Tokenizer>) -> ModelInfo {
-        let (markers, longest_token) = (self.dialect.tokens(&tokenizer), longest(&tokenizer));
-        ModelInfo { tokenizer, markers, longest_token, grammars: OnceLock::new(), ..self }
+        let markers = self.dialect.tokens(&tokenizer);
+        ModelInfo { tokenizer, markers, longest_token: OnceLock::new(), grammars: OnceLock::new(), ..self }
     }
 
     /// The model's files.
@@ -109,7 +109,10 @@ impl ModelInfo {
 
     /// Bytes of the longest token.
     pub fn longest_token(&self) -> usize {
-        self.longest_token
+        *self.longest_token.get_or_init(|| {
+            let bytes = |id| self.tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
+            (0..self.tokenizer.vocab_size() as u32).map(bytes).max().unwrap_or(0)
+        })
     }
 
     /// The chat template, if there is one.
@@ -205,9 +208,4 @@ impl ModelInfo {
     pub(crate) fn name(&self) -> String {
         self.file.path().display().to_string()
     }
-}
-
-fn longest(tokenizer: &Tokenizer) -> usize {
-    let bytes = |id| tokenizer.token_bytes(id).map_or(0, <[u8]>::len);
-    (0..tokenizer.vocab_size() as u32).map(bytes).max().unwrap_or(0)
 }

@@ -106,7 +106,6 @@ impl Model {
         if longest > self.context {
             return Err(EngineError::ContextFull { tokens: longest, context: self.context }.into());
         }
-        request.sampling.check()?;
         let text = Text::new(&self.info, request);
         for (place, prompt) in request.prompts.iter().enumerate() {
             let mut answers = Vec::with_capacity(request.n);

@@ -16,7 +16,7 @@ use crate::auth::Client;
 use crate::body::Fields;
 use crate::bounds;
 use crate::error::ApiError;
-use crate::model::{Event, Job};
+use crate::model::{Event, Job, Model};
 use crate::server::Shared;
 use crate::work;
 
@@ -91,29 +91,10 @@ async fn embed(
         Some(How::Cls) => Pooling::First,
         None => model.pooling.clone().map_err(|what| ApiError::field("model", what))?,
     };
-    let mut usage = Usage::new(prompts.len(), 1);
-    let mut vectors = Vec::with_capacity(prompts.len());
-    // No more at once than are computed together, to leave room in the queue for other requests.
-    for prompts in prompts.chunks(shared.config.parallel.max(1)) {
-        let first = vectors.len();
-        vectors.resize(first + prompts.len(), Vec::new());
-        let job = Job {
-            client,
-            salt: shared.salt(client, None),
-            prompts: prompts.to_vec(),
-            n: 1,
-            pooling: Some(pooling),
-            ..Job::default()
-        };
-        let mut events = model.begin(job).map_err(of_input)?;
-        while let Some(event) = events.next().await.map_err(of_input)? {
-            match event {
-                Event::Embedding { choice, vector } => vectors[first + choice] = vector,
-                Event::Prompt { choice, prompt } => usage.count(&Event::Prompt { choice: first + choice, prompt }),
-                _ => {}
-            }
-        }
-    }
+    let mut vectors = vec![Vec::new(); prompts.len()];
+    let salt = shared.salt(client, None);
+    let job = Job { client, salt, prompts, pooling: Some(pooling), ..Job::default() };
+    let usage = compute(&shared, &model, job, |place, vector| vectors[place] = vector).await.map_err(of_input)?;
     let width = vectors.first().map_or(0, Vec::len);
     if let Some(dimensions) = request.dimensions.filter(|&dimensions| dimensions != width) {
         let message = format!("{dimensions} dimensions; the model has {width}, and was not trained to do with fewer");
@@ -128,6 +109,31 @@ async fn embed(
         List { object: "list", data, model: model.name.clone(), usage }
     })
     .await
+}
+
+/// Computes a vector for each prompt of a job, and gives it to `each` with the prompt's place.
+pub async fn compute(
+    shared: &Shared,
+    model: &Model,
+    mut job: Job,
+    mut each: impl FnMut(usize, Vec<f32>),
+) -> Result<Usage, ApiError> {
+    let prompts = std::mem::take(&mut job.prompts);
+    let mut usage = Usage::new(prompts.len(), 1);
+    // No more at once than are computed together, to leave room in the queue for other requests.
+    let at_once = shared.config.parallel.max(1);
+    for (number, prompts) in prompts.chunks(at_once).enumerate() {
+        let first = number * at_once;
+        let mut events = model.begin(Job { prompts: prompts.to_vec(), ..job.clone() })?;
+        while let Some(event) = events.next().await? {
+            match event {
+                Event::Embedding { choice, vector } => each(first + choice, vector),
+                Event::Prompt { choice, prompt } => usage.count(&Event::Prompt { choice: first + choice, prompt }),
+                _ => {}
+            }
+        }
+    }
+    Ok(usage)
 }
 
 /// Renames the field in an error from the prompt to the input.

@@ -7,13 +7,13 @@ use axum::{Extension, Router};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::embeddings::compute;
 use super::prompt::refuse_long;
-use super::usage::Usage;
 use crate::auth::Client;
 use crate::body::Fields;
 use crate::bounds;
 use crate::error::ApiError;
-use crate::model::{Event, Job};
+use crate::model::Job;
 use crate::random;
 use crate::server::Shared;
 use crate::work;
@@ -103,22 +103,9 @@ async fn rerank(
         })
     });
     let asked: Job = asked.await?;
-    let mut usage = Usage::new(documents.len(), 1);
     let mut scores = vec![0.0; documents.len()];
-    let salt = shared.salt(client, None);
-    // No more at once than are computed together, to leave room in the queue for other requests.
-    let at_once = shared.config.parallel.max(1);
-    for (number, prompts) in asked.prompts.chunks(at_once).enumerate() {
-        let first = number * at_once;
-        let mut events = model.begin(Job { client, salt, prompts: prompts.to_vec(), ..asked.clone() })?;
-        while let Some(event) = events.next().await? {
-            match event {
-                Event::Embedding { choice, vector } => scores[first + choice] = model.relevance(&vector),
-                Event::Prompt { choice, prompt } => usage.count(&Event::Prompt { choice: first + choice, prompt }),
-                _ => {}
-            }
-        }
-    }
+    let job = Job { client, salt: shared.salt(client, None), ..asked };
+    let usage = compute(&shared, &model, job, |place, vector| scores[place] = model.relevance(&vector)).await?;
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
     order.truncate(top_n.unwrap_or(usize::MAX));
